@@ -1,0 +1,199 @@
+//! Decides who may leave an entry in the cache. Pure logic: no I/O, no clock of its own.
+//!
+//! Each key has a *generation*. A load, save or delete takes a [`Stamp`] of it before its round
+//! trip to the database. **Whoever finishes bumps the generation; only a finisher whose stamp was
+//! current may leave an entry; every other removes what is there.** So of all operations on a key
+//! that overlap, at most the first to finish leaves an entry, and one that began before a change
+//! was known never leaves one after it (invariants I1 to I3 in `DESIGN.md`).
+//!
+//! A generation is kept only while somebody holds a stamp of it: nobody can tell the difference,
+//! and an idle table is empty. Loads of one key that overlap share one *flight*, which hangs on the
+//! same slot; a load that begins after a change does not join a flight from before it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::key::{KeyHashing, SessionKey};
+
+const SHARDS: usize = 64;
+
+/// The generations of all keys that somebody works on, and the flights under way.
+#[derive(Debug)]
+pub(crate) struct Freshness<F> {
+    shards: Box<[Mutex<Shard<F>>]>,
+    hashing: KeyHashing,
+    epoch: AtomicU64,
+}
+
+type Shard<F> = HashMap<SessionKey, Slot<F>, KeyHashing>;
+
+#[derive(Debug)]
+struct Slot<F> {
+    generation: u64,
+    stamps: usize,
+    flight: Option<Flying<F>>,
+}
+
+#[derive(Debug)]
+struct Flying<F> {
+    generation: u64,
+    epoch: u64,
+    flight: F,
+}
+
+/// A key's generation as it was when an operation began. Must be handed back to
+/// [`finish`](Freshness::finish), which is why it cannot be copied.
+#[derive(Debug)]
+#[must_use = "a stamp holds its slot until it is finished"]
+pub(crate) struct Stamp {
+    key: SessionKey,
+    generation: u64,
+    epoch: u64,
+}
+
+impl Stamp {
+    pub(crate) fn key(&self) -> SessionKey {
+        self.key
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
+/// What a load is to do about a key that the cache did not answer for.
+#[derive(Debug)]
+pub(crate) enum Boarding<T, F> {
+    /// The cache has it by now.
+    Found(T),
+    /// Another load of the same generation is under way: wait for it.
+    Follow(F),
+    /// Read it, and finish the stamp.
+    Lead(Stamp, F),
+}
+
+impl<F: Clone> Freshness<F> {
+    pub(crate) fn new() -> Self {
+        let hashing = KeyHashing::default();
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hashing.clone())));
+        Self { shards: shards.collect(), hashing, epoch: AtomicU64::new(0) }
+    }
+
+    /// The epoch that entries must be of to be served. Each [`void_all`](Self::void_all) ends one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Takes a stamp for an operation that is about to begin.
+    pub(crate) fn stamp(&self, key: SessionKey) -> Stamp {
+        let mut shard = self.shard(key);
+        self.take_stamp(&mut shard, key)
+    }
+
+    /// Joins the flight of a load of `key`, or starts one. `look` asks the cache once more, under
+    /// the lock, since a flight may have landed since it was asked last.
+    pub(crate) fn board<T>(
+        &self,
+        key: SessionKey,
+        look: impl FnOnce() -> Option<T>,
+        depart: impl FnOnce() -> F,
+    ) -> Boarding<T, F> {
+        let mut shard = self.shard(key);
+        let epoch = self.epoch();
+        if let Some(slot) = shard.get(&key)
+            && let Some(flying) = &slot.flight
+            && (flying.generation, flying.epoch) == (slot.generation, epoch)
+        {
+            return Boarding::Follow(flying.flight.clone());
+        }
+        if let Some(found) = look() {
+            return Boarding::Found(found);
+        }
+        let stamp = self.take_stamp(&mut shard, key);
+        let flight = depart();
+        if let Some(slot) = shard.get_mut(&key) {
+            let generation = slot.generation;
+            slot.flight = Some(Flying { generation, epoch, flight: flight.clone() });
+        }
+        Boarding::Lead(stamp, flight)
+    }
+
+    /// Ends the operation of `stamp`. `act` is told whether the stamp was current: only then may it
+    /// leave an entry (of the stamp's epoch), otherwise it must remove what is there. It runs under
+    /// the key's lock.
+    #[allow(clippy::needless_pass_by_value, reason = "a stamp is finished once")]
+    pub(crate) fn finish<R>(&self, stamp: Stamp, act: impl FnOnce(bool) -> R) -> R {
+        let mut shard = self.shard(stamp.key);
+        let mut current = false;
+        if let MapEntry::Occupied(mut slot) = shard.entry(stamp.key) {
+            let state = slot.get_mut();
+            current = (state.generation, self.epoch()) == (stamp.generation, stamp.epoch);
+            state.generation += 1;
+            state.stamps -= 1;
+            if state.stamps == 0 {
+                slot.remove();
+            }
+        }
+        act(current)
+    }
+
+    /// Voids the stamps of one key, because it changed elsewhere. `act` must remove its entry.
+    #[cfg_attr(not(test), expect(dead_code, reason = "called by the change stream, which follows"))]
+    pub(crate) fn void<R>(&self, key: SessionKey, act: impl FnOnce() -> R) -> R {
+        let mut shard = self.shard(key);
+        if let Some(slot) = shard.get_mut(&key) {
+            slot.generation += 1;
+        }
+        act()
+    }
+
+    /// Voids every stamp and ends the epoch. `act` must empty the cache.
+    pub(crate) fn void_all<R>(&self, act: impl FnOnce() -> R) -> R {
+        let _every_key: Vec<_> = self.shards.iter().map(lock).collect();
+        self.epoch.fetch_add(1, Ordering::Release);
+        act()
+    }
+
+    fn shard(&self, key: SessionKey) -> MutexGuard<'_, Shard<F>> {
+        // The map inside uses the hash's low bits and its top seven; these are others.
+        let index = usize::try_from(self.hashing.hash_one(key) >> 48 & 63).unwrap_or(0);
+        lock(&self.shards[index % SHARDS])
+    }
+
+    fn take_stamp(&self, shard: &mut Shard<F>, key: SessionKey) -> Stamp {
+        let slot = shard.entry(key).or_insert(Slot { generation: 0, stamps: 0, flight: None });
+        slot.stamps += 1;
+        Stamp { key, generation: slot.generation, epoch: self.epoch() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn slots(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+/// A panic while a shard is locked leaves it as it was between two of its own steps: whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long after its read began an entry may be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    max_staleness: Duration,
+}
+
+impl Lease {
+    pub(crate) fn new(max_staleness: Duration) -> Self {
+        Self { max_staleness }
+    }
+
+    pub(crate) fn holds(self, read_at: Moment, now: Moment) -> bool {
+        now.since(read_at) <= self.max_staleness
+    }
+}

@@ -1,0 +1,92 @@
+//! The contract of tower-sessions, for both generations that are in use.
+//!
+//! Each is a conversion by moving at the edge: nothing of a session is copied here.
+
+use crate::error::{Error, ErrorKind};
+use crate::record::{Expires, RawId};
+use crate::{CachedMongoStore, MongoStore};
+
+/// Implements the traits of one tower-sessions-core for one store.
+macro_rules! implement_contract {
+    ($core:ident, $store:ident) => {
+        #[async_trait::async_trait]
+        impl $core::SessionStore for $store {
+            async fn create(
+                &self,
+                record: &mut $core::session::Record,
+            ) -> $core::session_store::Result<()> {
+                let expires = Expires::from_datetime(record.expiry_date);
+                let id = $store::create(self, &record.data, expires).await?;
+                record.id = $core::session::Id(id.0);
+                Ok(())
+            }
+
+            async fn save(
+                &self,
+                record: &$core::session::Record,
+            ) -> $core::session_store::Result<()> {
+                let expires = Expires::from_datetime(record.expiry_date);
+                Ok($store::save(self, RawId(record.id.0), &record.data, expires).await?)
+            }
+
+            async fn load(
+                &self,
+                id: &$core::session::Id,
+            ) -> $core::session_store::Result<Option<$core::session::Record>> {
+                let Some(session) = $store::load(self, RawId(id.0)).await? else {
+                    return Ok(None);
+                };
+                let Some(expiry_date) = session.expires.to_datetime() else {
+                    return Err(beyond_the_calendar().into());
+                };
+                Ok(Some($core::session::Record { id: *id, data: session.data, expiry_date }))
+            }
+
+            async fn delete(&self, id: &$core::session::Id) -> $core::session_store::Result<()> {
+                Ok($store::delete(self, RawId(id.0)).await?)
+            }
+        }
+
+        #[async_trait::async_trait]
+        impl $core::session_store::ExpiredDeletion for $store {
+            async fn delete_expired(&self) -> $core::session_store::Result<()> {
+                Ok($store::delete_expired(self).await?)
+            }
+        }
+    };
+}
+
+/// Flattens an error for one tower-sessions-core, which has room for a text only.
+macro_rules! flatten_error {
+    ($core:ident) => {
+        impl From<Error> for $core::session_store::Error {
+            fn from(error: Error) -> Self {
+                match error.kind() {
+                    ErrorKind::Encode => Self::Encode(error.to_string()),
+                    ErrorKind::Decode => Self::Decode(error.to_string()),
+                    _ => Self::Backend(error.to_string()),
+                }
+            }
+        }
+    };
+}
+
+fn beyond_the_calendar() -> Error {
+    Error::new(
+        ErrorKind::Decode,
+        "the stored session cannot be read: its `expires` is beyond the year 9999",
+    )
+}
+
+flatten_error!(tower_sessions_core);
+implement_contract!(tower_sessions_core, MongoStore);
+implement_contract!(tower_sessions_core, CachedMongoStore);
+
+#[cfg(feature = "tower-sessions-014")]
+mod generation_014 {
+    use super::*;
+
+    flatten_error!(tower_sessions_core_014);
+    implement_contract!(tower_sessions_core_014, MongoStore);
+    implement_contract!(tower_sessions_core_014, CachedMongoStore);
+}

@@ -1,0 +1,97 @@
+//! The one error type, and what it becomes at the edge.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// What went wrong, with a [kind](Error::kind) to act on and, where there is one, a `source`.
+///
+/// No message holds an id, session data or a credential. Cloning is cheap.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The kinds of [`Error`], by what to do about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An option is missing, malformed or contradicts another one. The message says which.
+    Config,
+    /// No server was reached: down, unreachable, or the network failed on the way.
+    Connection,
+    /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
+    Timeout,
+    /// The server refused the user name, the password or the mechanism.
+    Authentication,
+    /// The user may not do this on the server. The message names the missing right.
+    Permission,
+    /// The expiry index is missing or stands with other options. The message says how to mend it.
+    Index,
+    /// The session cannot be stored: too large, too deep, or a number that BSON cannot hold.
+    /// Nothing was sent.
+    Encode,
+    /// What is stored is not a session that this version can read. The message says what was found.
+    Decode,
+    /// The server answered with an error. The message holds its code and the code's name.
+    Server,
+    /// The store, or the runtime it was built on, has been shut down.
+    Closed,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    pub(crate) fn with_source(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: Some(Box::new(source)) }))
+    }
+
+    pub(crate) fn config(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Config, message)
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, "the session store has been shut down")
+    }
+
+    /// The kind of error, to act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

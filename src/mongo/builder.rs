@@ -1,0 +1,302 @@
+//! Every option of the persistence tier.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::options::{
+    Acknowledgment, CollectionOptions, ReadConcern, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Collection, Database};
+use tokio::runtime::Handle;
+
+use super::connection::Connection;
+use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry, failure};
+use crate::backend::RevSource;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::metrics::{MongoMetrics, Outcome, Verb};
+use crate::tasks::Tasks;
+
+/// The operation timeout when none is given.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The collection when none is given.
+const COLLECTION: &str = "sessions";
+
+/// Builds a [`MongoStore`]. Setters never fail; [`build`](Self::build) checks everything at once.
+///
+/// Give the connection as one of: a [`uri`](Self::uri), its parts ([`host`](Self::host),
+/// [`port`](Self::port), …), an existing [`client`](Self::client),
+/// [`database_handle`](Self::database_handle) or [`collection_handle`](Self::collection_handle).
+/// With none of them it is `127.0.0.1:27017`.
+#[derive(Clone, Default)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct MongoStoreBuilder {
+    connection: Connection,
+    ttl: Option<Duration>,
+    removal: ExpiredRemoval,
+    leave_indexes_alone: bool,
+}
+
+impl MongoStoreBuilder {
+    /// A connection string, `mongodb://` or `mongodb+srv://`. The path names the database, and a
+    /// second part of it the collection: `mongodb://user:pass@host:port/database/collection`.
+    pub fn uri(mut self, uri: impl Into<String>) -> Self {
+        self.connection.uri = Some(uri.into());
+        self
+    }
+
+    /// Takes the connection string from the environment variable `MONGODB_URI`.
+    pub fn uri_from_env(mut self) -> Self {
+        self.connection.uri_from_env = true;
+        self
+    }
+
+    /// The server's host name or address. Default `127.0.0.1`.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.connection.host = Some(host.into());
+        self
+    }
+
+    /// The server's port. Default 27017.
+    pub fn port(mut self, port: u16) -> Self {
+        self.connection.port = Some(port);
+        self
+    }
+
+    /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`.
+    pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.connection.hosts = hosts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The name of the replica set.
+    pub fn replica_set(mut self, name: impl Into<String>) -> Self {
+        self.connection.replica_set = Some(name.into());
+        self
+    }
+
+    /// The user name; goes with a [`uri`](Self::uri) that holds none, too.
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.connection.username = Some(username.into());
+        self
+    }
+
+    /// The password of [`username`](Self::username), as it is: nothing is to be escaped here.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.connection.password = Some(password.into());
+        self
+    }
+
+    /// The database that knows the user. Default `admin`.
+    pub fn auth_source(mut self, database: impl Into<String>) -> Self {
+        self.connection.auth_source = Some(database.into());
+        self
+    }
+
+    /// Whether to connect by TLS. Default no, unless the URI says so.
+    pub fn tls(mut self, tls: bool) -> Self {
+        self.connection.tls = Some(tls);
+        self
+    }
+
+    /// A PEM file of the authorities that the server's certificate is checked against; switches TLS
+    /// on. Default: Mozilla's.
+    pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.connection.tls_ca_file = Some(path.into());
+        self
+    }
+
+    /// How many connections the pool has at most for each server. Default: what the URI says, or
+    /// else 100. Not for a client that is handed in.
+    pub fn max_pool_size(mut self, connections: u32) -> Self {
+        self.connection.max_pool_size = Some(connections);
+        self
+    }
+
+    /// The name that the server's log shows for these connections.
+    pub fn app_name(mut self, name: impl Into<String>) -> Self {
+        self.connection.app_name = Some(name.into());
+        self
+    }
+
+    /// An existing client. It is not closed by [`MongoStore::shutdown`].
+    pub fn client(mut self, client: Client) -> Self {
+        self.connection.client = Some(client);
+        self
+    }
+
+    /// An existing database, with its client.
+    pub fn database_handle(mut self, database: Database) -> Self {
+        self.connection.database_handle = Some(database);
+        self
+    }
+
+    /// An existing collection of whatever type, with its client and write concern.
+    pub fn collection_handle<T: Send + Sync>(mut self, collection: &Collection<T>) -> Self {
+        self.connection.collection_handle = Some(collection.clone_with_type());
+        self
+    }
+
+    /// The name of the database. Default: the one in the URI, or else `sessions`.
+    pub fn database(mut self, name: impl Into<String>) -> Self {
+        self.connection.database = Some(name.into());
+        self
+    }
+
+    /// The name of the collection. Default: the second part of the URI's path, or else `sessions`.
+    pub fn collection(mut self, name: impl Into<String>) -> Self {
+        self.connection.collection = Some(name.into());
+        self
+    }
+
+    /// A fixed lifetime: each write lets the session live for so long, whatever the cookie's expiry
+    /// is. Default: the cookie's expiry, which is two weeks when it has none. At least 1 ms.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Who removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
+    pub fn expired_removal(mut self, removal: ExpiredRemoval) -> Self {
+        self.removal = removal;
+        self
+    }
+
+    /// Whether [`build`](Self::build) creates the index that is missing, and checks the one that is
+    /// there. Default yes.
+    pub fn create_indexes(mut self, create: bool) -> Self {
+        self.leave_indexes_alone = !create;
+        self
+    }
+
+    /// How long any operation may take before it fails with
+    /// [`Timeout`](crate::ErrorKind::Timeout). Default 5 s. A client that is made here has its
+    /// server selection and connect timeouts set to match, unless the URI gives them.
+    pub fn operation_timeout(mut self, timeout: Duration) -> Self {
+        self.connection.operation_timeout = Some(timeout);
+        self
+    }
+
+    /// Connects, looks whether the server answers, and creates the expiry index if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for options that are malformed or contradict each
+    /// other, or outside of a tokio runtime with time and I/O enabled;
+    /// [`Connection`](crate::ErrorKind::Connection),
+    /// [`Authentication`](crate::ErrorKind::Authentication) or
+    /// [`Timeout`](crate::ErrorKind::Timeout) if the server cannot be used;
+    /// [`Index`](crate::ErrorKind::Index) and [`Permission`](crate::ErrorKind::Permission) as
+    /// [`MongoStore::ensure_indexes`]. Each says what to change, and none holds the password.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped; the index may have been created.
+    pub async fn build(self) -> Result<MongoStore> {
+        let runtime = runtime()?;
+        if self.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
+            return Err(Error::config("`ttl` must be at least 1 ms"));
+        }
+        if let ExpiredRemoval::Sweep(every) = self.removal
+            && every.is_zero()
+        {
+            return Err(Error::config(
+                "ExpiredRemoval::Sweep needs an interval above zero; for none at all take \
+                 ExpiredRemoval::Off",
+            ));
+        }
+        let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
+        if timeout.is_zero() {
+            return Err(Error::config("`operation_timeout` must be above zero"));
+        }
+        let (documents, owns_client) = self.connection.collection(COLLECTION, timeout).await?;
+        let tasks = Tasks::new(runtime, timeout);
+        let ends_with_the_store = tasks.closed().clone().drop_guard();
+        let sessions = Sessions {
+            documents: with_concerns(&documents)?,
+            timeout,
+            ttl: self.ttl,
+            clock: Clock::system(),
+            metrics: Arc::new(MongoMetrics::new()),
+        };
+        let store = MongoStore {
+            inner: Arc::new(Inner {
+                sessions: sessions.clone(),
+                tasks,
+                revs: RevSource::new(),
+                removal: self.removal,
+                owns_client,
+                _ends_background_tasks: ends_with_the_store,
+            }),
+        };
+        if self.leave_indexes_alone {
+            store.run(ping(sessions.clone())).await?;
+        } else {
+            store.ensure_indexes().await?;
+        }
+        if let ExpiredRemoval::Sweep(every) = self.removal {
+            expiry::sweep(sessions, every, &store.inner.tasks);
+        }
+        Ok(store)
+    }
+}
+
+impl fmt::Debug for MongoStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MongoStoreBuilder")
+            .field("ttl", &self.ttl)
+            .field("expired_removal", &self.removal)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The runtime that calls will run on.
+fn runtime() -> Result<Handle> {
+    Handle::try_current().map_err(|_| {
+        Error::config(
+            "a session store is built inside of a tokio runtime: call build().await from \
+             #[tokio::main], or enter a runtime first",
+        )
+    })
+}
+
+/// Reads must not go back behind what was acknowledged, and writes must be acknowledged.
+fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document>> {
+    let majority = || WriteConcern::builder().w(Acknowledgment::Majority).build();
+    let mut writes = documents.write_concern().cloned().unwrap_or_else(majority);
+    if writes.w.is_none() {
+        writes.w = Some(Acknowledgment::Majority);
+    }
+    if writes.w == Some(Acknowledgment::Nodes(0)) {
+        return Err(Error::config(
+            "write concern w=0 does not tell whether a session was stored: take w=majority, or \
+             leave it out",
+        ));
+    }
+    let options = CollectionOptions::builder()
+        .selection_criteria(SelectionCriteria::ReadPreference(
+            mongodb::options::ReadPreference::Primary,
+        ))
+        .read_concern(ReadConcern::majority())
+        .write_concern(writes)
+        .build();
+    let namespace = documents.namespace();
+    let database = documents.client().database(&namespace.db);
+    Ok(database.collection_with_options(&namespace.coll, options))
+}
+
+async fn ping(sessions: Sessions) -> Result<()> {
+    let timer = sessions.timer(Verb::Count);
+    let database = sessions.documents.client().database(&sessions.documents.namespace().db);
+    match database.run_command(doc! { "ping": 1 }).await {
+        Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+        Err(error) => {
+            drop(timer.fails::<()>("connect", &error));
+            Err(failure::failure("connect", &error))
+        }
+    }
+}

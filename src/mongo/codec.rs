@@ -1,0 +1,249 @@
+//! The codec: a session's JSON data to BSON and back, without loss.
+//!
+//! | JSON | BSON |
+//! |---|---|
+//! | null, true, text, array, object | the same |
+//! | whole number that fits `i64` | Int64 |
+//! | whole number above `i64::MAX` | Decimal128 |
+//! | number with a fraction or exponent | Double |
+//!
+//! Keys keep to what every server and query language takes: `%`, `.`, NUL and a leading `$` are
+//! percent-escaped. Nothing is read as extended JSON: `{"$oid": …}` stays an object.
+
+use std::borrow::Cow;
+
+use bson::{Bson, Decimal128, Document, RawBsonRef, RawDocument};
+use serde_json::{Map, Number, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::Data;
+
+/// The server keeps documents of at most 100 levels; two are taken by the document and its `data`.
+/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
+const MAX_DEPTH: usize = 98;
+
+/// The server keeps documents of at most 16 MiB; some is left for the fields beside the data.
+/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
+const MAX_BYTES: usize = (16 << 20) - (16 << 10);
+
+/// Encodes a session's data.
+pub(super) fn encode(data: &Data) -> Result<Document> {
+    let mut encoder = Encoder { bytes: 5 };
+    let mut document = Document::new();
+    for (key, value) in data {
+        let key = encoder.key(key)?;
+        document.insert(key, encoder.value(value, 1)?);
+    }
+    Ok(document)
+}
+
+struct Encoder {
+    /// Of the BSON written so far.
+    bytes: usize,
+}
+
+impl Encoder {
+    fn take(&mut self, bytes: usize) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes <= MAX_BYTES {
+            return Ok(());
+        }
+        Err(unstorable(&format!("its data is larger than {MAX_BYTES} bytes of BSON")))
+    }
+
+    /// Accounts for an element's type, key and the key's end.
+    fn key(&mut self, key: &str) -> Result<String> {
+        let escaped = escape(key).into_owned();
+        self.take(escaped.len() + 2)?;
+        Ok(escaped)
+    }
+
+    fn value(&mut self, value: &Value, depth: usize) -> Result<Bson> {
+        match value {
+            Value::Null => Ok(Bson::Null),
+            Value::Bool(value) => {
+                self.take(1)?;
+                Ok(Bson::Boolean(*value))
+            }
+            Value::Number(number) => self.number(number),
+            Value::String(text) => {
+                self.take(text.len() + 5)?;
+                Ok(Bson::String(text.clone()))
+            }
+            Value::Array(items) => {
+                self.nest(depth)?;
+                let mut array = Vec::with_capacity(items.len());
+                for (index, item) in items.iter().enumerate() {
+                    self.take(2 + index.checked_ilog10().unwrap_or(0) as usize + 1)?;
+                    array.push(self.value(item, depth + 1)?);
+                }
+                Ok(Bson::Array(array))
+            }
+            Value::Object(map) => {
+                self.nest(depth)?;
+                let mut document = Document::new();
+                for (key, value) in map {
+                    let key = self.key(key)?;
+                    document.insert(key, self.value(value, depth + 1)?);
+                }
+                Ok(Bson::Document(document))
+            }
+        }
+    }
+
+    fn nest(&mut self, depth: usize) -> Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(unstorable(&format!("its data is nested deeper than {MAX_DEPTH} levels")));
+        }
+        self.take(5)
+    }
+
+    fn number(&mut self, number: &Number) -> Result<Bson> {
+        if let Some(whole) = number.as_i64() {
+            self.take(8)?;
+            return Ok(Bson::Int64(whole));
+        }
+        if let Some(whole) = number.as_u64() {
+            self.take(16)?;
+            return Ok(Bson::Decimal128(decimal(whole)));
+        }
+        self.take(8)?;
+        // With serde_json's `arbitrary_precision`, a number may be more than a double can hold.
+        let double = number.as_f64().filter(|double| {
+            Number::from_f64(*double).is_some_and(|same| same.to_string() == number.to_string())
+        });
+        double.map(Bson::Double).ok_or_else(|| {
+            unstorable("a number in it has more digits than a 64-bit float can hold")
+        })
+    }
+}
+
+/// Decodes a session's data.
+pub(super) fn decode(document: &RawDocument) -> Result<Data> {
+    let mut data = Data::new();
+    for element in document.iter_elements() {
+        let element = element.map_err(|_| malformed())?;
+        let key = unescape(element.key().as_str())?;
+        let value = decode_value(element.value().map_err(|_| malformed())?, 1)?;
+        if data.insert(key, value).is_some() {
+            return Err(unreadable("a key of its data stands there twice"));
+        }
+    }
+    Ok(data)
+}
+
+fn decode_value(value: RawBsonRef<'_>, depth: usize) -> Result<Value> {
+    // One level for each call: a document made to exhaust the stack is refused.
+    if depth > MAX_DEPTH + 1 {
+        return Err(unreadable(format!("its data is nested deeper than {MAX_DEPTH} levels")));
+    }
+    match value {
+        RawBsonRef::Null => Ok(Value::Null),
+        RawBsonRef::Boolean(value) => Ok(Value::Bool(value)),
+        RawBsonRef::Int64(whole) => Ok(whole.into()),
+        // Ours are all 64 bits wide, but a shell in an operator's hands writes others.
+        RawBsonRef::Int32(whole) => Ok(whole.into()),
+        RawBsonRef::Double(double) => Number::from_f64(double)
+            .map(Value::Number)
+            .ok_or_else(|| unreadable("its data holds a number that is not finite")),
+        RawBsonRef::Decimal128(wide) => whole(wide).map(Into::into).ok_or_else(|| {
+            unreadable("its data holds a Decimal128 that is no whole 64-bit number")
+        }),
+        RawBsonRef::String(text) => Ok(Value::String(text.to_owned())),
+        RawBsonRef::Array(array) => {
+            let mut items = Vec::new();
+            for item in array {
+                items.push(decode_value(item.map_err(|_| malformed())?, depth + 1)?);
+            }
+            Ok(Value::Array(items))
+        }
+        RawBsonRef::Document(document) => {
+            let mut map = Map::new();
+            for element in document.iter_elements() {
+                let element = element.map_err(|_| malformed())?;
+                let key = unescape(element.key().as_str())?;
+                let value = element.value().map_err(|_| malformed())?;
+                if map.insert(key, decode_value(value, depth + 1)?).is_some() {
+                    return Err(unreadable("a key of its data stands there twice"));
+                }
+            }
+            Ok(Value::Object(map))
+        }
+        other => Err(unreadable(format!(
+            "its data holds a {:?}, which JSON does not have",
+            other.element_type()
+        ))),
+    }
+}
+
+/// A Decimal128 with exponent zero. The specification's layout: a sign, 14 bits of exponent biased
+/// by 6176, and 113 bits of coefficient, little-endian.
+/// <https://github.com/mongodb/specifications/blob/master/source/bson-decimal128/decimal128.md>
+fn decimal(whole: u64) -> Decimal128 {
+    Decimal128::from_bytes((EXPONENT_ZERO | u128::from(whole)).to_le_bytes())
+}
+
+fn whole(decimal: Decimal128) -> Option<u64> {
+    u64::try_from(u128::from_le_bytes(decimal.bytes()).checked_sub(EXPONENT_ZERO)?).ok()
+}
+
+const EXPONENT_ZERO: u128 = 6176 << 113;
+
+pub(super) fn escape(key: &str) -> Cow<'_, str> {
+    if !key.starts_with('$') && !key.contains(['%', '.', '\0']) {
+        return Cow::Borrowed(key);
+    }
+    let mut escaped = String::with_capacity(key.len() + 8);
+    for (index, char) in key.char_indices() {
+        match char {
+            '%' => escaped.push_str("%25"),
+            '.' => escaped.push_str("%2E"),
+            '\0' => escaped.push_str("%00"),
+            '$' if index == 0 => escaped.push_str("%24"),
+            other => escaped.push(other),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn unescape(key: &str) -> Result<String> {
+    let Some((plain, mut rest)) = key.split_once('%') else { return Ok(key.to_owned()) };
+    let mut unescaped = String::with_capacity(key.len());
+    unescaped.push_str(plain);
+    loop {
+        let (char, after) = match rest.as_bytes() {
+            [b'2', b'5', ..] => ('%', &rest[2..]),
+            [b'2', b'E', ..] => ('.', &rest[2..]),
+            [b'0', b'0', ..] => ('\0', &rest[2..]),
+            [b'2', b'4', ..] => ('$', &rest[2..]),
+            _ => {
+                return Err(unreadable(
+                    "a key of its data holds a `%` that begins no known escape",
+                ));
+            }
+        };
+        unescaped.push(char);
+        let Some((plain, next)) = after.split_once('%') else {
+            unescaped.push_str(after);
+            return Ok(unescaped);
+        };
+        unescaped.push_str(plain);
+        rest = next;
+    }
+}
+
+fn unstorable(why: &str) -> Error {
+    Error::new(ErrorKind::Encode, format!("the session cannot be stored: {why}"))
+}
+
+fn unreadable(what: impl AsRef<str>) -> Error {
+    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", what.as_ref()))
+}
+
+fn malformed() -> Error {
+    unreadable("its BSON is truncated or malformed")
+}
+
+#[cfg(test)]
+#[path = "codec_tests.rs"]
+mod tests;

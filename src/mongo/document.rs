@@ -1,0 +1,285 @@
+//! The stored document: one session as MongoDB keeps it.
+//!
+//! ```text
+//! { _id: Binary(32), format: 1, data: {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! ```
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, DateTime, Document, RawBsonRef, RawDocument, doc};
+use serde::{Deserialize, Serialize};
+
+use super::codec;
+use crate::backend::Rev;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::SessionKey;
+use crate::record::{Data, Expires, Session};
+
+/// The version of the stored format that this release writes.
+pub(crate) const FORMAT: i32 = 1;
+
+/// A session as it stands in the collection, for operators who query it.
+///
+/// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Change sessions
+/// through the store instead: a write that leaves `rev` as it was goes unseen by caches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StoredSession {
+    /// SHA-256 of the session's id, 32 bytes.
+    #[serde(rename = "_id")]
+    pub key: Binary,
+    /// The version of this format; 1.
+    pub format: i32,
+    /// The session's data. In keys, `%`, `.`, NUL and a leading `$` are percent-escaped.
+    pub data: Document,
+    /// When the session ends.
+    pub expires: DateTime,
+    /// New on each write that other instances must hear of, 16 bytes.
+    pub rev: Binary,
+    /// When the session was created, by the creating app's clock.
+    pub created: DateTime,
+    /// When the session was last written, by the writing app's clock.
+    pub updated: DateTime,
+}
+
+/// A live session in a list: all but what would let somebody use it.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub struct LiveSession {
+    /// The session's data.
+    pub data: Data,
+    /// When the session ends.
+    pub expires: time::OffsetDateTime,
+    /// When the session was created, by the creating app's clock.
+    pub created: time::OffsetDateTime,
+    /// When the session was last written, by the writing app's clock.
+    pub updated: time::OffsetDateTime,
+}
+
+impl std::fmt::Debug for LiveSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveSession")
+            .field("expires", &self.expires)
+            .field("created", &self.created)
+            .field("updated", &self.updated)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) fn id(key: SessionKey) -> Binary {
+    binary(key.as_bytes())
+}
+
+fn binary(bytes: &[u8]) -> Binary {
+    Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
+}
+
+pub(super) fn date(at: Expires) -> DateTime {
+    DateTime::from_millis(at.millis())
+}
+
+/// The document of a new session.
+pub(super) fn insertion(
+    key: SessionKey,
+    rev: Rev,
+    data: &Data,
+    expires: Expires,
+    now: Expires,
+) -> Result<Document> {
+    Ok(doc! {
+        "_id": id(key),
+        "format": FORMAT,
+        "data": codec::encode(data)?,
+        "expires": date(expires),
+        "rev": binary(rev.as_bytes()),
+        "created": date(now),
+        "updated": date(now),
+    })
+}
+
+/// The update that gives a session new data and a new expiry.
+pub(super) fn replacement(
+    rev: Rev,
+    data: &Data,
+    expires: Expires,
+    now: Expires,
+) -> Result<Document> {
+    Ok(doc! { "$set": {
+        "format": FORMAT,
+        "data": codec::encode(data)?,
+        "expires": date(expires),
+        "rev": binary(rev.as_bytes()),
+        "updated": date(now),
+    } })
+}
+
+/// Reads a session back.
+pub(super) fn session(document: &RawDocument) -> Result<Session> {
+    let fields = Fields::of(document)?;
+    Ok(Session {
+        data: codec::decode(fields.data()?)?,
+        expires: Expires::from_millis(fields.expires()?.timestamp_millis()),
+    })
+}
+
+/// Reads a session for a list.
+pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
+    let fields = Fields::of(document)?;
+    Ok(LiveSession {
+        data: codec::decode(fields.data()?)?,
+        expires: calendar(fields.expires()?)?,
+        created: calendar(Fields::date("created", fields.created)?)?,
+        updated: calendar(Fields::date("updated", fields.updated)?)?,
+    })
+}
+
+/// The fields of a document whose format is ours.
+struct Fields<'a> {
+    data: Option<RawBsonRef<'a>>,
+    expires: Option<RawBsonRef<'a>>,
+    created: Option<RawBsonRef<'a>>,
+    updated: Option<RawBsonRef<'a>>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(document: &'a RawDocument) -> Result<Self> {
+        let mut fields = Self { data: None, expires: None, created: None, updated: None };
+        let mut format = None;
+        for element in document {
+            let Ok((key, value)) = element else {
+                return Err(unreadable("its BSON is truncated or malformed"));
+            };
+            match key.as_str() {
+                "format" => format = Some(value),
+                "data" => fields.data = Some(value),
+                "expires" => fields.expires = Some(value),
+                "created" => fields.created = Some(value),
+                "updated" => fields.updated = Some(value),
+                _ => {}
+            }
+        }
+        match format {
+            Some(RawBsonRef::Int32(FORMAT)) => Ok(fields),
+            Some(RawBsonRef::Int64(n)) if n == i64::from(FORMAT) => Ok(fields),
+            Some(RawBsonRef::Int32(n)) => Err(foreign_format(i64::from(n))),
+            Some(RawBsonRef::Int64(n)) => Err(foreign_format(n)),
+            Some(other) => Err(wrong_type("format", "a whole number", other)),
+            None => Err(unreadable(
+                "it has no `format`, so this store did not write it; does another program use the \
+                 same collection?",
+            )),
+        }
+    }
+
+    fn data(&self) -> Result<&'a RawDocument> {
+        match self.data {
+            Some(RawBsonRef::Document(data)) => Ok(data),
+            Some(other) => Err(wrong_type("data", "a document", other)),
+            None => Err(unreadable("it has no `data`")),
+        }
+    }
+
+    fn expires(&self) -> Result<DateTime> {
+        Self::date("expires", self.expires)
+    }
+
+    fn date(name: &str, value: Option<RawBsonRef<'a>>) -> Result<DateTime> {
+        match value {
+            Some(RawBsonRef::DateTime(date)) => Ok(date),
+            Some(other) => Err(wrong_type(name, "a date", other)),
+            None => Err(unreadable(&format!("it has no `{name}`"))),
+        }
+    }
+}
+
+fn calendar(date: DateTime) -> Result<time::OffsetDateTime> {
+    Expires::from_millis(date.timestamp_millis())
+        .to_datetime()
+        .ok_or_else(|| unreadable("a date in it is beyond the year 9999"))
+}
+
+fn foreign_format(found: i64) -> Error {
+    unreadable(&format!(
+        "its format is {found} and this version reads format {FORMAT}; a newer version may have \
+         written it"
+    ))
+}
+
+fn wrong_type(field: &str, wanted: &str, found: RawBsonRef<'_>) -> Error {
+    unreadable(&format!("its `{field}` should be {wanted} and is a {:?}", found.element_type()))
+}
+
+fn unreadable(what: &str) -> Error {
+    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{Bson, RawDocumentBuf};
+    use serde_json::json;
+
+    use super::*;
+    use crate::backend::RevSource;
+
+    fn stored() -> Document {
+        let data = Data::from([("views".to_owned(), json!(3))]);
+        let (at, now) = (Expires::from_millis(2_000), Expires::from_millis(1_000));
+        insertion(SessionKey::of(7), RevSource::new().next(), &data, at, now).unwrap()
+    }
+
+    fn read(document: &Document) -> Result<Session> {
+        session(&RawDocumentBuf::try_from(document).unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let session = read(&stored()).unwrap();
+        assert_eq!(session.data["views"], json!(3));
+        assert_eq!(session.expires.millis(), 2_000);
+    }
+
+    #[test]
+    fn the_typed_document_has_the_fields_that_are_written() {
+        let typed: StoredSession = bson::deserialize_from_document(stored()).unwrap();
+        assert_eq!(bson::serialize_to_document(&typed).unwrap(), stored_like(&typed));
+        assert_eq!(typed.key.bytes, SessionKey::of(7).as_bytes());
+    }
+
+    fn stored_like(typed: &StoredSession) -> Document {
+        let mut document = stored();
+        document.insert("rev", typed.rev.clone());
+        document
+    }
+
+    #[test]
+    fn no_field_holds_the_id() {
+        let id = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_i128;
+        let data = Data::new();
+        let at = Expires::from_millis(2_000);
+        let document =
+            insertion(SessionKey::of(id), RevSource::new().next(), &data, at, at).unwrap();
+        let bytes = document.to_vec().unwrap();
+        assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
+    }
+
+    #[test]
+    fn foreign_newer_and_broken_documents_say_what_was_found() {
+        for (field, value, said) in [
+            ("format", None, "another program"),
+            ("format", Some(Bson::Int32(2)), "its format is 2"),
+            ("format", Some(Bson::String("1".into())), "String"),
+            ("data", None, "no `data`"),
+            ("data", Some(Bson::String("{}".into())), "should be a document and is a String"),
+            ("expires", None, "no `expires`"),
+            ("expires", Some(Bson::Int64(5)), "should be a date and is a Int64"),
+        ] {
+            let mut document = stored();
+            match value {
+                Some(value) => drop(document.insert(field, value)),
+                None => drop(document.remove(field)),
+            }
+            let error = read(&document).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+            assert!(error.to_string().contains(said), "{field}: {error}");
+        }
+    }
+}

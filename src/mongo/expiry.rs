@@ -1,0 +1,167 @@
+//! How expired sessions leave the collection: by a TTL index, by a sweeper, or not at all.
+//!
+//! An expired session is never served, whichever it is; this is about the space.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::IndexModel;
+use mongodb::options::IndexOptions;
+
+use super::{Sessions, failure};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Outcome, Verb};
+use crate::tasks::Tasks;
+
+/// Who removes expired sessions from the collection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExpiredRemoval {
+    /// MongoDB itself, by a
+    /// [TTL index](https://www.mongodb.com/docs/manual/core/index-ttl/), within a minute or so.
+    /// The default.
+    #[default]
+    TtlIndex,
+    /// A background task of this store, each time so much time has passed. It goes on after errors,
+    /// which it logs. Judges by this machine's clock, so keep it right.
+    Sweep(Duration),
+    /// Nobody, or a job of yours that calls `ExpiredDeletion::delete_expired`.
+    Off,
+}
+
+/// The one index: sessions by expiry. Counting needs it whoever removes the expired ones.
+pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) -> Result<()> {
+    let standing = standing(&sessions).await?;
+    if let Some(index) = standing.iter().find(|index| index.keys == doc! { "expires": 1 }) {
+        return judge(&sessions, index, removal);
+    }
+    let timer = sessions.timer(Verb::Index);
+    let expire_after = (removal == ExpiredRemoval::TtlIndex).then_some(Duration::ZERO);
+    let options = IndexOptions::builder().expire_after(expire_after).build();
+    let index = IndexModel::builder().keys(doc! { "expires": 1 }).options(options).build();
+    match sessions.documents.create_index(index).await {
+        Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+        Err(error) => timer
+            .ends(Outcome::Failed(ErrorKind::Index), Err(refused(&sessions, expire_after, &error))),
+    }
+}
+
+async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
+    let timer = sessions.timer(Verb::Index);
+    let read = async {
+        let mut cursor = sessions.documents.list_indexes().await?;
+        let mut indexes = Vec::new();
+        while cursor.advance().await? {
+            indexes.push(cursor.deserialize_current()?);
+        }
+        Ok(indexes)
+    };
+    match read.await {
+        Ok(indexes) => timer.ends(Outcome::Ok, Ok(indexes)),
+        Err(error) if failure::is_missing_namespace(&error) => {
+            timer.ends(Outcome::Ok, Ok(Vec::new()))
+        }
+        Err(error) => timer.fails("list the indexes of the sessions collection", &error),
+    }
+}
+
+fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Result<()> {
+    let options = index.options.clone().unwrap_or_default();
+    let name = options.name.as_deref().unwrap_or("expires_1");
+    let partial = options.partial_filter_expression.is_some() || options.sparse == Some(true);
+    let (found, wanted, mend) = match (options.expire_after, removal) {
+        _ if partial => (
+            "covers only some of the sessions".to_owned(),
+            "an index of all of them",
+            drop_command(sessions, name),
+        ),
+        (Some(Duration::ZERO), ExpiredRemoval::TtlIndex)
+        | (None, ExpiredRemoval::Sweep(_) | ExpiredRemoval::Off) => return Ok(()),
+        (Some(after), ExpiredRemoval::TtlIndex) => (
+            format!("removes a session {} s after it has expired", after.as_secs()),
+            "a TTL index with expireAfterSeconds: 0",
+            format!(
+                "db.getSiblingDB({:?}).runCommand({{ collMod: {:?}, index: {{ name: {name:?}, \
+                 expireAfterSeconds: 0 }} }})",
+                sessions.documents.namespace().db,
+                sessions.documents.name(),
+            ),
+        ),
+        (None, ExpiredRemoval::TtlIndex) => (
+            "is no TTL index".to_owned(),
+            "a TTL index with expireAfterSeconds: 0",
+            drop_command(sessions, name),
+        ),
+        (Some(after), ExpiredRemoval::Sweep(_) | ExpiredRemoval::Off) => (
+            format!("is a TTL index with expireAfterSeconds: {}", after.as_secs()),
+            "an index that removes nothing (or ExpiredRemoval::TtlIndex)",
+            drop_command(sessions, name),
+        ),
+    };
+    Err(Error::new(
+        ErrorKind::Index,
+        format!(
+            "the index {name:?} on {} {found}, and this store was built for {wanted}. To mend it, \
+             run this in mongosh and start the app again: {mend}",
+            sessions.documents.namespace(),
+        ),
+    ))
+}
+
+fn refused(
+    sessions: &Sessions,
+    expire_after: Option<Duration>,
+    error: &mongodb::error::Error,
+) -> Error {
+    let options = expire_after.map_or_else(Document::new, |_| doc! { "expireAfterSeconds": 0_i32 });
+    let by_hand = format!(
+        "db.getSiblingDB({:?}).getCollection({:?}).createIndex({{ expires: 1 }}, {options})",
+        sessions.documents.namespace().db,
+        sessions.documents.name(),
+    );
+    let failure = failure::failure("create the index on `expires`", error);
+    match failure.kind() {
+        ErrorKind::Permission => Error::new(
+            ErrorKind::Permission,
+            format!(
+                "the MongoDB user may not create the index on `expires` of {}: grant it \
+                 `createIndex`, or run this in mongosh as one who may, and build the store with \
+                 create_indexes(false): {by_hand}",
+                sessions.documents.namespace()
+            ),
+        ),
+        ErrorKind::Server => {
+            Error::new(ErrorKind::Index, format!("{failure}. What the store wanted: {by_hand}"))
+        }
+        _ => failure,
+    }
+}
+
+fn drop_command(sessions: &Sessions, index: &str) -> String {
+    format!(
+        "db.getSiblingDB({:?}).getCollection({:?}).dropIndex({index:?})",
+        sessions.documents.namespace().db,
+        sessions.documents.name(),
+    )
+}
+
+/// Removes what has expired, again and again, until the store is closed.
+pub(super) fn sweep(sessions: Sessions, every: Duration, tasks: &Tasks) {
+    let closed = tasks.closed().clone();
+    tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = closed.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            match sessions.clone().remove_expired().await {
+                Ok(removed) => tracing::debug!(removed, "removed expired sessions"),
+                Err(error) => {
+                    tracing::warn!(%error, "could not remove expired sessions; will try again");
+                }
+            }
+        }
+    });
+}

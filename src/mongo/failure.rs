@@ -1,0 +1,106 @@
+//! What the driver's errors become.
+//!
+//! The server's error texts and the driver's `Debug` quote documents and key values, and a
+//! malformed URI is quoted with its password. So for an answer of the server only the code and its
+//! name are kept, and the rest is said in our own words.
+
+use mongodb::error::{ErrorKind as Driver, WriteFailure};
+
+use crate::error::{Error, ErrorKind};
+
+/// The server's code for a duplicate key.
+const DUPLICATE_KEY: i32 = 11000;
+/// The server's code for a namespace that does not exist.
+const NAMESPACE_NOT_FOUND: i32 = 26;
+
+/// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
+pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
+    let kind = match &*error.kind {
+        Driver::Authentication { .. } => ErrorKind::Authentication,
+        Driver::Io(_)
+        | Driver::ServerSelection { .. }
+        | Driver::ConnectionPoolCleared { .. }
+        | Driver::DnsResolve { .. } => ErrorKind::Connection,
+        Driver::InvalidArgument { .. } | Driver::InvalidTlsConfig { .. } => ErrorKind::Config,
+        Driver::Shutdown => return Error::closed(),
+        _ => match code(error) {
+            Some(18 | 334) => ErrorKind::Authentication,
+            Some(13) => ErrorKind::Permission,
+            Some(50) => ErrorKind::Timeout,
+            _ => ErrorKind::Server,
+        },
+    };
+    let message = match (kind, code(error)) {
+        (ErrorKind::Authentication, _) => format!(
+            "MongoDB refused the credentials while trying to {doing}: check the user name, the \
+             password and the authSource"
+        ),
+        (ErrorKind::Permission, _) => format!(
+            "the MongoDB user is not allowed to {doing}: grant it the role `readWrite` on the \
+             database"
+        ),
+        (ErrorKind::Connection, _) => {
+            format!("could not reach MongoDB to {doing}: {}", unreachable(error))
+        }
+        (ErrorKind::Timeout, _) => format!("MongoDB gave up at its time limit, trying to {doing}"),
+        (_, Some(code)) => format!(
+            "MongoDB answered with error {code}{} when asked to {doing}",
+            code_name(error).map(|name| format!(" ({name})")).unwrap_or_default()
+        ),
+        (ErrorKind::Config, None) => format!("the driver refused to {doing}: {}", argument(error)),
+        _ => format!("the MongoDB driver failed to {doing}"),
+    };
+    match &*error.kind {
+        Driver::Io(source) => Error::with_source(kind, message, source.clone()),
+        _ => Error::new(kind, message),
+    }
+}
+
+/// Whether an insert met a document with the same key.
+pub(super) fn is_duplicate(error: &mongodb::error::Error) -> bool {
+    code(error) == Some(DUPLICATE_KEY)
+}
+
+/// Whether the collection does not exist yet.
+pub(super) fn is_missing_namespace(error: &mongodb::error::Error) -> bool {
+    code(error) == Some(NAMESPACE_NOT_FOUND)
+}
+
+pub(super) fn code(error: &mongodb::error::Error) -> Option<i32> {
+    match &*error.kind {
+        Driver::Command(command) => Some(command.code),
+        Driver::Write(WriteFailure::WriteError(write)) => Some(write.code),
+        Driver::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
+        _ => None,
+    }
+}
+
+fn code_name(error: &mongodb::error::Error) -> Option<&str> {
+    let name = match &*error.kind {
+        Driver::Command(command) => command.code_name.as_str(),
+        Driver::Write(WriteFailure::WriteError(write)) => write.code_name.as_deref()?,
+        Driver::Write(WriteFailure::WriteConcernError(concern)) => concern.code_name.as_str(),
+        _ => return None,
+    };
+    Some(name).filter(|name| !name.is_empty())
+}
+
+/// Texts about the network and the topology hold addresses and no data.
+fn unreachable(error: &mongodb::error::Error) -> String {
+    match &*error.kind {
+        Driver::Io(source) => source.to_string(),
+        Driver::ServerSelection { message, .. } | Driver::DnsResolve { message, .. } => {
+            message.clone()
+        }
+        _ => "the connection was lost".to_owned(),
+    }
+}
+
+fn argument(error: &mongodb::error::Error) -> String {
+    match &*error.kind {
+        Driver::InvalidArgument { message, .. } | Driver::InvalidTlsConfig { message, .. } => {
+            message.clone()
+        }
+        _ => "an option is invalid".to_owned(),
+    }
+}

@@ -1,0 +1,464 @@
+//! The persistence tier: sessions in a MongoDB collection.
+
+mod builder;
+mod codec;
+mod connection;
+mod document;
+mod expiry;
+mod failure;
+mod listing;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::Collection;
+use tokio_util::sync::DropGuard;
+
+pub use self::builder::MongoStoreBuilder;
+pub use self::document::{LiveSession, StoredSession};
+pub use self::expiry::ExpiredRemoval;
+pub use self::listing::LiveSessions;
+use crate::backend::{Backend, Call, Rev, RevSource};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::key::SessionKey;
+use crate::metrics::{MongoMetrics, Outcome, Verb};
+use crate::record::{Data, Expires, RawId, Session};
+use crate::tasks::Tasks;
+
+/// Sessions in a MongoDB collection: a complete store by itself, and the lower tier of
+/// [`CachedMongoStore`](crate::CachedMongoStore).
+///
+/// Cheap to clone; clones share connections and background tasks, which end with
+/// [`shutdown`](Self::shutdown) or with the last clone.
+///
+/// # What its verbs do
+///
+/// - `create` draws a fresh id, whatever id the record has: no client chooses an id. A collision
+///   draws again, eight times at most.
+/// - `save` changes a session that exists and is live, and never creates one: a log-out that
+///   overtakes a slow request stays a log-out. Such a save is `Ok`, is logged as a warning and
+///   counted in `session_store_saves_dropped_total`.
+/// - `load` answers `None` only when the database says so; an outage is an error.
+/// - `delete` of a session that is not there is `Ok`.
+///
+/// Each is one round trip under the operation timeout
+/// ([5 s by default](MongoStoreBuilder::operation_timeout)). Reads go to the primary with read
+/// concern `majority`; writes have the write concern that the connection gives, `majority` if it
+/// gives none.
+///
+/// # Cancel safety
+///
+/// Every call to the database runs in a task of its own. Dropping the future of any method leaves
+/// nothing half done: a write that was begun is carried out. A `create` whose caller has gone may
+/// leave a session that nobody has the id of, until it expires.
+#[derive(Clone)]
+pub struct MongoStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    sessions: Sessions,
+    tasks: Tasks,
+    revs: RevSource,
+    removal: ExpiredRemoval,
+    /// Whether the client was made here, and is to be closed here.
+    owns_client: bool,
+    _ends_background_tasks: DropGuard,
+}
+
+/// The collection and what every operation on it needs. Cheap to clone into a task.
+#[derive(Clone)]
+struct Sessions {
+    documents: Collection<Document>,
+    timeout: Duration,
+    ttl: Option<Duration>,
+    clock: Clock,
+    metrics: Arc<MongoMetrics>,
+}
+
+/// How often `create` draws a new id when the drawn one is taken.
+pub(crate) const DRAWS: usize = 8;
+
+impl MongoStore {
+    /// A builder with every option of the connection and of expiry.
+    pub fn builder() -> MongoStoreBuilder {
+        MongoStoreBuilder::default()
+    }
+
+    /// Connects to `uri` with the defaults of [`builder`](Self::builder).
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStoreBuilder::build`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call leaves no connection behind; the index may have been created.
+    pub async fn connect(uri: impl Into<String>) -> Result<Self> {
+        Self::builder().uri(uri).build().await
+    }
+
+    /// Connects to the URI in the environment variable `MONGODB_URI`.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if it is not set, otherwise as
+    /// [`MongoStoreBuilder::build`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn from_env() -> Result<Self> {
+        Self::builder().uri_from_env().build().await
+    }
+
+    /// How many live sessions there are, counted by MongoDB through the expiry index. The cost
+    /// grows with the number; for a figure on every page see
+    /// [`estimated_length`](Self::estimated_length).
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](crate::ErrorKind::Timeout), [`Connection`](crate::ErrorKind::Connection) and
+    /// what else the server answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn length(&self) -> Result<u64> {
+        self.run(self.inner.sessions.clone().count()).await
+    }
+
+    /// About how many live sessions there are: the number in the collection's metadata less the
+    /// expired ones that have not been removed yet. Its cost does not grow with the live ones. After
+    /// an unclean shutdown of the server, and on a sharded cluster with orphaned documents, the
+    /// metadata may be off.
+    ///
+    /// # Errors
+    ///
+    /// As [`length`](Self::length).
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn estimated_length(&self) -> Result<u64> {
+        self.run(self.inner.sessions.clone().estimate()).await
+    }
+
+    /// Whether a live session has this id.
+    ///
+    /// # Errors
+    ///
+    /// As [`length`](Self::length).
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
+        self.run(self.inner.sessions.clone().contains(id.into())).await
+    }
+
+    /// A stream of the live sessions, in no particular order and without their ids. Holds 64
+    /// sessions at most in memory; each batch is read under the operation timeout. Sessions that
+    /// are created or ended meanwhile may be in it or not.
+    ///
+    /// Dropping the stream ends the query.
+    pub fn all(&self) -> LiveSessions {
+        self.inner.sessions.list(&self.inner.tasks)
+    }
+
+    /// Removes every session and answers with how many those were. Those that are created
+    /// meanwhile may stay. Indexes and the collection itself stay.
+    ///
+    /// Works in pages of 1,000 sessions, each under the operation timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`length`](Self::length); some sessions may have been removed by then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun it goes on to its end though the future is dropped.
+    pub async fn clear(&self) -> Result<u64> {
+        let clear = Backend::clear(self);
+        self.inner.tasks.run_paged(clear, |outcome| outcome).await
+    }
+
+    /// The collection itself, typed with what is stored, for queries of your own. Change sessions
+    /// through the store: a cache does not hear of a write that leaves `rev` as it was.
+    #[must_use]
+    pub fn collection(&self) -> Collection<StoredSession> {
+        self.inner.sessions.documents.clone_with_type()
+    }
+
+    /// Creates the expiry index if it is missing. [`build`](MongoStoreBuilder::build) does so
+    /// unless [told otherwise](MongoStoreBuilder::create_indexes).
+    ///
+    /// # Errors
+    ///
+    /// [`Index`](crate::ErrorKind::Index) if an index on `expires` stands with other options, with
+    /// the command that mends it; [`Permission`](crate::ErrorKind::Permission) if the user may not
+    /// create it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The index may be created though the future is dropped.
+    pub async fn ensure_indexes(&self) -> Result<()> {
+        let sessions = self.inner.sessions.clone();
+        self.run(expiry::ensure_index(sessions, self.inner.removal)).await
+    }
+
+    /// Ends the background tasks, waits for the operations under way (each ends by its deadline)
+    /// and closes the connections, unless the client was handed in. Operations after it are
+    /// [`Closed`](crate::ErrorKind::Closed) errors. Call it after the server's graceful shutdown.
+    ///
+    /// # Cancel safety
+    ///
+    /// New operations are refused from the first poll on; call it again to wait for the rest.
+    pub async fn shutdown(&self) {
+        self.inner.tasks.shutdown().await;
+        if self.inner.owns_client {
+            self.inner.sessions.documents.client().clone().shutdown().immediate(true).await;
+        }
+    }
+
+    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+        for _ in 0..DRAWS {
+            let id = RawId::draw();
+            let insert = self.insert(id.key(), self.inner.revs.next(), data, expires);
+            if self.run(insert).await?.is_some() {
+                return Ok(id);
+            }
+        }
+        Err(no_free_id())
+    }
+
+    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+        let replace = self.replace(id.key(), self.inner.revs.next(), data, expires);
+        self.run(replace).await.map(drop)
+    }
+
+    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
+        self.run(self.find(id.key())).await
+    }
+
+    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
+        self.run(self.remove(id.key())).await
+    }
+
+    pub(crate) async fn delete_expired(&self) -> Result<()> {
+        let expire = self.inner.sessions.clone().remove_expired();
+        self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
+    }
+
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.inner.tasks.run(call, |outcome| outcome).await
+    }
+}
+
+/// What `create` answers when every id that it drew was taken.
+pub(crate) fn no_free_id() -> Error {
+    Error::new(
+        crate::ErrorKind::Server,
+        format!(
+            "{DRAWS} fresh ids in a row met a duplicate key: is there a unique index on the \
+             sessions collection beside the one on _id?"
+        ),
+    )
+}
+
+impl fmt::Debug for MongoStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MongoStore")
+            .field("namespace", &self.inner.sessions.documents.namespace().to_string())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Backend for MongoStore {
+    fn insert(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: Expires,
+    ) -> Call<Option<Expires>> {
+        let sessions = self.inner.sessions.clone();
+        let (now, expires) = sessions.times(expires);
+        let document = document::insertion(key, rev, data, expires, now);
+        Box::pin(async move {
+            let document = document?;
+            let timer = sessions.timer(Verb::Insert);
+            match sessions.documents.insert_one(document).await {
+                Ok(_) => timer.ends(Outcome::Ok, Ok(Some(expires))),
+                Err(error) if failure::is_duplicate(&error) => {
+                    timer.ends(Outcome::Duplicate, Ok(None))
+                }
+                Err(error) => timer.fails("create a session", &error),
+            }
+        })
+    }
+
+    fn replace(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: Expires,
+    ) -> Call<Option<Expires>> {
+        let sessions = self.inner.sessions.clone();
+        let (now, expires) = sessions.times(expires);
+        let update = document::replacement(rev, data, expires, now);
+        Box::pin(async move {
+            let update = update?;
+            let timer = sessions.timer(Verb::Replace);
+            let filter =
+                doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } };
+            match sessions.documents.update_one(filter, update).await {
+                Ok(done) if done.matched_count > 0 => timer.ends(Outcome::Ok, Ok(Some(expires))),
+                Ok(_) => {
+                    sessions.metrics.saves_dropped.increment(1);
+                    tracing::warn!(
+                        "a save was dropped, since its session was deleted or has expired meanwhile"
+                    );
+                    timer.ends(Outcome::Ok, Ok(None))
+                }
+                Err(error) => timer.fails("save a session", &error),
+            }
+        })
+    }
+
+    fn find(&self, key: SessionKey) -> Call<Option<Session>> {
+        let sessions = self.inner.sessions.clone();
+        Box::pin(async move {
+            let timer = sessions.timer(Verb::Find);
+            let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
+            let find = documents.find_one(doc! { "_id": document::id(key) });
+            match find.max_time(sessions.timeout).await {
+                Ok(found) => {
+                    let found = found.map(|found| document::session(&found)).transpose();
+                    let now = sessions.clock.wall();
+                    timer.ends(
+                        Outcome::from(&found),
+                        found.map(|found| found.filter(|session| session.expires > now)),
+                    )
+                }
+                Err(error) => timer.fails("load a session", &error),
+            }
+        })
+    }
+
+    fn remove(&self, key: SessionKey) -> Call<()> {
+        let sessions = self.inner.sessions.clone();
+        Box::pin(async move {
+            let timer = sessions.timer(Verb::Remove);
+            match sessions.documents.delete_one(doc! { "_id": document::id(key) }).await {
+                Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+                Err(error) => timer.fails("delete a session", &error),
+            }
+        })
+    }
+
+    fn clear(&self) -> Call<u64> {
+        Box::pin(self.inner.sessions.clone().remove_all())
+    }
+}
+
+impl Sessions {
+    /// Now, and when a session written now ends.
+    fn times(&self, expires: Expires) -> (Expires, Expires) {
+        let now = self.clock.wall();
+        (now, self.ttl.map_or(expires, |ttl| now.after(ttl)))
+    }
+
+    fn timer(&self, verb: Verb) -> Timer {
+        Timer {
+            metrics: self.metrics.clone(),
+            verb,
+            start: Instant::now(),
+            timeout: self.timeout,
+            running: true,
+        }
+    }
+
+    async fn contains(self, key: SessionKey) -> Result<bool> {
+        let timer = self.timer(Verb::Find);
+        let filter = doc! { "_id": document::id(key), "expires": { "$gt": document::date(self.clock.wall()) } };
+        let find = self.documents.find_one(filter).projection(doc! { "_id": 1 });
+        match find.max_time(self.timeout).await {
+            Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),
+            Err(error) => timer.fails("look for a session", &error),
+        }
+    }
+
+    async fn count(self) -> Result<u64> {
+        let timer = self.timer(Verb::Count);
+        let live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
+        match self.documents.count_documents(live).max_time(self.timeout).await {
+            Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
+            Err(error) => timer.fails("count the sessions", &error),
+        }
+    }
+
+    async fn estimate(self) -> Result<u64> {
+        let timer = self.timer(Verb::Count);
+        let expired = doc! { "expires": { "$lte": document::date(self.clock.wall()) } };
+        let (all, expired) = tokio::join!(
+            self.documents.estimated_document_count().max_time(self.timeout).into_future(),
+            self.documents.count_documents(expired).max_time(self.timeout).into_future(),
+        );
+        match all.and_then(|all| Ok(all.saturating_sub(expired?))) {
+            Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
+            Err(error) => timer.fails("estimate the number of sessions", &error),
+        }
+    }
+}
+
+/// Times one operation. One that is dropped, or ends past the deadline, counts as timed out, which
+/// is what its caller was told.
+struct Timer {
+    metrics: Arc<MongoMetrics>,
+    verb: Verb,
+    start: Instant,
+    timeout: Duration,
+    running: bool,
+}
+
+impl Timer {
+    fn ends<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
+        self.record(outcome);
+        result
+    }
+
+    fn fails<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
+        let error = failure::failure(doing, error);
+        self.record(Outcome::Failed(error.kind()));
+        Err(error)
+    }
+
+    fn record(&mut self, outcome: Outcome) {
+        self.running = false;
+        let took = self.start.elapsed();
+        let late = took >= self.timeout;
+        let outcome = if late { Outcome::Failed(crate::ErrorKind::Timeout) } else { outcome };
+        self.metrics.record(self.verb, outcome, took);
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if self.running {
+            self.record(Outcome::Failed(crate::ErrorKind::Timeout));
+        }
+    }
+}

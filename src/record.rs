@@ -1,0 +1,106 @@
+//! A session as both tiers hold it, apart from its id and from either generation of the contract.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::key::SessionKey;
+
+/// What an app keeps in a session. The type that both generations of tower-sessions-core use.
+pub(crate) type Data = HashMap<String, Value>;
+
+/// When a session ends: wall time, in whole milliseconds since 1970.
+///
+/// BSON dates have no finer unit, so the cache keeps to it as well and both tiers return the same
+/// record. Rounded down: a session ends at most a millisecond early, never late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Expires(i64);
+
+impl Expires {
+    /// The last moment of the year 9999, where calendars end.
+    const LAST: Self = Self(253_402_300_799_999);
+
+    pub(crate) const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    pub(crate) const fn millis(self) -> i64 {
+        self.0
+    }
+
+    pub(crate) fn after(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(millis).min(Self::LAST.0))
+    }
+
+    pub(crate) fn from_datetime(at: OffsetDateTime) -> Self {
+        let millis = at.unix_timestamp_nanos().div_euclid(1_000_000);
+        Self(i64::try_from(millis).unwrap_or(if millis < 0 { i64::MIN } else { i64::MAX }))
+    }
+
+    /// `None` for a date outside of what `OffsetDateTime` can hold (the years -9999 to 9999).
+    pub(crate) fn to_datetime(self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).ok()
+    }
+}
+
+/// A session's id, on its way between the public edge and its key.
+///
+/// Lives no longer than a call. `Debug` shows none of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawId(pub(crate) i128);
+
+impl RawId {
+    /// A fresh id: 128 bits from the generator of tower-sessions, which is seeded by the system's.
+    pub(crate) fn draw() -> Self {
+        Self(tower_sessions_core::session::Id::default().0)
+    }
+
+    pub(crate) fn key(self) -> SessionKey {
+        SessionKey::of(self.0)
+    }
+}
+
+impl fmt::Debug for RawId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RawId(..)")
+    }
+}
+
+/// A session without its id.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Session {
+    pub(crate) data: Data,
+    pub(crate) expires: Expires,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_expiry_is_rounded_down_to_the_millisecond(nanos in -377_705_116_800_000_000_000_i128..=253_402_300_799_999_999_999) {
+            let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
+            let back = Expires::from_datetime(at).to_datetime().unwrap();
+            prop_assert!(back <= at && at - back < time::Duration::MILLISECOND);
+        }
+    }
+
+    #[test]
+    fn a_date_beyond_the_calendar_is_none() {
+        assert_eq!(Expires::from_millis(i64::MAX).to_datetime(), None);
+        assert_eq!(Expires::from_millis(i64::MIN).to_datetime(), None);
+    }
+}

@@ -1,0 +1,343 @@
+//! The two tiers together: the order in which they are asked and changed.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::Collection;
+
+use crate::backend::{Backend, RevSource};
+use crate::cache::{Cache, EvictionPolicy, Limits, Lookup};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::key::SessionKey;
+use crate::mongo::{LiveSessions, MongoStore, StoredSession, no_free_id};
+use crate::record::{Data, Expires, RawId, Session};
+use crate::tasks::Tasks;
+
+/// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
+/// MongoDB.
+///
+/// # The guarantee
+///
+/// - Nothing is in the cache that MongoDB has not acknowledged. Every write goes to MongoDB
+///   first; one that fails, times out or is cancelled leaves no entry.
+/// - After `delete` or [`clear`](Self::clear) has returned, no later `load` here returns the
+///   session; after `save` has returned, a later `load` returns that version or a newer one. A slow
+///   read that overlaps either leaves nothing behind.
+/// - No session is served as it was more than
+///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago, whatever other instances do.
+/// - However many requests ask for a session that is not cached, MongoDB is asked once.
+///
+/// Cheap to clone; clones share the cache.
+///
+/// # Cancel safety
+///
+/// As for [`MongoStore`]: a write that was begun is carried out, and the cache is left as the
+/// database is.
+#[derive(Clone)]
+pub struct CachedMongoStore {
+    tiers: Arc<Tiers<MongoStore>>,
+}
+
+/// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct CachedMongoStoreBuilder {
+    mongo: MongoStore,
+    limits: Limits,
+}
+
+impl CachedMongoStore {
+    /// Connects to `uri` with all defaults of both tiers.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStoreBuilder::build`](crate::MongoStoreBuilder::build).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`MongoStore::connect`].
+    pub async fn connect(uri: impl Into<String>) -> Result<Self> {
+        Self::builder(MongoStore::connect(uri).await?).build().await
+    }
+
+    /// Connects to the URI in the environment variable `MONGODB_URI`, with all defaults.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::from_env`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`MongoStore::connect`].
+    pub async fn from_env() -> Result<Self> {
+        Self::builder(MongoStore::from_env().await?).build().await
+    }
+
+    /// A builder of a cache in front of `mongo`. Change sessions through the cached store from then
+    /// on: what is written through `mongo` itself is like a write of another instance.
+    pub fn builder(mongo: MongoStore) -> CachedMongoStoreBuilder {
+        CachedMongoStoreBuilder {
+            mongo,
+            limits: Limits {
+                max_bytes: 64 << 20,
+                max_entries: None,
+                max_absent: 10_000,
+                policy: EvictionPolicy::Lru,
+                max_staleness: Duration::from_secs(5),
+            },
+        }
+    }
+
+    /// How many live sessions there are; see [`MongoStore::length`].
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::length`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn length(&self) -> Result<u64> {
+        self.tiers.backend.length().await
+    }
+
+    /// About how many live sessions there are, at a cost that does not grow with them; see
+    /// [`MongoStore::estimated_length`].
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::length`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn estimated_length(&self) -> Result<u64> {
+        self.tiers.backend.estimated_length().await
+    }
+
+    /// Whether MongoDB holds a live session with this id; the cache is not asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::length`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
+        self.tiers.backend.contains(id).await
+    }
+
+    /// A stream of the live sessions, without their ids; see [`MongoStore::all`].
+    pub fn all(&self) -> LiveSessions {
+        self.tiers.backend.all()
+    }
+
+    /// Removes every session from MongoDB, then empties the cache, and answers with how many were
+    /// removed; see [`MongoStore::clear`].
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::length`]; some sessions may have been removed, and the cache is empty.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    pub async fn clear(&self) -> Result<u64> {
+        self.tiers.clear().await
+    }
+
+    /// The collection itself; see [`MongoStore::collection`].
+    #[must_use]
+    pub fn collection(&self) -> Collection<StoredSession> {
+        self.tiers.backend.collection()
+    }
+
+    /// Creates the expiry index if it is missing; see [`MongoStore::ensure_indexes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::ensure_indexes`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`MongoStore::ensure_indexes`].
+    pub async fn ensure_indexes(&self) -> Result<()> {
+        self.tiers.backend.ensure_indexes().await
+    }
+
+    /// Ends background tasks and closes the connections; see [`MongoStore::shutdown`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`MongoStore::shutdown`].
+    pub async fn shutdown(&self) {
+        self.tiers.backend.shutdown().await;
+    }
+
+    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+        self.tiers.create(data, expires).await
+    }
+
+    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+        self.tiers.save(id, data, expires).await
+    }
+
+    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
+        self.tiers.load(id).await
+    }
+
+    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
+        self.tiers.delete(id).await
+    }
+
+    pub(crate) async fn delete_expired(&self) -> Result<()> {
+        self.tiers.backend.delete_expired().await
+    }
+}
+
+impl CachedMongoStoreBuilder {
+    /// How much heap the cached sessions may take, in bytes. Default 64 MiB. Zero caches nothing.
+    /// An entry weighs what its record takes on the heap, about 5 KB for 300 bytes of nested JSON.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.limits.max_bytes = bytes;
+        self
+    }
+
+    /// How many sessions may be cached, besides the bound in bytes. Default: as many as fit.
+    pub fn max_entries(mut self, entries: u64) -> Self {
+        self.limits.max_entries = Some(entries);
+        self
+    }
+
+    /// How many ids that do not exist are remembered, for as long as a session may be served from
+    /// the cache, so that a flood of invented ids is answered from memory and evicts no session.
+    /// Default 10,000, about 3 MB. Zero remembers none.
+    pub fn max_absent(mut self, ids: u64) -> Self {
+        self.limits.max_absent = ids;
+        self
+    }
+
+    /// How old the state of a session may be that is served from the cache, and so how long a
+    /// log-out on another instance may go unseen here. Default 5 s. Zero asks MongoDB each time.
+    pub fn max_staleness(mut self, bound: Duration) -> Self {
+        self.limits.max_staleness = bound;
+        self
+    }
+
+    /// Which entry goes when the cache is full. Default [`EvictionPolicy::Lru`].
+    pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
+        self.limits.policy = policy;
+        self
+    }
+
+    /// Builds the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for an option that makes no sense.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    #[allow(clippy::unused_async, reason = "following the database's changes will need to wait")]
+    pub async fn build(self) -> Result<CachedMongoStore> {
+        if self.limits.max_entries == Some(0) {
+            return Err(Error::config(
+                "`max_entries` is zero, which caches nothing: leave it out, or use the MongoStore \
+                 by itself",
+            ));
+        }
+        let clock = Clock::system();
+        let cache = Cache::new(&self.limits, clock);
+        let tasks = self.mongo.tasks().clone();
+        let tiers = Tiers { backend: self.mongo, cache, tasks, revs: RevSource::new() };
+        Ok(CachedMongoStore { tiers: Arc::new(tiers) })
+    }
+}
+
+impl fmt::Debug for CachedMongoStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedMongoStore")
+            .field("mongo", &self.tiers.backend)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The verbs over both tiers, for any backend.
+struct Tiers<B> {
+    backend: B,
+    cache: Cache,
+    tasks: Tasks,
+    revs: RevSource,
+}
+
+impl<B: Backend> Tiers<B> {
+    async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+        for _ in 0..crate::mongo::DRAWS {
+            let id = RawId::draw();
+            let ticket = self.cache.ticket(id.key());
+            let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
+            let data = data.clone();
+            let inserted = self.tasks.run(insert, move |outcome| {
+                let inserted = outcome?;
+                if let Some(expires) = inserted {
+                    ticket.publish(Session { data, expires });
+                }
+                Ok(inserted.is_some())
+            });
+            if inserted.await? {
+                return Ok(id);
+            }
+        }
+        Err(no_free_id())
+    }
+
+    async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+        let ticket = self.cache.ticket(id.key());
+        let replace = self.backend.replace(id.key(), self.revs.next(), data, expires);
+        let data = data.clone();
+        let saved = self.tasks.run(replace, move |outcome| {
+            match outcome? {
+                Some(expires) => drop(ticket.publish(Session { data, expires })),
+                None => ticket.forget(),
+            }
+            Ok(())
+        });
+        saved.await
+    }
+
+    async fn load(&self, id: RawId) -> Result<Option<Session>> {
+        let key = id.key();
+        match self.cache.get(key) {
+            Lookup::Hit(entry) => return Ok(Some(entry.session())),
+            Lookup::Absent => return Ok(None),
+            Lookup::Miss => {}
+        }
+        let read = |landing: crate::cache::Landing| {
+            self.tasks.start(self.backend.find(key), |found| landing.land(found));
+        };
+        Ok(self.cache.fill(key, read).await?.map(|entry| entry.session()))
+    }
+
+    async fn delete(&self, id: RawId) -> Result<()> {
+        let ticket = self.cache.ticket(id.key());
+        let remove = self.backend.remove(id.key());
+        let removed = self.tasks.run(remove, move |outcome| {
+            ticket.forget();
+            outcome
+        });
+        removed.await
+    }
+
+    async fn clear(&self) -> Result<u64> {
+        let cache = self.cache.clone();
+        let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
+            cache.clear();
+            outcome
+        });
+        cleared.await
+    }
+}

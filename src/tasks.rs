@@ -1,0 +1,169 @@
+//! Runs calls to MongoDB in tasks of their own, each under the operation timeout.
+//!
+//! A handler may be dropped at any await (its client left), and the driver asks that its futures be
+//! polled to their end. So no caller ever holds a driver future: it waits for a task, and what must
+//! happen at the end of the call happens in the task, whether the caller is still there or not.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where a store's calls run, and how long they may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Tasks {
+    runtime: Handle,
+    running: TaskTracker,
+    closed: CancellationToken,
+    timeout: Duration,
+}
+
+impl Tasks {
+    pub(crate) fn new(runtime: Handle, timeout: Duration) -> Self {
+        Self { runtime, running: TaskTracker::new(), closed: CancellationToken::new(), timeout }
+    }
+
+    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime
+    /// itself goes away: the result, or a timeout error at the deadline.
+    ///
+    /// A call that has passed its deadline is not dropped at once: it may run for as long again, so
+    /// that the driver can bring its connection and session to a clean end.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        if self.closed.is_cancelled() {
+            return end(Err(Error::closed()));
+        }
+        let (timeout, closed) = (self.timeout, self.closed.clone());
+        self.spawn(async move {
+            let mut call = pin!(call);
+            if let Ok(outcome) = tokio::time::timeout(timeout, &mut call).await {
+                return end(outcome);
+            }
+            end(Err(timed_out(timeout)));
+            tokio::select! {
+                _ = tokio::time::timeout(timeout, call) => {}
+                () = closed.cancelled() => {}
+            }
+        });
+    }
+
+    /// [`start`](Self::start), and the wait for what `end` makes of the outcome.
+    pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let (reply, answer) = oneshot::channel();
+        self.start(call, move |outcome| {
+            // The caller may have gone, which is no error: the work is done all the same.
+            drop(reply.send(end(outcome)));
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+
+    /// [`run`](Self::run) for a call of many steps, each of which keeps to the timeout by itself.
+    pub(crate) async fn run_paged<T: Send + 'static, R: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        if self.closed.is_cancelled() {
+            return end(Err(Error::closed()));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.spawn(async move { drop(reply.send(end(call.await))) });
+        answer.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+
+    /// Starts a task that lives until it ends by itself or [`closed`](Self::closed) tells it to.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(self.running.track_future(task)));
+    }
+
+    /// Done once the store is shut down.
+    pub(crate) fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// Refuses new calls, ends the background tasks and waits for the calls under way, each of
+    /// which ends by its deadline.
+    pub(crate) async fn shutdown(&self) {
+        self.closed.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+pub(crate) fn timed_out(timeout: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, format!("MongoDB did not answer within {timeout:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_at_its_deadline() {
+        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let start = tokio::time::Instant::now();
+        let error = tasks.run(pending::<Result<()>>(), |outcome| outcome).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(start.elapsed(), TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_call_is_seen_though_its_caller_has_gone() {
+        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let (go, gate) = oneshot::channel::<()>();
+        let ended = Arc::new(AtomicBool::new(false));
+        let seen = ended.clone();
+        let mut caller = Box::pin(tasks.run(
+            async move {
+                gate.await.ok();
+                Ok(())
+            },
+            move |outcome| {
+                seen.store(true, Ordering::SeqCst);
+                outcome
+            },
+        ));
+        assert!(futures::poll!(&mut caller).is_pending());
+        drop(caller);
+        go.send(()).unwrap();
+        tasks.shutdown().await;
+        assert!(ended.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_starts_after_shutdown() {
+        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        tasks.shutdown().await;
+        let error = tasks.run(async { Ok(()) }, |outcome| outcome).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
+    }
+
+    #[test]
+    fn a_runtime_that_went_away_is_an_error_and_no_hang() {
+        let gone = tokio::runtime::Runtime::new().unwrap();
+        let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
+        drop(gone);
+        let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
+    }
+}
