@@ -11,6 +11,8 @@ mod key;
 mod metrics;
 mod mongo;
 mod record;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod tasks;
 

@@ -267,15 +267,15 @@ impl fmt::Debug for CachedMongoStore {
 }
 
 /// The verbs over both tiers, for any backend.
-struct Tiers<B> {
-    backend: B,
-    cache: Cache,
-    tasks: Tasks,
-    revs: RevSource,
+pub(crate) struct Tiers<B> {
+    pub(crate) backend: B,
+    pub(crate) cache: Cache,
+    pub(crate) tasks: Tasks,
+    pub(crate) revs: RevSource,
 }
 
 impl<B: Backend> Tiers<B> {
-    async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
         for _ in 0..crate::mongo::DRAWS {
             let id = RawId::draw();
             let ticket = self.cache.ticket(id.key());
@@ -295,7 +295,7 @@ impl<B: Backend> Tiers<B> {
         Err(no_free_id())
     }
 
-    async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
         let ticket = self.cache.ticket(id.key());
         let replace = self.backend.replace(id.key(), self.revs.next(), data, expires);
         let data = data.clone();
@@ -309,7 +309,7 @@ impl<B: Backend> Tiers<B> {
         saved.await
     }
 
-    async fn load(&self, id: RawId) -> Result<Option<Session>> {
+    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
         let key = id.key();
         match self.cache.get(key) {
             Lookup::Hit(entry) => return Ok(Some(entry.session())),
@@ -322,7 +322,7 @@ impl<B: Backend> Tiers<B> {
         Ok(self.cache.fill(key, read).await?.map(|entry| entry.session()))
     }
 
-    async fn delete(&self, id: RawId) -> Result<()> {
+    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
         let ticket = self.cache.ticket(id.key());
         let remove = self.backend.remove(id.key());
         let removed = self.tasks.run(remove, move |outcome| {
@@ -332,7 +332,7 @@ impl<B: Backend> Tiers<B> {
         removed.await
     }
 
-    async fn clear(&self) -> Result<u64> {
+    pub(crate) async fn clear(&self) -> Result<u64> {
         let cache = self.cache.clone();
         let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
             cache.clear();

@@ -197,3 +197,82 @@ impl Lease {
         now.since(read_at) <= self.max_staleness
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: i128 = 1;
+
+    fn key() -> SessionKey {
+        SessionKey::of(KEY)
+    }
+
+    #[test]
+    fn the_first_to_finish_is_current_and_those_who_overlapped_it_are_not() {
+        let freshness = Freshness::<()>::new();
+        let (a, b, c) = (freshness.stamp(key()), freshness.stamp(key()), freshness.stamp(key()));
+        assert!(freshness.finish(b, |current| current));
+        assert!(!freshness.finish(a, |current| current));
+        let d = freshness.stamp(key());
+        assert!(!freshness.finish(c, |current| current));
+        assert!(!freshness.finish(d, |current| current), "c finished while d was under way");
+        assert_eq!(freshness.slots(), 0);
+    }
+
+    #[test]
+    fn keys_do_not_disturb_each_other() {
+        let freshness = Freshness::<()>::new();
+        let (a, b) = (freshness.stamp(key()), freshness.stamp(SessionKey::of(2)));
+        assert!(freshness.finish(a, |current| current));
+        assert!(freshness.finish(b, |current| current));
+    }
+
+    #[test]
+    fn a_change_from_elsewhere_voids_the_stamps_of_its_key() {
+        let freshness = Freshness::<()>::new();
+        let (a, other) = (freshness.stamp(key()), freshness.stamp(SessionKey::of(2)));
+        freshness.void(key(), || ());
+        assert!(!freshness.finish(a, |current| current));
+        assert!(freshness.finish(other, |current| current));
+    }
+
+    #[test]
+    fn a_void_of_all_ends_the_epoch_and_every_stamp() {
+        let freshness = Freshness::<()>::new();
+        let (epoch, stamp) = (freshness.epoch(), freshness.stamp(key()));
+        freshness.void_all(|| ());
+        assert_ne!(freshness.epoch(), epoch);
+        assert!(!freshness.finish(stamp, |current| current));
+    }
+
+    #[test]
+    fn a_flight_is_shared_until_something_finishes() {
+        let freshness = Freshness::new();
+        let nothing = || None::<()>;
+        let Boarding::Lead(first, _) = freshness.board(key(), nothing, || 1) else { panic!() };
+        assert!(matches!(freshness.board(key(), nothing, || 2), Boarding::Follow(1)));
+        freshness.void(key(), || ());
+        let Boarding::Lead(second, _) = freshness.board(key(), nothing, || 3) else { panic!() };
+        assert!(matches!(freshness.board(key(), nothing, || 4), Boarding::Follow(3)));
+        assert!(!freshness.finish(first, |current| current));
+        assert!(matches!(freshness.board(key(), || Some(()), || 5), Boarding::Found(())));
+        assert!(!freshness.finish(second, |current| current), "the first one's end came first");
+        assert_eq!(freshness.slots(), 0);
+    }
+
+    #[test]
+    fn a_flight_of_an_ended_epoch_is_not_shared() {
+        let freshness = Freshness::new();
+        let Boarding::Lead(first, _) = freshness.board(key(), || None::<()>, || 1) else {
+            panic!()
+        };
+        freshness.void_all(|| ());
+        let Boarding::Lead(second, _) = freshness.board(key(), || None::<()>, || 2) else {
+            panic!()
+        };
+        freshness.finish(first, |_| ());
+        freshness.finish(second, |_| ());
+        assert_eq!(freshness.slots(), 0);
+    }
+}

@@ -175,6 +175,11 @@ impl Cache {
         });
     }
 
+    #[cfg(test)]
+    pub(crate) fn tickets(&self) -> usize {
+        self.0.freshness.slots()
+    }
+
     fn ticket_of(&self, stamp: Stamp) -> Ticket {
         Ticket { cache: self.clone(), stamp: Some(stamp), read_at: self.0.clock.now() }
     }

@@ -1,0 +1,124 @@
+//! The real store over a database that tests control call by call, on paused time.
+
+mod backend;
+mod races;
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::runtime::Handle;
+
+use self::backend::{FakeBackend, Operation};
+use crate::backend::RevSource;
+use crate::cache::{Cache, EvictionPolicy, Limits};
+use crate::clock::Clock;
+use crate::record::{Data, Expires, RawId, Session};
+use crate::store::Tiers;
+use crate::tasks::Tasks;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_STALENESS: Duration = Duration::from_secs(5);
+
+/// One store, with the database behind it in hand. Cheap to clone into tasks.
+#[derive(Clone)]
+struct World {
+    tiers: std::sync::Arc<Tiers<FakeBackend>>,
+    mongo: FakeBackend,
+    clock: Clock,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Clock::tokio();
+        let mongo = FakeBackend::new(clock.clone());
+        let limits = Limits {
+            max_bytes: 1 << 20,
+            max_entries: None,
+            max_absent: 100,
+            policy: EvictionPolicy::Lru,
+            max_staleness: MAX_STALENESS,
+        };
+        let tiers = Tiers {
+            backend: mongo.clone(),
+            cache: Cache::new(&limits, clock.clone()),
+            tasks: Tasks::new(Handle::current(), TIMEOUT),
+            revs: RevSource::new(),
+        };
+        Self { tiers: tiers.into(), mongo, clock }
+    }
+
+    fn in_an_hour(&self) -> Expires {
+        self.clock.wall().after(Duration::from_secs(3600))
+    }
+
+    /// A session that another instance has stored: not in the cache.
+    fn stored(&self, version: u64) -> RawId {
+        let id = RawId::draw();
+        self.mongo.put(id.key(), Some(Session { data: data(version), expires: self.in_an_hour() }));
+        id
+    }
+
+    /// Starts a load and waits until its read has arrived at the database.
+    async fn cold_load(&self, id: RawId) -> (Loading, u64) {
+        let load = self.spawn_load(id);
+        let call = self.mongo.arrival(|op| matches!(op, Operation::Find(_))).await;
+        (load, call)
+    }
+
+    fn spawn_load(&self, id: RawId) -> Loading {
+        let tiers = self.tiers.clone();
+        tokio::spawn(async move { Ok(tiers.load(id).await?.map(|session| version(&session.data))) })
+    }
+
+    /// Loads, with the database answering at once.
+    async fn load(&self, id: RawId) -> Option<u64> {
+        let load = self.spawn_load(id);
+        self.answer_while(load).await.unwrap()
+    }
+
+    async fn save(&self, id: RawId, version: u64) -> crate::Result<()> {
+        let (tiers, expires) = (self.tiers.clone(), self.in_an_hour());
+        let save = tokio::spawn(async move { tiers.save(id, &data(version), expires).await });
+        self.answer_while(save).await
+    }
+
+    async fn delete(&self, id: RawId) {
+        let tiers = self.tiers.clone();
+        let delete = tokio::spawn(async move { tiers.delete(id).await });
+        self.answer_while(delete).await.unwrap();
+    }
+
+    async fn clear(&self) -> u64 {
+        let tiers = self.tiers.clone();
+        let clear = tokio::spawn(async move { tiers.clear().await });
+        self.answer_while(clear).await.unwrap()
+    }
+
+    /// Serves the calls that come while `task` runs, and only those.
+    async fn answer_while<T>(&self, mut task: tokio::task::JoinHandle<T>) -> T {
+        let before: Vec<_> = self.mongo.waiting().into_iter().map(|(call, _)| call).collect();
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut task => return done.unwrap(),
+                () = tokio::task::yield_now() => {
+                    for (call, _) in self.mongo.waiting() {
+                        if !before.contains(&call) {
+                            self.mongo.serve(call);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+type Loading = tokio::task::JoinHandle<crate::Result<Option<u64>>>;
+
+fn data(version: u64) -> Data {
+    Data::from([("version".to_owned(), json!(version))])
+}
+
+fn version(data: &Data) -> u64 {
+    data["version"].as_u64().unwrap()
+}

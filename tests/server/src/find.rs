@@ -1,0 +1,256 @@
+//! Which server program to run, and what each kind wants to be told.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Kind;
+use crate::error::Error;
+use crate::install;
+
+/// A server program that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    pub(crate) kind: Kind,
+    /// The program and the arguments which come before all others.
+    pub(crate) command: Vec<OsString>,
+    /// Its name and version.
+    pub(crate) title: String,
+    /// Why it is this one, for the line that says what was done.
+    pub(crate) why: String,
+}
+
+/// What a start asks for.
+pub(crate) struct Wanted<'a> {
+    pub(crate) port: u16,
+    pub(crate) folder: &'a Path,
+    pub(crate) durable: bool,
+    pub(crate) test_commands: bool,
+    pub(crate) auth: bool,
+    /// Files of the certificate chain and the key.
+    pub(crate) tls: Option<(&'a Path, &'a Path)>,
+    pub(crate) extra: &'a [OsString],
+}
+
+/// The folder of the server's own files inside its temporary folder.
+pub(crate) const DATA: &str = "data";
+/// An empty configuration, so that no file of the user's is found instead.
+pub(crate) const CONFIG: &str = "empty.toml";
+/// The shared secret without which a `mongod` in a replica set will not ask for passwords.
+pub(crate) const KEY_FILE: &str = "keyfile";
+/// Certificate and key in one file, as `mongod` wants them.
+pub(crate) const TLS_FILE: &str = "server.pem";
+
+impl Program {
+    /// The whole command line of a start.
+    pub(crate) fn command_line(&self, wanted: &Wanted<'_>) -> Vec<OsString> {
+        let mut line = self.command.clone();
+        let file = |name: &str| wanted.folder.join(name).into_os_string();
+        let port = OsString::from(wanted.port.to_string());
+        let mut add = |args: &[&OsStr]| line.extend(args.iter().map(|&arg| arg.to_owned()));
+        if self.kind == Kind::Mongod {
+            add(&["--bind_ip".as_ref(), "127.0.0.1".as_ref()]);
+            add(&["--port".as_ref(), &port]);
+            add(&["--dbpath".as_ref(), &file(DATA)]);
+            add(&["--replSet".as_ref(), "rs0".as_ref()]);
+            // Its socket would stay behind in the folder of all temporary files.
+            add(&["--nounixsocket".as_ref()]);
+            if wanted.test_commands {
+                add(&["--setParameter".as_ref(), "enableTestCommands=1".as_ref()]);
+            }
+            if wanted.auth {
+                add(&["--auth".as_ref(), "--keyFile".as_ref(), &file(KEY_FILE)]);
+            }
+            if wanted.tls.is_some() {
+                add(&["--tlsMode".as_ref(), "requireTLS".as_ref()]);
+                add(&["--tlsCertificateKeyFile".as_ref(), &file(TLS_FILE)]);
+                // It also speaks to itself, and a test's certificate may not be fit for that.
+                add(&["--tlsCAFile".as_ref(), &file(TLS_FILE)]);
+                add(&["--tlsAllowConnectionsWithoutCertificates".as_ref()]);
+                add(&["--tlsAllowInvalidCertificates".as_ref()]);
+                add(&["--tlsAllowInvalidHostnames".as_ref()]);
+            }
+        } else {
+            add(&["--config".as_ref(), &file(CONFIG)]);
+            add(&["--host".as_ref(), "127.0.0.1".as_ref()]);
+            add(&["--port".as_ref(), &port]);
+            add(&["--storage-path".as_ref(), &file(DATA)]);
+            if self.kind == Kind::SecantusRs {
+                // It fills its log file in full beforehand; the default is 128 MB for each server.
+                add(&["--log-file-max".as_ref(), "64MB".as_ref()]);
+            }
+            if wanted.durable {
+                add(&["--sync-on-commit".as_ref()]);
+            }
+            if wanted.test_commands {
+                add(&["--enable-test-commands".as_ref()]);
+            }
+            if wanted.auth {
+                add(&["--auth".as_ref()]);
+            }
+            if let Some((cert, key)) = wanted.tls {
+                add(&["--tls-cert-file".as_ref(), cert.as_os_str()]);
+                add(&["--tls-key-file".as_ref(), key.as_os_str()]);
+            }
+        }
+        line.extend(wanted.extra.iter().cloned());
+        line
+    }
+
+    /// What the program writes once the port is its own.
+    ///
+    /// Asking the port alone is not enough: where two servers were given the same port, the one
+    /// that got it would answer for the one that did not.
+    pub(crate) fn listening_mark(&self) -> &'static str {
+        match self.kind {
+            Kind::Mongod => "Waiting for connections",
+            Kind::SecantusRs | Kind::SecantusPy => "listening on",
+        }
+    }
+}
+
+/// The program to use: of `kind` if that is said, else the first there is, else one installed now.
+pub(crate) fn program(kind: Option<Kind>) -> Result<Program, Error> {
+    let mut tried = Vec::new();
+    if matches!(kind, None | Some(Kind::Mongod)) {
+        match on_path("mongod") {
+            Some(path) => {
+                return Ok(Program {
+                    kind: Kind::Mongod,
+                    title: version(&path, "mongod"),
+                    command: vec![path.into()],
+                    why: "mongod is on PATH".to_owned(),
+                });
+            }
+            None => tried.push("mongod: not on PATH".to_owned()),
+        }
+    }
+    if matches!(kind, None | Some(Kind::SecantusRs)) {
+        match secantus_rs() {
+            Ok(program) => return Ok(program),
+            Err(reason) => tried.push(reason),
+        }
+    }
+    if matches!(kind, None | Some(Kind::SecantusPy)) {
+        match install::python(tried.last().map(String::as_str)) {
+            Ok((command, why)) => {
+                return Ok(Program {
+                    kind: Kind::SecantusPy,
+                    title: format!("secantusd-py {}", install::WHEEL_VERSION),
+                    command,
+                    why,
+                });
+            }
+            Err(reason) => tried.push(reason),
+        }
+    }
+    Err(Error::NoServer { tried })
+}
+
+fn secantus_rs() -> Result<Program, String> {
+    let (path, why) = match on_path("secantusd-rs") {
+        Some(path) => (path, "secantusd-rs is on PATH".to_owned()),
+        None => install::cargo()?,
+    };
+    Ok(Program {
+        kind: Kind::SecantusRs,
+        title: version(&path, "secantusd-rs"),
+        command: vec![path.into()],
+        why,
+    })
+}
+
+/// The executable file of that name on PATH.
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| is_executable(path))
+}
+
+pub(crate) fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+/// The first line of `--version`, or the bare name where the program does not say.
+fn version(path: &Path, name: &str) -> String {
+    let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let first = text.lines().next().unwrap_or_default().trim();
+    if first.contains(name) {
+        first.to_owned()
+    } else {
+        // mongod says only `db version v8.0.4`.
+        format!("{name} {}", first.trim_start_matches("db version ")).trim_end().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(kind: Kind, wanted: &Wanted<'_>) -> String {
+        let program = Program {
+            kind,
+            command: vec!["prog".into()],
+            title: String::new(),
+            why: String::new(),
+        };
+        let words = program.command_line(wanted);
+        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn every_kind_listens_on_loopback_only_and_is_told_what_was_asked() {
+        let (cert, key) = (Path::new("/c.pem"), Path::new("/k.pem"));
+        let extra = ["--last".into()];
+        let mut wanted = Wanted {
+            port: 5,
+            folder: Path::new("/f"),
+            durable: true,
+            test_commands: true,
+            auth: true,
+            tls: Some((cert, key)),
+            extra: &extra,
+        };
+        let rust = line(Kind::SecantusRs, &wanted);
+        assert_eq!(
+            rust,
+            "prog --config /f/empty.toml --host 127.0.0.1 --port 5 --storage-path /f/data \
+             --log-file-max 64MB --sync-on-commit --enable-test-commands --auth \
+             --tls-cert-file /c.pem --tls-key-file /k.pem --last"
+        );
+        let python = line(Kind::SecantusPy, &wanted);
+        assert_eq!(python, rust.replace(" --log-file-max 64MB", ""));
+        let mongod = line(Kind::Mongod, &wanted);
+        for part in [
+            "prog --bind_ip 127.0.0.1 --port 5 --dbpath /f/data --replSet rs0",
+            "--auth --keyFile /f/keyfile",
+            "--tlsMode requireTLS --tlsCertificateKeyFile /f/server.pem",
+            "enableTestCommands=1",
+        ] {
+            assert!(mongod.contains(part), "{part} in {mongod}");
+        }
+        (wanted.durable, wanted.auth, wanted.test_commands) = (false, false, false);
+        (wanted.tls, wanted.extra) = (None, &[]);
+        assert_eq!(
+            line(Kind::SecantusPy, &wanted),
+            "prog --config /f/empty.toml --host 127.0.0.1 --port 5 --storage-path /f/data"
+        );
+        assert!(!line(Kind::Mongod, &wanted).contains("tls"));
+    }
+
+    #[test]
+    fn only_executable_files_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prog");
+        std::fs::write(&path, "#!/bin/sh\necho db version v8.0.4\necho more\n").unwrap();
+        assert!(!is_executable(&path));
+        assert!(!is_executable(folder.path()), "a folder is no program");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(is_executable(&path));
+        assert_eq!(version(&path, "mongod"), "mongod v8.0.4");
+    }
+}

@@ -1,0 +1,143 @@
+//! A MongoDB server for tests, examples and benches to run on, found or made without being asked.
+//!
+//! In this order: the server of `MONGODB_URI` if that is set; a `mongod` on PATH; `secantusd-rs` on
+//! PATH or in the cache; the same built into the cache with cargo if `cmake` is there; its Python
+//! twin, installed into the cache in a virtual environment. One line on stderr says what was done
+//! and why. The cache is `$SESSION_TEST_SERVER_CACHE`, else `tower-sessions-moka-mongodb-store` in
+//! `$XDG_CACHE_HOME` or `~/.cache`.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), session_test_server::Error> {
+//! let server = session_test_server::shared()?;
+//! let uri = server.uri_for(&session_test_server::fresh_database());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A server that was started listens on loopback only, shows itself as a replica set of one node
+//! (so that change streams and transactions work), and ends with the process, however that ends.
+//!
+//! All functions block the thread. In a `#[tokio::test]`, which has a runtime to itself, that is
+//! no matter; elsewhere call them inside `tokio::task::spawn_blocking`.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![allow(clippy::doc_markdown, reason = "MongoDB is a name and not code")]
+
+mod error;
+mod server;
+mod uri;
+
+#[cfg(unix)]
+mod find;
+#[cfg(unix)]
+mod hello;
+#[cfg(unix)]
+mod install;
+#[cfg(unix)]
+mod process;
+#[cfg(unix)]
+mod shell;
+#[cfg(unix)]
+mod wire;
+
+#[cfg(not(unix))]
+#[path = "other.rs"]
+mod process;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use error::Error;
+pub use server::{Builder, TestServer};
+pub use uri::with_option;
+
+/// The user of a server with [`Builder::auth`].
+pub const USER: &str = "tester";
+/// The password of [`USER`]; no secret, it only guards test data on loopback.
+pub const PASSWORD: &str = "loopback-only";
+
+/// What [`fresh_database`] begins all names with, so that leftovers on a server which is kept
+/// (`MONGODB_URI`) can be told from real data.
+pub const DATABASE_PREFIX: &str = "session_test_";
+
+/// The kinds of servers this crate can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// MongoDB's own server.
+    Mongod,
+    /// `secantusd-rs`, the compatible server in Rust.
+    SecantusRs,
+    /// `secantusd-py`, the same one's Python twin.
+    SecantusPy,
+}
+
+/// The server that all users in this process share, started at the first call.
+///
+/// It cannot be stopped or paused; [`TestServer::builder`] makes one that can.
+///
+/// # Errors
+///
+/// If `MONGODB_URI` is set and nothing answers there, or no server could be found, installed or
+/// started. All later calls give the same error.
+pub fn shared() -> Result<&'static TestServer, Error> {
+    static SHARED: OnceLock<Result<TestServer, Error>> = OnceLock::new();
+
+    let server = SHARED.get_or_init(|| match std::env::var("MONGODB_URI") {
+        Ok(uri) if !uri.trim().is_empty() => TestServer::external(uri.trim().to_owned()),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Error::External("it is not UTF-8".to_owned()))
+        }
+        _ => TestServer::builder().start(),
+    });
+    server.as_ref().map_err(Clone::clone)
+}
+
+/// The connection string of the [`shared`] server.
+///
+/// # Errors
+///
+/// As [`shared`].
+pub fn uri() -> Result<String, Error> {
+    shared().map(|server| server.uri().to_owned())
+}
+
+/// A database name that no other test, process or machine uses.
+#[must_use]
+pub fn fresh_database() -> String {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+
+    // The standard library's one source of randomness; the id and the time are for systems where it
+    // is a weak one.
+    let process = PROCESS.get_or_init(|| {
+        RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
+    });
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{DATABASE_PREFIX}{process:016x}_{count}")
+}
+
+/// Finds the program that an own server of this kind (or of the best kind) would be, and installs
+/// it if need be, but starts nothing. Returns its name and version.
+///
+/// # Errors
+///
+/// If there is none and none can be installed.
+pub fn install(kind: Option<Kind>) -> Result<String, Error> {
+    #[cfg(unix)]
+    return find::program(kind).map(|program| program.title);
+    #[cfg(not(unix))]
+    return Builder { kind, ..Builder::default() }.start().map(|server| server.description());
+}
+
+/// Writes one line to stderr.
+///
+/// Not with `eprintln!`: the test harness keeps that back until the test has failed, and an
+/// installation of minutes is to be told of while it goes on.
+fn say(text: &str) {
+    let line = format!("session-test-server: {text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

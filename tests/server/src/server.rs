@@ -1,0 +1,267 @@
+//! The server as a test sees it.
+
+use std::ffi::OsString;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::process::Own;
+use crate::{Kind, PASSWORD, USER, say, uri, with_option};
+
+/// A MongoDB server to run on: that of `MONGODB_URI`, or a process of its own.
+///
+/// One of its own ends, and its data is removed, when this is dropped or when the process ends in
+/// whatever way.
+#[derive(Debug)]
+pub struct TestServer {
+    uri: String,
+    own: Option<Own>,
+}
+
+/// How an own server is to be started; made by [`TestServer::builder`].
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct Builder {
+    pub(crate) kind: Option<Kind>,
+    pub(crate) durable: bool,
+    pub(crate) auth: bool,
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) test_commands: bool,
+    pub(crate) extra: Vec<OsString>,
+}
+
+impl Builder {
+    /// Only this kind of server, not the first that is found.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Whether what was acknowledged must survive [`TestServer::kill`]; off by default, for speed.
+    ///
+    /// A `mongod` keeps its journal in any case.
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+
+    /// Whether clients need a password (SCRAM-SHA-256); [`USER`] may then do everything.
+    ///
+    /// [`TestServer::uri`] holds the credentials. Takes a second start, so some time.
+    pub fn auth(mut self, auth: bool) -> Self {
+        self.auth = auth;
+        self
+    }
+
+    /// TLS only, with this certificate (chain) and key, two PEM files.
+    ///
+    /// [`TestServer::uri`] then has `tls=true`; say whom to trust with
+    /// `with_option(&uri, "tlsCAFile", path)`.
+    pub fn tls(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Whether commands for tests, `configureFailPoint` above all, are allowed.
+    pub fn test_commands(mut self, allowed: bool) -> Self {
+        self.test_commands = allowed;
+        self
+    }
+
+    /// One more argument for the server program, after all others.
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.extra.push(argument.into());
+        self
+    }
+
+    /// Starts the server and waits until it is ready: about a second, but minutes where it has to
+    /// be installed first. Blocks the thread for that long.
+    ///
+    /// # Errors
+    ///
+    /// If there is no server program and none can be installed, or it does not become ready.
+    pub fn start(self) -> Result<TestServer, Error> {
+        static SAID: AtomicBool = AtomicBool::new(false);
+
+        let own = Own::start(self.clone())?;
+        let user = if self.auth { format!("{USER}:{PASSWORD}@") } else { String::new() };
+        let mut uri = format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", own.port());
+        if self.auth {
+            uri = with_option(&uri, "authSource", "admin");
+        }
+        if self.tls.is_some() {
+            uri = with_option(&uri, "tls", "true");
+        }
+        if !SAID.swap(true, Ordering::Relaxed) {
+            say(&format!(
+                "{}; started {} on 127.0.0.1:{}, its data is temporary",
+                own.why(),
+                own.title(),
+                own.port()
+            ));
+        }
+        Ok(TestServer { uri, own: Some(own) })
+    }
+}
+
+impl TestServer {
+    /// A server process of its own, whatever `MONGODB_URI` says: for tests which end it, pause it,
+    /// or need passwords or TLS.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The server of a connection string, if one answers there.
+    pub(crate) fn external(uri: String) -> Result<Self, Error> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+
+        let addresses = uri::addresses(&uri).ok_or_else(|| {
+            Error::External("it does not begin with mongodb:// and a host".to_owned())
+        })?;
+        // A driver would try for half a minute in every single test.
+        let mut reasons = Vec::new();
+        for address in &addresses {
+            let reached = address.to_socket_addrs().and_then(|mut all| {
+                let first = all.next().ok_or(std::io::ErrorKind::NotFound)?;
+                let rest = all.collect::<Vec<_>>();
+                TcpStream::connect_timeout(&first, PATIENCE).or_else(|error| {
+                    rest.iter()
+                        .find_map(|other| TcpStream::connect_timeout(other, PATIENCE).ok())
+                        .ok_or(error)
+                })
+            });
+            match reached {
+                Ok(_) => {
+                    reasons.clear();
+                    break;
+                }
+                Err(error) => reasons.push(format!("{address}: {error}")),
+            }
+        }
+        if !reasons.is_empty() {
+            let reasons = reasons.join("; ");
+            return Err(Error::External(format!("nothing answers there ({reasons})")));
+        }
+        let server = Self { uri, own: None };
+        say(&format!("using {}", server.description()));
+        Ok(server)
+    }
+
+    /// The connection string; of an own server with the credentials, and without a database.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// The connection string with this database as its default one.
+    ///
+    /// Hosts, options and credentials stay, also where the credentials were to be looked up in the
+    /// database which the connection string named before.
+    #[must_use]
+    pub fn uri_for(&self, database: &str) -> String {
+        uri::with_database(&self.uri, database)
+    }
+
+    /// The port on loopback, if the server is an own one.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.own.as_ref().map(Own::port)
+    }
+
+    /// The process id, if the server is an own one and runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.own.as_ref().and_then(Own::pid)
+    }
+
+    /// The temporary folder of an own server: its data, and its log `server.log`.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.own.as_ref().map(Own::folder)
+    }
+
+    /// Which kind of program an own server is.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        self.own.as_ref().map(Own::kind)
+    }
+
+    /// Whether it is the server of `MONGODB_URI`, which tests must not stop.
+    #[must_use]
+    pub fn is_external(&self) -> bool {
+        self.own.is_none()
+    }
+
+    /// One line on what server this is: the program and its version, or the hosts of
+    /// `MONGODB_URI`; no secrets.
+    #[must_use]
+    pub fn description(&self) -> String {
+        match &self.own {
+            Some(own) => own.title().to_owned(),
+            None => format!("the server of MONGODB_URI ({})", uri::shown(&self.uri)),
+        }
+    }
+
+    /// Ends the server with SIGKILL, as a crash would; the data stays for [`restart`](Self::restart).
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or the system refuses.
+    pub fn kill(&mut self) -> Result<(), Error> {
+        self.own_mut()?.kill()
+    }
+
+    /// Ends the server as an operator would; the data stays for [`restart`](Self::restart).
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or it does not end by itself (it is then killed).
+    pub fn stop(&mut self) -> Result<(), Error> {
+        self.own_mut()?.stop()
+    }
+
+    /// Starts the server again on the same port and the same data and waits until it is ready; one
+    /// that still runs is killed first.
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or it does not become ready.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        self.own_mut()?.restart()
+    }
+
+    /// Freezes the server (SIGSTOP): connections stay open and nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or it does not run.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        self.own_mut()?.pause()
+    }
+
+    /// Lets a frozen server go on (SIGCONT).
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or it does not run.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.own_mut()?.resume()
+    }
+
+    /// Waits until the server ends by itself.
+    ///
+    /// # Errors
+    ///
+    /// If it is not an own server, or the system refuses.
+    pub fn wait(&mut self) -> Result<(), Error> {
+        self.own_mut()?.wait()
+    }
+
+    fn own_mut(&mut self) -> Result<&mut Own, Error> {
+        self.own.as_mut().ok_or_else(|| {
+            Error::Unsupported("the server of MONGODB_URI is not this test's to stop".to_owned())
+        })
+    }
+}
