@@ -1,5 +1,68 @@
-//! Server-side sessions for [`tower-sessions`](https://docs.rs/tower-sessions) in MongoDB, read at
-//! memory speed.
+//! Server-side sessions for [tower-sessions](https://docs.rs/tower-sessions) 0.15 (Axum 0.8) that
+//! are kept in MongoDB and read at memory speed.
+//!
+//! - [`CachedMongoStore`]: a write-through cache in front of MongoDB. What most apps take.
+//! - [`MongoStore`]: the MongoDB tier, a complete store by itself.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use tower_sessions::{Session, SessionManagerLayer};
+//! use tower_sessions_moka_mongodb_store::CachedMongoStore;
+//!
+//! async fn views(session: Session) -> Result<String, axum::http::StatusCode> {
+//!     let failed = |_| axum::http::StatusCode::INTERNAL_SERVER_ERROR;
+//!     let views = session.get::<u64>("views").await.map_err(failed)?.unwrap_or(0) + 1;
+//!     session.insert("views", views).await.map_err(failed)?;
+//!     Ok(format!("{views} views"))
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let store = CachedMongoStore::connect("mongodb://localhost/app").await?;
+//!     let app = Router::new().route("/", get(views)).layer(SessionManagerLayer::new(store.clone()));
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     axum::serve(listener, app).await?;
+//!     store.shutdown().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The guarantee
+//!
+//! After a log-out has returned, no later request on this instance sees the session, and on no
+//! instance is a session served as it was more than
+//! [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago. A save never brings a deleted
+//! session back, an id that a client chose is never stored, and an outage is an error, never
+//! "not logged in". [`CachedMongoStore`] says it in full.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
+//!
+//! None is on by default, and none changes what the rest does.
+//!
+//! # Metrics
+//!
+//! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
+//! store is built.
+//!
+//! | metric | labels | what |
+//! |---|---|---|
+//! | `session_store_loads_total` | `result`: `hit`, `miss`, `absent`, `shared` | sessions asked for; `shared` waited for another load's read |
+//! | `session_store_cache_evictions_total` | `cause`: `size`, `expired` | entries that the cache let go by itself |
+//! | `session_store_cache_entries` | | sessions held |
+//! | `session_store_cache_bytes`, `session_store_cache_limit_bytes` | | heap that they take, and may take |
+//! | `session_store_mongo_operations_total` | `verb`, `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
+//! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
+//! | `session_store_saves_dropped_total` | | saves of a session that was gone |
+//!
+//! # Where things are
+//!
+//! `store` joins the tiers; `cache` is the memory tier, and `cache/freshness` the rules by which an
+//! entry may stand there; `mongo` is the persistence tier; `contract` speaks to tower-sessions.
+//! `DESIGN.md` in the repository has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
@@ -16,6 +79,7 @@ mod simulation;
 mod store;
 mod tasks;
 
+/// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;
 
 pub use self::cache::EvictionPolicy;
@@ -25,3 +89,8 @@ pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
 };
 pub use self::store::{CachedMongoStore, CachedMongoStoreBuilder};
+
+/// The README's programs are compiled as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,193 @@
+//! Counts each visitor's views, in a session that lives in MongoDB and is read from memory.
+//!
+//! `cargo run --example counter`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Redirect};
+use axum::routing::{get, post};
+use axum::{Form, Json, Router};
+use futures::StreamExt;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+use tower_sessions::cookie::SameSite;
+use tower_sessions::{Expiry, Session, SessionManagerLayer};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, LiveSession};
+
+use crate::support::AppError;
+
+/// The session gets a new id after so many views.
+const VIEWS_PER_ID: u64 = 10;
+/// The longest message, in characters: what a visitor sends lands in the session.
+const LONGEST_MESSAGE: usize = 200;
+/// How many sessions the operator's list shows.
+const LISTED: usize = 100;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    support::log();
+    let listener = support::listen().await?;
+    // Before the store, which takes the recorder that is there when it is built.
+    let metrics = prometheus()?;
+    let store = support::connect("counter").await?;
+
+    support::serve(listener, app(store.clone(), metrics)).await?;
+    store.shutdown().await;
+    Ok(())
+}
+
+fn app(store: CachedMongoStore, metrics: PrometheusHandle) -> Router {
+    let sessions = SessionManagerLayer::new(store.clone())
+        .with_name("counter")
+        // For plain http on loopback. Leave it out where there is https.
+        .with_secure(false)
+        // With `Strict`, a visitor who follows a link from elsewhere would count from 1 again.
+        .with_same_site(SameSite::Lax)
+        .with_expiry(Expiry::OnInactivity(time::Duration::days(1)));
+    Router::new()
+        .route("/", get(home))
+        .route("/api/me", get(me))
+        .route("/message", post(message))
+        .route("/logout", post(logout))
+        .layer(sessions)
+        // For the operator, without a session. A real app has these on a port that is not public.
+        .route("/sessions", get(list))
+        .route("/metrics", get(async move || exposition(&metrics)))
+        .with_state(store)
+}
+
+/// What a visitor is told about the session.
+struct Visit {
+    views: u64,
+    online: u64,
+    new_id: bool,
+}
+
+impl Visit {
+    /// Counts one more view. Of two requests at once the later one's count stays.
+    async fn count(session: &Session, store: &CachedMongoStore) -> Result<Self> {
+        let views = session.get("views").await?.unwrap_or(0u64).saturating_add(1);
+        session.insert("views", views).await?;
+        let new_id = views.is_multiple_of(VIEWS_PER_ID);
+        if new_id {
+            session.cycle_id().await?;
+        }
+        // A session without an id is stored after this request; it is online all the same. The
+        // exact number has a cost that grows with it: a busy site takes `estimated_length`.
+        let unstored = u64::from(session.id().is_none());
+        let online = store.length().await?.saturating_add(unstored);
+        Ok(Self { views, online, new_id })
+    }
+}
+
+async fn home(
+    session: Session,
+    State(store): State<CachedMongoStore>,
+) -> Result<impl IntoResponse, AppError> {
+    let visit = Visit::count(&session, &store).await?;
+    let flash = session.remove::<String>("flash").await?;
+    let flash = flash.map_or_else(String::new, |message| support::status(&message));
+    let Visit { views, online, .. } = visit;
+    let id = if visit.new_id {
+        "Your session has just got a new id; the count went along.".to_owned()
+    } else {
+        let left = VIEWS_PER_ID - views % VIEWS_PER_ID;
+        format!("Your session gets a new id every {VIEWS_PER_ID} views, next in {left}.")
+    };
+    Ok(support::page(
+        "Counter",
+        &format!(
+            r#"{flash}<p>Views in your session: <strong>{views}</strong></p>
+<p>Sessions online: <strong>{online}</strong></p>
+<p>{id}</p>
+<form method="post" action="/message">
+<label for="message">A message for your next page</label>
+<input id="message" name="message" maxlength="{LONGEST_MESSAGE}" required autocomplete="off">
+<button>Show it once</button>
+</form>
+<form method="post" action="/logout">
+<button>Log out</button>
+</form>
+"#
+        ),
+    ))
+}
+
+async fn me(
+    session: Session,
+    State(store): State<CachedMongoStore>,
+) -> Result<impl IntoResponse, AppError> {
+    let Visit { views, online, new_id } = Visit::count(&session, &store).await?;
+    let body = Json(json!({ "views": views, "online": online, "new_id": new_id }));
+    Ok(([(header::CACHE_CONTROL, "no-store")], body))
+}
+
+#[derive(Deserialize)]
+struct Message {
+    message: String,
+}
+
+async fn message(session: Session, Form(sent): Form<Message>) -> Result<Redirect, AppError> {
+    let message: String = sent.message.trim().chars().take(LONGEST_MESSAGE).collect();
+    if !message.is_empty() {
+        session.insert("flash", message).await?;
+    }
+    Ok(Redirect::to("/"))
+}
+
+async fn logout(session: Session) -> Result<Redirect, AppError> {
+    session.flush().await?;
+    Ok(Redirect::to("/"))
+}
+
+/// The live sessions, which come without their ids: a list shows nothing to log in with.
+async fn list(State(store): State<CachedMongoStore>) -> Result<Json<Value>, AppError> {
+    let mut all = store.all().take(LISTED);
+    let mut sessions = Vec::new();
+    while let Some(session) = all.next().await {
+        match session {
+            Ok(session) => sessions.push(describe(&session)?),
+            // One that another program has spoilt, say. The others are worth seeing.
+            Err(error) if error.kind() == ErrorKind::Decode => {
+                sessions.push(json!({ "error": error.to_string() }));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Json(json!({ "online": store.length().await?, "sessions": sessions })))
+}
+
+fn describe(session: &LiveSession) -> Result<Value> {
+    Ok(json!({
+        "views": session.data.get("views"),
+        "created": session.created.format(&Rfc3339)?,
+        "updated": session.updated.format(&Rfc3339)?,
+        "expires": session.expires.format(&Rfc3339)?,
+    }))
+}
+
+/// Collects every metric of this process from now on.
+fn prometheus() -> Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        // Else the durations that nobody comes to read pile up.
+        let mut every = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            every.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+fn exposition(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
+}

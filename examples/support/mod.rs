@@ -1,0 +1,152 @@
+//! What both apps need around their routes: a store, a port, an end, an error and a page.
+
+use std::future::Future;
+use std::io::{ErrorKind, IsTerminal};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use tokio::net::TcpListener;
+use tower_sessions_moka_mongodb_store::CachedMongoStore;
+use tracing_subscriber::EnvFilter;
+
+/// Logs to stderr, as much as `RUST_LOG` says; `info` if it says nothing.
+pub(crate) fn log() {
+    let filter =
+        EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// Listens on `ADDR`, `127.0.0.1:3000` if it is not set; with port 0 on any free port.
+pub(crate) async fn listen() -> Result<TcpListener> {
+    let address = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    match TcpListener::bind(&address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error).context(format!(
+            "{address} is in use: end the program that listens there, or choose another port, as \
+             with ADDR=127.0.0.1:3001 (ADDR=127.0.0.1:0 takes any free one)"
+        )),
+        Err(error) => Err(error).context(format!(
+            "cannot listen on ADDR={address:?}: it must be an address of this machine and a port, \
+             such as 127.0.0.1:3000"
+        )),
+    }
+}
+
+/// A store on the server of `MONGODB_URI`, or else on a server of its own, which ends with the app.
+pub(crate) async fn connect(database: &'static str) -> Result<CachedMongoStore> {
+    if std::env::var("MONGODB_URI").is_ok_and(|uri| !uri.trim().is_empty()) {
+        return CachedMongoStore::from_env().await.context("MONGODB_URI cannot be used");
+    }
+    tracing::info!("MONGODB_URI is not set: sessions go to a server that lasts as long as the app");
+    // Blocks the thread, for minutes if a server has to be installed first.
+    let uri = tokio::task::spawn_blocking(move || {
+        session_test_server::shared().map(|server| server.uri_for(database))
+    });
+    Ok(CachedMongoStore::connect(uri.await??).await?)
+}
+
+/// Serves `app` until Ctrl-C or SIGTERM, and to the end of the requests under way by then.
+#[allow(clippy::print_stdout, reason = "where the app listens is its one line of output")]
+pub(crate) async fn serve(listener: TcpListener, app: Router) -> Result<()> {
+    let end = asked_to_end()?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app).with_graceful_shutdown(end).await?;
+    Ok(())
+}
+
+/// Takes the signals over at once; whoever awaits the future hears of the first.
+#[cfg(unix)]
+fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("ending");
+    })
+}
+
+#[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "as where there is Unix")]
+fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async { drop(tokio::signal::ctrl_c().await) })
+}
+
+/// Whatever a handler could not do: told to the log, and not to the visitor.
+#[derive(Debug)]
+pub(crate) struct AppError(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for AppError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for AppError {
+    fn into_response(self) -> Response {
+        tracing::error!(error = format!("{:#}", self.0), "a request failed");
+        (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong here. Please try again later.\n")
+            .into_response()
+    }
+}
+
+/// An HTML page, which nobody may keep: it is about one visitor. `main` is HTML already.
+pub(crate) fn page(title: &str, main: &str) -> impl IntoResponse + use<> {
+    let page = format!(
+        r#"<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 1.1rem/1.5 system-ui, sans-serif }}
+main {{ max-width: 34rem; margin: 8vh auto; padding: 0 1rem }}
+form {{ margin: 1.5rem 0 }}
+label {{ display: block }}
+input, button {{ font: inherit; padding: .4rem .7rem; margin: .3rem 0 }}
+[role=status] {{ border-left: .3rem solid #2a7; padding: .4rem .8rem; overflow-wrap: anywhere }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{main}</main>
+</body>
+</html>
+"#,
+        title = escape(title),
+    );
+    ([(header::CACHE_CONTROL, "no-store")], Html(page))
+}
+
+/// A message that is shown once.
+pub(crate) fn status(message: &str) -> String {
+    format!("<p role=\"status\">{}</p>\n", escape(message))
+}
+
+/// `text` as it may stand in HTML, in an attribute too: nothing in it is taken for a tag.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
