@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -31,8 +32,12 @@ const LONGEST_MESSAGE: usize = 200;
 const LISTED: usize = 100;
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     support::log();
+    support::exit(run().await)
+}
+
+async fn run() -> Result<()> {
     let listener = support::listen().await?;
     // Before the store, which takes the recorder that is there when it is built.
     let metrics = prometheus()?;

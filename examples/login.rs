@@ -8,6 +8,7 @@
 mod support;
 
 use std::fmt::{self, Write};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -41,8 +42,12 @@ const USERS: [(&str, &str); 2] = [
 ];
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     support::log();
+    support::exit(run().await)
+}
+
+async fn run() -> Result<()> {
     let listener = support::listen().await?;
     let store = support::connect("login").await?;
 

@@ -84,7 +84,9 @@ implement_contract!(tower_sessions_core, CachedMongoStore);
 
 #[cfg(feature = "tower-sessions-014")]
 mod generation_014 {
-    use super::*;
+    use super::{
+        CachedMongoStore, Error, ErrorKind, Expires, MongoStore, RawId, beyond_the_calendar,
+    };
 
     flatten_error!(tower_sessions_core_014);
     implement_contract!(tower_sessions_core_014, MongoStore);

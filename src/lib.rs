@@ -46,7 +46,9 @@
 //! # Metrics
 //!
 //! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
-//! store is built.
+//! store is built. Every series is there from the start, at zero. With metrics-exporter-prometheus,
+//! the durations are histograms once you give it buckets
+//! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then.
 //!
 //! | metric | labels | what |
 //! |---|---|---|

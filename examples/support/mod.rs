@@ -1,15 +1,31 @@
 //! What both apps need around their routes: a store, a port, an end, an error and a page.
 
-use std::future::Future;
 use std::io::{ErrorKind, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tower_sessions_moka_mongodb_store::CachedMongoStore;
 use tracing_subscriber::EnvFilter;
+
+/// How long an app that was asked to end waits for its visitors: one may send half a request.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How an app ends: well, or with code 1 and a line that says why.
+pub(crate) fn exit(ended: Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Logs to stderr, as much as `RUST_LOG` says; `info` if it says nothing.
 pub(crate) fn log() {
@@ -51,12 +67,22 @@ pub(crate) async fn connect(database: &'static str) -> Result<CachedMongoStore> 
     Ok(CachedMongoStore::connect(uri.await??).await?)
 }
 
-/// Serves `app` until Ctrl-C or SIGTERM, and to the end of the requests under way by then.
+/// Serves `app` until Ctrl-C or SIGTERM, and then for as long as requests are under way.
 #[allow(clippy::print_stdout, reason = "where the app listens is its one line of output")]
 pub(crate) async fn serve(listener: TcpListener, app: Router) -> Result<()> {
-    let end = asked_to_end()?;
+    let asked = asked_to_end()?;
+    let end = CancellationToken::new();
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(end).await?;
+    let served = axum::serve(listener, app).with_graceful_shutdown(end.clone().cancelled_owned());
+    let out_of_patience = async {
+        asked.await;
+        end.cancel();
+        tokio::time::sleep(PATIENCE).await;
+    };
+    tokio::select! {
+        served = served.into_future() => served?,
+        () = out_of_patience => tracing::warn!("requests that took too long were cut off"),
+    }
     Ok(())
 }
 

@@ -206,8 +206,12 @@ impl Connection {
         if !self.uri_from_env {
             return Ok(self.uri.clone());
         }
-        std::env::var("MONGODB_URI").map(Some).map_err(|_| {
-            Error::config("the environment variable MONGODB_URI is not set (or is no UTF-8)")
+        let uri = std::env::var("MONGODB_URI").ok().filter(|uri| !uri.is_empty());
+        uri.map(Some).ok_or_else(|| {
+            Error::config(
+                "the environment variable MONGODB_URI is not set, is empty or is no UTF-8: set it \
+                 to something like mongodb://localhost/app",
+            )
         })
     }
 

@@ -104,3 +104,21 @@ fn argument(error: &mongodb::error::Error) -> String {
         _ => "an option is invalid".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_server_is_named_with_what_it_said() {
+        let topology = "Server selection timeout: No available servers. Topology: { Type: Unknown, \
+                        Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: \
+                        Connection refused (os error 111), labels: {}, source: None, server \
+                        response: None } ] }";
+        assert_eq!(
+            servers(topology),
+            "127.0.0.1:1 (I/O error: Connection refused (os error 111)): is it running, and is \
+             the address right?"
+        );
+    }
+}
