@@ -141,7 +141,8 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// The name of the database. Default: the one in the URI, or else `sessions`.
+    /// The name of the database. Default: the one in the URI, or else `sessions`. Two apps on one
+    /// server need two databases or two collections.
     pub fn database(mut self, name: impl Into<String>) -> Self {
         self.connection.database = Some(name.into());
         self

@@ -35,7 +35,8 @@ pub struct StoredSession {
     pub expires: DateTime,
     /// New on each write that other instances must hear of, 16 bytes.
     pub rev: Binary,
-    /// When the session was created, by the creating app's clock.
+    /// When the session was created under its present id, by the creating app's clock: a new id,
+    /// as at each log-in, begins anew.
     pub created: DateTime,
     /// When the session was last written, by the writing app's clock.
     pub updated: DateTime,
@@ -49,7 +50,8 @@ pub struct LiveSession {
     pub data: Data,
     /// When the session ends.
     pub expires: time::OffsetDateTime,
-    /// When the session was created, by the creating app's clock.
+    /// When the session was created under its present id, by the creating app's clock: a new id,
+    /// as at each log-in, begins anew.
     pub created: time::OffsetDateTime,
     /// When the session was last written, by the writing app's clock.
     pub updated: time::OffsetDateTime,

@@ -89,11 +89,28 @@ fn code_name(error: &mongodb::error::Error) -> Option<&str> {
 fn unreachable(error: &mongodb::error::Error) -> String {
     match &*error.kind {
         Driver::Io(source) => source.to_string(),
-        Driver::ServerSelection { message, .. } | Driver::DnsResolve { message, .. } => {
-            message.clone()
-        }
+        Driver::ServerSelection { message, .. } => servers(message),
+        Driver::DnsResolve { message, .. } => message.clone(),
         _ => "the connection was lost".to_owned(),
     }
+}
+
+/// The servers and what each said, out of the driver's description of the whole topology.
+fn servers(topology: &str) -> String {
+    let said = topology.split("Address: ").skip(1).map(|server| {
+        let address = server.split(',').next().unwrap_or_default();
+        let error = server
+            .split_once("Error: Kind: ")
+            .map_or("no server of the wanted kind", |(_, error)| {
+                error.split(", labels: ").next().unwrap_or(error)
+            });
+        format!("{address} ({error})")
+    });
+    let said: Vec<_> = said.collect();
+    if said.is_empty() {
+        return "no server was found".to_owned();
+    }
+    format!("{}: is it running, and is the address right?", said.join(", "))
 }
 
 fn argument(error: &mongodb::error::Error) -> String {

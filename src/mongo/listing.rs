@@ -22,8 +22,8 @@ const AHEAD: u32 = 64;
 
 /// A stream of the live sessions, from [`MongoStore::all`](crate::MongoStore::all).
 ///
-/// A session that cannot be read is an error in its place, and the stream goes on; an error of the
-/// connection ends it.
+/// A session that cannot be read is a [`Decode`](crate::ErrorKind::Decode) error in its place, and
+/// the stream goes on; any other error ends it.
 #[must_use = "streams do nothing unless polled"]
 pub struct LiveSessions {
     received: mpsc::Receiver<Result<LiveSession>>,
