@@ -6,59 +6,144 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use mongodb::Collection;
+use mongodb::bson::{DateTime, doc};
 use mongodb::event::EventHandler;
 use mongodb::event::command::CommandEvent;
 use mongodb::options::ClientOptions;
 use session_test_server::fresh_database;
 use time::OffsetDateTime;
+use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, LiveSessions, MongoStore, Result, StoredSession, mongodb,
+};
 
 /// Longer than anything takes on a slow machine: what is not so by then never will be.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Long enough that no test sees the end of it.
-pub const FOREVER: Duration = Duration::from_secs(3_600);
+pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);
 
 /// A URI with a database of its own, on the server that all tests of this process share.
-pub fn uri() -> String {
+pub(crate) fn uri() -> String {
     session_test_server::shared().expect("a server to test on").uri_for(&fresh_database())
 }
 
-pub async fn mongo() -> MongoStore {
+pub(crate) async fn mongo() -> MongoStore {
     MongoStore::connect(uri()).await.unwrap()
 }
 
-pub async fn cached() -> CachedMongoStore {
+pub(crate) async fn cached() -> CachedMongoStore {
     cache_of(&mongo().await).await
 }
 
 /// A cache that keeps what it has: no test waits for an entry to grow old.
-pub async fn cache_of(mongo: &MongoStore) -> CachedMongoStore {
+pub(crate) async fn cache_of(mongo: &MongoStore) -> CachedMongoStore {
     CachedMongoStore::builder(mongo.clone()).max_staleness(FOREVER).build().await.unwrap()
 }
 
 /// Another instance of the app: a store on the same collection, with connections of its own.
-pub async fn other_instance(uri: &str) -> MongoStore {
+pub(crate) async fn other_instance(uri: &str) -> MongoStore {
     MongoStore::connect(uri).await.unwrap()
 }
 
+/// What both of our stores have beside the contract.
+pub(crate) trait Store: SessionStore + Clone {
+    async fn length(&self) -> Result<u64>;
+    async fn estimated_length(&self) -> Result<u64>;
+    async fn contains(&self, id: Id) -> Result<bool>;
+    async fn clear(&self) -> Result<u64>;
+    async fn shutdown(&self);
+    fn all(&self) -> LiveSessions;
+    fn collection(&self) -> Collection<StoredSession>;
+
+    /// How many documents there are, whether live or not.
+    async fn documents(&self) -> u64 {
+        self.collection().count_documents(doc! {}).await.unwrap()
+    }
+
+    /// Another instance of the app, with the client of this one.
+    async fn another(&self) -> MongoStore {
+        let (client, namespace) =
+            (self.collection().client().clone(), self.collection().namespace());
+        let builder = MongoStore::builder().client(client).database(namespace.db);
+        builder.collection(namespace.coll).build().await.unwrap()
+    }
+
+    /// Moves the expiry of every session into the past, unseen by the store.
+    async fn expire_all(&self) {
+        let past = doc! { "$set": { "expires": DateTime::from_millis(1_000) } };
+        self.collection().update_many(doc! {}, past).await.unwrap();
+    }
+}
+
+macro_rules! impl_store {
+    ($($store:ident)*) => { $(
+        impl Store for $store {
+            async fn length(&self) -> Result<u64> {
+                $store::length(self).await
+            }
+            async fn estimated_length(&self) -> Result<u64> {
+                $store::estimated_length(self).await
+            }
+            async fn contains(&self, id: Id) -> Result<bool> {
+                $store::contains(self, id).await
+            }
+            async fn clear(&self) -> Result<u64> {
+                $store::clear(self).await
+            }
+            async fn shutdown(&self) {
+                $store::shutdown(self).await;
+            }
+            fn all(&self) -> LiveSessions {
+                $store::all(self)
+            }
+            fn collection(&self) -> Collection<StoredSession> {
+                $store::collection(self)
+            }
+        }
+    )* };
+}
+
+impl_store!(MongoStore CachedMongoStore);
+
+/// The same tests over both of our stores: `name_of_the_test = function;`.
+macro_rules! on_both_tiers {
+    ($($name:ident = $test:ident;)*) => {
+        mod uncached {
+            $(#[tokio::test] async fn $name() { super::$test(crate::common::mongo().await).await; })*
+        }
+        mod cached {
+            $(#[tokio::test] async fn $name() { super::$test(crate::common::cached().await).await; })*
+        }
+    };
+}
+pub(crate) use on_both_tiers;
+
+/// Creates a session and answers with its record.
+pub(crate) async fn create(store: &impl SessionStore) -> Record {
+    let mut record = record();
+    store.create(&mut record).await.unwrap();
+    record
+}
+
 /// A record with some data, under an id that no store has given out.
-pub fn record() -> Record {
+pub(crate) fn record() -> Record {
     let data = HashMap::from([("name".to_owned(), serde_json::json!({ "serial": serial() }))]);
     Record { id: Id::default(), data, expiry_date: in_the_future() }
 }
 
-pub fn in_the_future() -> OffsetDateTime {
+pub(crate) fn in_the_future() -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::minutes(30)
 }
 
-pub fn in_the_past() -> OffsetDateTime {
+pub(crate) fn in_the_past() -> OffsetDateTime {
     OffsetDateTime::now_utc() - time::Duration::minutes(30)
 }
 
 /// Asks again and again until it is so.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
@@ -67,11 +152,11 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 /// All that an error says in any way.
-pub fn everything_said_by(error: &dyn std::error::Error) -> String {
+pub(crate) fn everything_said_by(error: &dyn std::error::Error) -> String {
     let mut said = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        said += &format!("{error}\n{error:?}\n{error:#?}\n");
+        said.extend([error.to_string(), format!("\n{error:?}\n{error:#?}\n")]);
         next = error.source();
     }
     said
@@ -79,19 +164,19 @@ pub fn everything_said_by(error: &dyn std::error::Error) -> String {
 
 /// Counts the commands that a client sends, by name.
 #[derive(Clone, Default)]
-pub struct Commands(Arc<Mutex<HashMap<String, usize>>>);
+pub(crate) struct Commands(Arc<Mutex<HashMap<String, usize>>>);
 
 impl Commands {
-    pub fn sent(&self, name: &str) -> usize {
+    pub(crate) fn sent(&self, name: &str) -> usize {
         self.0.lock().unwrap().get(name).copied().unwrap_or(0)
     }
 
-    pub fn all(&self) -> usize {
+    pub(crate) fn all(&self) -> usize {
         self.0.lock().unwrap().values().sum()
     }
 
     /// A client that counts into this.
-    pub async fn client(&self, uri: &str) -> mongodb::Client {
+    pub(crate) async fn client(&self, uri: &str) -> mongodb::Client {
         let mut options = ClientOptions::parse(uri).await.unwrap();
         let counts = self.clone();
         options.command_event_handler = Some(EventHandler::callback(move |event| {
@@ -103,31 +188,31 @@ impl Commands {
     }
 
     /// A store whose commands are counted into this.
-    pub async fn mongo(&self, uri: &str) -> MongoStore {
+    pub(crate) async fn mongo(&self, uri: &str) -> MongoStore {
         MongoStore::builder().client(self.client(uri).await).build().await.unwrap()
     }
 }
 
 /// The metrics of the stores that are built while the guard is held.
-pub struct Meters {
+pub(crate) struct Meters {
     snapshotter: Snapshotter,
     // A snapshot sets everything back to zero, gauges too: what is added up here is the value.
     values: Mutex<HashMap<String, f64>>,
 }
 
 impl Meters {
-    pub fn install() -> (Self, metrics::LocalRecorderGuard<'static>) {
+    pub(crate) fn install() -> (Self, metrics::LocalRecorderGuard<'static>) {
         let recorder = Box::leak(Box::new(DebuggingRecorder::new()));
         let meters = Self { snapshotter: recorder.snapshotter(), values: Mutex::default() };
         (meters, metrics::set_default_local_recorder(recorder))
     }
 
     /// The value of a counter or gauge, or how many values a histogram took: `name{label=value,…}`.
-    pub fn value(&self, name: &str) -> f64 {
+    pub(crate) fn value(&self, name: &str) -> f64 {
         self.read().get(name).copied().unwrap_or(0.0)
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.read().keys().cloned().collect()
     }
 
@@ -137,9 +222,10 @@ impl Meters {
             let (_, key) = key.into_parts();
             let labels: Vec<_> =
                 key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
-            let name = match labels.is_empty() {
-                true => key.name().to_owned(),
-                false => format!("{}{{{}}}", key.name(), labels.join(",")),
+            let name = if labels.is_empty() {
+                key.name().to_owned()
+            } else {
+                format!("{}{{{}}}", key.name(), labels.join(","))
             };
             *values.entry(name).or_default() += match value {
                 #[allow(clippy::cast_precision_loss, reason = "tests count little")]
@@ -154,7 +240,7 @@ impl Meters {
 }
 
 /// A number that is new on each call, to tell sessions apart.
-pub fn serial() -> usize {
+pub(crate) fn serial() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -1,1 +1,282 @@
-//! To be written.
+//! Every way to say where the sessions are, and what is said when it cannot be.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use session_test_server::{fresh_database, shared};
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::mongodb::Client;
+use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
+use tower_sessions_moka_mongodb_store::mongodb::options::{
+    Acknowledgment, ClientOptions, WriteConcern,
+};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Error, ErrorKind, MongoStore, MongoStoreBuilder,
+};
+
+use crate::common::{create, uri};
+
+/// Builds the store, uses it, and answers with its namespace.
+async fn used(builder: MongoStoreBuilder) -> (String, String) {
+    let store = builder.build().await.unwrap();
+    let record = create(&store).await;
+    assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
+    let namespace = store.collection().namespace();
+    (namespace.db, namespace.coll)
+}
+
+/// The error of a builder that must not reach any server.
+async fn config_error(builder: MongoStoreBuilder, said: &str) {
+    let error = builder.build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains(said), "{error}");
+}
+
+/// The host and port of the shared server, where it has such.
+fn address() -> Option<(String, u16)> {
+    shared().unwrap().port().map(|port| ("127.0.0.1".to_owned(), port))
+}
+
+#[tokio::test]
+async fn a_uri_names_the_database_and_perhaps_the_collection() {
+    for (path, options, collection) in [
+        ("", true, "sessions"),
+        ("", false, "sessions"),
+        ("/logins", true, "logins"),
+        ("/logins", false, "logins"),
+        ("/", true, "sessions"),
+        ("/my%20logins", true, "my logins"),
+        ("/a.b", false, "a.b"),
+    ] {
+        let database = fresh_database();
+        let uri = shared().unwrap().uri_for(&database);
+        let uri = match (options, uri.split_once('?')) {
+            (true, Some((uri, options))) => format!("{uri}{path}?{options}&appName=a/b?c=d"),
+            (true, None) => format!("{uri}{path}?appName=a/b"),
+            // A standalone view of the set will do for a store.
+            (false, Some((uri, _))) => format!("{uri}{path}"),
+            (false, None) => format!("{uri}{path}"),
+        };
+        let builder = MongoStore::builder().uri(uri.replace("?c=d", ""));
+        assert_eq!(used(builder).await, (database, collection.to_owned()), "{path} {options}");
+    }
+}
+
+#[tokio::test]
+async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
+    let (one, other) = (fresh_database(), fresh_database());
+    let uri = shared().unwrap().uri_for(&one);
+    let with_path = match uri.split_once('?') {
+        Some((uri, options)) => format!("{uri}/logins?{options}"),
+        None => format!("{uri}/logins"),
+    };
+    let builder = MongoStore::builder;
+    assert_eq!(used(builder().uri(&uri).collection("c")).await, (one.clone(), "c".to_owned()));
+    let same = builder().uri(&with_path).collection("logins").database(&one);
+    assert_eq!(used(same).await, (one.clone(), "logins".to_owned()));
+    let bare = shared().unwrap().uri();
+    if Client::with_uri_str(bare).await.unwrap().default_database().is_none() {
+        assert_eq!(used(builder().uri(bare).database(&other)).await.0, other);
+    }
+    config_error(builder().uri(&with_path).collection("others"), "two different collections").await;
+    config_error(builder().uri(&uri).database(&other), "two different databases").await;
+    let three = format!("mongodb://{}/a/b/c", "127.0.0.1:1");
+    config_error(builder().uri(three), "more than two parts").await;
+}
+
+#[tokio::test]
+async fn parts_instead_of_a_uri() {
+    let Some((host, port)) = address() else { return };
+    let builder = || MongoStore::builder().database(fresh_database());
+    used(builder().host(&host).port(port)).await;
+    used(builder().port(port)).await;
+    used(builder().host(format!("{host}:{port}"))).await;
+    used(builder().hosts([format!("{host}:{port}")])).await;
+    used(builder().hosts([&host]).port(port)).await;
+    used(builder().host("localhost").port(port).app_name("a test").max_pool_size(2)).await;
+    let set = MongoStore::connect(uri()).await.unwrap();
+    let hello = set.collection().client().database("admin").run_command(doc! { "hello": 1 }).await;
+    if let Ok(name) = hello.unwrap().get_str("setName") {
+        used(builder().host(&host).port(port).replica_set(name)).await;
+    }
+}
+
+#[tokio::test]
+async fn existing_handles() {
+    let uri = uri();
+    let client = Client::with_uri_str(&uri).await.unwrap();
+    let named = client.default_database().unwrap();
+    let database = client.database(&fresh_database());
+    let collection = database.collection::<Document>("own");
+    let builder = MongoStore::builder;
+    let name = |db: &str, coll: &str| (db.to_owned(), coll.to_owned());
+
+    let of_client = builder().client(client.clone());
+    assert_eq!(used(of_client.clone()).await, name(named.name(), "sessions"));
+    let of_client = of_client.database(database.name()).collection("c");
+    assert_eq!(used(of_client).await, name(database.name(), "c"));
+    let of_database = builder().database_handle(database.clone());
+    assert_eq!(used(of_database.clone()).await, name(database.name(), "sessions"));
+    assert_eq!(used(of_database.collection("d")).await, name(database.name(), "d"));
+    let of_collection = builder().collection_handle(&collection);
+    assert_eq!(used(of_collection.clone()).await, name(database.name(), "own"));
+
+    config_error(of_collection.clone().collection("x"), "names already").await;
+    config_error(builder().database_handle(database).database("x"), "names already").await;
+    config_error(of_collection.client(client.clone()), "one of them").await;
+    config_error(builder().client(client.clone()).uri(&uri), "one of them").await;
+    for (builder, option) in [
+        (builder().username("u"), "username"),
+        (builder().tls(true), "tls"),
+        (builder().max_pool_size(3), "max_pool_size"),
+        (builder().app_name("a"), "app_name"),
+        (builder().replica_set("r"), "replica_set"),
+    ] {
+        config_error(builder.client(client.clone()), option).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_unconfirmed_writes_is_refused() {
+    let mut options = ClientOptions::parse(uri()).await.unwrap();
+    options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Nodes(0)).build());
+    let client = Client::with_options(options).unwrap();
+    config_error(MongoStore::builder().client(client), "w=0").await;
+    let uri = uri();
+    let and = if uri.contains('?') { '&' } else { '?' };
+    config_error(MongoStore::builder().uri(format!("{uri}{and}w=0")), "w=0").await;
+    used(MongoStore::builder().uri(format!("{uri}{and}w=1"))).await;
+    used(MongoStore::builder().uri(format!("{uri}{and}wTimeoutMS=1000"))).await;
+}
+
+#[tokio::test]
+async fn parts_that_contradict_each_other_are_refused() {
+    let builder = MongoStore::builder;
+    let uri = "mongodb://127.0.0.1:1/never";
+    config_error(builder().uri(uri).host("h"), "one of them").await;
+    config_error(builder().uri(uri).port(2), "one of them").await;
+    config_error(builder().uri(uri).uri_from_env(), "take one").await;
+    config_error(builder().host("a").hosts(["b"]), "`hosts`").await;
+    config_error(builder().host("a:1").port(2), "both").await;
+    config_error(builder().host("mongodb://a"), "a host is a name").await;
+    config_error(builder().hosts(["a", "mongodb://b/c"]), "of several URIs make one").await;
+    config_error(builder().host("a:b:c"), "the form").await;
+    config_error(builder().password("p"), "without `username`").await;
+    config_error(builder().auth_source("p"), "without `username`").await;
+    config_error(builder().tls(false).tls_ca_file("x"), "switched off").await;
+    config_error(builder().uri("mongodb://u:p@127.0.0.1:1/x").username("v"), "credentials").await;
+    config_error(builder().uri("http://127.0.0.1:1/x"), "").await;
+    config_error(builder().uri(""), "").await;
+    config_error(builder().host(""), "").await;
+    config_error(builder().max_pool_size(0), "").await;
+    config_error(builder().tls_ca_file("/no/such/file"), "").await;
+}
+
+#[tokio::test]
+async fn names_that_the_server_would_refuse_are_refused() {
+    let long = "x".repeat(64);
+    for name in ["", "a b", "a.b", "a/b", "a\\b", "a\"b", "$a", "a\0b", long.as_str()] {
+        let builder = MongoStore::builder().port(1).database(name);
+        config_error(builder, "no name for a database").await;
+    }
+    let long = "x".repeat(201);
+    for name in ["", "a$b", "a\0b", "system.users", ".a", "a.", long.as_str()] {
+        let builder = MongoStore::builder().port(1).collection(name);
+        config_error(builder, "no name for a collection").await;
+    }
+}
+
+#[tokio::test]
+async fn a_cache_of_zero_entries_is_refused() {
+    let mongo = MongoStore::connect(uri()).await.unwrap();
+    let error = CachedMongoStore::builder(mongo).max_entries(0).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("max_entries"), "{error}");
+}
+
+#[test]
+fn outside_of_a_runtime_it_is_an_error_and_no_panic() {
+    let error = futures::executor::block_on(MongoStore::connect("mongodb://127.0.0.1:1/x"));
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("tokio runtime"), "{error}");
+}
+
+#[test]
+fn in_a_runtime_without_time_it_is_an_error_and_no_panic() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let error = runtime.block_on(MongoStore::connect("mongodb://127.0.0.1:1/x")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+#[test]
+fn in_a_runtime_without_network_it_is_an_error_and_no_panic() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let error = runtime.block_on(MongoStore::connect("mongodb://127.0.0.1:1/x")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+/// Nothing may set the environment of a process that has threads, so the test runs itself again.
+#[tokio::test]
+async fn the_environment_names_the_uri() {
+    const CHILD: &str = "SESSION_STORE_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        let store = CachedMongoStore::from_env().await.unwrap();
+        create(&store).await;
+        create(&MongoStore::builder().uri_from_env().build().await.unwrap()).await;
+        assert_eq!(MongoStore::from_env().await.unwrap().length().await.unwrap(), 2);
+        return;
+    }
+    let uri = uri();
+    let status = this_test("connect::the_environment_names_the_uri")
+        .env(CHILD, "1")
+        .env("MONGODB_URI", &uri)
+        .status();
+    assert!(status.unwrap().success());
+    assert_eq!(MongoStore::connect(uri).await.unwrap().length().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn an_environment_without_a_uri_is_an_error_that_names_the_variable() {
+    const CHILD: &str = "SESSION_STORE_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        config_error(MongoStore::builder().uri_from_env(), "MONGODB_URI").await;
+        let error = CachedMongoStore::from_env().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        return;
+    }
+    let name = "connect::an_environment_without_a_uri_is_an_error_that_names_the_variable";
+    let status = this_test(name).env(CHILD, "1").env_remove("MONGODB_URI").status();
+    assert!(status.unwrap().success());
+    let status = this_test(name).env(CHILD, "1").env("MONGODB_URI", "").status();
+    assert!(status.unwrap().success());
+}
+
+fn this_test(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--quiet"]);
+    command
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_a_connection_error_by_the_deadline() {
+    // A port that was free a moment ago, and one that takes connections and says nothing.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for port in [free, mute.local_addr().unwrap().port()] {
+        for create_indexes in [true, false] {
+            let start = Instant::now();
+            let error: Error = MongoStore::builder()
+                .port(port)
+                .operation_timeout(Duration::from_millis(500))
+                .create_indexes(create_indexes)
+                .build()
+                .await
+                .unwrap_err();
+            let kinds = [ErrorKind::Connection, ErrorKind::Timeout];
+            assert!(kinds.contains(&error.kind()), "{error:?}");
+            assert!(port != free || error.kind() == ErrorKind::Connection, "{error:?}");
+            assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        }
+    }
+}

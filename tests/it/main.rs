@@ -1,10 +1,18 @@
 //! The integration tests: one binary, since each relinks the driver.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod bounds;
+mod cancellation;
 mod common;
 mod connect;
 mod contract;
+mod credentials;
 mod examples;
 mod expiry;
 mod http;
 mod metrics;
+mod outage;
+mod proxy;
+mod races;
+mod secrets;
 mod verbs;

@@ -1,0 +1,181 @@
+//! A wire between a store and the server that a test can hold: it makes races happen as told.
+//!
+//! It understands as much of the
+//! [wire protocol](https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/) as it takes
+//! to see which command a reply belongs to.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use session_test_server::{TestServer, fresh_database, shared};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+/// The proxy; it lives as long as the test's runtime.
+pub(crate) struct Proxy {
+    uri: String,
+    direct: String,
+    traps: Traps,
+}
+
+type Traps = Arc<Mutex<Vec<Trap>>>;
+
+struct Trap {
+    command: &'static str,
+    reached: oneshot::Sender<()>,
+    verdict: oneshot::Receiver<Verdict>,
+}
+
+/// A reply that the server has given and that the store has not got.
+pub(crate) struct HeldReply {
+    reached: oneshot::Receiver<()>,
+    verdict: oneshot::Sender<Verdict>,
+}
+
+enum Verdict {
+    Deliver,
+    Cut,
+}
+
+impl Proxy {
+    pub(crate) async fn start() -> Self {
+        let (port, database) = (server_port(), fresh_database());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let uri = |port| format!("mongodb://127.0.0.1:{port}/{database}?directConnection=true");
+        let traps = Traps::default();
+        let all = traps.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+                client.set_nodelay(true).unwrap();
+                server.set_nodelay(true).unwrap();
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                let held = Arc::default();
+                tokio::spawn(requests(from_client, to_server, all.clone(), Arc::clone(&held)));
+                tokio::spawn(replies(from_server, to_client, held));
+            }
+        });
+        Self { uri: uri(own), direct: uri(port), traps }
+    }
+
+    /// Through the proxy.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Past it, to the same database.
+    pub(crate) fn direct(&self) -> &str {
+        &self.direct
+    }
+
+    /// Holds the reply to the next command of this name.
+    pub(crate) fn hold(&self, command: &'static str) -> HeldReply {
+        let ((reached, is_reached), (verdict, decided)) = (oneshot::channel(), oneshot::channel());
+        self.traps.lock().unwrap().push(Trap { command, reached, verdict: decided });
+        HeldReply { reached: is_reached, verdict }
+    }
+}
+
+impl HeldReply {
+    /// Waits until the server has carried the command out.
+    pub(crate) async fn reached(&mut self) {
+        let reached = tokio::time::timeout(crate::common::PATIENCE, &mut self.reached);
+        reached.await.expect("the command was sent").unwrap();
+    }
+
+    pub(crate) fn deliver(self) {
+        drop(self.verdict.send(Verdict::Deliver));
+    }
+
+    /// Closes the connection instead: the store never learns how the command ended.
+    pub(crate) fn cut(self) {
+        drop(self.verdict.send(Verdict::Cut));
+    }
+}
+
+type Held = Arc<Mutex<Vec<(u32, Trap)>>>;
+
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps, held: Held) {
+    while let Ok(message) = message(&mut from).await {
+        if let Some(name) = command(&message) {
+            let mut traps = traps.lock().unwrap();
+            if let Some(at) = traps.iter().position(|trap| trap.command.as_bytes() == name) {
+                held.lock().unwrap().push((word(&message, 4), traps.remove(at)));
+            }
+        }
+        if to.write_all(&message).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
+    while let Ok(message) = message(&mut from).await {
+        let answered = word(&message, 8);
+        let trap = {
+            let mut held = held.lock().unwrap();
+            held.iter().position(|(id, _)| *id == answered).map(|at| held.remove(at).1)
+        };
+        if let Some(trap) = trap {
+            let _ = trap.reached.send(());
+            if matches!(trap.verdict.await, Ok(Verdict::Cut)) {
+                return;
+            }
+        }
+        if to.write_all(&message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One message: its length, with itself, comes first.
+async fn message(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; 4];
+    from.read_exact(&mut message).await?;
+    let length = word(&message, 0) as usize;
+    message.resize(length, 0);
+    from.read_exact(&mut message[4..]).await?;
+    Ok(message)
+}
+
+/// The first key of an `OP_MSG`'s document: header 16, flags 4, section kind 1, length 4, type 1.
+fn command(message: &[u8]) -> Option<&[u8]> {
+    const OP_MSG: u32 = 2013;
+    let key = message.get(26..).filter(|_| word(message, 12) == OP_MSG)?;
+    key.split(|byte| *byte == 0).next()
+}
+
+fn word(message: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(message[at..at + 4].try_into().unwrap())
+}
+
+/// The shared server if it is on loopback and without TLS, or else one of our own.
+fn server_port() -> u16 {
+    static OWN: OnceLock<TestServer> = OnceLock::new();
+    let shared = shared().expect("a server to test on").port();
+    shared.or_else(|| OWN.get_or_init(|| TestServer::builder().start().unwrap()).port()).unwrap()
+}
+
+#[tokio::test]
+async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
+    use tower_sessions_moka_mongodb_store::mongodb::Client;
+    use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
+
+    let proxy = Proxy::start().await;
+    let client = Client::with_uri_str(proxy.uri()).await.unwrap();
+    let things = client.default_database().unwrap().collection::<Document>("things");
+    let mut held = proxy.hold("insert");
+    let inserted = things.clone();
+    let insert = tokio::spawn(async move { inserted.insert_one(doc! { "_id": 1 }).await });
+    held.reached().await;
+    let found = things.find_one(doc! {}).await.unwrap();
+    assert_eq!(found, Some(doc! { "_id": 1 }), "done, and nobody knows");
+    assert!(!insert.is_finished());
+    held.deliver();
+    insert.await.unwrap().unwrap();
+}
