@@ -9,7 +9,7 @@ use std::pin::Pin;
 
 use crate::error::Result;
 use crate::key::SessionKey;
-use crate::record::{Data, Expires, Session};
+use crate::record::{Data, Session, WallTime};
 
 /// A call to the persistence tier, ready to run in a task.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
@@ -22,8 +22,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>>;
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
 
     /// Replaces the data and expiry of a live session; `None` if there is none. Never creates one.
     fn replace(
@@ -31,8 +31,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>>;
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
 
     /// Finds a session that is live by the wall clock. `None` means that the database said so.
     fn find(&self, key: SessionKey) -> Call<Option<Session>>;

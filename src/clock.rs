@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::record::Expires;
+use crate::record::WallTime;
 
 /// A moment of the steady clock: the time since this clock was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +47,12 @@ impl Clock {
         }
     }
 
-    pub(crate) fn wall(&self) -> Expires {
+    pub(crate) fn wall(&self) -> WallTime {
         let since_1970 = match self {
             Self::System(_) => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             #[cfg(test)]
             Self::Tokio(start) => Duration::from_secs(1_000_000_000) + start.elapsed(),
         };
-        Expires::from_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
+        WallTime::from_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
     }
 }

@@ -3,7 +3,7 @@
 //! Each is a conversion by moving at the edge: nothing of a session is copied here.
 
 use crate::error::{Error, ErrorKind};
-use crate::record::{Expires, RawId};
+use crate::record::{RawId, WallTime};
 use crate::{CachedMongoStore, MongoStore};
 
 /// Implements the traits of one tower-sessions-core for one store.
@@ -15,8 +15,8 @@ macro_rules! implement_contract {
                 &self,
                 record: &mut $core::session::Record,
             ) -> $core::session_store::Result<()> {
-                let expires = Expires::from_datetime(record.expiry_date);
-                let id = $store::create(self, &record.data, expires).await?;
+                let expires = WallTime::from_datetime(record.expiry_date);
+                let id = $store::create_session(self, &record.data, expires).await?;
                 record.id = $core::session::Id(id.0);
                 Ok(())
             }
@@ -25,15 +25,15 @@ macro_rules! implement_contract {
                 &self,
                 record: &$core::session::Record,
             ) -> $core::session_store::Result<()> {
-                let expires = Expires::from_datetime(record.expiry_date);
-                Ok($store::save(self, RawId(record.id.0), &record.data, expires).await?)
+                let expires = WallTime::from_datetime(record.expiry_date);
+                Ok($store::save_session(self, RawId(record.id.0), &record.data, expires).await?)
             }
 
             async fn load(
                 &self,
                 id: &$core::session::Id,
             ) -> $core::session_store::Result<Option<$core::session::Record>> {
-                let Some(session) = $store::load(self, RawId(id.0)).await? else {
+                let Some(session) = $store::load_session(self, RawId(id.0)).await? else {
                     return Ok(None);
                 };
                 let Some(expiry_date) = session.expires.to_datetime() else {
@@ -43,14 +43,14 @@ macro_rules! implement_contract {
             }
 
             async fn delete(&self, id: &$core::session::Id) -> $core::session_store::Result<()> {
-                Ok($store::delete(self, RawId(id.0)).await?)
+                Ok($store::delete_session(self, RawId(id.0)).await?)
             }
         }
 
         #[async_trait::async_trait]
         impl $core::session_store::ExpiredDeletion for $store {
             async fn delete_expired(&self) -> $core::session_store::Result<()> {
-                Ok($store::delete_expired(self).await?)
+                Ok($store::remove_expired(self).await?)
             }
         }
     };
@@ -85,7 +85,7 @@ implement_contract!(tower_sessions_core, CachedMongoStore);
 #[cfg(feature = "tower-sessions-014")]
 mod generation_014 {
     use super::{
-        CachedMongoStore, Error, ErrorKind, Expires, MongoStore, RawId, beyond_the_calendar,
+        CachedMongoStore, Error, ErrorKind, MongoStore, RawId, WallTime, beyond_the_calendar,
     };
 
     flatten_error!(tower_sessions_core_014);

@@ -37,7 +37,8 @@ pub enum ErrorKind {
     Encode,
     /// What is stored is not a session that this version can read. The message says what was found.
     Decode,
-    /// The server answered with an error. The message holds its code and the code's name.
+    /// The server answered with an error, of which the message holds the code and its name, or with
+    /// something that the driver could make nothing of.
     Server,
     /// The store, or the runtime it was built on, has been shut down.
     Closed,
@@ -62,6 +63,10 @@ impl Error {
 
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Closed, "the session store has been shut down")
+    }
+
+    pub(crate) fn cut_off() -> Self {
+        Self::new(ErrorKind::Closed, "the operation was cut off: its task or its runtime ended")
     }
 
     /// The kind of error, to act on.

@@ -21,7 +21,10 @@ impl SessionKey {
         Self(Sha256::digest(id.to_le_bytes()).into())
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+    /// The 32 bytes, to look a session up in
+    /// [`collection()`](crate::MongoStore::collection) by its `_id`.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -40,6 +43,13 @@ impl From<tower_sessions_core::session::Id> for SessionKey {
 
 impl From<&tower_sessions_core::session::Id> for SessionKey {
     fn from(id: &tower_sessions_core::session::Id) -> Self {
+        Self::of(id.0)
+    }
+}
+
+#[cfg(feature = "tower-sessions-014")]
+impl From<tower_sessions_core_014::session::Id> for SessionKey {
+    fn from(id: tower_sessions_core_014::session::Id) -> Self {
         Self::of(id.0)
     }
 }

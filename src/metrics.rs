@@ -64,13 +64,12 @@ pub(crate) struct CacheMetrics {
     pub(crate) evicted_as_expired: Counter,
     pub(crate) entries: Gauge,
     pub(crate) bytes: Gauge,
+    pub(crate) limit: Gauge,
 }
 
 impl CacheMetrics {
-    pub(crate) fn new(limit_bytes: u64) -> Self {
+    pub(crate) fn new() -> Self {
         describe();
-        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        gauge!(LIMIT).set(limit_bytes as f64);
         Self {
             hits: counter!(LOADS, "result" => "hit"),
             misses: counter!(LOADS, "result" => "miss"),
@@ -80,6 +79,7 @@ impl CacheMetrics {
             evicted_as_expired: counter!(EVICTIONS, "cause" => "expired"),
             entries: gauge!(ENTRIES),
             bytes: gauge!(BYTES),
+            limit: gauge!(LIMIT),
         }
     }
 }
@@ -96,10 +96,11 @@ pub(crate) enum Verb {
     List,
     Expire,
     Index,
+    Ping,
 }
 
 impl Verb {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Insert,
         Self::Replace,
         Self::Find,
@@ -109,6 +110,7 @@ impl Verb {
         Self::List,
         Self::Expire,
         Self::Index,
+        Self::Ping,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -122,6 +124,7 @@ impl Verb {
             Self::List => "list",
             Self::Expire => "expire",
             Self::Index => "index",
+            Self::Ping => "ping",
         }
     }
 }

@@ -12,14 +12,14 @@ use crate::key::SessionKey;
 /// What an app keeps in a session. The type that both generations of tower-sessions-core use.
 pub(crate) type Data = HashMap<String, Value>;
 
-/// When a session ends: wall time, in whole milliseconds since 1970.
+/// A moment of the wall clock, by which sessions expire: in whole milliseconds since 1970.
 ///
 /// BSON dates have no finer unit, so the cache keeps to it as well and both tiers return the same
 /// record. Rounded down: a session ends at most a millisecond early, never late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Expires(i64);
+pub(crate) struct WallTime(i64);
 
-impl Expires {
+impl WallTime {
     /// The last moment of the year 9999, where calendars end.
     const LAST: Self = Self(253_402_300_799_999);
 
@@ -37,8 +37,9 @@ impl Expires {
     }
 
     pub(crate) fn from_datetime(at: OffsetDateTime) -> Self {
-        let millis = at.unix_timestamp_nanos().div_euclid(1_000_000);
-        Self(i64::try_from(millis).unwrap_or(if millis < 0 { i64::MIN } else { i64::MAX }))
+        // A date of the last day of the year 9999 may lie past its end in UTC.
+        let millis = at.unix_timestamp_nanos().div_euclid(1_000_000).min(Self::LAST.0.into());
+        Self(i64::try_from(millis).unwrap_or(i64::MIN))
     }
 
     /// `None` for a date outside of what `OffsetDateTime` can hold (the years -9999 to 9999).
@@ -54,7 +55,7 @@ impl Expires {
 pub(crate) struct RawId(pub(crate) i128);
 
 impl RawId {
-    /// A fresh id: 128 bits from the generator of tower-sessions, which is seeded by the system's.
+    /// A fresh id: 128 bits from the generator of tower-sessions, which the system's seeds.
     pub(crate) fn draw() -> Self {
         Self(tower_sessions_core::session::Id::default().0)
     }
@@ -74,7 +75,7 @@ impl fmt::Debug for RawId {
 #[derive(Clone, PartialEq)]
 pub(crate) struct Session {
     pub(crate) data: Data,
-    pub(crate) expires: Expires,
+    pub(crate) expires: WallTime,
 }
 
 impl fmt::Debug for Session {
@@ -93,14 +94,14 @@ mod tests {
         #[test]
         fn an_expiry_is_rounded_down_to_the_millisecond(nanos in -377_705_116_800_000_000_000_i128..=253_402_300_799_999_999_999) {
             let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
-            let back = Expires::from_datetime(at).to_datetime().unwrap();
+            let back = WallTime::from_datetime(at).to_datetime().unwrap();
             prop_assert!(back <= at && at - back < time::Duration::MILLISECOND);
         }
     }
 
     #[test]
     fn a_date_beyond_the_calendar_is_none() {
-        assert_eq!(Expires::from_millis(i64::MAX).to_datetime(), None);
-        assert_eq!(Expires::from_millis(i64::MIN).to_datetime(), None);
+        assert_eq!(WallTime::from_millis(i64::MAX).to_datetime(), None);
+        assert_eq!(WallTime::from_millis(i64::MIN).to_datetime(), None);
     }
 }

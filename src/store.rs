@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
 use crate::mongo::{LiveSessions, MongoStore, StoredSession, no_free_id};
-use crate::record::{Data, Expires, RawId, Session};
+use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
@@ -26,7 +26,10 @@ use crate::tasks::Tasks;
 ///   session; after `save` has returned, a later `load` returns that version or a newer one. A slow
 ///   read that overlaps either leaves nothing behind.
 /// - No session is served as it was more than
-///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago, whatever other instances do.
+///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for, whatever
+///   other instances do.
+/// - The saves of one session through this store are carried out in the order in which they were
+///   called, those of callers that have gone included.
 /// - However many requests ask for a session that is not cached, MongoDB is asked once.
 ///
 /// Cheap to clone; clones share the cache.
@@ -168,33 +171,40 @@ impl CachedMongoStore {
         self.tiers.backend.ensure_indexes().await
     }
 
-    /// Ends background tasks and closes the connections; see [`MongoStore::shutdown`].
+    /// Ends background tasks, closes the connections and empties the cache; see
+    /// [`MongoStore::shutdown`].
     ///
     /// # Cancel safety
     ///
     /// As [`MongoStore::shutdown`].
     pub async fn shutdown(&self) {
         self.tiers.backend.shutdown().await;
+        self.tiers.cache.clear();
     }
 
-    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
         self.tiers.create(data, expires).await
     }
 
-    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+    pub(crate) async fn save_session(
+        &self,
+        id: RawId,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<()> {
         self.tiers.save(id, data, expires).await
     }
 
-    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
+    pub(crate) async fn load_session(&self, id: RawId) -> Result<Option<Session>> {
         self.tiers.load(id).await
     }
 
-    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
+    pub(crate) async fn delete_session(&self, id: RawId) -> Result<()> {
         self.tiers.delete(id).await
     }
 
-    pub(crate) async fn delete_expired(&self) -> Result<()> {
-        self.tiers.backend.delete_expired().await
+    pub(crate) async fn remove_expired(&self) -> Result<()> {
+        self.tiers.backend.remove_expired().await
     }
 }
 
@@ -206,7 +216,9 @@ impl CachedMongoStoreBuilder {
         self
     }
 
-    /// How many sessions may be cached, besides the bound in bytes. Default: as many as fit.
+    /// How many sessions may be cached, besides the bound in bytes. Default: as many as fit. At
+    /// least 1. The share of the bytes that so many sessions have each is set aside for each one, so
+    /// a few that are larger than their share leave room for fewer.
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.limits.max_entries = Some(entries);
         self
@@ -222,6 +234,9 @@ impl CachedMongoStoreBuilder {
 
     /// How old the state of a session may be that is served from the cache, and so how long a
     /// log-out on another instance may go unseen here. Default 5 s. Zero asks MongoDB each time.
+    ///
+    /// The age counts from the moment at which the state was asked for. A request that waits for its
+    /// own slow read of MongoDB gets a state as old as that wait, which the operation timeout bounds.
     pub fn max_staleness(mut self, bound: Duration) -> Self {
         self.limits.max_staleness = bound;
         self
@@ -275,41 +290,46 @@ pub(crate) struct Tiers<B> {
 }
 
 impl<B: Backend> Tiers<B> {
-    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+    pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
         for _ in 0..crate::mongo::DRAWS {
             let id = RawId::draw();
             let ticket = self.cache.ticket(id.key());
             let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
             let data = data.clone();
-            let inserted = self.tasks.run(insert, move |outcome| {
+            let (cache, key) = (self.cache.clone(), id.key());
+            let end = move |outcome: Result<Option<WallTime>>| {
                 let inserted = outcome?;
                 if let Some(expires) = inserted {
                     ticket.publish(Session { data, expires });
                 }
                 Ok(inserted.is_some())
-            });
-            if inserted.await? {
+            };
+            if self.tasks.run(insert, end, move || cache.forget(key)).await? {
                 return Ok(id);
             }
         }
         Err(no_free_id())
     }
 
-    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
-        let ticket = self.cache.ticket(id.key());
-        let replace = self.backend.replace(id.key(), self.revs.next(), data, expires);
+    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
+        let (cache, key) = (self.cache.clone(), id.key());
+        let ticket = cache.ticket(key);
+        let replace = self.backend.replace(key, self.revs.next(), data, expires);
         let data = data.clone();
-        let saved = self.tasks.run(replace, move |outcome| {
+        let end = move |outcome: Result<Option<WallTime>>| {
             match outcome? {
                 Some(expires) => drop(ticket.publish(Session { data, expires })),
                 None => ticket.forget(),
             }
             Ok(())
-        });
-        saved.await
+        };
+        self.tasks.run(replace, end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
+        if self.tasks.is_closed() {
+            return Err(Error::closed());
+        }
         let key = id.key();
         match self.cache.get(key) {
             Lookup::Hit(entry) => return Ok(Some(entry.session())),
@@ -317,27 +337,36 @@ impl<B: Backend> Tiers<B> {
             Lookup::Miss => {}
         }
         let read = |landing: crate::cache::Landing| {
-            self.tasks.start(self.backend.find(key), |found| landing.land(found));
+            self.tasks.start(self.backend.find(key), |found| landing.land(found), || ());
         };
         Ok(self.cache.fill(key, read).await?.map(|entry| entry.session()))
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
-        let ticket = self.cache.ticket(id.key());
-        let remove = self.backend.remove(id.key());
-        let removed = self.tasks.run(remove, move |outcome| {
+        let (cache, key) = (self.cache.clone(), id.key());
+        let ticket = cache.ticket(key);
+        let end = move |outcome| {
             ticket.forget();
             outcome
-        });
-        removed.await
+        };
+        self.tasks.run(self.backend.remove(key), end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {
-        let cache = self.cache.clone();
+        let clears = ClearOnDrop(self.cache.clone());
         let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
-            cache.clear();
+            drop(clears);
             outcome
         });
         cleared.await
+    }
+}
+
+/// Empties the cache however the operation ends, were it with its runtime.
+struct ClearOnDrop(Cache);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        self.0.clear();
     }
 }

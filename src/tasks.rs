@@ -33,13 +33,15 @@ impl Tasks {
     /// itself goes away: the result, or a timeout error at the deadline.
     ///
     /// A call that has passed its deadline is not dropped at once: it may run for as long again, so
-    /// that the driver can bring its connection and session to a clean end.
+    /// that the driver can bring its connection and session to a clean end. `late` is run then,
+    /// since the call may have done its work after all.
     pub(crate) fn start<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
     ) {
-        if self.closed.is_cancelled() {
+        if self.is_closed() {
             return end(Err(Error::closed()));
         }
         let (timeout, closed) = (self.timeout, self.closed.clone());
@@ -53,6 +55,7 @@ impl Tasks {
                 _ = tokio::time::timeout(timeout, call) => {}
                 () = closed.cancelled() => {}
             }
+            late();
         });
     }
 
@@ -61,32 +64,43 @@ impl Tasks {
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
     ) -> Result<R> {
         let (reply, answer) = oneshot::channel();
-        self.start(call, move |outcome| {
+        let end = move |outcome| {
             // The caller may have gone, which is no error: the work is done all the same.
             drop(reply.send(end(outcome)));
-        });
-        answer.await.unwrap_or_else(|_| Err(Error::closed()))
+        };
+        self.start(call, end, late);
+        answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
-    /// [`run`](Self::run) for a call of many steps, each of which keeps to the timeout by itself.
+    /// [`run`](Self::run) for a call of many steps, each of which keeps to the timeout by itself and
+    /// looks whether the store is [closed](Self::closed).
     pub(crate) async fn run_paged<T: Send + 'static, R: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        if self.closed.is_cancelled() {
+        if self.is_closed() {
             return end(Err(Error::closed()));
         }
         let (reply, answer) = oneshot::channel();
         self.spawn(async move { drop(reply.send(end(call.await))) });
-        answer.await.unwrap_or_else(|_| Err(Error::closed()))
+        answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
     /// Starts a task that lives until it ends by itself or [`closed`](Self::closed) tells it to.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(self.running.track_future(task)));
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Done once the store is shut down.
@@ -95,7 +109,7 @@ impl Tasks {
     }
 
     /// Refuses new calls, ends the background tasks and waits for the calls under way, each of
-    /// which ends by its deadline.
+    /// which ends by its deadline (one of many steps: with the step it is at).
     pub(crate) async fn shutdown(&self) {
         self.closed.cancel();
         self.running.close();
@@ -121,7 +135,7 @@ mod tests {
     async fn a_call_ends_at_its_deadline() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         let start = tokio::time::Instant::now();
-        let error = tasks.run(pending::<Result<()>>(), |outcome| outcome).await.unwrap_err();
+        let error = tasks.run(pending::<Result<()>>(), |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         assert_eq!(start.elapsed(), TIMEOUT);
     }
@@ -141,6 +155,7 @@ mod tests {
                 seen.store(true, Ordering::SeqCst);
                 outcome
             },
+            || (),
         ));
         assert!(futures::poll!(&mut caller).is_pending());
         drop(caller);
@@ -153,7 +168,7 @@ mod tests {
     async fn nothing_starts_after_shutdown() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         tasks.shutdown().await;
-        let error = tasks.run(async { Ok(()) }, |outcome| outcome).await.unwrap_err();
+        let error = tasks.run(async { Ok(()) }, |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
     }
 
@@ -163,7 +178,7 @@ mod tests {
         let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
         drop(gone);
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome));
+        let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome, || ()));
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
     }
 }

@@ -16,13 +16,13 @@ pub(crate) struct Entry(Arc<Held>);
 
 struct Held {
     session: Session,
-    stamps: Stamps,
+    times: Times,
     weight: u32,
 }
 
 /// When and under what an entry was made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamps {
+pub(crate) struct Times {
     /// The epoch in which it may be served.
     pub(crate) epoch: u64,
     /// When its read, or the write that it comes from, began.
@@ -33,9 +33,9 @@ pub(crate) struct Stamps {
 }
 
 impl Entry {
-    pub(crate) fn new(session: Session, stamps: Stamps) -> Self {
+    pub(crate) fn new(session: Session, times: Times) -> Self {
         let weight = u32::try_from(OVERHEAD + heap_of(&session.data)).unwrap_or(u32::MAX);
-        Self(Arc::new(Held { session, stamps, weight }))
+        Self(Arc::new(Held { session, times, weight }))
     }
 
     /// A copy of the session's data, and its expiry.
@@ -45,11 +45,11 @@ impl Entry {
 
     /// From when its read began until its session ends.
     pub(crate) fn lifetime(&self) -> Duration {
-        self.0.stamps.expires_at.since(self.0.stamps.read_at)
+        self.0.times.expires_at.since(self.0.times.read_at)
     }
 
-    pub(crate) fn stamps(&self) -> &Stamps {
-        &self.0.stamps
+    pub(crate) fn times(&self) -> &Times {
+        &self.0.times
     }
 
     /// Bytes of heap that the entry takes, its place in the cache's tables included.
@@ -61,7 +61,7 @@ impl Entry {
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
-            .field("stamps", &self.0.stamps)
+            .field("times", &self.0.times)
             .field("weight", &self.0.weight)
             .finish_non_exhaustive()
     }
@@ -130,13 +130,13 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::record::Expires;
+    use crate::record::WallTime;
 
     fn weigh(value: &Value) -> u32 {
         let data: Data = value.as_object().unwrap().clone().into_iter().collect();
         let now = Clock::system().now();
-        let stamps = Stamps { epoch: 0, read_at: now, expires_at: now };
-        Entry::new(Session { data, expires: Expires::from_millis(0) }, stamps).weight()
+        let times = Times { epoch: 0, read_at: now, expires_at: now };
+        Entry::new(Session { data, expires: WallTime::from_millis(0) }, times).weight()
     }
 
     #[test]
@@ -152,10 +152,10 @@ mod tests {
     #[test]
     fn debug_shows_no_data() {
         let now = Clock::system().now();
-        let stamps = Stamps { epoch: 0, read_at: now, expires_at: now };
+        let times = Times { epoch: 0, read_at: now, expires_at: now };
         let data = Data::from([("card".to_owned(), json!("4111"))]);
         let text =
-            format!("{:?}", Entry::new(Session { data, expires: Expires::from_millis(0) }, stamps));
+            format!("{:?}", Entry::new(Session { data, expires: WallTime::from_millis(0) }, times));
         assert!(!text.contains("card") && !text.contains("4111"), "{text}");
     }
 }

@@ -43,6 +43,7 @@ struct Slot<F> {
 struct Flying<F> {
     generation: u64,
     epoch: u64,
+    departed: Moment,
     flight: F,
 }
 
@@ -95,11 +96,15 @@ impl<F: Clone> Freshness<F> {
         self.take_stamp(&mut shard, key)
     }
 
-    /// Joins the flight of a load of `key`, or starts one. `look` asks the cache once more, under
-    /// the lock, since a flight may have landed since it was asked last.
+    /// Joins the flight of a load of `key`, or starts one `now`. What departed at a moment that is
+    /// not `fresh` any more is not joined: what it brings would be too old for a load that begins
+    /// now. `look` asks the cache once more, under the lock, since a flight may have landed since
+    /// it was asked last.
     pub(crate) fn board<T>(
         &self,
         key: SessionKey,
+        now: Moment,
+        fresh: impl FnOnce(Moment) -> bool,
         look: impl FnOnce() -> Option<T>,
         depart: impl FnOnce() -> F,
     ) -> Boarding<T, F> {
@@ -108,6 +113,7 @@ impl<F: Clone> Freshness<F> {
         if let Some(slot) = shard.get(&key)
             && let Some(flying) = &slot.flight
             && (flying.generation, flying.epoch) == (slot.generation, epoch)
+            && fresh(flying.departed)
         {
             return Boarding::Follow(flying.flight.clone());
         }
@@ -118,7 +124,7 @@ impl<F: Clone> Freshness<F> {
         let flight = depart();
         if let Some(slot) = shard.get_mut(&key) {
             let generation = slot.generation;
-            slot.flight = Some(Flying { generation, epoch, flight: flight.clone() });
+            slot.flight = Some(Flying { generation, epoch, departed: now, flight: flight.clone() });
         }
         Boarding::Lead(stamp, flight)
     }
@@ -143,7 +149,6 @@ impl<F: Clone> Freshness<F> {
     }
 
     /// Voids the stamps of one key, because it changed elsewhere. `act` must remove its entry.
-    #[cfg_attr(not(test), expect(dead_code, reason = "called by the change stream, which follows"))]
     pub(crate) fn void<R>(&self, key: SessionKey, act: impl FnOnce() -> R) -> R {
         let mut shard = self.shard(key);
         if let Some(slot) = shard.get_mut(&key) {
@@ -161,8 +166,9 @@ impl<F: Clone> Freshness<F> {
 
     fn shard(&self, key: SessionKey) -> MutexGuard<'_, Shard<F>> {
         // The map inside uses the hash's low bits and its top seven; these are others.
-        let index = usize::try_from(self.hashing.hash_one(key) >> 48 & 63).unwrap_or(0);
-        lock(&self.shards[index % SHARDS])
+        #[allow(clippy::cast_possible_truncation, reason = "sixteen bits are left")]
+        let index = (self.hashing.hash_one(key) >> 48) as usize % SHARDS;
+        lock(&self.shards[index])
     }
 
     fn take_stamp(&self, shard: &mut Shard<F>, key: SessionKey) -> Stamp {
@@ -201,11 +207,20 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     const KEY: i128 = 1;
 
     fn key() -> SessionKey {
         SessionKey::of(KEY)
+    }
+
+    fn board(
+        freshness: &Freshness<u32>,
+        look: impl FnOnce() -> Option<()>,
+        depart: impl FnOnce() -> u32,
+    ) -> Boarding<(), u32> {
+        freshness.board(key(), Clock::system().now(), |_| true, look, depart)
     }
 
     #[test]
@@ -250,13 +265,13 @@ mod tests {
     fn a_flight_is_shared_until_something_finishes() {
         let freshness = Freshness::new();
         let nothing = || None::<()>;
-        let Boarding::Lead(first, _) = freshness.board(key(), nothing, || 1) else { panic!() };
-        assert!(matches!(freshness.board(key(), nothing, || 2), Boarding::Follow(1)));
+        let Boarding::Lead(first, _) = board(&freshness, nothing, || 1) else { panic!() };
+        assert!(matches!(board(&freshness, nothing, || 2), Boarding::Follow(1)));
         freshness.void(key(), || ());
-        let Boarding::Lead(second, _) = freshness.board(key(), nothing, || 3) else { panic!() };
-        assert!(matches!(freshness.board(key(), nothing, || 4), Boarding::Follow(3)));
+        let Boarding::Lead(second, _) = board(&freshness, nothing, || 3) else { panic!() };
+        assert!(matches!(board(&freshness, nothing, || 4), Boarding::Follow(3)));
         assert!(!freshness.finish(first, |current| current));
-        assert!(matches!(freshness.board(key(), || Some(()), || 5), Boarding::Found(())));
+        assert!(matches!(board(&freshness, || Some(()), || 5), Boarding::Found(())));
         assert!(!freshness.finish(second, |current| current), "the first one's end came first");
         assert_eq!(freshness.slots(), 0);
     }
@@ -264,15 +279,24 @@ mod tests {
     #[test]
     fn a_flight_of_an_ended_epoch_is_not_shared() {
         let freshness = Freshness::new();
-        let Boarding::Lead(first, _) = freshness.board(key(), || None::<()>, || 1) else {
-            panic!()
-        };
+        let Boarding::Lead(first, _) = board(&freshness, || None::<()>, || 1) else { panic!() };
         freshness.void_all(|| ());
-        let Boarding::Lead(second, _) = freshness.board(key(), || None::<()>, || 2) else {
-            panic!()
-        };
+        let Boarding::Lead(second, _) = board(&freshness, || None::<()>, || 2) else { panic!() };
         freshness.finish(first, |_| ());
         freshness.finish(second, |_| ());
+        assert_eq!(freshness.slots(), 0);
+    }
+
+    #[test]
+    fn a_flight_that_is_too_old_is_not_shared() {
+        let freshness = Freshness::new();
+        let now = Clock::system().now();
+        let Boarding::Lead(first, _) = board(&freshness, || None, || 1) else { panic!() };
+        let boarded = freshness.board(key(), now, |_| false, || None::<()>, || 2);
+        let Boarding::Lead(second, 2) = boarded else { panic!() };
+        assert!(matches!(board(&freshness, || None, || 3), Boarding::Follow(2)));
+        assert!(freshness.finish(first, |current| current));
+        assert!(!freshness.finish(second, |current| current));
         assert_eq!(freshness.slots(), 0);
     }
 }

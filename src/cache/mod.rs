@@ -3,6 +3,7 @@
 //! This is the only file that names moka. Reads take no lock of ours; whatever leaves or removes an
 //! entry does so under its key's lock in [`Freshness`].
 
+mod bounds;
 mod entry;
 mod freshness;
 
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 use moka::notification::RemovalCause;
 use tokio::sync::watch;
 
+use self::bounds::{Account, Bound};
 pub(crate) use self::entry::Entry;
-use self::entry::Stamps;
+use self::entry::Times;
 use self::freshness::{Boarding, Freshness, Lease, Stamp};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};
@@ -53,6 +55,8 @@ pub(crate) struct Cache(Arc<Shared>);
 struct Shared {
     sessions: moka::sync::Cache<SessionKey, Entry, KeyHashing>,
     absent: moka::sync::Cache<SessionKey, Absent, KeyHashing>,
+    bound: Bound,
+    account: Account,
     freshness: Freshness<Flight>,
     lease: Lease,
     clock: Clock,
@@ -80,28 +84,23 @@ type Flight = watch::Receiver<Option<Result<Option<Entry>>>>;
 
 impl Cache {
     pub(crate) fn new(limits: &Limits, clock: Clock) -> Self {
-        let metrics = CacheMetrics::new(limits.max_bytes);
+        let metrics = CacheMetrics::new();
+        let (bound, account) = (Bound::of(limits), Account::new(&metrics, limits.max_bytes));
         let policy = match limits.policy {
             EvictionPolicy::Lru => moka::policy::EvictionPolicy::lru(),
             EvictionPolicy::TinyLfu => moka::policy::EvictionPolicy::tiny_lfu(),
         };
-        // moka knows one bound. Were each entry to weigh at least its share of the bytes, no more
-        // than the given number fit.
-        let share =
-            limits.max_entries.map_or(0, |entries| limits.max_bytes.div_ceil(entries.max(1)));
-        let share = u32::try_from(share).unwrap_or(u32::MAX);
-        let listener = metrics.clone();
+        let (counted, causes) = (account.clone(), metrics.clone());
         let sessions = moka::sync::Cache::builder()
-            .max_capacity(limits.max_bytes)
-            .weigher(move |_: &SessionKey, entry: &Entry| entry.weight().max(share))
+            .max_capacity(bound.capacity)
+            .weigher(move |_: &SessionKey, entry: &Entry| bound.weigh(entry.weight()))
             .eviction_policy(policy)
-            .expire_after(AtRecordExpiry)
+            .expire_after(AtRecordExpiry { at_most: limits.max_staleness.min(A_CENTURY) })
             .eviction_listener(move |_, entry: Entry, cause| {
-                listener.entries.decrement(1);
-                listener.bytes.decrement(entry.weight());
+                counted.subtract(entry.weight());
                 match cause {
-                    RemovalCause::Size => listener.evicted_for_size.increment(1),
-                    RemovalCause::Expired => listener.evicted_as_expired.increment(1),
+                    RemovalCause::Size => causes.evicted_for_size.increment(1),
+                    RemovalCause::Expired => causes.evicted_as_expired.increment(1),
                     RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
             })
@@ -112,7 +111,16 @@ impl Cache {
             .time_to_live(limits.max_staleness.clamp(Duration::from_millis(1), A_CENTURY))
             .build_with_hasher(KeyHashing::default());
         let (freshness, lease) = (Freshness::new(), Lease::new(limits.max_staleness));
-        Self(Arc::new(Shared { sessions, absent, freshness, lease, clock, metrics }))
+        Self(Arc::new(Shared {
+            sessions,
+            absent,
+            bound,
+            account,
+            freshness,
+            lease,
+            clock,
+            metrics,
+        }))
     }
 
     /// What may be answered for `key` now without asking the database.
@@ -133,37 +141,52 @@ impl Cache {
         key: SessionKey,
         read: impl FnOnce(Landing),
     ) -> Result<Option<Entry>> {
-        let (lands, flight) = watch::channel(None);
+        let (shared, now) = (&self.0, self.0.clock.now());
+        let fresh = |departed| shared.lease.holds(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
             Lookup::Miss => None,
         };
-        let mut flight = match self.0.freshness.board(key, look, || flight) {
+        let mut lands = None;
+        let depart = || {
+            let (sender, flight) = watch::channel(None);
+            lands = Some(sender);
+            flight
+        };
+        let mut flight = match shared.freshness.board(key, now, fresh, look, depart) {
             Boarding::Found(found) => {
                 match &found {
-                    Some(_) => self.0.metrics.hits.increment(1),
-                    None => self.0.metrics.absent.increment(1),
+                    Some(_) => shared.metrics.hits.increment(1),
+                    None => shared.metrics.absent.increment(1),
                 }
                 return Ok(found);
             }
             Boarding::Follow(flight) => {
-                self.0.metrics.shared.increment(1);
+                shared.metrics.shared.increment(1);
                 flight
             }
             Boarding::Lead(stamp, flight) => {
-                self.0.metrics.misses.increment(1);
-                read(Landing { ticket: self.ticket_of(stamp), lands });
+                shared.metrics.misses.increment(1);
+                if let Some(lands) = lands {
+                    read(Landing { ticket: self.ticket_of(stamp, now), lands });
+                }
                 flight
             }
         };
         let landed = flight.wait_for(Option::is_some).await;
-        landed.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(Error::closed()))
+        landed.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(Error::cut_off()))
     }
 
     /// A ticket for a write that is about to begin.
     pub(crate) fn ticket(&self, key: SessionKey) -> Ticket {
-        self.ticket_of(self.0.freshness.stamp(key))
+        let now = self.0.clock.now();
+        self.ticket_of(self.0.freshness.stamp(key), now)
+    }
+
+    /// Removes an entry and voids the tickets of its key: it changed in a way not known here.
+    pub(crate) fn forget(&self, key: SessionKey) {
+        self.0.freshness.void(key, || self.0.remove(key));
     }
 
     /// Empties the cache and voids every ticket.
@@ -173,6 +196,8 @@ impl Cache {
             shared.sessions.invalidate_all();
             shared.absent.invalidate_all();
         });
+        shared.sessions.run_pending_tasks();
+        shared.absent.run_pending_tasks();
     }
 
     #[cfg(test)]
@@ -180,8 +205,8 @@ impl Cache {
         self.0.freshness.slots()
     }
 
-    fn ticket_of(&self, stamp: Stamp) -> Ticket {
-        Ticket { cache: self.clone(), stamp: Some(stamp), read_at: self.0.clock.now() }
+    fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
+        Ticket { cache: self.clone(), stamp: Some(stamp), read_at }
     }
 
     fn look(&self, key: SessionKey) -> Lookup {
@@ -189,12 +214,12 @@ impl Cache {
         let epoch = shared.freshness.epoch();
         if let Some(entry) = shared.sessions.get(&key) {
             let now = shared.clock.now();
-            let stamps = entry.stamps();
+            let times = entry.times();
             // An entry past its expiry is a miss and no answer: another instance may have
             // prolonged the session, of which nobody tells us.
-            if stamps.epoch == epoch
-                && now < stamps.expires_at
-                && shared.lease.holds(stamps.read_at, now)
+            if times.epoch == epoch
+                && now < times.expires_at
+                && shared.lease.holds(times.read_at, now)
             {
                 return Lookup::Hit(entry);
             }
@@ -232,19 +257,22 @@ impl Ticket {
             return None;
         };
         let expires_at = shared.clock.now().after(Duration::from_millis(left).min(A_CENTURY));
-        let stamps = Stamps { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
-        let entry = Entry::new(session, stamps);
+        let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
+        let entry = Entry::new(session, times);
         let (key, placed) = (stamp.key(), entry.clone());
+        let admitted = shared.bound.admits(entry.weight());
         shared.freshness.finish(stamp, |current| {
-            if current {
-                shared.metrics.entries.increment(1);
-                shared.metrics.bytes.increment(placed.weight());
+            if current && admitted {
+                shared.account.add(placed.weight());
                 shared.absent.invalidate(&key);
                 shared.sessions.insert(key, placed);
             } else {
                 shared.remove(key);
             }
         });
+        if shared.bound.is_large(entry.weight()) {
+            shared.sessions.run_pending_tasks();
+        }
         Some(entry)
     }
 
@@ -314,13 +342,21 @@ impl Landing {
 /// Longer than anything is kept; keeps times far from the ends of their types.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// Lets moka drop an entry when its session ends. Whether an entry may be *served* is not moka's to
-/// decide; this only gives the memory back.
-struct AtRecordExpiry;
+/// Lets moka drop an entry when it will not be served again. Whether an entry *may* be served is not
+/// moka's to decide; this only gives the memory back.
+struct AtRecordExpiry {
+    at_most: Duration,
+}
+
+impl AtRecordExpiry {
+    fn left(&self, entry: &Entry) -> Duration {
+        entry.lifetime().min(self.at_most)
+    }
+}
 
 impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
     fn expire_after_create(&self, _: &SessionKey, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(entry.lifetime())
+        Some(self.left(entry))
     }
 
     fn expire_after_update(
@@ -330,6 +366,6 @@ impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(entry.lifetime())
+        Some(self.left(entry))
     }
 }

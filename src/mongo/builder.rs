@@ -223,6 +223,8 @@ impl MongoStoreBuilder {
             ttl: self.ttl,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
+            lanes: super::lanes::Lanes::default(),
+            closed: tasks.closed().clone(),
         };
         let store = MongoStore {
             inner: Arc::new(Inner {

@@ -12,7 +12,7 @@ use super::codec;
 use crate::backend::Rev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
-use crate::record::{Data, Expires, Session};
+use crate::record::{Data, Session, WallTime};
 
 /// The version of the stored format that this release writes.
 pub(crate) const FORMAT: i32 = 1;
@@ -21,7 +21,7 @@ pub(crate) const FORMAT: i32 = 1;
 ///
 /// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Change sessions
 /// through the store instead: a write that leaves `rev` as it was goes unseen by caches.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoredSession {
     /// SHA-256 of the session's id, 32 bytes.
@@ -40,6 +40,17 @@ pub struct StoredSession {
     pub created: DateTime,
     /// When the session was last written, by the writing app's clock.
     pub updated: DateTime,
+}
+
+impl std::fmt::Debug for StoredSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredSession")
+            .field("format", &self.format)
+            .field("expires", &self.expires)
+            .field("created", &self.created)
+            .field("updated", &self.updated)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A live session in a list: all but what would let somebody use it.
@@ -75,7 +86,7 @@ fn binary(bytes: &[u8]) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
 }
 
-pub(super) fn date(at: Expires) -> DateTime {
+pub(super) fn date(at: WallTime) -> DateTime {
     DateTime::from_millis(at.millis())
 }
 
@@ -84,8 +95,8 @@ pub(super) fn insertion(
     key: SessionKey,
     rev: Rev,
     data: &Data,
-    expires: Expires,
-    now: Expires,
+    expires: WallTime,
+    now: WallTime,
 ) -> Result<Document> {
     Ok(doc! {
         "_id": id(key),
@@ -102,8 +113,8 @@ pub(super) fn insertion(
 pub(super) fn replacement(
     rev: Rev,
     data: &Data,
-    expires: Expires,
-    now: Expires,
+    expires: WallTime,
+    now: WallTime,
 ) -> Result<Document> {
     Ok(doc! { "$set": {
         "format": FORMAT,
@@ -119,7 +130,7 @@ pub(super) fn session(document: &RawDocument) -> Result<Session> {
     let fields = Fields::of(document)?;
     Ok(Session {
         data: codec::decode(fields.data()?)?,
-        expires: Expires::from_millis(fields.expires()?.timestamp_millis()),
+        expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
     })
 }
 
@@ -194,7 +205,7 @@ impl<'a> Fields<'a> {
 }
 
 fn calendar(date: DateTime) -> Result<time::OffsetDateTime> {
-    Expires::from_millis(date.timestamp_millis())
+    WallTime::from_millis(date.timestamp_millis())
         .to_datetime()
         .ok_or_else(|| unreadable("a date in it is beyond the year 9999"))
 }
@@ -224,7 +235,7 @@ mod tests {
 
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
-        let (at, now) = (Expires::from_millis(2_000), Expires::from_millis(1_000));
+        let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
         insertion(SessionKey::of(7), RevSource::new().next(), &data, at, now).unwrap()
     }
 
@@ -256,7 +267,7 @@ mod tests {
     fn no_field_holds_the_id() {
         let id = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_i128;
         let data = Data::new();
-        let at = Expires::from_millis(2_000);
+        let at = WallTime::from_millis(2_000);
         let document =
             insertion(SessionKey::of(id), RevSource::new().next(), &data, at, at).unwrap();
         let bytes = document.to_vec().unwrap();

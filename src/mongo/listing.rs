@@ -23,17 +23,36 @@ const AHEAD: u32 = 64;
 /// A stream of the live sessions, from [`MongoStore::all`](crate::MongoStore::all).
 ///
 /// A session that cannot be read is a [`Decode`](crate::ErrorKind::Decode) error in its place, and
-/// the stream goes on; any other error ends it.
+/// the stream goes on; any other error ends it. It ends without an error only when it is complete.
 #[must_use = "streams do nothing unless polled"]
 pub struct LiveSessions {
-    received: mpsc::Receiver<Result<LiveSession>>,
+    received: mpsc::Receiver<Step>,
+    ended: bool,
+}
+
+/// What the task that reads sends. One that ends without a word was cut off.
+enum Step {
+    Session(Result<LiveSession>),
+    Ended(Result<()>),
 }
 
 impl Stream for LiveSessions {
     type Item = Result<LiveSession>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.received.poll_recv(context)
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let step = std::task::ready!(self.received.poll_recv(context));
+        if let Some(Step::Session(session)) = step {
+            return Poll::Ready(Some(session));
+        }
+        self.ended = true;
+        Poll::Ready(match step {
+            Some(Step::Ended(Ok(()))) => None,
+            Some(Step::Ended(Err(error))) => Some(Err(error)),
+            _ => Some(Err(Error::cut_off())),
+        })
     }
 }
 
@@ -46,33 +65,30 @@ impl fmt::Debug for LiveSessions {
 impl Sessions {
     pub(super) fn list(&self, tasks: &Tasks) -> LiveSessions {
         let (sender, received) = mpsc::channel(AHEAD as usize);
-        if tasks.closed().is_cancelled() {
-            drop(sender.try_send(Err(Error::closed())));
-        } else {
+        if !tasks.is_closed() {
             let (sessions, closed) = (self.clone(), tasks.closed().clone());
             tasks.spawn(async move {
                 tokio::select! {
-                    () = closed.cancelled() => drop(sender.try_send(Err(Error::closed()))),
+                    () = closed.cancelled() => {}
                     () = sender.closed() => {}
-                    ended = sessions.send_all(&sender) => {
-                        if let Err(error) = ended {
-                            drop(sender.send(Err(error)).await);
-                        }
-                    }
+                    () = async {
+                        let ended = sessions.send_all(&sender).await;
+                        drop(sender.send(Step::Ended(ended)).await);
+                    } => {}
                 }
             });
         }
-        LiveSessions { received }
+        LiveSessions { received, ended: false }
     }
 
-    async fn send_all(&self, sender: &mpsc::Sender<Result<LiveSession>>) -> Result<()> {
+    async fn send_all(&self, sender: &mpsc::Sender<Step>) -> Result<()> {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
         let mut cursor = self
             .within(async {
                 let timer = self.timer(Verb::List);
-                let find = documents.find(live).batch_size(AHEAD);
-                match find.max_time(self.timeout).await {
+                // No time limit for the server: it would count for all batches together.
+                match documents.find(live).batch_size(AHEAD).await {
                     Ok(cursor) => timer.ends(Outcome::Ok, Ok(cursor)),
                     Err(error) => timer.fails("list the sessions", &error),
                 }
@@ -84,7 +100,7 @@ impl Sessions {
             if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
                 continue;
             }
-            if sender.send(session).await.is_err() {
+            if sender.send(Step::Session(session)).await.is_err() {
                 break;
             }
         }
@@ -107,8 +123,12 @@ impl Sessions {
     pub(super) async fn remove_all(self) -> Result<u64> {
         let (mut removed, mut after) = (0, None);
         loop {
-            let filter =
-                after.take().map_or_else(Document::new, |last| doc! {"_id": {"$gt": last}});
+            // Comparisons in a query stay within one type, and keys are binary: what another
+            // program keeps here under other types is not ours to remove.
+            let filter = match after.take() {
+                Some(last) => doc! { "_id": { "$gt": last } },
+                None => doc! { "_id": { "$type": "binData" } },
+            };
             let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }).await?;
             let Some(last) = page.last().cloned() else { return Ok(removed) };
             removed += self.remove_page(Verb::Clear, doc! { "_id": { "$in": page } }).await?;
@@ -123,12 +143,14 @@ impl Sessions {
         loop {
             let filter = doc! { "expires": expired.clone() };
             let page = self.page(Verb::Expire, filter, doc! { "expires": 1 }).await?;
-            if page.is_empty() {
-                return Ok(removed);
-            }
             // The expiry is asked for again: a session may have been prolonged meanwhile.
             let filter = doc! { "_id": { "$in": page }, "expires": expired.clone() };
-            removed += self.remove_page(Verb::Expire, filter).await?;
+            let gone = self.remove_page(Verb::Expire, filter).await?;
+            // None at all: all is done, or the next page would be this one again.
+            if gone == 0 {
+                return Ok(removed);
+            }
+            removed += gone;
         }
     }
 
@@ -141,8 +163,8 @@ impl Sessions {
             let read = async {
                 let mut cursor = find.await?;
                 while cursor.advance().await? {
-                    let found = Document::try_from(cursor.current().to_owned());
-                    keys.extend(found.ok().and_then(|mut found| found.remove("_id")));
+                    let mut found = cursor.deserialize_current()?;
+                    keys.extend(found.remove("_id"));
                 }
                 Ok(())
             };
@@ -165,8 +187,11 @@ impl Sessions {
         .await
     }
 
-    /// One step of a longer operation, under the operation timeout.
+    /// One step of a longer operation, under the operation timeout, if the store is still open.
     async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.closed.is_cancelled() {
+            return Err(Error::closed());
+        }
         tokio::time::timeout(self.timeout, step)
             .await
             .unwrap_or_else(|_| Err(crate::tasks::timed_out(self.timeout)))

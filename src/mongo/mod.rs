@@ -6,27 +6,31 @@ mod connection;
 mod document;
 mod expiry;
 mod failure;
+mod lanes;
 mod listing;
+mod timer;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::Collection;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::builder::MongoStoreBuilder;
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
+use self::lanes::Lanes;
 pub use self::listing::LiveSessions;
+use self::timer::Timer;
 use crate::backend::{Backend, Call, Rev, RevSource};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
 use crate::metrics::{MongoMetrics, Outcome, Verb};
-use crate::record::{Data, Expires, RawId, Session};
+use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
 
 /// Sessions in a MongoDB collection: a complete store by itself, and the lower tier of
@@ -53,8 +57,9 @@ use crate::tasks::Tasks;
 /// # Cancel safety
 ///
 /// Every call to the database runs in a task of its own. Dropping the future of any method leaves
-/// nothing half done: a write that was begun is carried out. A `create` whose caller has gone may
-/// leave a session that nobody has the id of, until it expires.
+/// nothing half done: a write that was begun is carried out, and the next save of the same session
+/// through this store or a clone of it is sent after it, not before. A `create` whose caller has
+/// gone may leave a session that nobody has the id of, until it expires.
 #[derive(Clone)]
 pub struct MongoStore {
     inner: Arc<Inner>,
@@ -78,6 +83,8 @@ struct Sessions {
     ttl: Option<Duration>,
     clock: Clock,
     metrics: Arc<MongoMetrics>,
+    lanes: Lanes,
+    closed: CancellationToken,
 }
 
 /// How often `create` draws a new id when the drawn one is taken.
@@ -116,8 +123,8 @@ impl MongoStore {
         Self::builder().uri_from_env().build().await
     }
 
-    /// How many live sessions there are, counted by MongoDB through the expiry index. The cost
-    /// grows with the number; for a figure on every page see
+    /// How many live sessions there are, counted by MongoDB through the index on `expires`. The
+    /// cost grows with the number; for a figure on every page see
     /// [`estimated_length`](Self::estimated_length).
     ///
     /// # Errors
@@ -133,7 +140,8 @@ impl MongoStore {
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
-    /// expired ones that have not been removed yet. Its cost does not grow with the live ones. After
+    /// expired ones that have not been removed yet. Its cost does not grow with the live ones, given
+    /// the index on `expires`. After
     /// an unclean shutdown of the server, and on a sharded cluster with orphaned documents, the
     /// metadata may be off.
     ///
@@ -165,13 +173,14 @@ impl MongoStore {
     /// sessions at most in memory; each batch is read under the operation timeout. Sessions that
     /// are created or ended meanwhile may be in it or not.
     ///
-    /// Dropping the stream ends the query.
+    /// Dropping the stream ends the query. Holding it does not keep the store open.
     pub fn all(&self) -> LiveSessions {
         self.inner.sessions.list(&self.inner.tasks)
     }
 
     /// Removes every session and answers with how many those were. Those that are created
-    /// meanwhile may stay. Indexes and the collection itself stay.
+    /// meanwhile may stay. Indexes stay, as does the collection itself, and so does a document that
+    /// another program keeps there under an `_id` that is no binary.
     ///
     /// Works in pages of 1,000 sessions, each under the operation timeout.
     ///
@@ -211,8 +220,9 @@ impl MongoStore {
         self.run(expiry::ensure_index(sessions, self.inner.removal)).await
     }
 
-    /// Ends the background tasks, waits for the operations under way (each ends by its deadline)
-    /// and closes the connections, unless the client was handed in. Operations after it are
+    /// Ends the background tasks, waits for the operations under way and closes the connections,
+    /// unless the client was handed in. Takes up to twice the operation timeout if the server does
+    /// not answer; a [`clear`](Self::clear) under way ends after its present page. Operations after it are
     /// [`Closed`](crate::ErrorKind::Closed) errors. Call it after the server's graceful shutdown.
     ///
     /// # Cancel safety
@@ -221,11 +231,14 @@ impl MongoStore {
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
         if self.inner.owns_client {
-            self.inner.sessions.documents.client().clone().shutdown().immediate(true).await;
+            let client = self.inner.sessions.documents.client().clone();
+            let closes = client.shutdown().immediate(true).into_future();
+            // The driver waits for its monitors, which wait for a server that may not answer.
+            drop(tokio::time::timeout(self.inner.tasks.timeout(), closes).await);
         }
     }
 
-    pub(crate) async fn create(&self, data: &Data, expires: Expires) -> Result<RawId> {
+    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
         for _ in 0..DRAWS {
             let id = RawId::draw();
             let insert = self.insert(id.key(), self.inner.revs.next(), data, expires);
@@ -236,20 +249,25 @@ impl MongoStore {
         Err(no_free_id())
     }
 
-    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: Expires) -> Result<()> {
+    pub(crate) async fn save_session(
+        &self,
+        id: RawId,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<()> {
         let replace = self.replace(id.key(), self.inner.revs.next(), data, expires);
         self.run(replace).await.map(drop)
     }
 
-    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
+    pub(crate) async fn load_session(&self, id: RawId) -> Result<Option<Session>> {
         self.run(self.find(id.key())).await
     }
 
-    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
+    pub(crate) async fn delete_session(&self, id: RawId) -> Result<()> {
         self.run(self.remove(id.key())).await
     }
 
-    pub(crate) async fn delete_expired(&self) -> Result<()> {
+    pub(crate) async fn remove_expired(&self) -> Result<()> {
         let expire = self.inner.sessions.clone().remove_expired();
         self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
     }
@@ -262,7 +280,7 @@ impl MongoStore {
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        self.inner.tasks.run(call, |outcome| outcome).await
+        self.inner.tasks.run(call, |outcome| outcome, || ()).await
     }
 }
 
@@ -291,8 +309,8 @@ impl Backend for MongoStore {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>> {
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         let sessions = self.inner.sessions.clone();
         let (now, expires) = sessions.times(expires);
         let document = document::insertion(key, rev, data, expires, now);
@@ -314,13 +332,16 @@ impl Backend for MongoStore {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>> {
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         let sessions = self.inner.sessions.clone();
         let (now, expires) = sessions.times(expires);
         let update = document::replacement(rev, data, expires, now);
+        let mut place = sessions.lanes.enter(key);
         Box::pin(async move {
             let update = update?;
+            place.turn(sessions.timeout).await?;
+            let now = sessions.clock.wall();
             let timer = sessions.timer(Verb::Replace);
             let filter =
                 doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } };
@@ -376,19 +397,13 @@ impl Backend for MongoStore {
 
 impl Sessions {
     /// Now, and when a session written now ends.
-    fn times(&self, expires: Expires) -> (Expires, Expires) {
+    fn times(&self, expires: WallTime) -> (WallTime, WallTime) {
         let now = self.clock.wall();
         (now, self.ttl.map_or(expires, |ttl| now.after(ttl)))
     }
 
     fn timer(&self, verb: Verb) -> Timer {
-        Timer {
-            metrics: self.metrics.clone(),
-            verb,
-            start: Instant::now(),
-            timeout: self.timeout,
-            running: true,
-        }
+        Timer::start(self.metrics.clone(), verb, self.timeout)
     }
 
     async fn contains(self, key: SessionKey) -> Result<bool> {
@@ -420,45 +435,6 @@ impl Sessions {
         match all.and_then(|all| Ok(all.saturating_sub(expired?))) {
             Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
             Err(error) => timer.fails("estimate the number of sessions", &error),
-        }
-    }
-}
-
-/// Times one operation. One that is dropped, or ends past the deadline, counts as timed out, which
-/// is what its caller was told.
-struct Timer {
-    metrics: Arc<MongoMetrics>,
-    verb: Verb,
-    start: Instant,
-    timeout: Duration,
-    running: bool,
-}
-
-impl Timer {
-    fn ends<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
-        self.record(outcome);
-        result
-    }
-
-    fn fails<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
-        let error = failure::failure(doing, error);
-        self.record(Outcome::Failed(error.kind()));
-        Err(error)
-    }
-
-    fn record(&mut self, outcome: Outcome) {
-        self.running = false;
-        let took = self.start.elapsed();
-        let late = took >= self.timeout;
-        let outcome = if late { Outcome::Failed(crate::ErrorKind::Timeout) } else { outcome };
-        self.metrics.record(self.verb, outcome, took);
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        if self.running {
-            self.record(Outcome::Failed(crate::ErrorKind::Timeout));
         }
     }
 }

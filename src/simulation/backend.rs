@@ -13,7 +13,7 @@ use crate::backend::{Backend, Call, Rev};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
-use crate::record::{Data, Expires, Session};
+use crate::record::{Data, Session, WallTime};
 
 #[derive(Clone)]
 pub(crate) struct FakeBackend {
@@ -46,7 +46,7 @@ pub(crate) enum Operation {
 
 #[derive(Clone, Debug)]
 enum Outcome {
-    Written(Option<Expires>),
+    Written(Option<WallTime>),
     Found(Option<Session>),
     Removed,
     Cleared(u64),
@@ -149,7 +149,7 @@ impl FakeBackend {
 }
 
 impl State {
-    fn perform(&mut self, operation: Operation, now: Expires) -> Outcome {
+    fn perform(&mut self, operation: Operation, now: WallTime) -> Outcome {
         match operation {
             Operation::Insert(key, session) => {
                 let expires = session.expires;
@@ -194,8 +194,8 @@ impl Backend for FakeBackend {
         key: SessionKey,
         _rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>> {
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         let session = Session { data: data.clone(), expires };
         self.call(Operation::Insert(key, session), |outcome| match outcome {
             Outcome::Written(written) => Some(written),
@@ -208,8 +208,8 @@ impl Backend for FakeBackend {
         key: SessionKey,
         _rev: Rev,
         data: &Data,
-        expires: Expires,
-    ) -> Call<Option<Expires>> {
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         let session = Session { data: data.clone(), expires };
         self.call(Operation::Replace(key, session), |outcome| match outcome {
             Outcome::Written(written) => Some(written),

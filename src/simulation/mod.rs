@@ -12,7 +12,7 @@ use self::backend::{FakeBackend, Operation};
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
-use crate::record::{Data, Expires, RawId, Session};
+use crate::record::{Data, RawId, Session, WallTime};
 use crate::store::Tiers;
 use crate::tasks::Tasks;
 
@@ -29,6 +29,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_max_staleness(MAX_STALENESS)
+    }
+
+    fn with_max_staleness(max_staleness: Duration) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::new(clock.clone());
         let limits = Limits {
@@ -36,7 +40,7 @@ impl World {
             max_entries: None,
             max_absent: 100,
             policy: EvictionPolicy::Lru,
-            max_staleness: MAX_STALENESS,
+            max_staleness,
         };
         let tiers = Tiers {
             backend: mongo.clone(),
@@ -47,7 +51,7 @@ impl World {
         Self { tiers: tiers.into(), mongo, clock }
     }
 
-    fn in_an_hour(&self) -> Expires {
+    fn in_an_hour(&self) -> WallTime {
         self.clock.wall().after(Duration::from_secs(3600))
     }
 

@@ -11,6 +11,7 @@ mod examples;
 mod expiry;
 mod http;
 mod metrics;
+mod order;
 mod outage;
 mod proxy;
 mod races;

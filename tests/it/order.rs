@@ -1,0 +1,112 @@
+//! Writes of one session keep their order, though callers leave; lists and removals are whole.
+
+use futures::{StreamExt, poll};
+use mongodb::bson::{Document, doc};
+use serde_json::json;
+use tower_sessions::session::Record;
+use tower_sessions::{SessionStore, session_store};
+use tower_sessions_moka_mongodb_store::{ErrorKind, MongoStore, mongodb};
+
+use crate::common::{PATIENCE, Store, cached, create, eventually, mongo, on_both_tiers};
+
+on_both_tiers! {
+    an_abandoned_save_does_not_overwrite_a_later_one = abandoned_saves_keep_their_order;
+    an_abandoned_save_does_not_undo_a_later_delete = abandoned_saves_stay_before_a_delete;
+    clear_removes_every_session_beside_documents_of_others = clear_beside_others;
+    a_list_that_is_cut_off_does_not_look_complete = cut_off_list;
+    a_list_that_nobody_reads_does_not_hold_up_a_shutdown = unread_list;
+}
+
+fn version(record: &Record, version: u64) -> Record {
+    let mut record = record.clone();
+    record.data.insert("version".to_owned(), json!(version));
+    record
+}
+
+/// Begins a save and leaves, as a handler does whose client has gone.
+async fn abandon(save: impl Future<Output = session_store::Result<()>>) {
+    let mut save = Box::pin(save);
+    assert!(poll!(&mut save).is_pending());
+}
+
+async fn abandoned_saves_keep_their_order(store: impl Store) {
+    for round in 0..100 {
+        let record = create(&store).await;
+        abandon(store.save(&version(&record, 1))).await;
+        store.save(&version(&record, 2)).await.unwrap();
+        let another = store.another().await;
+        let stored = another.load(&record.id).await.unwrap().unwrap();
+        assert_eq!(stored.data["version"], json!(2), "round {round}");
+        let served = store.load(&record.id).await.unwrap().unwrap();
+        assert_eq!(served.data["version"], json!(2), "round {round}");
+    }
+}
+
+async fn abandoned_saves_stay_before_a_delete(store: impl Store) {
+    for _ in 0..30 {
+        let record = create(&store).await;
+        abandon(store.save(&version(&record, 1))).await;
+        store.delete(&record.id).await.unwrap();
+        assert_eq!(store.load(&record.id).await.unwrap(), None);
+        assert_eq!(store.documents().await, 0);
+    }
+}
+
+async fn clear_beside_others(store: impl Store) {
+    let others = store.collection().clone_with_type::<Document>();
+    let foreign = (0..1_000).map(|n| doc! { "_id": format!("other {n}") });
+    others.insert_many(foreign).await.unwrap();
+    let mut records = Vec::new();
+    for _ in 0..5 {
+        records.push(create(&store).await);
+    }
+    assert_eq!(store.clear().await.unwrap(), 5);
+    for record in records {
+        assert_eq!(store.load(&record.id).await.unwrap(), None);
+    }
+    assert_eq!(store.documents().await, 1_000, "they are not ours");
+}
+
+/// A store with more sessions than a list reads ahead.
+async fn fill(store: &impl Store) {
+    let creates = (0..300).map(|_| create(store));
+    futures::stream::iter(creates).buffer_unordered(32).collect::<Vec<_>>().await;
+}
+
+async fn cut_off_list(store: impl Store) {
+    fill(&store).await;
+    let mut list = store.all();
+    list.next().await.unwrap().unwrap();
+    store.shutdown().await;
+    let rest: Vec<_> = list.collect().await;
+    assert!(rest.len() < 299);
+    assert_eq!(rest.last().unwrap().as_ref().unwrap_err().kind(), ErrorKind::Closed);
+}
+
+async fn unread_list(store: impl Store) {
+    fill(&store).await;
+    let list = store.all();
+    tokio::time::timeout(PATIENCE, store.shutdown()).await.unwrap();
+    drop(list);
+}
+
+#[tokio::test]
+async fn a_closed_cache_serves_nothing() {
+    let store = cached().await;
+    let record = create(&store).await;
+    store.shutdown().await;
+    assert!(store.load(&record.id).await.is_err());
+}
+
+#[tokio::test]
+async fn expired_documents_that_cannot_be_removed_do_not_keep_a_removal_going() {
+    use tower_sessions::ExpiredDeletion;
+    let store: MongoStore = mongo().await;
+    create(&store).await;
+    store.expire_all().await;
+    eventually("they are gone", async || {
+        ExpiredDeletion::delete_expired(&store).await.unwrap();
+        store.documents().await == 0
+    })
+    .await;
+}
