@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// What went wrong, with a [kind](Error::kind) to act on and, where there is one, a `source`.
+/// What went wrong, with a [kind](Error::kind) to act on.
 ///
 /// No message holds an id, session data or a credential. Cloning is cheap.
 #[derive(Clone)]
@@ -13,7 +13,6 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 /// The kinds of [`Error`], by what to do about them.
@@ -46,15 +45,7 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
-    }
-
-    pub(crate) fn with_source(
-        kind: ErrorKind,
-        message: impl Into<String>,
-        source: impl StdError + Send + Sync + 'static,
-    ) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), source: Some(Box::new(source)) }))
+        Self(Arc::new(Inner { kind, message: message.into() }))
     }
 
     pub(crate) fn config(message: impl Into<String>) -> Self {
@@ -87,16 +78,13 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("message", &self.0.message)
-            .field("source", &self.0.source)
             .finish()
     }
 }
 
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
-}
+/// Without a `source`: what the driver and the server say may quote documents and credentials, so
+/// what is worth knowing of it is in the message.
+impl StdError for Error {}
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,6 +1,7 @@
 //! Every option of the persistence tier.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use mongodb::{Client, Collection, Database};
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
-use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry, failure};
+use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry};
 use crate::backend::RevSource;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -22,6 +23,11 @@ use crate::tasks::Tasks;
 
 /// The operation timeout when none is given.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sessions expire, and the server measures time, in whole milliseconds.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// The server takes its time limits as 32-bit numbers of milliseconds.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// The collection when none is given.
 const COLLECTION: &str = "sessions";
@@ -49,7 +55,8 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Takes the connection string from the environment variable `MONGODB_URI`.
+    /// Takes the connection string from the environment variable `MONGODB_URI`; white space around
+    /// it does not count.
     pub fn uri_from_env(mut self) -> Self {
         self.connection.uri_from_env = true;
         self
@@ -61,25 +68,28 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// The server's port. Default 27017.
+    /// The server's port, 1 to 65535, also of those [`hosts`](Self::hosts) that have none of their
+    /// own. Default 27017.
     pub fn port(mut self, port: u16) -> Self {
         self.connection.port = Some(port);
         self
     }
 
-    /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`.
+    /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`;
+    /// at least one.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
-        self.connection.hosts = hosts.into_iter().map(Into::into).collect();
+        self.connection.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The name of the replica set.
+    /// The name of the replica set. Default: the one in the URI, which must not be another one.
     pub fn replica_set(mut self, name: impl Into<String>) -> Self {
         self.connection.replica_set = Some(name.into());
         self
     }
 
-    /// The user name; goes with a [`uri`](Self::uri) that holds none, too.
+    /// The user name. Goes with a [`uri`](Self::uri), too, if that has neither a user nor an
+    /// `authSource`.
     pub fn username(mut self, username: impl Into<String>) -> Self {
         self.connection.username = Some(username.into());
         self
@@ -97,65 +107,79 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Whether to connect by TLS. Default no, unless the URI says so.
+    /// Whether to connect by TLS. Default: what the URI says (yes, if it is `mongodb+srv://`), which
+    /// this must not contradict, or else no.
     pub fn tls(mut self, tls: bool) -> Self {
         self.connection.tls = Some(tls);
         self
     }
 
     /// A PEM file of the authorities that the server's certificate is checked against; switches TLS
-    /// on. Default: Mozilla's.
+    /// on. Default: the file in the URI, which must not be another one, or else Mozilla's
+    /// authorities.
     pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.connection.tls_ca_file = Some(path.into());
         self
     }
 
-    /// How many connections the pool has at most for each server. Default: what the URI says, or
-    /// else 100. Not for a client that is handed in.
+    /// How many connections the pool has at most for each server: 1 or more. Default: what the URI
+    /// says, which must not be another number, or else 100. Not for a client that is handed in.
     pub fn max_pool_size(mut self, connections: u32) -> Self {
         self.connection.max_pool_size = Some(connections);
         self
     }
 
-    /// The name that the server's log shows for these connections.
+    /// The name that the server's log shows for these connections. Default: the one in the URI,
+    /// which must not be another one, or else none.
     pub fn app_name(mut self, name: impl Into<String>) -> Self {
         self.connection.app_name = Some(name.into());
         self
     }
 
     /// An existing client. It is not closed by [`MongoStore::shutdown`].
+    ///
+    /// Its write concern is kept; without one, writes have `majority`. With one below `majority`
+    /// (`w: 1`) a read, which is always of read concern `majority`, may not see a write yet that was
+    /// acknowledged before it, and a failover may undo the write.
     pub fn client(mut self, client: Client) -> Self {
         self.connection.client = Some(client);
         self
     }
 
-    /// An existing database, with its client.
+    /// An existing database, with its client and write concern; for one below `majority` see
+    /// [`client`](Self::client).
     pub fn database_handle(mut self, database: Database) -> Self {
         self.connection.database_handle = Some(database);
         self
     }
 
-    /// An existing collection of whatever type, with its client and write concern.
-    pub fn collection_handle<T: Send + Sync>(mut self, collection: &Collection<T>) -> Self {
+    /// An existing collection of whatever type, with its client and write concern; for one below
+    /// `majority` see [`client`](Self::client).
+    #[allow(clippy::needless_pass_by_value, reason = "taken as the other handles are")]
+    pub fn collection_handle<T: Send + Sync>(mut self, collection: Collection<T>) -> Self {
         self.connection.collection_handle = Some(collection.clone_with_type());
         self
     }
 
-    /// The name of the database. Default: the one in the URI, or else `sessions`. Two apps on one
-    /// server need two databases or two collections.
+    /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters.
+    /// Default: the one in the URI, which must not be another one, or else `sessions`. Two apps on
+    /// one server need two databases or two collections.
     pub fn database(mut self, name: impl Into<String>) -> Self {
         self.connection.database = Some(name.into());
         self
     }
 
-    /// The name of the collection. Default: the second part of the URI's path, or else `sessions`.
+    /// The name of the collection: 1 to 200 bytes without `$` or control characters, with no dot at
+    /// either end, and none that begins with `system.`. Default: the second part of the URI's path,
+    /// which must not be another one, or else `sessions`.
     pub fn collection(mut self, name: impl Into<String>) -> Self {
         self.connection.collection = Some(name.into());
         self
     }
 
     /// A fixed lifetime: each write lets the session live for so long, whatever the cookie's expiry
-    /// is. Default: the cookie's expiry, which is two weeks when it has none. At least 1 ms.
+    /// is. At least 1 ms, and cut to whole milliseconds; no session lives past the year 9999.
+    /// Default: the cookie's expiry, which is two weeks when it has none.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -175,8 +199,11 @@ impl MongoStoreBuilder {
     }
 
     /// How long any operation may take before it fails with
-    /// [`Timeout`](crate::ErrorKind::Timeout). Default 5 s. A client that is made here has its
-    /// server selection and connect timeouts set to match, unless the URI gives them.
+    /// [`Timeout`](crate::ErrorKind::Timeout). 1 ms to 2,147,483,647 ms (24 days); default 5 s.
+    ///
+    /// A client that is made here has its connect timeout set to the same and its server selection
+    /// timeout to nine tenths of it, unless the URI gives them: so a server that is down is a
+    /// [`Connection`](crate::ErrorKind::Connection) error.
     pub fn operation_timeout(mut self, timeout: Duration) -> Self {
         self.connection.operation_timeout = Some(timeout);
         self
@@ -198,8 +225,8 @@ impl MongoStoreBuilder {
     ///
     /// May be dropped; the index may have been created.
     pub async fn build(self) -> Result<MongoStore> {
-        let runtime = runtime()?;
-        if self.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
+        let runtime = runtime().await?;
+        if self.ttl.is_some_and(|ttl| ttl < SHORTEST) {
             return Err(Error::config("`ttl` must be at least 1 ms"));
         }
         if let ExpiredRemoval::Sweep(every) = self.removal
@@ -211,8 +238,10 @@ impl MongoStoreBuilder {
             ));
         }
         let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
-        if timeout.is_zero() {
-            return Err(Error::config("`operation_timeout` must be above zero"));
+        if !(SHORTEST..=LONGEST).contains(&timeout) {
+            return Err(Error::config(
+                "`operation_timeout` must be at least 1 ms and at most 2,147,483,647 ms",
+            ));
         }
         let (documents, owns_client) = self.connection.collection(COLLECTION, timeout).await?;
         let tasks = Tasks::new(runtime, timeout);
@@ -257,14 +286,28 @@ impl fmt::Debug for MongoStoreBuilder {
     }
 }
 
-/// The runtime that calls will run on.
-fn runtime() -> Result<Handle> {
-    Handle::try_current().map_err(|_| {
+/// The runtime that calls will run on, once it has shown that it has what the driver needs. One
+/// without a timer or without I/O panics at their first use, so that happens in a task.
+async fn runtime() -> Result<Handle> {
+    let runtime = Handle::try_current().map_err(|_| {
         Error::config(
             "a session store is built inside of a tokio runtime: call build().await from \
              #[tokio::main], or enter a runtime first",
         )
-    })
+    })?;
+    let probe = runtime.spawn(async {
+        tokio::time::sleep(Duration::ZERO).await;
+        // Whether there is a socket to be had does not matter here.
+        drop(tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await);
+    });
+    match probe.await {
+        Ok(()) => Ok(runtime),
+        Err(error) if error.is_panic() => Err(Error::config(
+            "the tokio runtime has no timer or no I/O, and a session store needs both: call \
+             enable_all() on the tokio::runtime::Builder",
+        )),
+        Err(_) => Err(Error::closed()),
+    }
 }
 
 /// Reads must not go back behind what was acknowledged, and writes must be acknowledged.
@@ -293,13 +336,10 @@ fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document
 }
 
 async fn ping(sessions: Sessions) -> Result<()> {
-    let timer = sessions.timer(Verb::Count);
+    let timer = sessions.timer(Verb::Ping);
     let database = sessions.documents.client().database(&sessions.documents.namespace().db);
     match database.run_command(doc! { "ping": 1 }).await {
         Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-        Err(error) => {
-            drop(timer.fails::<()>("connect", &error));
-            Err(failure::failure("connect", &error))
-        }
+        Err(error) => timer.fails("connect", &error),
     }
 }

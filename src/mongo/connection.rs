@@ -9,6 +9,7 @@ use mongodb::options::{ClientOptions, Credential, ServerAddress, Tls, TlsOptions
 use mongodb::{Client, Collection, Database};
 
 use super::failure;
+use super::uri::{has_option, split_collection, unusable, valid_collection, valid_database};
 use crate::error::{Error, Result};
 
 /// A web server has many requests in flight; the driver's own default of 10 would queue them.
@@ -24,7 +25,7 @@ pub(super) struct Connection {
     pub(super) uri_from_env: bool,
     pub(super) host: Option<String>,
     pub(super) port: Option<u16>,
-    pub(super) hosts: Vec<String>,
+    pub(super) hosts: Option<Vec<String>>,
     pub(super) replica_set: Option<String>,
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
@@ -90,7 +91,7 @@ impl Connection {
 
     /// Options that contradict each other.
     fn check(&self) -> Result<()> {
-        let parts = self.host.is_some() || self.port.is_some() || !self.hosts.is_empty();
+        let parts = self.host.is_some() || self.port.is_some() || self.hosts.is_some();
         let given = [
             ("a URI", self.uri.is_some() || self.uri_from_env),
             ("`host`, `hosts` or `port`", parts),
@@ -109,10 +110,16 @@ impl Connection {
         if self.uri.is_some() && self.uri_from_env {
             return Err(Error::config("both `uri` and `uri_from_env` were given; take one"));
         }
-        if self.host.is_some() && !self.hosts.is_empty() {
+        if self.host.is_some() && self.hosts.is_some() {
             return Err(Error::config(
                 "both `host` and `hosts` were given; put the host into `hosts`",
             ));
+        }
+        if self.hosts.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::config("`hosts` was given no host: give at least one"));
+        }
+        if self.max_pool_size == Some(0) {
+            return Err(Error::config("`max_pool_size` must be at least 1"));
         }
         let existing = self.client.is_some()
             || self.database_handle.is_some()
@@ -156,12 +163,15 @@ impl Connection {
 
     /// The driver's options, and the collection in the URI's path.
     async fn client_options(&self, timeout: Duration) -> Result<(ClientOptions, Option<String>)> {
-        let (mut options, collection) = match self.uri()? {
+        let uri = self.uri()?;
+        let (mut options, collection) = match &uri {
             Some(uri) => {
-                let (uri, collection) = split_collection(&uri)?;
+                let (uri, collection) = split_collection(uri)?;
                 let parsed = tokio::time::timeout(timeout, ClientOptions::parse(&uri)).await;
-                let parsed = parsed.map_err(|_| crate::tasks::timed_out(timeout))?;
-                (parsed.map_err(|error| unusable_uri(&uri, &error))?, collection)
+                match parsed.map_err(|_| crate::tasks::timed_out(timeout))? {
+                    Ok(options) => (options, collection),
+                    Err(error) => return Err(unusable(&uri, &error).await),
+                }
             }
             None => (ClientOptions::builder().hosts(self.addresses()?).build(), None),
         };
@@ -169,6 +179,12 @@ impl Connection {
             if options.credential.is_some() {
                 return Err(Error::config(
                     "both the URI and `username` give credentials: take them out of one",
+                ));
+            }
+            if uri.is_some_and(|uri| has_option(&uri, "authsource")) {
+                return Err(Error::config(
+                    "the URI has an authSource but no user name, and `username` was given: give \
+                     `auth_source` in place of the URI's authSource",
                 ));
             }
             options.credential = Some(
@@ -179,35 +195,50 @@ impl Connection {
                     .build(),
             );
         }
-        if self.tls == Some(false) {
-            options.tls = Some(Tls::Disabled);
-        } else if self.tls.is_some() || self.tls_ca_file.is_some() {
-            let mut tls = match options.tls.take() {
-                Some(Tls::Enabled(tls)) => tls,
-                _ => TlsOptions::default(),
-            };
-            tls.ca_file_path = self.tls_ca_file.clone().or(tls.ca_file_path);
-            options.tls = Some(Tls::Enabled(tls));
-        }
-        if self.replica_set.is_some() {
-            options.repl_set_name.clone_from(&self.replica_set);
-        }
-        if self.app_name.is_some() {
-            options.app_name.clone_from(&self.app_name);
-        }
-        options.max_pool_size = self.max_pool_size.or(options.max_pool_size).or(Some(POOL));
+        options.tls = self.tls(options.tls.take())?;
+        options.repl_set_name =
+            one_of("replica_set", self.replica_set.clone(), options.repl_set_name)?;
+        options.app_name = one_of("app_name", self.app_name.clone(), options.app_name)?;
+        options.max_pool_size =
+            one_of("max_pool_size", self.max_pool_size, options.max_pool_size)?.or(Some(POOL));
         options.max_connecting = options.max_connecting.or(Some(CONNECTING));
-        options.server_selection_timeout = options.server_selection_timeout.or(Some(timeout));
+        // Less than the whole, so that a call hears that no server was there before its time is up.
+        options.server_selection_timeout =
+            options.server_selection_timeout.or(Some(timeout.mul_f64(0.9)));
         options.connect_timeout = options.connect_timeout.or(Some(timeout));
         Ok((options, collection))
+    }
+
+    fn tls(&self, in_uri: Option<Tls>) -> Result<Option<Tls>> {
+        let wanted = self.tls.or(self.tls_ca_file.is_some().then_some(true));
+        match (wanted, in_uri) {
+            (Some(false), Some(Tls::Enabled(_))) => Err(Error::config(
+                "`tls` is switched off, and the URI switches it on, as every mongodb+srv:// does \
+                 that has no tls=false: change one of them",
+            )),
+            (Some(true), Some(Tls::Disabled)) => Err(Error::config(
+                "the URI switches TLS off, and `tls` or `tls_ca_file` was given: change one of them",
+            )),
+            (Some(false), _) => Ok(Some(Tls::Disabled)),
+            (Some(true), in_uri) => {
+                let mut tls = match in_uri {
+                    Some(Tls::Enabled(tls)) => tls,
+                    _ => TlsOptions::default(),
+                };
+                tls.ca_file_path =
+                    one_of("tls_ca_file", self.tls_ca_file.clone(), tls.ca_file_path)?;
+                Ok(Some(Tls::Enabled(tls)))
+            }
+            (None, in_uri) => Ok(in_uri),
+        }
     }
 
     fn uri(&self) -> Result<Option<String>> {
         if !self.uri_from_env {
             return Ok(self.uri.clone());
         }
-        let uri = std::env::var("MONGODB_URI").ok().filter(|uri| !uri.is_empty());
-        uri.map(Some).ok_or_else(|| {
+        let uri = std::env::var("MONGODB_URI").ok().map(|uri| uri.trim().to_owned());
+        uri.filter(|uri| !uri.is_empty()).map(Some).ok_or_else(|| {
             Error::config(
                 "the environment variable MONGODB_URI is not set, is empty or is no UTF-8: set it \
                  to something like mongodb://localhost/app",
@@ -217,11 +248,11 @@ impl Connection {
 
     fn addresses(&self) -> Result<Vec<ServerAddress>> {
         let port = self.port.unwrap_or(27017);
-        if self.hosts.is_empty() {
-            let host = self.host.as_deref().unwrap_or("127.0.0.1");
-            return Ok(vec![self.address(host, port)?]);
+        if let Some(hosts) = &self.hosts {
+            return hosts.iter().map(|host| self.address(host, port)).collect();
         }
-        self.hosts.iter().map(|host| self.address(host, port)).collect()
+        let host = self.host.as_deref().unwrap_or("127.0.0.1");
+        Ok(vec![self.address(host, port)?])
     }
 
     fn address(&self, host: &str, port: u16) -> Result<ServerAddress> {
@@ -235,7 +266,7 @@ impl Connection {
             Error::config("a host must have the form `name`, `name:port` or `[address]:port`")
         })?;
         if let ServerAddress::Tcp { port: own, .. } = &mut address {
-            if own.is_some() && self.port.is_some() && self.hosts.is_empty() {
+            if own.is_some() && self.port.is_some() && self.hosts.is_none() {
                 return Err(Error::config("the port stands in both `host` and `port`: give one"));
             }
             own.get_or_insert(port);
@@ -244,87 +275,12 @@ impl Connection {
     }
 }
 
-/// Takes the collection, the second part of the path, out of a URI.
-fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
-    let authority = uri.find("://").map_or(0, |at| at + 3);
-    let (head, query) = match uri[authority..].find('?') {
-        Some(at) => uri.split_at(authority + at),
-        None => (uri, ""),
-    };
-    // A password may hold a slash that should have been escaped: the driver will say so.
-    let path = match head[authority..].rfind('@') {
-        Some(at) => authority + at + 1,
-        None => authority,
-    };
-    let Some(database) = head[path..].find('/').map(|at| path + at + 1) else {
-        return Ok((uri.to_owned(), None));
-    };
-    let Some(collection) = head[database..].find('/').map(|at| database + at) else {
-        return Ok((uri.to_owned(), None));
-    };
-    let name = percent_decoded(&head[collection + 1..])
-        .ok_or_else(|| Error::config("the collection in the URI's path is not valid UTF-8"))?;
-    if name.contains('/') {
-        return Err(Error::config(
-            "the URI's path has more than two parts: it is /database or /database/collection",
-        ));
-    }
-    Ok((format!("{}{query}", &head[..collection]), Some(name).filter(|name| !name.is_empty())))
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if let (b'%', Some(hex)) = (*first, after.get(..2)) {
-            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            bytes.push(*first);
-            rest = after;
+/// What the setter or the URI says, if they do not say different things.
+fn one_of<T: PartialEq>(setter: &str, given: Option<T>, in_uri: Option<T>) -> Result<Option<T>> {
+    match (given, in_uri) {
+        (Some(given), Some(in_uri)) if given != in_uri => {
+            Err(Error::config(format!("the URI and `{setter}` say two different things: give one")))
         }
+        (given, in_uri) => Ok(given.or(in_uri)),
     }
-    String::from_utf8(bytes).ok()
-}
-
-/// The driver's text is worth having, but it may quote a piece of the password.
-fn unusable_uri(uri: &str, error: &mongodb::error::Error) -> Error {
-    let said = failure::failure("read the URI", error);
-    let authority = uri.split_once("://").map_or(uri, |(_, rest)| rest);
-    let secret = authority.rfind('@').map_or("", |at| &authority[..at]);
-    let quoted = secret
-        .split([':', '@', '/', '?', '#', '[', ']', ','])
-        .any(|piece| !piece.is_empty() && said.to_string().contains(piece));
-    if quoted {
-        return Error::config(
-            "the URI cannot be read: in the user name and the password each of : / ? # [ ] @ % must \
-             be percent-encoded",
-        );
-    }
-    said
-}
-
-fn valid_database(name: &str) -> Result<&str> {
-    if name.is_empty() || name.len() > 63 || name.contains(['/', '\\', '.', ' ', '"', '$', '\0']) {
-        return Err(Error::config(format!(
-            "{name:?} is no name for a database: 1 to 63 bytes without / \\ . \" $, space or NUL"
-        )));
-    }
-    Ok(name)
-}
-
-fn valid_collection(name: &str) -> Result<&str> {
-    let malformed = name.is_empty()
-        || name.len() > 200
-        || name.contains(['$', '\0'])
-        || name.starts_with("system.")
-        || name.starts_with('.')
-        || name.ends_with('.');
-    if malformed {
-        return Err(Error::config(format!(
-            "{name:?} is no name for a collection: 1 to 200 bytes without $ or NUL, with no dot at \
-             either end, and not of the server's own `system.`"
-        )));
-    }
-    Ok(name)
 }

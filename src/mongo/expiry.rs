@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
@@ -12,6 +12,12 @@ use super::{Sessions, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
 use crate::tasks::Tasks;
+
+/// The name that an index on `expires` has if nobody gave it one.
+const NAME: &str = "expires_1";
+/// The server's codes for an index that does not go with one that stands: `IndexOptionsConflict`
+/// and `IndexKeySpecsConflict`.
+const CONFLICTS: [i32; 2] = [85, 86];
 
 /// Who removes expired sessions from the collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +28,9 @@ pub enum ExpiredRemoval {
     /// The default.
     #[default]
     TtlIndex,
-    /// A background task of this store, each time so much time has passed. It goes on after errors,
-    /// which it logs. Judges by this machine's clock, so keep it right.
+    /// A background task of this store: at once when the store is built, and then each time so much
+    /// time (more than zero) has passed. Every instance of the app sweeps. The task goes on after
+    /// errors, which it logs. Judges by this machine's clock, so keep it right.
     Sweep(Duration),
     /// Nobody, or a job of yours that calls `ExpiredDeletion::delete_expired`.
     Off,
@@ -32,8 +39,8 @@ pub enum ExpiredRemoval {
 /// The one index: sessions by expiry. Counting needs it whoever removes the expired ones.
 pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) -> Result<()> {
     let standing = standing(&sessions).await?;
-    if let Some(index) = standing.iter().find(|index| index.keys == doc! { "expires": 1 }) {
-        return judge(&sessions, index, removal);
+    if let Some(verdict) = judge_all(&sessions, &standing, removal) {
+        return verdict;
     }
     let timer = sessions.timer(Verb::Index);
     let expire_after = (removal == ExpiredRemoval::TtlIndex).then_some(Duration::ZERO);
@@ -41,9 +48,85 @@ pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) ->
     let index = IndexModel::builder().keys(doc! { "expires": 1 }).options(options).build();
     match sessions.documents.create_index(index).await {
         Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+        Err(error) if CONFLICTS.contains(&failure::code(&error).unwrap_or_default()) => {
+            drop(timer.ends(Outcome::Failed(ErrorKind::Index), Ok(())));
+            conflict(&sessions, removal, &error).await
+        }
         Err(error) => timer
             .ends(Outcome::Failed(ErrorKind::Index), Err(refused(&sessions, expire_after, &error))),
     }
+}
+
+/// Says of a timeout that the index may be on its way.
+pub(super) fn overdue(error: Error) -> Error {
+    if error.kind() != ErrorKind::Timeout {
+        return error;
+    }
+    Error::new(
+        ErrorKind::Timeout,
+        format!(
+            "{error}. If it is building the index on `expires` over many sessions, that goes on on \
+             the server: wait for its end and start the app again, or give a longer \
+             operation_timeout"
+        ),
+    )
+}
+
+/// What the indexes on `expires` are worth: one that fits is enough, and of others the first is to
+/// be mended. `None` if there is no such index.
+fn judge_all(
+    sessions: &Sessions,
+    standing: &[IndexModel],
+    removal: ExpiredRemoval,
+) -> Option<Result<()>> {
+    let mut ours = standing.iter().filter(|index| is_by_expiry(&index.keys));
+    let first = judge(sessions, ours.next()?, removal);
+    let fits = first.is_ok() || ours.any(|index| judge(sessions, index, removal).is_ok());
+    Some(if fits { Ok(()) } else { first })
+}
+
+/// Whether these are `{ expires: 1 }`, with whatever type of number a shell or driver has sent.
+fn is_by_expiry(keys: &Document) -> bool {
+    let ascending = match keys.get("expires") {
+        Some(Bson::Int32(direction)) => *direction > 0,
+        Some(Bson::Int64(direction)) => *direction > 0,
+        Some(Bson::Double(direction)) => *direction > 0.0,
+        _ => false,
+    };
+    keys.len() == 1 && ascending
+}
+
+/// The server would not create the index beside one that has come meanwhile, or that has its name.
+async fn conflict(
+    sessions: &Sessions,
+    removal: ExpiredRemoval,
+    error: &mongodb::error::Error,
+) -> Result<()> {
+    let standing = standing(sessions).await?;
+    if let Some(verdict) = judge_all(sessions, &standing, removal) {
+        return verdict;
+    }
+    let named = standing.iter().filter_map(|index| index.options.as_ref()?.name.as_deref());
+    let said = failure::failure("create the index on `expires`", error);
+    let namespace = sessions.documents.namespace();
+    let message = if named.clone().any(|name| name == NAME) {
+        format!(
+            "{said}: an index {NAME:?} stands on {namespace} with other keys. To mend it, run this \
+             in mongosh and start the app again: {}",
+            drop_command(sessions, NAME)
+        )
+    } else {
+        let named: Vec<_> = named.map(|name| format!("{name:?}")).collect();
+        format!(
+            "{said}: it conflicts with one of the indexes on {namespace}, which are {}. To mend it, \
+             drop that one in mongosh, with db.getSiblingDB({:?}).getCollection({:?}).dropIndex(…), \
+             and start the app again",
+            named.join(", "),
+            namespace.db,
+            namespace.coll,
+        )
+    };
+    Err(Error::new(ErrorKind::Index, message))
 }
 
 async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
@@ -67,7 +150,7 @@ async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
 
 fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Result<()> {
     let options = index.options.clone().unwrap_or_default();
-    let name = options.name.as_deref().unwrap_or("expires_1");
+    let name = options.name.as_deref().unwrap_or(NAME);
     let partial = options.partial_filter_expression.is_some() || options.sparse == Some(true);
     let (found, wanted, mend) = match (options.expire_after, removal) {
         _ if partial => (
@@ -164,4 +247,33 @@ pub(super) fn sweep(sessions: Sessions, every: Duration, tasks: &Tasks) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_are_compared_as_numbers() {
+        for keys in [doc! { "expires": 1 }, doc! { "expires": 1_i64 }, doc! { "expires": 1.0 }] {
+            assert!(is_by_expiry(&keys), "{keys}");
+        }
+        for keys in [
+            doc! {},
+            doc! { "expires": -1 },
+            doc! { "expires": "hashed" },
+            doc! { "expires": 1, "rev": 1 },
+            doc! { "rev": 1 },
+        ] {
+            assert!(!is_by_expiry(&keys), "{keys}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_tells_that_the_index_may_be_on_its_way() {
+        let said = overdue(crate::tasks::timed_out(Duration::from_secs(5)));
+        assert_eq!(said.kind(), ErrorKind::Timeout);
+        assert!(said.to_string().contains("within 5s. If it is building"), "{said}");
+        assert_eq!(overdue(Error::closed()).kind(), ErrorKind::Closed);
+    }
 }

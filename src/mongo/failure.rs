@@ -50,10 +50,7 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
         (ErrorKind::Config, None) => format!("the driver refused to {doing}: {}", argument(error)),
         _ => format!("the MongoDB driver failed to {doing}"),
     };
-    match &*error.kind {
-        Driver::Io(source) => Error::with_source(kind, message, source.clone()),
-        _ => Error::new(kind, message),
-    }
+    Error::new(kind, message)
 }
 
 /// Whether an insert met a document with the same key.
@@ -97,20 +94,40 @@ fn unreachable(error: &mongodb::error::Error) -> String {
 
 /// The servers and what each said, out of the driver's description of the whole topology.
 fn servers(topology: &str) -> String {
-    let said = topology.split("Address: ").skip(1).map(|server| {
+    let (mut said, mut answered, mut silent) = (Vec::new(), false, false);
+    for server in topology.split("Address: ").skip(1) {
         let address = server.split(',').next().unwrap_or_default();
         let error = server
             .split_once("Error: Kind: ")
-            .map_or("no server of the wanted kind", |(_, error)| {
-                error.split(", labels: ").next().unwrap_or(error)
-            });
-        format!("{address} ({error})")
-    });
-    let said: Vec<_> = said.collect();
-    if said.is_empty() {
-        return "no server was found".to_owned();
+            .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
+        match error {
+            Some(error) => {
+                silent |= error.starts_with("I/O error") || error.contains("DNS resolution");
+                said.push(format!("{address} ({error})"));
+            }
+            None if server.contains("Type: Unknown") => {
+                silent = true;
+                said.push(format!("{address} (no answer yet)"));
+            }
+            None => {
+                answered = true;
+                said.push(format!("{address} (answers, but takes no writes)"));
+            }
+        }
     }
-    format!("{}: is it running, and is the address right?", said.join(", "))
+    let advice = match (answered, silent) {
+        _ if said.is_empty() => {
+            return "no server was found: does the replica set have the name that was given?"
+                .to_owned();
+        }
+        (true, _) => {
+            "no primary is among them: has the replica set a majority of its members, and are its \
+             other members given or reachable?"
+        }
+        (false, true) => "is it running, and is the address right?",
+        (false, false) => "it answers, but not as the connection's options would have it",
+    };
+    format!("{}: {advice}", said.join(", "))
 }
 
 fn argument(error: &mongodb::error::Error) -> String {
@@ -137,5 +154,19 @@ mod tests {
             "127.0.0.1:1 (I/O error: Connection refused (os error 111)): is it running, and is \
              the address right?"
         );
+    }
+
+    #[test]
+    fn servers_that_answer_are_not_called_unreachable() {
+        let said = servers(
+            "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: a:1, Type: RsSecondary, \
+             Average RTT: 1ms }, { Address: b:1, Type: Unknown, Error: Kind: I/O error: timed out, \
+             labels: {}, source: None, server response: None } ] }",
+        );
+        assert!(
+            said.starts_with("a:1 (answers, but takes no writes), b:1 (I/O error: timed out): ")
+        );
+        assert!(said.contains("no primary") && !said.contains("is it running"), "{said}");
+        assert!(servers("Topology: { Type: Unknown }").contains("no server was found"));
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Lanes(Arc<Mutex<HashMap<SessionKey, Tail, KeyHashing>>>);
 /// The last in a lane.
 #[derive(Debug)]
 struct Tail {
-    place: u64,
+    number: u64,
     leaves: oneshot::Receiver<()>,
 }
 
@@ -31,7 +31,7 @@ struct Tail {
 pub(super) struct Place {
     lanes: Lanes,
     key: SessionKey,
-    place: u64,
+    number: u64,
     before: Option<oneshot::Receiver<()>>,
     entered: Instant,
     _left: oneshot::Sender<()>,
@@ -43,10 +43,10 @@ impl Lanes {
         let (left, leaves) = oneshot::channel();
         let mut lanes = self.lock();
         let before = lanes.remove(&key);
-        let place = before.as_ref().map_or(0, |tail| tail.place + 1);
-        lanes.insert(key, Tail { place, leaves });
+        let number = before.as_ref().map_or(0, |tail| tail.number + 1);
+        lanes.insert(key, Tail { number, leaves });
         let before = before.map(|tail| tail.leaves);
-        Place { lanes: self.clone(), key, place, before, entered: Instant::now(), _left: left }
+        Place { lanes: self.clone(), key, number, before, entered: Instant::now(), _left: left }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionKey, Tail, KeyHashing>> {
@@ -69,7 +69,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut lanes = self.lanes.lock();
-        if lanes.get(&self.key).is_some_and(|tail| tail.place == self.place) {
+        if lanes.get(&self.key).is_some_and(|tail| tail.number == self.number) {
             lanes.remove(&self.key);
         }
     }

@@ -125,10 +125,8 @@ impl Sessions {
         loop {
             // Comparisons in a query stay within one type, and keys are binary: what another
             // program keeps here under other types is not ours to remove.
-            let filter = match after.take() {
-                Some(last) => doc! { "_id": { "$gt": last } },
-                None => doc! { "_id": { "$type": "binData" } },
-            };
+            let first = || doc! { "_id": { "$type": "binData" } };
+            let filter = after.take().map_or_else(first, |last| doc! { "_id": { "$gt": last } });
             let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }).await?;
             let Some(last) = page.last().cloned() else { return Ok(removed) };
             removed += self.remove_page(Verb::Clear, doc! { "_id": { "$in": page } }).await?;

@@ -137,9 +137,18 @@ async fn no_error_tells_a_password_that_was_not_escaped() {
             told.extend(what_is_told(builder, &uri).await);
         }
     }
-    for uri in
-        ["mongodb+srv://user:S3cr3tA@", "user:S3cr3tA@127.0.0.1/x", "mongodb:/user:S3cr3tA@h/x"]
-    {
+    for uri in [
+        "mongodb+srv://user:S3cr3tA@",
+        "mongodb+srv://user:S3cr3tA",
+        "mongodb+srv://S3cr3tA",
+        "mongodb://user:S3cr3tA/app",
+        "mongodb://user:S3cr3tA,localhost",
+        "mongodb://localhost/app?authMechanismProperties=AWS_SESSION_TOKEN:abc,S3cr3tA",
+        "mongodb://localhost/a S3cr3tA",
+        "mongodb://localhost/a/$S3cr3tA",
+        "user:S3cr3tA@127.0.0.1/x",
+        "mongodb:/user:S3cr3tA@h/x",
+    ] {
         told.extend(what_is_told(MongoStore::builder().uri(uri), uri).await);
     }
     assert!(told.is_empty(), "{} are told:\n{}", told.len(), told.join("\n"));

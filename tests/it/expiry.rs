@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use session_test_server::{TestServer, fresh_database};
 use time::OffsetDateTime;
 use tower_sessions::{ExpiredDeletion, SessionStore};
-use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
+use tower_sessions_moka_mongodb_store::mongodb::bson::{Bson, Document, doc};
 use tower_sessions_moka_mongodb_store::mongodb::{Database, IndexModel};
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder,
@@ -121,6 +121,37 @@ async fn an_index_with_other_options_is_an_error_with_the_command_that_mends_it(
         database.run_command(command).await.unwrap();
         mended(builder).await;
     }
+}
+
+#[tokio::test]
+async fn an_index_with_another_number_type_is_recognised() {
+    for one in [Bson::Int64(1), Bson::Double(1.0)] {
+        let client = Commands::default().client(&uri()).await;
+        let database = client.default_database().unwrap();
+        let spec = doc! { "key": { "expires": one }, "name": "own", "expireAfterSeconds": 0 };
+        let create = doc! { "createIndexes": "sessions", "indexes": [spec] };
+        database.run_command(create).await.unwrap();
+        let store = MongoStore::builder().client(client).build().await.unwrap();
+        let indexes: Vec<_> =
+            store.collection().list_indexes().await.unwrap().try_collect().await.unwrap();
+        assert_eq!(indexes.len(), 2, "{indexes:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_has_the_name_is_an_error_with_the_command_that_mends_it() {
+    let client = Commands::default().client(&uri()).await;
+    let database = client.default_database().unwrap();
+    let spec = doc! { "key": { "other": 1 }, "name": "expires_1" };
+    let create = doc! { "createIndexes": "sessions", "indexes": [spec] };
+    database.run_command(create).await.unwrap();
+    let builder = MongoStore::builder().client(client);
+    let error = builder.clone().build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Index, "{error}");
+    let (shell, command) = mend(&database, "expires_1", false);
+    assert!(error.to_string().ends_with(&shell), "{error}");
+    database.run_command(command).await.unwrap();
+    mended(builder).await;
 }
 
 /// The mend as mongosh takes it, and as the driver does.

@@ -20,8 +20,6 @@
 //! All functions block the thread. In a `#[tokio::test]`, which has a runtime to itself, that is
 //! no matter; elsewhere call them inside `tokio::task::spawn_blocking`.
 
-#![forbid(unsafe_code)]
-#![warn(missing_docs)]
 #![allow(clippy::doc_markdown, reason = "MongoDB is a name and not code")]
 
 mod error;
