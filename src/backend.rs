@@ -65,8 +65,8 @@ pub(crate) struct RevSource {
 
 impl RevSource {
     pub(crate) fn new() -> Self {
-        // A fresh id is 16 random bytes from the operating system's generator, and unlike one of
-        // its own the digest of it may be stored.
+        // A fresh id is 16 bytes from a generator that the system seeds; unlike the id, a digest of
+        // it may be stored.
         let random = SessionKey::of(tower_sessions_core::session::Id::default().0);
         let mut store = [0; 12];
         store.copy_from_slice(&random.as_bytes()[..12]);

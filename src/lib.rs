@@ -48,7 +48,8 @@
 //! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
 //! store is built. Every series is there from the start, at zero. With metrics-exporter-prometheus,
 //! the durations are histograms once you give it buckets
-//! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then.
+//! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then. Two
+//! stores in one process add up in the same series.
 //!
 //! | metric | labels | what |
 //! |---|---|---|
@@ -56,7 +57,7 @@
 //! | `session_store_cache_evictions_total` | `cause`: `size`, `expired` | entries that the cache let go by itself |
 //! | `session_store_cache_entries` | | sessions held |
 //! | `session_store_cache_bytes`, `session_store_cache_limit_bytes` | | heap that they take, and may take |
-//! | `session_store_mongo_operations_total` | `verb`, `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
+//! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
 //! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
 //! | `session_store_saves_dropped_total` | | saves of a session that was gone |
 //!
