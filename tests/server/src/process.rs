@@ -11,7 +11,7 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::error::{Error, tail};
 use crate::find::{CONFIG, DATA, KEY_FILE, Program, TLS_FILE, Wanted};
@@ -268,7 +268,14 @@ impl Own {
     }
 
     pub(crate) fn pause(&self) -> Result<(), Error> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        // The signal returns before the last thread has stopped, which may still answer a request.
+        let Some(pid) = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
+            return Ok(());
+        };
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED)
+            .map(drop)
+            .map_err(|error| Error::io("wait until the server has stopped", error))
     }
 
     pub(crate) fn resume(&self) -> Result<(), Error> {
