@@ -27,7 +27,8 @@ use crate::tasks::Tasks;
 ///   read that overlaps either leaves nothing behind.
 /// - No session is served as it was more than
 ///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for, whatever
-///   other instances do.
+///   other instances do. (What is *saved* within that time may be based on the older state: the last
+///   save wins.)
 /// - The saves of one session through this store are carried out in the order in which they were
 ///   called, those of callers that have gone included.
 /// - However many requests ask for a session that is not cached, MongoDB is asked once.

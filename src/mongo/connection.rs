@@ -144,7 +144,8 @@ impl Connection {
             || self.database_handle.is_some() && self.database.is_some()
         {
             return Err(Error::config(
-                "a name was given for what an existing handle names already: leave the name out",
+                "`database` or `collection` was given for what an existing handle names already: leave it \
+                 out",
             ));
         }
         if self.password.is_some() && self.username.is_none() {

@@ -144,7 +144,7 @@ async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
         Err(error) if failure::is_missing_namespace(&error) => {
             timer.ends(Outcome::Ok, Ok(Vec::new()))
         }
-        Err(error) => timer.fails("list the indexes of the sessions collection", &error),
+        Err(error) => timer.fails("connect and look at the indexes of the sessions", &error),
     }
 }
 

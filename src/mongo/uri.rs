@@ -123,6 +123,9 @@ fn percent_decoded(text: &str) -> Result<String> {
 
 /// Why the driver could not read the URI. What the driver says itself is not passed on.
 pub(super) async fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
+    if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
+        return Error::config("the URI does not begin with mongodb:// or mongodb+srv://");
+    }
     let (head, _) = split_query(uri);
     let said = failure::failure("read the URI", error);
     if said.kind() == ErrorKind::Connection {
@@ -235,6 +238,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_missing_scheme_is_named() {
+        for uri in ["localhost/app", "hunter2", "hunter2://localhost", ""] {
+            let said = said_of(uri).await;
+            assert!(said.contains("does not begin with mongodb://"), "{uri}: {said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[tokio::test]
     async fn an_option_that_is_wrong_is_named() {
         for (query, name) in [
             ("maxPoolSize=many", "`maxPoolSize`"),
@@ -260,9 +272,6 @@ mod tests {
     #[tokio::test]
     async fn all_else_is_met_with_the_form() {
         for uri in [
-            "",
-            "hunter2",
-            "hunter2://localhost",
             "mongodb://admin:hunter2SECRET/app",
             "mongodb://admin:hunter2,localhost",
             "mongodb+srv://a:hunter2",
