@@ -211,7 +211,8 @@ impl CachedMongoStore {
 
 impl CachedMongoStoreBuilder {
     /// How much heap the cached sessions may take, in bytes. Default 64 MiB. Zero caches nothing.
-    /// An entry weighs what its record takes on the heap, about 5 KB for 300 bytes of nested JSON.
+    /// An entry weighs what its record takes on the heap, which is many times its JSON where that is
+    /// nested.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.limits.max_bytes = bytes;
         self
@@ -227,7 +228,7 @@ impl CachedMongoStoreBuilder {
 
     /// How many ids that do not exist are remembered, for as long as a session may be served from
     /// the cache, so that a flood of invented ids is answered from memory and evicts no session.
-    /// Default 10,000, about 3 MB. Zero remembers none.
+    /// Default 10,000, beside the bound in bytes. Zero remembers none.
     pub fn max_absent(mut self, ids: u64) -> Self {
         self.limits.max_absent = ids;
         self

@@ -18,6 +18,8 @@ use crate::tasks::Tasks;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_STALENESS: Duration = Duration::from_secs(5);
+/// More turns of the scheduler than any one verb takes.
+const TURNS: usize = 10_000;
 
 /// One store, with the database behind it in hand. Cheap to clone into tasks.
 #[derive(Clone)]
@@ -101,7 +103,7 @@ impl World {
     /// Serves the calls that come while `task` runs, and only those.
     async fn answer_while<T>(&self, mut task: tokio::task::JoinHandle<T>) -> T {
         let before: Vec<_> = self.mongo.waiting().into_iter().map(|(call, _)| call).collect();
-        loop {
+        for _ in 0..TURNS {
             tokio::select! {
                 biased;
                 done = &mut task => return done.unwrap(),
@@ -114,6 +116,7 @@ impl World {
                 }
             }
         }
+        panic!("it waits for something that is not a call of its own")
     }
 }
 

@@ -5,9 +5,9 @@ use mongodb::bson::{Document, doc};
 use serde_json::json;
 use tower_sessions::session::Record;
 use tower_sessions::{SessionStore, session_store};
-use tower_sessions_moka_mongodb_store::{ErrorKind, MongoStore, mongodb};
+use tower_sessions_moka_mongodb_store::{ErrorKind, mongodb};
 
-use crate::common::{PATIENCE, Store, cached, create, eventually, mongo, on_both_tiers};
+use crate::common::{PATIENCE, Store, cached, create, on_both_tiers};
 
 on_both_tiers! {
     an_abandoned_save_does_not_overwrite_a_later_one = abandoned_saves_keep_their_order;
@@ -96,17 +96,4 @@ async fn a_closed_cache_serves_nothing() {
     let record = create(&store).await;
     store.shutdown().await;
     assert!(store.load(&record.id).await.is_err());
-}
-
-#[tokio::test]
-async fn expired_documents_that_cannot_be_removed_do_not_keep_a_removal_going() {
-    use tower_sessions::ExpiredDeletion;
-    let store: MongoStore = mongo().await;
-    create(&store).await;
-    store.expire_all().await;
-    eventually("they are gone", async || {
-        ExpiredDeletion::delete_expired(&store).await.unwrap();
-        store.documents().await == 0
-    })
-    .await;
 }
