@@ -44,6 +44,74 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn clear(&self) -> Call<u64>;
 }
 
+/// How the database tells of its changes, in the order in which it made them. Private:
+/// [`Watch`](crate::mongo::Watch), and a simulated one in tests.
+///
+/// Nothing here waits longer than a moment on purpose: [`more`](Self::more) comes back empty after
+/// the pace of the follower. Each call may be dropped.
+pub(crate) trait Changes: Send + Sync + 'static {
+    /// An open stream.
+    type Stream: Send;
+    /// A place in the history of changes, from which a stream can go on.
+    type Position: Clone + Send;
+
+    /// Opens a stream: from `after` on, or else from now on. What comes with it is the first batch.
+    fn open(&self, after: Option<Self::Position>) -> Opened<Self::Stream, Self::Position>;
+
+    /// Waits for what comes next, for so long as an empty batch may take.
+    fn more(&self, stream: Self::Stream) -> Opened<Self::Stream, Self::Position>;
+
+    /// Asks the database how far it is: every change that it made before it was asked is at the
+    /// time that it answers with, or earlier.
+    fn fence(&self) -> Asked<ServerTime>;
+}
+
+/// A question about changes, ready to be polled.
+pub(crate) type Asked<T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send>>;
+/// A stream, and what it has handed over.
+pub(crate) type Opened<S, P> = Asked<(S, Batch<P>)>;
+
+/// Why a stream broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The network, a server that is down or has stepped down: go on from the last position.
+    Passing,
+    /// The server refuses to, with an error of its own; a position may be at fault, if that goes on.
+    Refused,
+    /// What lies between the last position and now cannot be told any more.
+    Lost,
+    /// The sessions as a whole are no longer those that were watched: dropped or renamed.
+    Ended,
+    /// This server has no change streams, or the user may not open one. The text says which.
+    Unsupported(&'static str),
+}
+
+/// The database's own clock, which orders its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ServerTime(pub(crate) u64);
+
+/// What a stream hands over at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch<P> {
+    pub(crate) changes: Vec<Change>,
+    /// It ends with this: the sessions as a whole were dropped or renamed.
+    pub(crate) ended: bool,
+    /// Where to go on from, after this batch.
+    pub(crate) position: Option<P>,
+    /// With this batch, every change *before* this time has been handed over.
+    pub(crate) reached: Option<ServerTime>,
+    /// With this batch, every change that was made before it was asked for has been handed over.
+    pub(crate) complete: bool,
+}
+
+/// A session has changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: SessionKey,
+    /// The mark of the write, if it was a write of a store.
+    pub(crate) rev: Option<Rev>,
+}
+
 /// A mark that is new on every write that other instances must hear of: the first 12 bytes name the
 /// writing store, the last 4 count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +120,11 @@ pub(crate) struct Rev([u8; 16]);
 impl Rev {
     pub(crate) fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// `None` for bytes that are no rev: whoever wrote them was no store.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 }
 

@@ -60,6 +60,11 @@ impl Error {
         Self::new(ErrorKind::Closed, "the operation was cut off: its task or its runtime ended")
     }
 
+    /// Whether the database did not answer, rather than answer with a refusal.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
+    }
+
     /// The kind of error, to act on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

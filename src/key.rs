@@ -21,6 +21,11 @@ impl SessionKey {
         Self(Sha256::digest(id.to_le_bytes()).into())
     }
 
+    /// `None` for bytes that are no key.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     /// The 32 bytes, to look a session up in
     /// [`collection()`](crate::MongoStore::collection) by its `_id`.
     #[must_use]

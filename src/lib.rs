@@ -74,6 +74,7 @@ mod cache;
 mod clock;
 mod contract;
 mod error;
+mod follow;
 mod key;
 mod metrics;
 mod mongo;
@@ -81,7 +82,9 @@ mod record;
 #[cfg(test)]
 mod simulation;
 mod store;
+mod sync;
 mod tasks;
+mod tiers;
 
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;

@@ -3,6 +3,7 @@
 //! Handles are resolved once, when a store is built, from the recorder that is installed at that
 //! moment: install the exporter first. Names follow Prometheus: base units, `_total` for counters.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{
@@ -10,6 +11,7 @@ use metrics::{
     gauge, histogram,
 };
 
+use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
 
 const LOADS: &str = "session_store_loads_total";
@@ -20,13 +22,22 @@ const LIMIT: &str = "session_store_cache_limit_bytes";
 const OPERATIONS: &str = "session_store_mongo_operations_total";
 const DURATION: &str = "session_store_mongo_operation_duration_seconds";
 const DROPPED: &str = "session_store_saves_dropped_total";
+const REFUSALS: &str = "session_store_lease_refusals_total";
+const GRACE: &str = "session_store_grace_served_total";
+const STREAM_OPEN: &str = "session_store_stream_open";
+const STREAM_LAG: &str = "session_store_stream_lag_seconds";
+const STREAM_EVENTS: &str = "session_store_stream_events_total";
+const STREAM_RESUMES: &str = "session_store_stream_resumes_total";
+const STREAM_GAPS: &str = "session_store_stream_gaps_total";
+const FLUSHES: &str = "session_store_cache_flushes_total";
 
 fn describe() {
     describe_counter!(
         LOADS,
         Unit::Count,
         "Sessions asked for, by result: hit (served from the cache), miss (read from MongoDB), \
-         absent (known not to exist), shared (waited for another load's read)"
+         absent (known not to exist), shared (waited for another load's read), grace (served past \
+         its lease while MongoDB does not answer)"
     );
     describe_counter!(
         EVICTIONS,
@@ -51,6 +62,38 @@ fn describe() {
         Unit::Count,
         "Saves of a session that no longer existed (a log-out won, or it expired): nothing stored"
     );
+    describe_counter!(
+        REFUSALS,
+        Unit::Count,
+        "Loads that found a cached session which was too old to be served, and asked MongoDB"
+    );
+    describe_counter!(
+        GRACE,
+        Unit::Count,
+        "Sessions served past their lease since MongoDB did not answer, as outage_grace allows"
+    );
+    describe_gauge!(STREAM_OPEN, Unit::Count, "Change streams that are open, one for each store");
+    describe_gauge!(
+        STREAM_LAG,
+        Unit::Seconds,
+        "How long ago the moment is up to which every change is known to have reached the cache"
+    );
+    describe_counter!(
+        STREAM_EVENTS,
+        Unit::Count,
+        "Changes that the stream reported, by origin: own (nothing new), other (evicted)"
+    );
+    describe_counter!(STREAM_RESUMES, Unit::Count, "Streams resumed without a gap");
+    describe_counter!(
+        STREAM_GAPS,
+        Unit::Count,
+        "Streams that could not be resumed, by cause: history_lost, collection_gone, refused"
+    );
+    describe_counter!(
+        FLUSHES,
+        Unit::Count,
+        "How often the cache was emptied: a stream was opened anew, or the collection is gone"
+    );
 }
 
 /// What the cache counts.
@@ -60,6 +103,10 @@ pub(crate) struct CacheMetrics {
     pub(crate) misses: Counter,
     pub(crate) absent: Counter,
     pub(crate) shared: Counter,
+    /// Served in the grace, at once; counted as grace too.
+    pub(crate) grace: Counter,
+    pub(crate) grace_served: Counter,
+    pub(crate) refused: Counter,
     pub(crate) evicted_for_size: Counter,
     pub(crate) evicted_as_expired: Counter,
     pub(crate) entries: Gauge,
@@ -75,12 +122,99 @@ impl CacheMetrics {
             misses: counter!(LOADS, "result" => "miss"),
             absent: counter!(LOADS, "result" => "absent"),
             shared: counter!(LOADS, "result" => "shared"),
+            grace: counter!(LOADS, "result" => "grace"),
+            grace_served: counter!(GRACE),
+            refused: counter!(REFUSALS),
             evicted_for_size: counter!(EVICTIONS, "cause" => "size"),
             evicted_as_expired: counter!(EVICTIONS, "cause" => "expired"),
             entries: gauge!(ENTRIES),
             bytes: gauge!(BYTES),
             limit: gauge!(LIMIT),
         }
+    }
+}
+
+/// What the follower of the database's changes counts.
+#[derive(Debug)]
+pub(crate) struct StreamMetrics {
+    pub(crate) foreign: Counter,
+    pub(crate) echoes: Counter,
+    pub(crate) resumes: Counter,
+    pub(crate) flushes: Counter,
+    gaps: [Counter; Gap::ALL.len()],
+    open: Gauge,
+    lag: Gauge,
+    begun: Moment,
+    is_open: AtomicBool,
+}
+
+/// Why a stream could not be resumed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gap {
+    HistoryLost,
+    CollectionGone,
+    Refused,
+}
+
+impl Gap {
+    const ALL: [Self; 3] = [Self::HistoryLost, Self::CollectionGone, Self::Refused];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::HistoryLost => "history_lost",
+            Self::CollectionGone => "collection_gone",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl StreamMetrics {
+    pub(crate) fn new() -> Self {
+        describe();
+        let open = gauge!(STREAM_OPEN);
+        open.increment(0);
+        Self {
+            foreign: counter!(STREAM_EVENTS, "origin" => "other"),
+            echoes: counter!(STREAM_EVENTS, "origin" => "own"),
+            resumes: counter!(STREAM_RESUMES),
+            flushes: counter!(FLUSHES),
+            gaps: Gap::ALL.map(|gap| counter!(STREAM_GAPS, "cause" => gap.name())),
+            open,
+            lag: gauge!(STREAM_LAG),
+            begun: Moment::from_nanos(0),
+            is_open: false.into(),
+        }
+    }
+
+    pub(crate) fn gap(&self, gap: Gap) {
+        self.gaps[gap as usize].increment(1);
+    }
+
+    pub(crate) fn opened(&self) {
+        if !self.is_open.swap(true, Ordering::Relaxed) {
+            self.open.increment(1);
+        }
+    }
+
+    pub(crate) fn closed(&self) {
+        if self.is_open.swap(false, Ordering::Relaxed) {
+            self.open.decrement(1);
+        }
+    }
+
+    /// Before anything is vouched for, the lag counts from this moment.
+    pub(crate) fn begins(&mut self, now: Moment) {
+        self.begun = now;
+    }
+
+    pub(crate) fn lag(&self, now: Moment, synced_at: Moment) {
+        self.lag.set(now.since(synced_at.max(self.begun)).as_secs_f64());
+    }
+}
+
+impl Drop for StreamMetrics {
+    fn drop(&mut self) {
+        self.closed();
     }
 }
 

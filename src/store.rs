@@ -1,4 +1,4 @@
-//! The two tiers together: the order in which they are asked and changed.
+//! The store that most users take, and its options.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use mongodb::Collection;
 
-use crate::backend::{Backend, RevSource};
-use crate::cache::{Cache, EvictionPolicy, Limits, Lookup};
+use crate::backend::RevSource;
+use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::follow::{self, Follower};
 use crate::key::SessionKey;
-use crate::mongo::{LiveSessions, MongoStore, StoredSession, no_free_id};
+use crate::metrics::StreamMetrics;
+use crate::mongo::{LiveSessions, MongoStore, StoredSession};
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::tasks::Tasks;
+use crate::tiers::Tiers;
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
 /// MongoDB.
@@ -90,6 +92,8 @@ impl CachedMongoStore {
                 max_absent: 10_000,
                 policy: EvictionPolicy::Lru,
                 max_staleness: Duration::from_secs(5),
+                exclusive: false,
+                outage_grace: Duration::ZERO,
             },
         }
     }
@@ -244,13 +248,41 @@ impl CachedMongoStoreBuilder {
         self
     }
 
+    /// Declares that this store and its clones are the only ones to change these sessions: one
+    /// instance of the app, and nobody who edits the collection. Then what is cached needs no bound
+    /// on its age and no change stream, and `max_staleness` only says how long an id that does not
+    /// exist is remembered.
+    ///
+    /// With a second writer a log-out there goes unseen here until the session expires.
+    pub fn exclusive(mut self) -> Self {
+        self.limits.exclusive = true;
+        self
+    }
+
+    /// How much longer than [`max_staleness`](Self::max_staleness) a cached session may be served
+    /// while MongoDB does not answer. Default zero: then a load is an error, once a session is
+    /// older than that.
+    ///
+    /// The choice is between a log-out elsewhere that goes unseen for so long, and users who are
+    /// turned away while the database is down. The first load that fails waits for its error up to
+    /// the operation timeout; from then on, until MongoDB answers again, sessions within the grace
+    /// are served at once. A session that is known to be gone, or of which a write here ended in
+    /// doubt, is never served. Each one served is counted in `session_store_grace_served_total`.
+    pub fn outage_grace(mut self, grace: Duration) -> Self {
+        self.limits.outage_grace = grace;
+        self
+    }
+
     /// Which entry goes when the cache is full. Default [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
         self.limits.policy = policy;
         self
     }
 
-    /// Builds the store.
+    /// Builds the store, and begins to follow the changes that other instances make.
+    ///
+    /// Waits for the change stream to be open, for at most the operation timeout; if it is not open
+    /// by then, the store starts without and goes on trying.
     ///
     /// # Errors
     ///
@@ -259,18 +291,46 @@ impl CachedMongoStoreBuilder {
     /// # Cancel safety
     ///
     /// May be dropped at any time.
-    #[allow(clippy::unused_async, reason = "following the database's changes will need to wait")]
     pub async fn build(self) -> Result<CachedMongoStore> {
-        if self.limits.max_entries == Some(0) {
+        let limits = &self.limits;
+        if limits.max_entries == Some(0) {
             return Err(Error::config(
                 "`max_entries` is zero, which caches nothing: leave it out, or use the MongoStore \
                  by itself",
             ));
         }
+        if limits.exclusive && !limits.outage_grace.is_zero() {
+            return Err(Error::config(
+                "`outage_grace` was given to an `exclusive` store, which serves what it has cached \
+                 without a bound: leave it out",
+            ));
+        }
         let clock = Clock::system();
-        let cache = Cache::new(&self.limits, clock);
+        let cache = Cache::new(limits, clock.clone());
         let tasks = self.mongo.tasks().clone();
-        let tiers = Tiers { backend: self.mongo, cache, tasks, revs: RevSource::new() };
+        let ends = tasks.closed().child_token();
+        // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
+        if !limits.exclusive && !limits.max_staleness.is_zero() {
+            let pace = follow::pace(limits.max_staleness);
+            let follower = Follower {
+                changes: self.mongo.watch(pace),
+                cache: cache.clone(),
+                clock,
+                pace,
+                timeout: tasks.timeout(),
+                metrics: StreamMetrics::new(),
+                chance: fastrand::Rng::new(),
+            };
+            let opened = follower.start(&tasks, ends.clone());
+            drop(tokio::time::timeout(tasks.timeout(), opened).await);
+        }
+        let tiers = Tiers {
+            backend: self.mongo,
+            cache,
+            tasks,
+            revs: RevSource::new(),
+            _ends_following: ends.drop_guard(),
+        };
         Ok(CachedMongoStore { tiers: Arc::new(tiers) })
     }
 }
@@ -280,95 +340,5 @@ impl fmt::Debug for CachedMongoStore {
         f.debug_struct("CachedMongoStore")
             .field("mongo", &self.tiers.backend)
             .finish_non_exhaustive()
-    }
-}
-
-/// The verbs over both tiers, for any backend.
-pub(crate) struct Tiers<B> {
-    pub(crate) backend: B,
-    pub(crate) cache: Cache,
-    pub(crate) tasks: Tasks,
-    pub(crate) revs: RevSource,
-}
-
-impl<B: Backend> Tiers<B> {
-    pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..crate::mongo::DRAWS {
-            let id = RawId::draw();
-            let ticket = self.cache.ticket(id.key());
-            let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
-            let data = data.clone();
-            let (cache, key) = (self.cache.clone(), id.key());
-            let end = move |outcome: Result<Option<WallTime>>| {
-                let inserted = outcome?;
-                if let Some(expires) = inserted {
-                    ticket.publish(Session { data, expires });
-                }
-                Ok(inserted.is_some())
-            };
-            if self.tasks.run(insert, end, move || cache.forget(key)).await? {
-                return Ok(id);
-            }
-        }
-        Err(no_free_id())
-    }
-
-    pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
-        let (cache, key) = (self.cache.clone(), id.key());
-        let ticket = cache.ticket(key);
-        let replace = self.backend.replace(key, self.revs.next(), data, expires);
-        let data = data.clone();
-        let end = move |outcome: Result<Option<WallTime>>| {
-            match outcome? {
-                Some(expires) => drop(ticket.publish(Session { data, expires })),
-                None => ticket.forget(),
-            }
-            Ok(())
-        };
-        self.tasks.run(replace, end, move || cache.forget(key)).await
-    }
-
-    pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
-        if self.tasks.is_closed() {
-            return Err(Error::closed());
-        }
-        let key = id.key();
-        match self.cache.get(key) {
-            Lookup::Hit(entry) => return Ok(Some(entry.session())),
-            Lookup::Absent => return Ok(None),
-            Lookup::Miss => {}
-        }
-        let read = |landing: crate::cache::Landing| {
-            self.tasks.start(self.backend.find(key), |found| landing.land(found), || ());
-        };
-        Ok(self.cache.fill(key, read).await?.map(|entry| entry.session()))
-    }
-
-    pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
-        let (cache, key) = (self.cache.clone(), id.key());
-        let ticket = cache.ticket(key);
-        let end = move |outcome| {
-            ticket.forget();
-            outcome
-        };
-        self.tasks.run(self.backend.remove(key), end, move || cache.forget(key)).await
-    }
-
-    pub(crate) async fn clear(&self) -> Result<u64> {
-        let clears = ClearOnDrop(self.cache.clone());
-        let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
-            drop(clears);
-            outcome
-        });
-        cleared.await
-    }
-}
-
-/// Empties the cache however the operation ends, were it with its runtime.
-struct ClearOnDrop(Cache);
-
-impl Drop for ClearOnDrop {
-    fn drop(&mut self) {
-        self.0.clear();
     }
 }

@@ -18,6 +18,10 @@ pub(super) struct Bound {
 
 impl Bound {
     pub(super) fn of(limits: &Limits) -> Self {
+        if !limits.exclusive && limits.max_staleness.saturating_add(limits.outage_grace).is_zero() {
+            // Nothing would ever be served.
+            return Self { capacity: 0, share: 0 };
+        }
         let Some(entries) = limits.max_entries else {
             return Self { capacity: limits.max_bytes, share: 0 };
         };
@@ -105,7 +109,9 @@ mod tests {
             max_entries,
             max_absent: 0,
             policy: EvictionPolicy::Lru,
-            max_staleness: Duration::ZERO,
+            max_staleness: Duration::from_secs(5),
+            exclusive: false,
+            outage_grace: Duration::ZERO,
         })
     }
 

@@ -13,12 +13,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::key::{KeyHashing, SessionKey};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 
 const SHARDS: usize = 64;
 
@@ -36,11 +34,13 @@ type Shard<F> = HashMap<SessionKey, Slot<F>, KeyHashing>;
 struct Slot<F> {
     generation: u64,
     stamps: usize,
+    departures: u64,
     flight: Option<Flying<F>>,
 }
 
 #[derive(Debug)]
 struct Flying<F> {
+    number: u64,
     generation: u64,
     epoch: u64,
     departed: Moment,
@@ -48,13 +48,15 @@ struct Flying<F> {
 }
 
 /// A key's generation as it was when an operation began. Must be handed back to
-/// [`finish`](Freshness::finish), which is why it cannot be copied.
+/// [`finish`](Freshness::finish) or [`release`](Freshness::release), which is why it cannot be copied.
 #[derive(Debug)]
 #[must_use = "a stamp holds its slot until it is finished"]
 pub(crate) struct Stamp {
     key: SessionKey,
     generation: u64,
     epoch: u64,
+    /// The number of the flight that it leads.
+    leads: Option<u64>,
 }
 
 impl Stamp {
@@ -65,17 +67,23 @@ impl Stamp {
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
+
+    /// Makes the stamp of a write one of the generation that began when the database was seen to
+    /// hold that write.
+    pub(crate) fn landed(&mut self, generation: u64) {
+        self.generation = generation;
+    }
 }
 
 /// What a load is to do about a key that the cache did not answer for.
 #[derive(Debug)]
-pub(crate) enum Boarding<T, F> {
+pub(crate) enum Boarding<T, S, F> {
     /// The cache has it by now.
     Found(T),
     /// Another load of the same generation is under way: wait for it.
     Follow(F),
     /// Read it, and finish the stamp.
-    Lead(Stamp, F),
+    Lead(S, F),
 }
 
 impl<F: Clone> Freshness<F> {
@@ -107,7 +115,7 @@ impl<F: Clone> Freshness<F> {
         fresh: impl FnOnce(Moment) -> bool,
         look: impl FnOnce() -> Option<T>,
         depart: impl FnOnce() -> F,
-    ) -> Boarding<T, F> {
+    ) -> Boarding<T, Stamp, F> {
         let mut shard = self.shard(key);
         let epoch = self.epoch();
         if let Some(slot) = shard.get(&key)
@@ -120,11 +128,15 @@ impl<F: Clone> Freshness<F> {
         if let Some(found) = look() {
             return Boarding::Found(found);
         }
-        let stamp = self.take_stamp(&mut shard, key);
+        let mut stamp = self.take_stamp(&mut shard, key);
         let flight = depart();
         if let Some(slot) = shard.get_mut(&key) {
-            let generation = slot.generation;
-            slot.flight = Some(Flying { generation, epoch, departed: now, flight: flight.clone() });
+            let (number, generation) = (slot.departures, slot.generation);
+            slot.departures += 1;
+            stamp.leads = Some(number);
+            let departed = now;
+            slot.flight =
+                Some(Flying { number, generation, epoch, departed, flight: flight.clone() });
         }
         Boarding::Lead(stamp, flight)
     }
@@ -148,13 +160,34 @@ impl<F: Clone> Freshness<F> {
         act(current)
     }
 
-    /// Voids the stamps of one key, because it changed elsewhere. `act` must remove its entry.
-    pub(crate) fn void<R>(&self, key: SessionKey, act: impl FnOnce() -> R) -> R {
+    /// Ends an operation that has learned nothing, as if it had not been: what is cached stays, and
+    /// nobody joins its flight any more.
+    #[allow(clippy::needless_pass_by_value, reason = "a stamp is released once")]
+    pub(crate) fn release(&self, stamp: Stamp) {
+        let mut shard = self.shard(stamp.key);
+        if let MapEntry::Occupied(mut slot) = shard.entry(stamp.key) {
+            let state = slot.get_mut();
+            if state.flight.as_ref().map(|flying| flying.number) == stamp.leads {
+                state.flight = None;
+            }
+            state.stamps -= 1;
+            if state.stamps == 0 {
+                slot.remove();
+            }
+        }
+    }
+
+    /// Voids the stamps of one key, because the database has changed it. `act` must remove its
+    /// entry. Answers with the generation that begins.
+    pub(crate) fn void(&self, key: SessionKey, act: impl FnOnce()) -> u64 {
         let mut shard = self.shard(key);
+        let mut generation = 0;
         if let Some(slot) = shard.get_mut(&key) {
             slot.generation += 1;
+            generation = slot.generation;
         }
-        act()
+        act();
+        generation
     }
 
     /// Voids every stamp and ends the epoch. `act` must empty the cache.
@@ -172,35 +205,15 @@ impl<F: Clone> Freshness<F> {
     }
 
     fn take_stamp(&self, shard: &mut Shard<F>, key: SessionKey) -> Stamp {
-        let slot = shard.entry(key).or_insert(Slot { generation: 0, stamps: 0, flight: None });
+        let new = Slot { generation: 0, stamps: 0, departures: 0, flight: None };
+        let slot = shard.entry(key).or_insert(new);
         slot.stamps += 1;
-        Stamp { key, generation: slot.generation, epoch: self.epoch() }
+        Stamp { key, generation: slot.generation, epoch: self.epoch(), leads: None }
     }
 
     #[cfg(test)]
     pub(crate) fn slots(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
-    }
-}
-
-/// A panic while a shard is locked leaves it as it was between two of its own steps: whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How long after its read began an entry may be served.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lease {
-    max_staleness: Duration,
-}
-
-impl Lease {
-    pub(crate) fn new(max_staleness: Duration) -> Self {
-        Self { max_staleness }
-    }
-
-    pub(crate) fn holds(self, read_at: Moment, now: Moment) -> bool {
-        now.since(read_at) <= self.max_staleness
     }
 }
 
@@ -219,7 +232,7 @@ mod tests {
         freshness: &Freshness<u32>,
         look: impl FnOnce() -> Option<()>,
         depart: impl FnOnce() -> u32,
-    ) -> Boarding<(), u32> {
+    ) -> Boarding<(), Stamp, u32> {
         freshness.board(key(), Clock::system().now(), |_| true, look, depart)
     }
 
@@ -274,6 +287,38 @@ mod tests {
         assert!(matches!(board(&freshness, || Some(()), || 5), Boarding::Found(())));
         assert!(!freshness.finish(second, |current| current), "the first one's end came first");
         assert_eq!(freshness.slots(), 0);
+    }
+
+    #[test]
+    fn a_release_changes_nothing_but_ends_its_own_flight() {
+        let freshness = Freshness::new();
+        let write = freshness.stamp(key());
+        let Boarding::Lead(first, _) = board(&freshness, || None, || 1) else { panic!() };
+        freshness.release(first);
+        let Boarding::Lead(second, 2) = board(&freshness, || None, || 2) else { panic!() };
+        let now = Clock::system().now();
+        let boarded = freshness.board(key(), now, |_| false, || None::<()>, || 3);
+        let Boarding::Lead(third, 3) = boarded else { panic!() };
+        freshness.release(second);
+        assert!(matches!(board(&freshness, || None, || 4), Boarding::Follow(3)));
+        assert!(freshness.finish(write, |current| current), "nothing was learned meanwhile");
+        freshness.release(third);
+        assert_eq!(freshness.slots(), 0);
+    }
+
+    #[test]
+    fn a_write_that_was_seen_in_the_database_is_current_until_something_else_changes() {
+        for foreign_change_after in [false, true] {
+            let freshness = Freshness::<()>::new();
+            let (mut write, load) = (freshness.stamp(key()), freshness.stamp(key()));
+            let landed = freshness.void(key(), || ());
+            if foreign_change_after {
+                freshness.void(key(), || ());
+            }
+            write.landed(landed);
+            assert_eq!(freshness.finish(write, |current| current), !foreign_change_after);
+            assert!(!freshness.finish(load, |current| current));
+        }
     }
 
     #[test]

@@ -4,8 +4,12 @@
 //! entry does so under its key's lock in [`Freshness`].
 
 mod bounds;
+mod echoes;
 mod entry;
 mod freshness;
+mod lease;
+mod outage;
+mod ticket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,14 +18,17 @@ use moka::notification::RemovalCause;
 use tokio::sync::watch;
 
 use self::bounds::{Account, Bound};
+use self::echoes::Echoes;
 pub(crate) use self::entry::Entry;
-use self::entry::Times;
-use self::freshness::{Boarding, Freshness, Lease, Stamp};
+use self::freshness::{Boarding, Freshness};
+use self::lease::Lease;
+use self::outage::Outage;
+pub(crate) use self::ticket::{Landing, Ticket};
+use crate::backend::{Change, Rev};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};
 use crate::key::{KeyHashing, SessionKey};
 use crate::metrics::CacheMetrics;
-use crate::record::Session;
 
 /// Which entry goes when the cache is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +52,9 @@ pub(crate) struct Limits {
     pub(crate) max_absent: u64,
     pub(crate) policy: EvictionPolicy,
     pub(crate) max_staleness: Duration,
+    /// Nobody else changes these sessions, so `max_staleness` bounds only what is known to be absent.
+    pub(crate) exclusive: bool,
+    pub(crate) outage_grace: Duration,
 }
 
 /// The cache. Clones share it.
@@ -58,7 +68,10 @@ struct Shared {
     bound: Bound,
     account: Account,
     freshness: Freshness<Flight>,
+    echoes: Echoes,
     lease: Lease,
+    lease_of_absent: Lease,
+    outage: Outage,
     clock: Clock,
     metrics: CacheMetrics,
 }
@@ -77,10 +90,15 @@ pub(crate) enum Lookup {
     Hit(Entry),
     Absent,
     Miss,
+    /// There, and past its lease.
+    Lapsed,
+    /// Past its lease, within the grace, and the database does not answer.
+    Grace(Entry),
 }
 
-/// The answer of a read that several loads wait for.
-type Flight = watch::Receiver<Option<Result<Option<Entry>>>>;
+/// The answer of a read that several loads wait for, once it is there.
+type Answer = Option<Result<Option<Entry>>>;
+type Flight = watch::Receiver<Answer>;
 
 impl Cache {
     pub(crate) fn new(limits: &Limits, clock: Clock) -> Self {
@@ -95,7 +113,7 @@ impl Cache {
             .max_capacity(bound.capacity)
             .weigher(move |_: &SessionKey, entry: &Entry| bound.weigh(entry.weight()))
             .eviction_policy(policy)
-            .expire_after(AtRecordExpiry { at_most: limits.max_staleness.min(A_CENTURY) })
+            .expire_after(AtRecordExpiry)
             .eviction_listener(move |_, entry: Entry, cause| {
                 counted.subtract(entry.weight());
                 match cause {
@@ -110,14 +128,16 @@ impl Cache {
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .time_to_live(limits.max_staleness.clamp(Duration::from_millis(1), A_CENTURY))
             .build_with_hasher(KeyHashing::default());
-        let (freshness, lease) = (Freshness::new(), Lease::new(limits.max_staleness));
         Self(Arc::new(Shared {
             sessions,
             absent,
             bound,
             account,
-            freshness,
-            lease,
+            freshness: Freshness::new(),
+            echoes: Echoes::default(),
+            lease: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
+            lease_of_absent: Lease::new(Some(limits.max_staleness)),
+            outage: Outage::new(limits.outage_grace),
             clock,
             metrics,
         }))
@@ -129,6 +149,11 @@ impl Cache {
         match &found {
             Lookup::Hit(_) => self.0.metrics.hits.increment(1),
             Lookup::Absent => self.0.metrics.absent.increment(1),
+            Lookup::Grace(_) => {
+                self.0.metrics.grace.increment(1);
+                self.0.metrics.grace_served.increment(1);
+            }
+            Lookup::Lapsed => self.0.metrics.refused.increment(1),
             Lookup::Miss => {}
         }
         found
@@ -141,52 +166,111 @@ impl Cache {
         key: SessionKey,
         read: impl FnOnce(Landing),
     ) -> Result<Option<Entry>> {
+        let metrics = &self.0.metrics;
+        let mut flight = match self.board(key) {
+            Boarding::Found(found) => {
+                match &found {
+                    Some(_) => metrics.hits.increment(1),
+                    None => metrics.absent.increment(1),
+                }
+                return Ok(found);
+            }
+            Boarding::Follow(flight) => {
+                metrics.shared.increment(1);
+                flight
+            }
+            Boarding::Lead(landing, flight) => {
+                metrics.misses.increment(1);
+                read(landing);
+                flight
+            }
+        };
+        let landed = flight.wait_for(Option::is_some).await;
+        let answer = landed.ok().and_then(|outcome| outcome.clone());
+        match answer.unwrap_or_else(|| Err(Error::cut_off())) {
+            Err(error) if error.is_outage() => match self.look(key) {
+                Lookup::Grace(entry) => {
+                    metrics.grace_served.increment(1);
+                    Ok(Some(entry))
+                }
+                _ => Err(error),
+            },
+            answer => answer,
+        }
+    }
+
+    /// In an outage: starts a read of `key`, whether the database answers again, unless somebody
+    /// else's is under way.
+    pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Landing)) {
+        let Some(probe) = self.0.outage.probe() else { return };
+        if let Boarding::Lead(landing, _) = self.board(key) {
+            read(landing.holding(probe));
+        }
+    }
+
+    fn board(&self, key: SessionKey) -> Boarding<Option<Entry>, Landing, Flight> {
         let (shared, now) = (&self.0, self.0.clock.now());
         let fresh = |departed| shared.lease.holds(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
-            Lookup::Miss => None,
+            Lookup::Miss | Lookup::Lapsed | Lookup::Grace(_) => None,
         };
-        let mut lands = None;
-        let depart = || {
-            let (sender, flight) = watch::channel(None);
-            lands = Some(sender);
-            flight
-        };
-        let mut flight = match shared.freshness.board(key, now, fresh, look, depart) {
-            Boarding::Found(found) => {
-                match &found {
-                    Some(_) => shared.metrics.hits.increment(1),
-                    None => shared.metrics.absent.increment(1),
-                }
-                return Ok(found);
-            }
-            Boarding::Follow(flight) => {
-                shared.metrics.shared.increment(1);
-                flight
-            }
+        let (lands, flight) = watch::channel(None);
+        match shared.freshness.board(key, now, fresh, look, || flight) {
+            Boarding::Found(found) => Boarding::Found(found),
+            Boarding::Follow(flight) => Boarding::Follow(flight),
             Boarding::Lead(stamp, flight) => {
-                shared.metrics.misses.increment(1);
-                if let Some(lands) = lands {
-                    read(Landing { ticket: self.ticket_of(stamp, now), lands });
-                }
-                flight
+                Boarding::Lead(Landing::new(self.ticket_of(stamp, now), lands), flight)
             }
-        };
-        let landed = flight.wait_for(Option::is_some).await;
-        landed.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(Error::cut_off()))
+        }
     }
 
-    /// A ticket for a write that is about to begin.
+    /// A ticket for an operation that is about to begin.
     pub(crate) fn ticket(&self, key: SessionKey) -> Ticket {
         let now = self.0.clock.now();
         self.ticket_of(self.0.freshness.stamp(key), now)
     }
 
+    /// A ticket for a write that is about to begin, and that the database will report as `rev`.
+    pub(crate) fn ticket_for(&self, key: SessionKey, rev: Rev) -> Ticket {
+        let ticket = self.ticket(key);
+        self.0.echoes.sends(rev);
+        ticket.writing(rev)
+    }
+
     /// Removes an entry and voids the tickets of its key: it changed in a way not known here.
     pub(crate) fn forget(&self, key: SessionKey) {
         self.0.freshness.void(key, || self.0.remove(key));
+    }
+
+    /// Takes a change that the database reports. Whether it was news: not one of this store's own
+    /// writes of which all is known.
+    pub(crate) fn hear(&self, change: &Change) -> bool {
+        let (shared, key) = (&self.0, change.key);
+        shared.echoes.reports(change.rev, || shared.freshness.void(key, || shared.remove(key)))
+    }
+
+    /// Begins anew, with nothing: what the database reported may have been lost. `follows` says
+    /// whether reports come from now on.
+    pub(crate) fn restart(&self, follows: bool) {
+        self.0.echoes.restart(follows);
+        self.clear();
+    }
+
+    /// Every change that the database made before `at` has been [heard](Self::hear).
+    pub(crate) fn renew(&self, at: Moment) {
+        self.0.lease.renew(at);
+    }
+
+    /// The latest moment up to which every change has been heard.
+    pub(crate) fn synced_at(&self) -> Moment {
+        self.0.lease.synced_at()
+    }
+
+    /// Takes note of whether the database answers.
+    pub(crate) fn note<T>(&self, outcome: &Result<T>) {
+        self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
     }
 
     /// Empties the cache and voids every ticket.
@@ -205,105 +289,34 @@ impl Cache {
         self.0.freshness.slots()
     }
 
-    fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
-        Ticket { cache: self.clone(), stamp: Some(stamp), read_at }
-    }
-
     fn look(&self, key: SessionKey) -> Lookup {
         let shared = &self.0;
         let epoch = shared.freshness.epoch();
         if let Some(entry) = shared.sessions.get(&key) {
             let now = shared.clock.now();
-            let times = entry.times();
+            let times = *entry.times();
             // An entry past its expiry is a miss and no answer: another instance may have
             // prolonged the session, of which nobody tells us.
-            if times.epoch == epoch
-                && now < times.expires_at
-                && shared.lease.holds(times.read_at, now)
-            {
+            if times.epoch != epoch || now >= times.expires_at {
+                return Lookup::Miss;
+            }
+            if shared.lease.holds(times.read_at, now) {
                 return Lookup::Hit(entry);
             }
-            return Lookup::Miss;
+            let grace = shared.outage.grace();
+            if grace.is_some_and(|grace| shared.lease.holds_for(grace, times.read_at, now)) {
+                return Lookup::Grace(entry);
+            }
+            return Lookup::Lapsed;
         }
         match shared.absent.get(&key) {
             Some(absent)
                 if absent.epoch == epoch
-                    && shared.lease.holds(absent.read_at, shared.clock.now()) =>
+                    && shared.lease_of_absent.holds(absent.read_at, shared.clock.now()) =>
             {
                 Lookup::Absent
             }
             _ => Lookup::Miss,
-        }
-    }
-}
-
-/// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
-/// entry: an operation of which the end is not known must leave none.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    cache: Cache,
-    stamp: Option<Stamp>,
-    read_at: Moment,
-}
-
-impl Ticket {
-    /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
-    pub(crate) fn publish(mut self, session: Session) -> Option<Entry> {
-        let stamp = self.stamp.take()?;
-        let shared = &self.cache.0;
-        let left = session.expires.millis().saturating_sub(shared.clock.wall().millis());
-        let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) else {
-            self.remove(stamp);
-            return None;
-        };
-        let expires_at = shared.clock.now().after(Duration::from_millis(left).min(A_CENTURY));
-        let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
-        let entry = Entry::new(session, times);
-        let (key, placed) = (stamp.key(), entry.clone());
-        let admitted = shared.bound.admits(entry.weight());
-        shared.freshness.finish(stamp, |current| {
-            if current && admitted {
-                shared.account.add(placed.weight());
-                shared.absent.invalidate(&key);
-                shared.sessions.insert(key, placed);
-            } else {
-                shared.remove(key);
-            }
-        });
-        if shared.bound.is_large(entry.weight()) {
-            shared.sessions.run_pending_tasks();
-        }
-        Some(entry)
-    }
-
-    /// Remembers, if the ticket is current, that the database does not know the key.
-    fn publish_absence(mut self) {
-        let Some(stamp) = self.stamp.take() else { return };
-        let shared = &self.cache.0;
-        let (key, absent) = (stamp.key(), Absent { epoch: stamp.epoch(), read_at: self.read_at });
-        shared.freshness.finish(stamp, |current| {
-            shared.remove(key);
-            if current {
-                shared.absent.insert(key, absent);
-            }
-        });
-    }
-
-    /// Removes the entry: the session is gone, or nobody knows how it stands.
-    pub(crate) fn forget(self) {
-        drop(self);
-    }
-
-    fn remove(&self, stamp: Stamp) {
-        let (shared, key) = (&self.cache.0, stamp.key());
-        shared.freshness.finish(stamp, |_| shared.remove(key));
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(stamp) = self.stamp.take() {
-            self.remove(stamp);
         }
     }
 }
@@ -315,48 +328,16 @@ impl Shared {
     }
 }
 
-/// The end of a shared read: what it found goes to the cache and to all who wait.
-#[derive(Debug)]
-pub(crate) struct Landing {
-    ticket: Ticket,
-    lands: watch::Sender<Option<Result<Option<Entry>>>>,
-}
-
-impl Landing {
-    pub(crate) fn land(self, found: Result<Option<Session>>) {
-        let answer = match found {
-            Ok(Some(session)) => Ok(self.ticket.publish(session)),
-            Ok(None) => {
-                self.ticket.publish_absence();
-                Ok(None)
-            }
-            Err(error) => {
-                self.ticket.forget();
-                Err(error)
-            }
-        };
-        self.lands.send_replace(Some(answer));
-    }
-}
-
 /// Longer than anything is kept; keeps times far from the ends of their types.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// Lets moka drop an entry when it will not be served again. Whether an entry *may* be served is not
+/// Lets moka drop an entry once its session has ended. Whether an entry *may* be served is not
 /// moka's to decide; this only gives the memory back.
-struct AtRecordExpiry {
-    at_most: Duration,
-}
-
-impl AtRecordExpiry {
-    fn left(&self, entry: &Entry) -> Duration {
-        entry.lifetime().min(self.at_most)
-    }
-}
+struct AtRecordExpiry;
 
 impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
     fn expire_after_create(&self, _: &SessionKey, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(self.left(entry))
+        Some(entry.lifetime())
     }
 
     fn expire_after_update(
@@ -366,6 +347,6 @@ impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(self.left(entry))
+        Some(entry.lifetime())
     }
 }

@@ -253,6 +253,7 @@ impl MongoStoreBuilder {
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
             lanes: super::lanes::Lanes::default(),
+            seen: super::seen::Seen::default(),
             closed: tasks.closed().clone(),
         };
         let store = MongoStore {

@@ -109,6 +109,10 @@ pub(super) fn insertion(
     })
 }
 
+/// What a write that only prolongs a session changes; no instance needs to hear of it, since an
+/// entry past the expiry that it knows is a miss.
+pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
+
 /// The update that gives a session new data and a new expiry.
 pub(super) fn replacement(
     rev: Rev,

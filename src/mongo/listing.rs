@@ -177,7 +177,13 @@ impl Sessions {
     async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
         self.within(async {
             let timer = self.timer(verb);
-            match self.documents.delete_many(filter).await {
+            let removed = async {
+                let mut session = self.causal().await?;
+                let removed = self.documents.delete_many(filter).session(&mut session).await;
+                self.seen.learn(&session);
+                removed
+            };
+            match removed.await {
                 Ok(done) => timer.ends(Outcome::Ok, Ok(done.deleted_count)),
                 Err(error) => timer.fails("remove sessions", &error),
             }

@@ -9,8 +9,10 @@ mod failure;
 mod lanes;
 mod listing;
 mod operations;
+mod seen;
 mod timer;
 mod uri;
+mod watch;
 
 use std::fmt;
 use std::future::Future;
@@ -26,6 +28,8 @@ pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
 use self::lanes::Lanes;
 pub use self::listing::LiveSessions;
+use self::seen::Seen;
+use self::watch::Watch;
 use crate::backend::{Backend, RevSource};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -85,6 +89,7 @@ struct Sessions {
     clock: Clock,
     metrics: Arc<MongoMetrics>,
     lanes: Lanes,
+    seen: Seen,
     closed: CancellationToken,
 }
 
@@ -271,6 +276,11 @@ impl MongoStore {
     pub(crate) async fn remove_expired(&self) -> Result<()> {
         let expire = self.inner.sessions.clone().remove_expired();
         self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
+    }
+
+    /// The changes of the collection; an empty batch comes after `pace`.
+    pub(crate) fn watch(&self, pace: Duration) -> Watch {
+        Watch::new(self.inner.sessions.clone(), pace)
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

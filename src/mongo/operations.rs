@@ -1,6 +1,7 @@
 //! The operations on one session, and on their number.
 
 use bson::{RawDocumentBuf, doc};
+use mongodb::ClientSession;
 
 use super::timer::Timer;
 use super::{MongoStore, Sessions, document, failure};
@@ -24,7 +25,13 @@ impl Backend for MongoStore {
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
-            match sessions.documents.insert_one(document).await {
+            let inserted = async {
+                let mut session = sessions.causal().await?;
+                let inserted = sessions.documents.insert_one(document).session(&mut session).await;
+                sessions.seen.learn(&session);
+                inserted
+            };
+            match inserted.await {
                 Ok(_) => timer.ends(Outcome::Ok, Ok(Some(expires))),
                 Err(error) if failure::is_duplicate(&error) => {
                     timer.ends(Outcome::Duplicate, Ok(None))
@@ -52,7 +59,14 @@ impl Backend for MongoStore {
             let timer = sessions.timer(Verb::Replace);
             let filter =
                 doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } };
-            match sessions.documents.update_one(filter, update).await {
+            let updated = async {
+                let mut session = sessions.causal().await?;
+                let update = sessions.documents.update_one(filter, update);
+                let updated = update.session(&mut session).await;
+                sessions.seen.learn(&session);
+                updated
+            };
+            match updated.await {
                 Ok(done) if done.matched_count > 0 => timer.ends(Outcome::Ok, Ok(Some(expires))),
                 Ok(_) => {
                     sessions.metrics.saves_dropped.increment(1);
@@ -70,9 +84,15 @@ impl Backend for MongoStore {
         let sessions = self.inner.sessions.clone();
         Box::pin(async move {
             let timer = sessions.timer(Verb::Find);
-            let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
-            let find = documents.find_one(doc! { "_id": document::id(key) });
-            match find.max_time(sessions.timeout).await {
+            let found = async {
+                let mut session = sessions.causal().await?;
+                let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
+                let find = documents.find_one(doc! { "_id": document::id(key) });
+                let found = find.max_time(sessions.timeout).session(&mut session).await;
+                sessions.seen.learn(&session);
+                found
+            };
+            match found.await {
                 Ok(found) => {
                     let found = found.map(|found| document::session(&found)).transpose();
                     let now = sessions.clock.wall();
@@ -90,7 +110,14 @@ impl Backend for MongoStore {
         let sessions = self.inner.sessions.clone();
         Box::pin(async move {
             let timer = sessions.timer(Verb::Remove);
-            match sessions.documents.delete_one(doc! { "_id": document::id(key) }).await {
+            let removed = async {
+                let mut session = sessions.causal().await?;
+                let remove = sessions.documents.delete_one(doc! { "_id": document::id(key) });
+                let removed = remove.session(&mut session).await;
+                sessions.seen.learn(&session);
+                removed
+            };
+            match removed.await {
                 Ok(_) => timer.ends(Outcome::Ok, Ok(())),
                 Err(error) => timer.fails("delete a session", &error),
             }
@@ -107,6 +134,11 @@ impl Sessions {
     fn times(&self, expires: WallTime) -> (WallTime, WallTime) {
         let now = self.clock.wall();
         (now, self.ttl.map_or(expires, |ttl| now.after(ttl)))
+    }
+
+    /// A session for one operation, whose reads are as new as anything that was seen.
+    pub(super) async fn causal(&self) -> mongodb::error::Result<ClientSession> {
+        self.seen.session(self.documents.client()).await
     }
 
     pub(super) fn timer(&self, verb: Verb) -> Timer {

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use self::backend::{FakeBackend, Operation};
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::store::Tiers;
 use crate::tasks::Tasks;
+use crate::tiers::Tiers;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_STALENESS: Duration = Duration::from_secs(5);
@@ -43,12 +44,15 @@ impl World {
             max_absent: 100,
             policy: EvictionPolicy::Lru,
             max_staleness,
+            exclusive: false,
+            outage_grace: Duration::ZERO,
         };
         let tiers = Tiers {
             backend: mongo.clone(),
             cache: Cache::new(&limits, clock.clone()),
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
+            _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }
     }

@@ -9,6 +9,7 @@ mod contract;
 mod credentials;
 mod examples;
 mod expiry;
+mod follow;
 mod http;
 mod metrics;
 mod order;

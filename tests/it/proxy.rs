@@ -8,11 +8,13 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use mongodb::bson::doc;
 use session_test_server::{TestServer, fresh_database, shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use tower_sessions_moka_mongodb_store::mongodb;
 
 /// The proxy; it lives as long as the test's runtime.
 pub(crate) struct Proxy {
@@ -38,6 +40,7 @@ pub(crate) struct HeldReply {
 enum Verdict {
     Deliver,
     Cut,
+    Refuse(i32),
 }
 
 impl Proxy {
@@ -98,6 +101,13 @@ impl HeldReply {
     }
 }
 
+impl HeldReply {
+    /// Replaces it by an error of the server.
+    pub(crate) fn refuse(self, code: i32) {
+        drop(self.verdict.send(Verdict::Refuse(code)));
+    }
+}
+
 type Held = Arc<Mutex<Vec<(u32, Trap)>>>;
 
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps, held: Held) {
@@ -115,7 +125,7 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps,
 }
 
 async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
-    while let Ok(message) = message(&mut from).await {
+    while let Ok(mut message) = message(&mut from).await {
         let answered = word(&message, 8);
         let trap = {
             let mut held = held.lock().unwrap();
@@ -123,8 +133,10 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
         };
         if let Some(trap) = trap {
             let _ = trap.reached.send(());
-            if matches!(trap.verdict.await, Ok(Verdict::Cut)) {
-                return;
+            match trap.verdict.await {
+                Ok(Verdict::Cut) => return,
+                Ok(Verdict::Refuse(code)) => message = refusal(answered, code),
+                Ok(Verdict::Deliver) | Err(_) => {}
             }
         }
         if to.write_all(&message).await.is_err() {
@@ -132,6 +144,8 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
         }
     }
 }
+
+const OP_MSG: u32 = 2013;
 
 /// One message: its length, with itself, comes first.
 async fn message(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
@@ -145,9 +159,20 @@ async fn message(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
 
 /// The first key of an `OP_MSG`'s document: header 16, flags 4, section kind 1, length 4, type 1.
 fn command(message: &[u8]) -> Option<&[u8]> {
-    const OP_MSG: u32 = 2013;
     let key = message.get(26..).filter(|_| word(message, 12) == OP_MSG)?;
     key.split(|byte| *byte == 0).next()
+}
+
+/// An `OP_MSG` with an error in it.
+fn refusal(answered: u32, code: i32) -> Vec<u8> {
+    let error = doc! { "ok": 0.0, "errmsg": "refused", "code": code, "codeName": "Refused" };
+    let mut message = vec![0; 4];
+    message.extend([1, answered, OP_MSG, 0].iter().flat_map(|word| word.to_le_bytes()));
+    message.push(0);
+    message.extend(error.to_vec().unwrap());
+    let length = u32::try_from(message.len()).unwrap();
+    message[..4].copy_from_slice(&length.to_le_bytes());
+    message
 }
 
 fn word(message: &[u8], at: usize) -> u32 {
@@ -163,8 +188,8 @@ fn server_port() -> u16 {
 
 #[tokio::test]
 async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
-    use tower_sessions_moka_mongodb_store::mongodb::Client;
-    use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
+    use mongodb::Client;
+    use mongodb::bson::Document;
 
     let proxy = Proxy::start().await;
     let client = Client::with_uri_str(proxy.uri()).await.unwrap();

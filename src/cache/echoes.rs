@@ -1,0 +1,157 @@
+//! Tells the writes of this store from those of others when the database reports them.
+//!
+//! Kept are the writes of which the report is still to come and would say nothing new. What is not
+//! kept counts as another's, so to forget one costs an entry, never a stale answer.
+
+use std::collections::HashMap;
+
+use crate::backend::Rev;
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+
+/// More than ever are under way at once; beyond it writes evict what they left.
+const MOST: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(crate) struct Echoes {
+    listening: AtomicBool,
+    writes: Mutex<HashMap<Rev, State>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Sent, and neither answered nor reported.
+    UnderWay,
+    /// Reported before it was answered; the generation that began then.
+    Landed(u64),
+    /// Answered; its report says nothing new.
+    Acknowledged,
+}
+
+impl Echoes {
+    /// A write is about to be sent.
+    pub(crate) fn sends(&self, rev: Rev) {
+        if !self.listening.load(Ordering::Acquire) {
+            return;
+        }
+        let mut writes = lock(&self.writes);
+        if writes.len() < MOST {
+            writes.insert(rev, State::UnderWay);
+        }
+    }
+
+    /// A write was acknowledged. `Some` generation if it has been reported already: the write is as
+    /// new as that generation.
+    pub(crate) fn acknowledges(&self, rev: Rev) -> Option<u64> {
+        let mut writes = lock(&self.writes);
+        match writes.get_mut(&rev)? {
+            State::Landed(generation) => {
+                let generation = *generation;
+                writes.remove(&rev);
+                Some(generation)
+            }
+            state => {
+                *state = State::Acknowledged;
+                None
+            }
+        }
+    }
+
+    /// Nobody knows how a write ended, or it changed nothing.
+    pub(crate) fn doubts(&self, rev: Rev) {
+        lock(&self.writes).remove(&rev);
+    }
+
+    /// The database reports a write. Unless that says nothing new, `void` must remove what is
+    /// cached; it answers with the generation that begins. Whether it was run is the answer.
+    pub(crate) fn reports(&self, rev: Option<Rev>, void: impl FnOnce() -> u64) -> bool {
+        // Locked while `void` runs: the write may be acknowledged before this or after, not amidst.
+        let mut writes = lock(&self.writes);
+        match rev.and_then(|rev| writes.get_mut(&rev).map(|state| (rev, state))) {
+            Some((rev, State::Acknowledged)) => {
+                writes.remove(&rev);
+                false
+            }
+            Some((_, state @ State::UnderWay)) => {
+                // A read from before the write may have left an entry: the answer that would
+                // remove it can be as late as the operation timeout.
+                *state = State::Landed(void());
+                true
+            }
+            Some((_, State::Landed(_))) | None => {
+                void();
+                true
+            }
+        }
+    }
+
+    /// Reports may have been lost; from here on they come, or nobody listens to them.
+    pub(crate) fn restart(&self, listening: bool) {
+        self.listening.store(listening, Ordering::Release);
+        lock(&self.writes).clear();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.writes).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::RevSource;
+
+    fn listening() -> Echoes {
+        let echoes = Echoes::default();
+        echoes.restart(true);
+        echoes
+    }
+
+    #[test]
+    fn a_report_after_the_answer_says_nothing_new_and_only_once() {
+        let (echoes, rev) = (listening(), RevSource::new().next());
+        echoes.sends(rev);
+        assert_eq!(echoes.acknowledges(rev), None);
+        assert!(!echoes.reports(Some(rev), || 1));
+        assert!(echoes.reports(Some(rev), || 1), "told twice");
+        assert_eq!(echoes.len(), 0);
+    }
+
+    #[test]
+    fn a_report_before_the_answer_removes_what_older_reads_left() {
+        let (echoes, rev) = (listening(), RevSource::new().next());
+        echoes.sends(rev);
+        assert!(echoes.reports(Some(rev), || 7));
+        assert_eq!(echoes.acknowledges(rev), Some(7));
+        assert_eq!(echoes.len(), 0);
+    }
+
+    #[test]
+    fn a_write_in_doubt_or_of_another_store_is_news() {
+        let (echoes, revs) = (listening(), RevSource::new());
+        let (doubtful, foreign) = (revs.next(), RevSource::new().next());
+        echoes.sends(doubtful);
+        echoes.doubts(doubtful);
+        assert!(echoes.reports(Some(doubtful), || 1));
+        assert!(echoes.reports(Some(foreign), || 1));
+        assert!(echoes.reports(None, || 1));
+        assert_eq!(echoes.acknowledges(doubtful), None);
+        assert_eq!(echoes.len(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_nobody_listens() {
+        let (echoes, rev) = (Echoes::default(), RevSource::new().next());
+        echoes.sends(rev);
+        assert_eq!((echoes.len(), echoes.acknowledges(rev)), (0, None));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (echoes, revs) = (listening(), RevSource::new());
+        for _ in 0..2 * MOST {
+            echoes.sends(revs.next());
+        }
+        assert_eq!(echoes.len(), MOST);
+    }
+}

@@ -1,0 +1,154 @@
+//! What an operation on a session holds from its beginning to its end: the right to leave an entry.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::entry::{Entry, Times};
+use super::freshness::Stamp;
+use super::outage::Probe;
+use super::{A_CENTURY, Absent, Answer, Cache};
+use crate::backend::Rev;
+use crate::clock::Moment;
+use crate::error::Result;
+use crate::record::Session;
+
+/// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
+/// entry: an operation of which the end is not known must leave none.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    cache: Cache,
+    stamp: Option<Stamp>,
+    read_at: Moment,
+    writes: Option<Rev>,
+}
+
+impl Cache {
+    /// A ticket of an operation whose stamp was taken at `read_at` or later.
+    pub(super) fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
+        Ticket { cache: self.clone(), stamp: Some(stamp), read_at, writes: None }
+    }
+}
+
+impl Ticket {
+    pub(super) fn writing(mut self, rev: Rev) -> Self {
+        self.writes = Some(rev);
+        self
+    }
+
+    /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
+    pub(crate) fn publish(mut self, session: Session) -> Option<Entry> {
+        let mut stamp = self.stamp.take()?;
+        let shared = &self.cache.0;
+        if let Some(rev) = self.writes.take()
+            && let Some(generation) = shared.echoes.acknowledges(rev)
+        {
+            stamp.landed(generation);
+        }
+        let left = session.expires.millis().saturating_sub(shared.clock.wall().millis());
+        let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) else {
+            self.remove(stamp);
+            return None;
+        };
+        let expires_at = shared.clock.now().after(Duration::from_millis(left).min(A_CENTURY));
+        let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
+        let entry = Entry::new(session, times);
+        let (key, placed) = (stamp.key(), entry.clone());
+        let admitted = shared.bound.admits(entry.weight());
+        shared.freshness.finish(stamp, |current| {
+            if current && admitted {
+                shared.account.add(placed.weight());
+                shared.absent.invalidate(&key);
+                shared.sessions.insert(key, placed);
+            } else {
+                shared.remove(key);
+            }
+        });
+        if shared.bound.is_large(entry.weight()) {
+            shared.sessions.run_pending_tasks();
+        }
+        Some(entry)
+    }
+
+    /// Remembers, if the ticket is current, that the database does not know the key.
+    fn publish_absence(mut self) {
+        let Some(stamp) = self.stamp.take() else { return };
+        let shared = &self.cache.0;
+        let (key, absent) = (stamp.key(), Absent { epoch: stamp.epoch(), read_at: self.read_at });
+        shared.freshness.finish(stamp, |current| {
+            shared.remove(key);
+            if current {
+                shared.absent.insert(key, absent);
+            }
+        });
+    }
+
+    /// Removes the entry: the session is gone, or nobody knows how it stands.
+    pub(crate) fn forget(self) {
+        drop(self);
+    }
+
+    /// Leaves everything as it is: nothing was learned.
+    fn release(mut self) {
+        if let Some(stamp) = self.stamp.take() {
+            self.cache.0.freshness.release(stamp);
+        }
+    }
+
+    fn remove(&self, stamp: Stamp) {
+        let (shared, key) = (&self.cache.0, stamp.key());
+        shared.freshness.finish(stamp, |_| shared.remove(key));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(rev) = self.writes.take() {
+            self.cache.0.echoes.doubts(rev);
+        }
+        if let Some(stamp) = self.stamp.take() {
+            self.remove(stamp);
+        }
+    }
+}
+
+/// The end of a shared read: what it found goes to the cache and to all who wait.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    ticket: Ticket,
+    lands: watch::Sender<Answer>,
+    probe: Option<Probe>,
+}
+
+impl Landing {
+    pub(super) fn new(ticket: Ticket, lands: watch::Sender<Answer>) -> Self {
+        Self { ticket, lands, probe: None }
+    }
+
+    pub(super) fn holding(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    pub(crate) fn land(self, found: Result<Option<Session>>) {
+        self.ticket.cache.note(&found);
+        let answer = match found {
+            Ok(Some(session)) => Ok(self.ticket.publish(session)),
+            Ok(None) => {
+                self.ticket.publish_absence();
+                Ok(None)
+            }
+            // What is cached stays, for as long as its lease or the grace lasts.
+            Err(error) if error.is_outage() => {
+                self.ticket.release();
+                Err(error)
+            }
+            Err(error) => {
+                self.ticket.forget();
+                Err(error)
+            }
+        };
+        self.lands.send_replace(Some(answer));
+        drop(self.probe);
+    }
+}

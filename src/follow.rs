@@ -1,0 +1,329 @@
+//! Follows the changes that the database reports, so that the cache hears of them: opens the
+//! stream, resumes it, begins anew after a gap, and keeps the lease by fences.
+//!
+//! A *fence* tells up to when the cache has heard everything, and compares no two clocks: the local
+//! time is noted, the database is asked for its own time, and once every change up to that has been
+//! handed over, the lease is good as of the local time that was noted.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Batch, Changes, Fault, ServerTime};
+use crate::cache::Cache;
+use crate::clock::{Clock, Moment};
+use crate::metrics::{Gap, StreamMetrics};
+use crate::tasks::Tasks;
+
+/// How long an empty answer of the stream takes at most, and how often a fence is asked for.
+pub(crate) fn pace(max_staleness: Duration) -> Duration {
+    (max_staleness / 10).clamp(Duration::from_millis(10), Duration::from_millis(500))
+}
+
+/// The first pause after a failure, and the longest; each is twice the one before, less a part by
+/// chance, so that the instances of an app do not all come back at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often a server without change streams is asked whether it has them by now.
+const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
+/// How often in a row a server may refuse a position before it is given up.
+const REFUSALS: u32 = 3;
+/// More fences than can wait within any sensible bound.
+const MOST_FENCES: usize = 1_024;
+
+/// What keeps one cache true.
+#[derive(Debug)]
+pub(crate) struct Follower<C> {
+    pub(crate) changes: C,
+    pub(crate) cache: Cache,
+    pub(crate) clock: Clock,
+    pub(crate) pace: Duration,
+    /// How long the database may take to answer.
+    pub(crate) timeout: Duration,
+    pub(crate) metrics: StreamMetrics,
+    pub(crate) chance: fastrand::Rng,
+}
+
+impl<C: Changes> Follower<C> {
+    /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
+    /// cache is followed for the first time, or it is known that it cannot be.
+    pub(crate) fn start(self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
+        let (opened, is_opened) = oneshot::channel();
+        tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = ends.cancelled() => {}
+                never = self.run(opened) => match never {},
+            }
+        });
+        is_opened
+    }
+
+    async fn run(mut self, opened: oneshot::Sender<()>) -> Infallible {
+        let (mut opened, mut position, mut warned) = (Some(opened), None, false);
+        self.metrics.begins(self.clock.now());
+        let mut failures = 0;
+        loop {
+            let resumes = position.is_some();
+            let fault = match self.in_time(self.changes.open(position.clone())).await {
+                Ok((stream, first)) => {
+                    self.opened(resumes);
+                    opened.take().map(|opened| opened.send(()));
+                    let fault = self.read(stream, first, &mut position, &mut failures).await;
+                    self.metrics.closed();
+                    fault
+                }
+                Err(fault) => fault,
+            };
+            failures += 1;
+            match fault {
+                Fault::Passing => tracing::debug!("the stream of changes broke off; it is resumed"),
+                Fault::Refused if position.is_some() && failures >= REFUSALS => {
+                    position = None;
+                    self.gap(Gap::Refused);
+                }
+                Fault::Refused => tracing::warn!("MongoDB refused to go on with the change stream"),
+                Fault::Lost => {
+                    position = None;
+                    self.gap(Gap::HistoryLost);
+                }
+                Fault::Ended => {
+                    position = None;
+                    self.gap(Gap::CollectionGone);
+                    self.cache.restart(false);
+                    self.metrics.flushes.increment(1);
+                }
+                Fault::Unsupported(why) => {
+                    position = None;
+                    self.cache.restart(false);
+                    if !warned {
+                        tracing::warn!(
+                            "the cache is not told of changes by other instances: {why}. It asks \
+                             MongoDB anew for each session that it read longer than max_staleness \
+                             ago"
+                        );
+                        warned = true;
+                    }
+                    opened.take().map(|opened| opened.send(()));
+                    sleep(SECOND_THOUGHTS).await;
+                    continue;
+                }
+            }
+            sleep(self.pause(failures)).await;
+        }
+    }
+
+    /// Hands what the stream brings to the cache, until it breaks off.
+    async fn read(
+        &self,
+        stream: C::Stream,
+        first: Batch<C::Position>,
+        position: &mut Option<C::Position>,
+        failures: &mut u32,
+    ) -> Fault {
+        let fences = Fences::default();
+        let reads = async {
+            let (mut stream, mut batch, mut number) = (stream, first, 0);
+            loop {
+                if let Err(fault) = self.take(&batch, number, &fences, position) {
+                    return fault;
+                }
+                number = fences.asks();
+                let more = self.in_time(self.changes.more(stream));
+                match more.await {
+                    Ok(next) => (stream, batch) = next,
+                    Err(fault) => return fault,
+                }
+                *failures = 0;
+            }
+        };
+        // Fences first: a stream that never pauses must not keep them from being asked for.
+        tokio::select! {
+            biased;
+            never = self.ask_for_fences(&fences) => match never {},
+            fault = reads => fault,
+        }
+    }
+
+    fn take(
+        &self,
+        batch: &Batch<C::Position>,
+        number: u64,
+        fences: &Fences,
+        position: &mut Option<C::Position>,
+    ) -> Result<(), Fault> {
+        for change in &batch.changes {
+            let news = self.cache.hear(change);
+            if news { &self.metrics.foreign } else { &self.metrics.echoes }.increment(1);
+        }
+        if batch.ended {
+            return Err(Fault::Ended);
+        }
+        // Only now: a change that was not taken must be handed over again.
+        if batch.position.is_some() {
+            position.clone_from(&batch.position);
+        }
+        if let Some(at) = fences.passed(batch.reached, batch.complete.then_some(number)) {
+            self.cache.renew(at);
+            self.measure_lag();
+        }
+        self.cache.note(&Ok(()));
+        Ok(())
+    }
+
+    async fn ask_for_fences(&self, fences: &Fences) -> Infallible {
+        loop {
+            let at = self.clock.now();
+            if let Ok(time) = self.in_time(self.changes.fence()).await {
+                fences.add(at, time);
+            }
+            self.measure_lag();
+            sleep(self.pace).await;
+        }
+    }
+
+    /// The stream is open. All is heard from here on; what was cached before may have changed
+    /// meanwhile, unless the stream goes on from where the last one ended.
+    fn opened(&self, resumes: bool) {
+        if resumes {
+            self.metrics.resumes.increment(1);
+        } else {
+            self.cache.restart(true);
+            self.metrics.flushes.increment(1);
+        }
+        self.metrics.opened();
+    }
+
+    fn gap(&self, gap: Gap) {
+        self.metrics.gap(gap);
+        tracing::warn!(
+            "the stream of changes has a gap ({}): the cache is emptied once it is open again",
+            gap.name()
+        );
+    }
+
+    fn measure_lag(&self) {
+        self.metrics.lag(self.clock.now(), self.cache.synced_at());
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let patience = self.timeout.saturating_add(self.pace);
+        timeout(patience, call).await.unwrap_or(Err(Fault::Passing))
+    }
+
+    fn pause(&mut self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+        whole.mul_f64(0.5 + self.chance.f64() / 2.0)
+    }
+}
+
+/// The fences that have not been passed.
+#[derive(Debug, Default)]
+struct Fences(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    fences: VecDeque<Fence>,
+    asked: u64,
+}
+
+#[derive(Debug)]
+struct Fence {
+    /// The local time before the database was asked.
+    at: Moment,
+    /// What it answered.
+    time: ServerTime,
+    /// The batch that was asked for last when the answer came.
+    asked: u64,
+}
+
+impl Fences {
+    /// The number of a batch that is about to be asked for.
+    fn asks(&self) -> u64 {
+        let mut waiting = self.lock();
+        waiting.asked += 1;
+        waiting.asked
+    }
+
+    fn add(&self, at: Moment, time: ServerTime) {
+        let mut waiting = self.lock();
+        let asked = waiting.asked;
+        if waiting.fences.len() == MOST_FENCES {
+            waiting.fences.pop_front();
+        }
+        waiting.fences.push_back(Fence { at, time, asked });
+    }
+
+    /// The local time of the latest fence that has been passed: every change before `reached` has
+    /// been taken, and if `complete`, every one from before the batch of that number was asked for.
+    fn passed(&self, reached: Option<ServerTime>, complete: Option<u64>) -> Option<Moment> {
+        let mut waiting = self.lock();
+        let passed = |fence: &Fence| {
+            reached.is_some_and(|reached| fence.time < reached)
+                || complete.is_some_and(|number| fence.asked < number)
+        };
+        let last = waiting.fences.iter().rposition(passed)?;
+        waiting.fences.drain(..=last).map(|fence| fence.at).next_back()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_nanos(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_fence_is_passed_by_what_lies_strictly_behind_it() {
+        let fences = Fences::default();
+        fences.add(at(1), ServerTime(10));
+        fences.add(at(2), ServerTime(20));
+        assert_eq!(fences.passed(Some(ServerTime(10)), None), None, "more may come of that time");
+        assert_eq!(fences.passed(Some(ServerTime(11)), None), Some(at(1)));
+        assert_eq!(fences.passed(Some(ServerTime(11)), None), None);
+        assert_eq!(fences.passed(None, None), None);
+        assert_eq!(fences.passed(Some(ServerTime(21)), None), Some(at(2)));
+    }
+
+    #[test]
+    fn a_complete_batch_passes_only_fences_that_were_answered_before_it_was_asked_for() {
+        let fences = Fences::default();
+        let first = fences.asks();
+        fences.add(at(1), ServerTime(10));
+        assert_eq!(fences.passed(None, Some(first)), None, "under way when the fence was answered");
+        let second = fences.asks();
+        fences.add(at(2), ServerTime(10));
+        assert_eq!(fences.passed(None, Some(second)), Some(at(1)));
+        assert_eq!(fences.passed(None, Some(fences.asks())), Some(at(2)));
+    }
+
+    #[test]
+    fn fences_do_not_pile_up() {
+        let fences = Fences::default();
+        for _ in 0..2 * MOST_FENCES {
+            fences.add(at(1), ServerTime(1));
+        }
+        assert_eq!(fences.lock().fences.len(), MOST_FENCES);
+    }
+
+    #[test]
+    fn the_pace_keeps_a_lease_alive_several_times_over() {
+        assert_eq!(pace(Duration::from_secs(5)), Duration::from_millis(500));
+        assert_eq!(pace(Duration::from_secs(1)), Duration::from_millis(100));
+        assert_eq!(pace(Duration::ZERO), Duration::from_millis(10));
+        assert_eq!(pace(Duration::MAX), Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,300 @@
+//! The change stream of the sessions' collection, asked for by plain commands.
+//!
+//! The driver's own change stream resumes behind one's back, and its first empty answer comes
+//! without asking the server. What is vouched for by a batch depends on knowing which server was
+//! asked, when, and after what; so `aggregate` and `getMore` are sent here, in one session, to one
+//! server.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::options::{SelectionCriteria, ServerAddress};
+use mongodb::{ClientSession, Database, ServerInfo, ServerType};
+
+use super::{Sessions, document, failure};
+use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
+use crate::key::SessionKey;
+
+/// How the changes of one collection are asked for.
+#[derive(Clone)]
+pub(crate) struct Watch {
+    sessions: Sessions,
+    /// How long the server waits for changes before it sends an empty batch.
+    pace: Duration,
+}
+
+/// An open stream: a cursor on one server.
+pub(crate) struct Stream {
+    session: ClientSession,
+    cursor: i64,
+    server: Server,
+}
+
+/// A resume token, as the server gave it.
+type Token = Document;
+
+impl Changes for Watch {
+    type Stream = Stream;
+    type Position = Token;
+
+    fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
+        Box::pin(self.clone().opens(after))
+    }
+
+    fn more(&self, stream: Stream) -> Opened<Stream, Token> {
+        Box::pin(self.clone().goes_on(stream))
+    }
+
+    fn fence(&self) -> Asked<ServerTime> {
+        Box::pin(self.clone().asks_the_time())
+    }
+}
+
+impl Watch {
+    pub(super) fn new(sessions: Sessions, pace: Duration) -> Self {
+        Self { sessions, pace }
+    }
+
+    async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
+        let client = self.sessions.documents.client();
+        let session = client.start_session().causal_consistency(false).await;
+        let mut session = session.map_err(|error| fault(&error))?;
+        let server = Server::primary_or_router();
+        let database = self.database();
+        let asks = database.run_command(self.aggregate(after));
+        let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        // The first batch is what was there already: empty, it says nothing of what was to come.
+        let (cursor, batch) = self.read(&reply, "firstBatch", None).ok_or(Fault::Refused)?;
+        Ok((Stream { session, cursor, server }, batch))
+    }
+
+    async fn goes_on(self, mut stream: Stream) -> Result<(Stream, Batch<Token>), Fault> {
+        let database = self.database();
+        let asks = database.run_command(doc! {
+            "getMore": stream.cursor,
+            "collection": self.sessions.documents.name(),
+            "maxTimeMS": i64::try_from(self.pace.as_millis()).unwrap_or(i64::MAX),
+        });
+        let criteria = stream.server.criteria();
+        let reply = asks.session(&mut stream.session).selection_criteria(criteria).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        let read = self.read(&reply, "nextBatch", Some(&stream.server));
+        let (cursor, mut batch) = read.ok_or(Fault::Refused)?;
+        // A cursor that the server has closed brings nothing any more.
+        batch.ended |= cursor == 0;
+        stream.cursor = cursor;
+        Ok((stream, batch))
+    }
+
+    /// The time of the newest change on the primary, were it by a write that nobody has heard of
+    /// yet: whatever was acknowledged before this was asked lies at that time or before it.
+    async fn asks_the_time(self) -> Result<ServerTime, Fault> {
+        let server = Server::primary_or_router();
+        let criteria = server.criteria();
+        let database = self.database();
+        let asks = database.run_command(doc! { "ping": 1 }).selection_criteria(criteria);
+        let mut reply = asks.await.map_err(|error| fault(&error))?;
+        if server.is_router() {
+            // A router answers by itself. This question goes to every shard, finds nothing in the
+            // index, and the answer has the latest of their times.
+            let asks = database.run_command(doc! {
+                "find": self.sessions.documents.name(),
+                "filter": { "expires": bson::DateTime::MIN },
+                "limit": 1,
+                "readConcern": { "level": "local" },
+            });
+            let criteria = server.criteria();
+            reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
+        }
+        reply.get_timestamp("operationTime").map(ServerTime::from).map_err(|_| Fault::Refused)
+    }
+
+    fn database(&self) -> Database {
+        let documents = &self.sessions.documents;
+        documents.client().database(&documents.namespace().db)
+    }
+
+    /// Asks for what instances need to hear, as small as it can be: no insertion, since nobody can
+    /// have cached it, and no touch, which changes `expires` and `updated` alone.
+    fn aggregate(&self, after: Option<Token>) -> Document {
+        let changed = doc! { "$map": {
+            "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
+            "in": "$$this.k",
+        } };
+        let wanted = doc! { "$or": [
+            { "operationType": { "$in": ["delete", "replace"] } },
+            { "operationType": { "$in": ENDS.to_vec() } },
+            { "operationType": "update", "$or": [
+                { "updateDescription.updatedFields.rev": { "$exists": true } },
+                { "updateDescription.removedFields.0": { "$exists": true } },
+                { "$expr": { "$not": [{ "$setEquals": [changed, document::TOUCHED.to_vec()] }] } },
+            ] },
+        ] };
+        let kept = doc! {
+            "operationType": 1,
+            "documentKey._id": 1,
+            "clusterTime": 1,
+            "rev": "$updateDescription.updatedFields.rev",
+        };
+        let opens = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
+        doc! {
+            "aggregate": self.sessions.documents.name(),
+            "pipeline": [{ "$changeStream": opens }, { "$match": wanted }, { "$project": kept }],
+            "cursor": {},
+            "readConcern": { "level": "majority" },
+        }
+    }
+
+    /// Reads a batch; `asked` is the server that was asked for it and could wait for changes. `None`
+    /// if this is no answer to such a question.
+    fn read(
+        &self,
+        reply: &Document,
+        batch: &str,
+        asked: Option<&Server>,
+    ) -> Option<(i64, Batch<Token>)> {
+        let cursor = reply.get_document("cursor").ok()?;
+        let events = cursor.get_array(batch).ok()?;
+        let (mut changes, mut ended, mut last) = (Vec::with_capacity(events.len()), false, None);
+        for event in events {
+            let event = event.as_document()?;
+            if let Ok(at) = event.get_timestamp("clusterTime") {
+                last = last.max(Some(ServerTime::from(at)));
+            }
+            ended |= event.get_str("operationType").is_ok_and(|kind| ENDS.contains(&kind));
+            changes.extend(change(event));
+        }
+        if let Some(last) = last {
+            // A later read must not go back behind what has been heard.
+            self.sessions.seen.advance(last);
+        }
+        let position = cursor.get_document("postBatchResumeToken").ok();
+        let position = position.or_else(|| events.last()?.as_document()?.get_document("_id").ok());
+        let (reached, complete) = match (position.and_then(time_in), asked) {
+            // Through a router, changes at this very time may still come from another shard; on
+            // one server, an empty batch has left none behind.
+            (Some(at), Some(server)) if events.is_empty() && !server.is_router() => {
+                (Some(ServerTime(at.0.saturating_add(1))), false)
+            }
+            (Some(at), _) => (Some(at.min(last.unwrap_or(at))), false),
+            (None, Some(server)) if events.is_empty() && !server.is_router() => (None, true),
+            (None, _) => (last, false),
+        };
+        let cursor = cursor.get_i64("id").ok()?;
+        Some((cursor, Batch { changes, ended, position: position.cloned(), reached, complete }))
+    }
+}
+
+/// The reports with which a stream ends.
+const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
+
+/// The session that a report is about. A key of another form is not one of ours.
+fn change(event: &Document) -> Option<Change> {
+    let Bson::Binary(id) = event.get_document("documentKey").ok()?.get("_id")? else {
+        return None;
+    };
+    let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
+    Some(Change { key: SessionKey::from_bytes(&id.bytes)?, rev })
+}
+
+/// The time in a resume token, for a server that writes them as
+/// [MongoDB does](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md):
+/// a hexadecimal key string that begins with a timestamp, its type 0x82 first. `None` for another
+/// server's tokens.
+fn time_in(token: &Token) -> Option<ServerTime> {
+    let text = token.get_str("_data").ok()?.get(..18)?;
+    let time = text.strip_prefix("82")?;
+    u64::from_str_radix(time, 16).ok().map(ServerTime)
+}
+
+/// The one server that a stream or a question goes to: the first that is fit for it.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
+
+impl Server {
+    fn primary_or_router() -> Self {
+        Self::default()
+    }
+
+    fn criteria(&self) -> SelectionCriteria {
+        let this = self.clone();
+        SelectionCriteria::Predicate(Arc::new(move |server| this.is(server)))
+    }
+
+    fn is(&self, server: &ServerInfo<'_>) -> bool {
+        use ServerType::{LoadBalancer, Mongos, RsPrimary, Standalone};
+
+        let kind = server.server_type();
+        let mut chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*chosen {
+            Some((address, _)) => address == server.address(),
+            None if matches!(kind, RsPrimary | Mongos | Standalone | LoadBalancer) => {
+                *chosen = Some((server.address().clone(), kind));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn is_router(&self) -> bool {
+        let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        chosen
+            .as_ref()
+            .is_some_and(|(_, kind)| matches!(kind, ServerType::Mongos | ServerType::LoadBalancer))
+    }
+}
+
+/// What a driver's error means for a stream.
+fn fault(error: &mongodb::error::Error) -> Fault {
+    let Some(code) = failure::code(error) else { return Fault::Passing };
+    match code {
+        // CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost.
+        136 | 260 | 280 | 286 => Fault::Lost,
+        // "The $changeStream stage is only supported on replica sets", IllegalOperation,
+        // CommandNotFound, "Unrecognized pipeline stage name".
+        40573 | 20 | 59 | 40324 => Fault::Unsupported("this MongoDB server has no change streams"),
+        13 => Fault::Unsupported(
+            "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
+             `changeStream` and `find` on the collection)",
+        ),
+        code if PASSING.contains(&code) => Fault::Passing,
+        _ => Fault::Refused,
+    }
+}
+
+/// The errors after which the
+/// [specification of change streams](https://github.com/mongodb/specifications/blob/master/source/change-streams/change-streams.md#resumable-error)
+/// has a driver resume, and the authentication that a new primary may ask for.
+const PASSING: [i32; 22] = [
+    6, 7, 18, 43, 63, 89, 91, 133, 150, 189, 234, 237, 262, 9001, 10107, 11600, 11602, 13388,
+    13435, 13436, 50, 334,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
+        let token = |data: &str| doc! { "_data": data };
+        // A high-water mark of a replica set of MongoDB 6.
+        let time = time_in(&token("8263C1E0A4000000022B0229296E04"));
+        assert_eq!(time, Some(ServerTime(0x63C1_E0A4_0000_0002)));
+        for other in ["", "82", "8263C1E0A40000000", "400000001273000A000000", "82é3C1E0A400000002"]
+        {
+            assert_eq!(time_in(&token(other)), None, "{other}");
+        }
+        assert_eq!(time_in(&doc! {}), None);
+    }
+
+    #[test]
+    fn a_report_names_a_session_by_its_key() {
+        let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
+        let heard = change(&doc! { "documentKey": { "_id": key } }).unwrap();
+        assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
+        assert!(change(&doc! { "documentKey": { "_id": 7 } }).is_none());
+        assert!(change(&doc! { "operationType": "drop" }).is_none());
+    }
+}

@@ -1,0 +1,319 @@
+//! What one instance changes, another one stops serving. The age of entries is no help here: all
+//! caches may keep what they have for an hour, unless a test says otherwise.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::mongodb::bson::{DateTime, Document, doc};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey,
+};
+
+use crate::common::{Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, uri};
+use crate::proxy::Proxy;
+
+const OWN: &str = "session_store_stream_events_total{origin=own}";
+const OTHER: &str = "session_store_stream_events_total{origin=other}";
+const OPEN: &str = "session_store_stream_open";
+const FLUSHES: &str = "session_store_cache_flushes_total";
+const RESUMES: &str = "session_store_stream_resumes_total";
+
+async fn builder(uri: &str) -> CachedMongoStoreBuilder {
+    let mongo = MongoStore::builder().uri(uri).operation_timeout(PATIENCE).build().await.unwrap();
+    CachedMongoStore::builder(mongo).max_staleness(FOREVER)
+}
+
+async fn instance(uri: &str) -> CachedMongoStore {
+    builder(uri).await.build().await.unwrap()
+}
+
+async fn metered(uri: &str) -> (Meters, CachedMongoStore) {
+    let builder = builder(uri).await;
+    let (meters, _guard) = Meters::install();
+    (meters, builder.build().await.unwrap())
+}
+
+async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
+    SessionStore::load(store, &record.id).await.unwrap()
+}
+
+/// Waits until `store` serves the session in no other state than this.
+async fn sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>) {
+    let data = state.map(|record| &record.data);
+    eventually("it reaches the other instance", async || {
+        load(store, record).await.as_ref().map(|record| &record.data) == data
+    })
+    .await;
+}
+
+async fn reaches(meters: &Meters, name: &str, count: f64) {
+    eventually(&format!("{name} is {count}"), async || meters.value(name) >= count).await;
+    assert!((meters.value(name) - count).abs() < 0.5, "{name} is {}", meters.value(name));
+}
+
+fn changed(record: &Record) -> Record {
+    let mut record = record.clone();
+    record.data.insert("changed".to_owned(), json!(crate::common::serial()));
+    record
+}
+
+fn by_key(record: &Record) -> Document {
+    doc! { "_id": mongodb_binary(SessionKey::from(record.id).as_bytes()) }
+}
+
+fn mongodb_binary(bytes: &[u8]) -> tower_sessions_moka_mongodb_store::mongodb::bson::Binary {
+    let subtype = tower_sessions_moka_mongodb_store::mongodb::bson::spec::BinarySubtype::Generic;
+    tower_sessions_moka_mongodb_store::mongodb::bson::Binary { subtype, bytes: bytes.to_vec() }
+}
+
+#[tokio::test]
+async fn a_save_and_a_log_out_reach_the_other_instance() {
+    let uri = uri();
+    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    let saved = changed(&record);
+    one.save(&saved).await.unwrap();
+    sees(&other, &record, Some(&saved)).await;
+    one.delete(&record.id).await.unwrap();
+    sees(&other, &record, None).await;
+}
+
+#[tokio::test]
+async fn a_clear_reaches_the_other_instance() {
+    let uri = uri();
+    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let records = [create(&one).await, create(&one).await, create(&one).await];
+    for record in &records {
+        sees(&other, record, Some(record)).await;
+    }
+    assert_eq!(one.clear().await.unwrap(), 3);
+    for record in &records {
+        sees(&other, record, None).await;
+    }
+}
+
+#[tokio::test]
+async fn the_echo_of_an_own_save_evicts_nothing() {
+    let (uri, commands) = (uri(), Commands::default());
+    let mongo = commands.mongo(&uri).await;
+    let (meters, guard) = Meters::install();
+    let store = cache_of(&mongo).await;
+    drop(guard);
+    let record = create(&store).await;
+    let saved = changed(&record);
+    let finds = commands.sent("find");
+    store.save(&saved).await.unwrap();
+    eventually("the echo comes", async || meters.value(OWN) + meters.value(OTHER) >= 1.0).await;
+    if meters.value(OWN) >= 1.0 {
+        assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+        assert_eq!(commands.sent("find"), finds, "served from the cache");
+    }
+    for _ in 0..50 {
+        let saved = changed(&record);
+        store.save(&saved).await.unwrap();
+        assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+    }
+    assert_eq!(commands.sent("find"), finds, "not even if the echo came before the answer");
+}
+
+#[tokio::test]
+async fn what_only_prolongs_a_session_is_not_reported_and_all_else_is() {
+    let uri = uri();
+    let one = instance(&uri).await;
+    let (meters, other) = metered(&uri).await;
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    let sessions = one.collection().clone_with_type::<Document>();
+    let date = || DateTime::from_millis(4_000_000_000_000);
+    let touch = doc! { "$set": { "expires": date(), "updated": date() } };
+    sessions.update_one(by_key(&record), touch).await.unwrap();
+    let by_hand = [
+        doc! { "$set": { "data.name": "by hand" } },
+        doc! { "$unset": { "data.name": 1 } },
+        doc! { "$set": { "expires": DateTime::from_millis(4_000_000_000_001) } },
+        doc! { "$set": { "expires": date(), "updated": DateTime::now(), "data.more": 1 } },
+    ];
+    let mut reported = 0.0;
+    for change in by_hand {
+        sessions.update_one(by_key(&record), change).await.unwrap();
+        reported += 1.0;
+        reaches(&meters, OTHER, reported).await;
+    }
+    assert!(load(&other, &record).await.unwrap().data.contains_key("more"));
+    sessions
+        .update_one(by_key(&record), doc! { "$set": { "expires": DateTime::from_millis(1) } })
+        .await
+        .unwrap();
+    sees(&other, &record, None).await;
+}
+
+#[tokio::test]
+async fn a_collection_that_is_dropped_empties_the_caches_and_they_go_on() {
+    let uri = uri();
+    let one = instance(&uri).await;
+    let (meters, other) = metered(&uri).await;
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    one.collection().drop().await.unwrap();
+    sees(&other, &record, None).await;
+    sees(&one, &record, None).await;
+    eventually("a new stream is open", async || meters.value(FLUSHES) >= 3.0).await;
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    one.delete(&record.id).await.unwrap();
+    sees(&other, &record, None).await;
+}
+
+/// An instance whose stream a test holds in its hand, one that nothing holds up, and a session that
+/// both have cached.
+async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, CachedMongoStore, Record) {
+    let proxy = Proxy::start().await;
+    let one = instance(proxy.direct()).await;
+    let (meters, other) = metered(proxy.uri()).await;
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    (proxy, meters, one, other, record)
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_goes_on_where_it_was() {
+    let (proxy, meters, one, other, record) = behind_a_proxy().await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    assert!(load(&other, &record).await.is_some(), "the report is on its way");
+    held.cut();
+    sees(&other, &record, None).await;
+    reaches(&meters, RESUMES, 1.0).await;
+    reaches(&meters, FLUSHES, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_history_that_is_lost_empties_the_cache_once_a_new_stream_is_open() {
+    for code in [286, 280, 136] {
+        let (proxy, meters, one, other, record) = behind_a_proxy().await;
+        let mut held = proxy.hold("getMore");
+        held.reached().await;
+        one.delete(&record.id).await.unwrap();
+        held.refuse(code);
+        sees(&other, &record, None).await;
+        reaches(&meters, FLUSHES, 2.0).await;
+        reaches(&meters, "session_store_stream_gaps_total{cause=history_lost}", 1.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_position_that_is_refused_again_and_again_is_given_up() {
+    let (proxy, meters, one, other, record) = behind_a_proxy().await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    let refused: Vec<_> = (0..2).map(|_| proxy.hold("aggregate")).collect();
+    held.refuse(1);
+    for held in refused {
+        held.refuse(1);
+    }
+    sees(&other, &record, None).await;
+    reaches(&meters, "session_store_stream_gaps_total{cause=refused}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_stalled_stream_lets_no_session_be_served_past_the_bound() {
+    const BOUND: Duration = Duration::from_secs(1);
+
+    let proxy = Proxy::start().await;
+    let one = instance(proxy.direct()).await;
+    let builder = builder(proxy.uri()).await.max_staleness(BOUND);
+    let (meters, guard) = Meters::install();
+    let other = builder.build().await.unwrap();
+    drop(guard);
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    let deleted = Instant::now();
+    loop {
+        let begun = deleted.elapsed();
+        match load(&other, &record).await {
+            Some(_) => assert!(begun <= BOUND, "served {begun:?} after the log-out"),
+            None => break,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(meters.value("session_store_lease_refusals_total") >= 1.0);
+    held.deliver();
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_a_stream_past_its_deadline() {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder().uri(proxy.uri());
+    let mongo = mongo.operation_timeout(Duration::from_millis(300)).build().await.unwrap();
+    let mut held = proxy.hold("aggregate");
+    let builder = CachedMongoStore::builder(mongo).max_staleness(FOREVER);
+    let (meters, guard) = Meters::install();
+    let store = builder.build().await.unwrap();
+    drop(guard);
+    held.reached().await;
+    assert!(meters.value(OPEN).abs() < 0.5);
+    let record = create(&store).await;
+    assert!(load(&store, &record).await.is_some());
+    held.cut();
+    eventually("the stream opens later", async || meters.value(OPEN) > 0.5).await;
+    assert!(load(&store, &record).await.is_some());
+}
+
+#[tokio::test]
+async fn without_change_streams_the_bound_alone_holds() {
+    for code in [40573, 13] {
+        let proxy = Proxy::start().await;
+        let one = instance(proxy.direct()).await;
+        let builder = builder(proxy.uri()).await.max_staleness(Duration::from_millis(200));
+        let held = proxy.hold("aggregate");
+        let (meters, guard) = Meters::install();
+        let build = builder.build();
+        held.refuse(code);
+        let other = build.await.unwrap();
+        drop(guard);
+        let record = create(&one).await;
+        sees(&other, &record, Some(&record)).await;
+        one.delete(&record.id).await.unwrap();
+        sees(&other, &record, None).await;
+        assert!(meters.value(OPEN).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_store() {
+    let uri = uri();
+    let (meters, store) = metered(&uri).await;
+    reaches(&meters, OPEN, 1.0).await;
+    let clone = store.clone();
+    drop(store);
+    create(&clone).await;
+    reaches(&meters, OPEN, 1.0).await;
+    drop(clone);
+    eventually("the last clone ends it", async || meters.value(OPEN).abs() < 0.5).await;
+
+    let (meters, store) = metered(&uri).await;
+    reaches(&meters, OPEN, 1.0).await;
+    store.shutdown().await;
+    assert!(meters.value(OPEN).abs() < 0.5);
+}
+
+#[tokio::test]
+async fn a_sole_writer_follows_nothing() {
+    let (uri, commands) = (uri(), Commands::default());
+    let mongo = commands.mongo(&uri).await;
+    let store = CachedMongoStore::builder(mongo).max_staleness(Duration::ZERO).exclusive();
+    let store = store.build().await.unwrap();
+    let record = create(&store).await;
+    assert_eq!(load(&store, &record).await.unwrap().data, record.data);
+    for command in ["aggregate", "getMore", "ping", "find"] {
+        assert_eq!(commands.sent(command), 0, "{command}");
+    }
+}
