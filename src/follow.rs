@@ -83,12 +83,20 @@ impl<C: Changes> Follower<C> {
             };
             failures += 1;
             match fault {
-                Fault::Passing => tracing::debug!("the stream of changes broke off; it is resumed"),
+                Fault::Passing if failures == 1 => tracing::info!(
+                    "the stream of changes broke off; until it is resumed, sessions are asked for \
+                     anew past max_staleness"
+                ),
                 Fault::Refused if position.is_some() && failures >= REFUSALS => {
                     position = None;
                     self.gap(Gap::Refused);
                 }
-                Fault::Refused => tracing::warn!("MongoDB refused to go on with the change stream"),
+                Fault::Refused if failures == 1 => {
+                    tracing::warn!(
+                        "MongoDB answers the change stream with an error; it is retried"
+                    );
+                }
+                Fault::Passing | Fault::Refused => {}
                 Fault::Lost => {
                     position = None;
                     self.gap(Gap::HistoryLost);
@@ -192,6 +200,7 @@ impl<C: Changes> Follower<C> {
     /// meanwhile, unless the stream goes on from where the last one ended.
     fn opened(&self, resumes: bool) {
         if resumes {
+            tracing::info!("the stream of changes goes on where it was");
             self.metrics.resumes.increment(1);
         } else {
             self.cache.restart(true);

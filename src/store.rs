@@ -286,7 +286,7 @@ impl CachedMongoStoreBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for an option that makes no sense.
+    /// [`Config`](crate::ErrorKind::Config) for options that make no sense, alone or together.
     ///
     /// # Cancel safety
     ///
@@ -313,7 +313,7 @@ impl CachedMongoStoreBuilder {
         if !limits.exclusive && !limits.max_staleness.is_zero() {
             let pace = follow::pace(limits.max_staleness);
             let follower = Follower {
-                changes: self.mongo.watch(pace),
+                changes: self.mongo.watch(pace)?,
                 cache: cache.clone(),
                 clock,
                 pace,

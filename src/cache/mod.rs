@@ -14,7 +14,6 @@ mod ticket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use moka::notification::RemovalCause;
 use tokio::sync::watch;
 
 use self::bounds::{Account, Bound};
@@ -29,6 +28,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};
 use crate::key::{KeyHashing, SessionKey};
 use crate::metrics::CacheMetrics;
+use crate::sync::moka::{self, notification::RemovalCause};
 
 /// Which entry goes when the cache is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -287,6 +287,11 @@ impl Cache {
     #[cfg(test)]
     pub(crate) fn tickets(&self) -> usize {
         self.0.freshness.slots()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn echoes(&self) -> usize {
+        self.0.echoes.len()
     }
 
     fn look(&self, key: SessionKey) -> Lookup {

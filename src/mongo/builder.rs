@@ -124,6 +124,8 @@ impl MongoStoreBuilder {
 
     /// How many connections the pool has at most for each server: 1 or more. Default: what the URI
     /// says, which must not be another number, or else 100. Not for a client that is handed in.
+    ///
+    /// A cached store needs two at least: its change stream keeps one of them.
     pub fn max_pool_size(mut self, connections: u32) -> Self {
         self.connection.max_pool_size = Some(connections);
         self
@@ -243,7 +245,7 @@ impl MongoStoreBuilder {
                 "`operation_timeout` must be at least 1 ms and at most 2,147,483,647 ms",
             ));
         }
-        let (documents, owns_client) = self.connection.collection(COLLECTION, timeout).await?;
+        let (documents, own_pool) = self.connection.collection(COLLECTION, timeout).await?;
         let tasks = Tasks::new(runtime, timeout);
         let ends_with_the_store = tasks.closed().clone().drop_guard();
         let sessions = Sessions {
@@ -262,7 +264,7 @@ impl MongoStoreBuilder {
                 tasks,
                 revs: RevSource::new(),
                 removal: self.removal,
-                owns_client,
+                own_pool,
                 _ends_background_tasks: ends_with_the_store,
             }),
         };

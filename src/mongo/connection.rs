@@ -43,26 +43,26 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The collection, and whether its client was made here.
+    /// The collection, and how many connections its client may have to a server if it was made here.
     pub(super) async fn collection(
         &self,
         default: &str,
         timeout: Duration,
-    ) -> Result<(Collection<Document>, bool)> {
+    ) -> Result<(Collection<Document>, Option<u32>)> {
         self.check()?;
         if let Some(collection) = &self.collection_handle {
-            return Ok((collection.clone(), false));
+            return Ok((collection.clone(), None));
         }
         let given = self.collection.as_deref();
         if let Some(database) = &self.database_handle {
-            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), false));
+            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), None));
         }
         if let Some(client) = &self.client {
             let database = self.database.clone();
             let database = database.or_else(|| Some(client.default_database()?.name().to_owned()));
             let database =
                 client.database(valid_database(database.as_deref().unwrap_or(DATABASE))?);
-            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), false));
+            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), None));
         }
         let (mut options, in_path) = self.client_options(timeout).await?;
         let collection = match (given, in_path) {
@@ -84,9 +84,10 @@ impl Connection {
             (given, in_uri) => given.clone().or(in_uri).unwrap_or_else(|| DATABASE.to_owned()),
         };
         let (database, collection) = (valid_database(&database)?, valid_collection(&collection)?);
+        let pool = options.max_pool_size.unwrap_or(POOL);
         let client = Client::with_options(options)
             .map_err(|error| failure::failure("open the connection", &error))?;
-        Ok((client.database(database).collection(collection), true))
+        Ok((client.database(database).collection(collection), Some(pool)))
     }
 
     /// Options that contradict each other.

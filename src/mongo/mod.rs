@@ -75,8 +75,8 @@ struct Inner {
     tasks: Tasks,
     revs: RevSource,
     removal: ExpiredRemoval,
-    /// Whether the client was made here, and is to be closed here.
-    owns_client: bool,
+    /// How large the client's pool is, if the client was made here and is to be closed here.
+    own_pool: Option<u32>,
     _ends_background_tasks: DropGuard,
 }
 
@@ -236,7 +236,7 @@ impl MongoStore {
     /// New operations are refused from the first poll on; call it again to wait for the rest.
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
-        if self.inner.owns_client {
+        if self.inner.own_pool.is_some() {
             let client = self.inner.sessions.documents.client().clone();
             let closes = client.shutdown().immediate(true).into_future();
             // The driver waits for its monitors, which wait for a server that may not answer.
@@ -279,8 +279,14 @@ impl MongoStore {
     }
 
     /// The changes of the collection; an empty batch comes after `pace`.
-    pub(crate) fn watch(&self, pace: Duration) -> Watch {
-        Watch::new(self.inner.sessions.clone(), pace)
+    pub(crate) fn watch(&self, pace: Duration) -> Result<Watch> {
+        if self.inner.own_pool == Some(1) {
+            return Err(Error::config(
+                "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
+                 for itself: give at least 2",
+            ));
+        }
+        Ok(Watch::new(self.inner.sessions.clone(), pace))
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

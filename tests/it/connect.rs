@@ -223,14 +223,6 @@ async fn names_that_the_server_would_refuse_are_refused() {
     }
 }
 
-#[tokio::test]
-async fn a_cache_of_zero_entries_is_refused() {
-    let mongo = MongoStore::connect(uri()).await.unwrap();
-    let error = CachedMongoStore::builder(mongo).max_entries(0).build().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("max_entries"), "{error}");
-}
-
 #[test]
 fn outside_of_a_runtime_it_is_an_error_and_no_panic() {
     let error = futures::executor::block_on(MongoStore::connect("mongodb://127.0.0.1:1/x"));
@@ -317,4 +309,22 @@ async fn an_unreachable_server_is_a_connection_error_by_the_deadline() {
             assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         }
     }
+}
+
+#[tokio::test]
+async fn options_of_the_cache_that_make_no_sense_are_refused() {
+    let mongo = MongoStore::builder().uri(uri()).build().await.unwrap();
+    let cached = || CachedMongoStore::builder(mongo.clone());
+    let one = MongoStore::builder().uri(uri()).max_pool_size(1).build().await.unwrap();
+    let grace = Duration::from_secs(1);
+    for (builder, said) in [
+        (cached().max_entries(0), "`max_entries`"),
+        (cached().exclusive().outage_grace(grace), "`outage_grace`"),
+        (CachedMongoStore::builder(one.clone()), "`max_pool_size`"),
+    ] {
+        let error = builder.build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    CachedMongoStore::builder(one).exclusive().build().await.unwrap();
 }

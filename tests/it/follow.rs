@@ -1,14 +1,20 @@
 //! What one instance changes, another one stops serving. The age of entries is no help here: all
 //! caches may keep what they have for an hour, unless a test says otherwise.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mongodb::Client;
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{Binary, DateTime, Document, Timestamp, doc};
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
+use mongodb::options::ClientOptions;
 use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
-use tower_sessions_moka_mongodb_store::mongodb::bson::{DateTime, Document, doc};
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey,
+    CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey, mongodb,
 };
 
 use crate::common::{Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, uri};
@@ -60,12 +66,8 @@ fn changed(record: &Record) -> Record {
 }
 
 fn by_key(record: &Record) -> Document {
-    doc! { "_id": mongodb_binary(SessionKey::from(record.id).as_bytes()) }
-}
-
-fn mongodb_binary(bytes: &[u8]) -> tower_sessions_moka_mongodb_store::mongodb::bson::Binary {
-    let subtype = tower_sessions_moka_mongodb_store::mongodb::bson::spec::BinarySubtype::Generic;
-    tower_sessions_moka_mongodb_store::mongodb::bson::Binary { subtype, bytes: bytes.to_vec() }
+    let bytes = SessionKey::from(record.id).as_bytes().to_vec();
+    doc! { "_id": Binary { subtype: BinarySubtype::Generic, bytes } }
 }
 
 #[tokio::test]
@@ -316,4 +318,49 @@ async fn a_sole_writer_follows_nothing() {
     for command in ["aggregate", "getMore", "ping", "find"] {
         assert_eq!(commands.sent(command), 0, "{command}");
     }
+}
+
+/// The time that the last `find` of this client had to wait for, if any.
+fn asked_for(commands: &Mutex<Vec<Document>>) -> Option<Timestamp> {
+    let commands = commands.lock().unwrap();
+    let find = commands.iter().rfind(|command| command.contains_key("find")).unwrap();
+    find.get_document("readConcern").unwrap().get_timestamp("afterClusterTime").ok()
+}
+
+#[tokio::test]
+async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
+    let uri = uri();
+    let mut options = ClientOptions::parse(&uri).await.unwrap();
+    let commands = Arc::new(Mutex::new(Vec::new()));
+    let seen = commands.clone();
+    options.command_event_handler = Some(EventHandler::callback(move |event| {
+        if let CommandEvent::Started(event) = event {
+            seen.lock().unwrap().push(event.command);
+        }
+    }));
+    let client = Client::with_options(options).unwrap();
+    let mongo = MongoStore::builder().client(client).build().await.unwrap();
+    let one = instance(&uri).await;
+    let record = create(&one).await;
+
+    assert_eq!(SessionStore::load(&mongo, &record.id).await.unwrap().unwrap().data, record.data);
+    let mut last = asked_for(&commands);
+    for round in 0..3 {
+        let other = if round == 0 { create(&mongo).await } else { record.clone() };
+        SessionStore::save(&mongo, &changed(&other)).await.unwrap();
+        SessionStore::load(&mongo, &record.id).await.unwrap();
+        let next = asked_for(&commands);
+        assert!(next.is_some() && next > last, "after a write of its own: {last:?} {next:?}");
+        last = next;
+    }
+    let (meters, guard) = Meters::install();
+    let store = cache_of(&mongo).await;
+    drop(guard);
+    sees(&store, &record, load(&one, &record).await.as_ref()).await;
+    let before = meters.value(OTHER);
+    let saved = changed(&record);
+    one.save(&saved).await.unwrap();
+    reaches(&meters, OTHER, before + 1.0).await;
+    sees(&store, &record, Some(&saved)).await;
+    assert!(asked_for(&commands) > last, "after a report");
 }

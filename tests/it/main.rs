@@ -10,6 +10,7 @@ mod credentials;
 mod examples;
 mod expiry;
 mod follow;
+mod grace;
 mod http;
 mod metrics;
 mod order;
