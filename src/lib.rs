@@ -30,8 +30,9 @@
 //!
 //! # The guarantee
 //!
-//! After a log-out has returned, no later request on this instance sees the session, and on no
-//! instance is a session served as it was more than
+//! After a log-out has returned, no later request on this instance sees the session. The other
+//! instances hear of it through a MongoDB change stream, as a rule within milliseconds, and whatever
+//! happens to the network, none serves a session as it was more than
 //! [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago. A save never brings a deleted
 //! session back, an id that a client chose is never stored, and an outage is an error, never
 //! "not logged in". [`CachedMongoStore`] says it in full.
@@ -54,18 +55,27 @@
 //!
 //! | metric | labels | what |
 //! |---|---|---|
-//! | `session_store_loads_total` | `result`: `hit`, `miss`, `absent`, `shared` | sessions asked for; `shared` waited for another load's read |
+//! | `session_store_loads_total` | `result`: `hit`, `miss`, `absent`, `shared`, `grace` | sessions asked for; `shared` waited for another load's read, `grace` was served at once in an outage |
+//! | `session_store_lease_refusals_total` | | loads that found a session too old to be served, and so asked MongoDB |
+//! | `session_store_grace_served_total` | | sessions served past their lease in an outage, as `outage_grace` allows: those of `result="grace"`, and those whose own read had failed |
 //! | `session_store_cache_evictions_total` | `cause`: `size`, `expired` | entries that the cache let go by itself |
+//! | `session_store_cache_flushes_total` | | how often the cache was emptied: a change stream was opened anew (once at the start), or the collection is gone |
 //! | `session_store_cache_entries` | | sessions held |
 //! | `session_store_cache_bytes`, `session_store_cache_limit_bytes` | | heap that they take, and may take |
+//! | `session_store_stream_open` | | change streams that are open, one for each cached store |
+//! | `session_store_stream_lag_seconds` | | how long ago the moment is up to which every change is known to have reached the cache; past `max_staleness`, cached sessions are refused |
+//! | `session_store_stream_events_total` | `origin`: `own`, `other` | changes reported; an `other` evicts |
+//! | `session_store_stream_resumes_total` | | streams that went on where they had broken off |
+//! | `session_store_stream_gaps_total` | `cause`: `history_lost`, `collection_gone`, `refused` | streams that could not |
 //! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
 //! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
 //! | `session_store_saves_dropped_total` | | saves of a session that was gone |
 //!
 //! # Where things are
 //!
-//! `store` joins the tiers; `cache` is the memory tier, and `cache/freshness` the rules by which an
-//! entry may stand there; `mongo` is the persistence tier; `contract` speaks to tower-sessions.
+//! `tiers` joins the tiers, and `store` is what a user sees of that; `cache` is the memory tier, and
+//! `cache/freshness` the rules by which an entry may stand there; `mongo` is the persistence tier;
+//! `follow` keeps the one true to the other; `contract` speaks to tower-sessions.
 //! `DESIGN.md` in the repository has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

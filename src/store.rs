@@ -27,13 +27,18 @@ use crate::tiers::Tiers;
 /// - After `delete` or [`clear`](Self::clear) has returned, no later `load` here returns the
 ///   session; after `save` has returned, a later `load` returns that version or a newer one. A slow
 ///   read that overlaps either leaves nothing behind.
-/// - No session is served as it was more than
-///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for, whatever
-///   other instances do. (What is *saved* within that time may be based on the older state: the last
-///   save wins.)
+/// - What other instances change, and whoever edits the collection, is followed through a
+///   [change stream](https://www.mongodb.com/docs/manual/changeStreams/), as a rule within
+///   milliseconds. And whatever happens (a stalled stream, a paused server, a network that is cut in
+///   one direction, this machine asleep), no session is served as it was more than
+///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for. (What is
+///   *saved* within that time may be based on the older state: the last save wins.)
 /// - The saves of one session through this store are carried out in the order in which they were
 ///   called, those of callers that have gone included.
 /// - However many requests ask for a session that is not cached, MongoDB is asked once.
+///
+/// A change stream needs a replica set or a sharded cluster. On a standalone server there is none:
+/// one warning is logged, and each session is read anew once it is `max_staleness` old.
 ///
 /// Cheap to clone; clones share the cache.
 ///
@@ -230,8 +235,7 @@ impl CachedMongoStoreBuilder {
         self
     }
 
-    /// How many ids that do not exist are remembered, for as long as a session may be served from
-    /// the cache, so that a flood of invented ids is answered from memory and evicts no session.
+    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of invented ids is answered from memory and evicts no session.
     /// Default 10,000, beside the bound in bytes. Zero remembers none.
     pub fn max_absent(mut self, ids: u64) -> Self {
         self.limits.max_absent = ids;
@@ -239,10 +243,16 @@ impl CachedMongoStoreBuilder {
     }
 
     /// How old the state of a session may be that is served from the cache, and so how long a
-    /// log-out on another instance may go unseen here. Default 5 s. Zero asks MongoDB each time.
+    /// log-out on another instance may go unseen here if MongoDB cannot tell of it. Default 5 s.
+    /// Zero asks MongoDB each time.
     ///
-    /// The age counts from the moment at which the state was asked for. A request that waits for its
-    /// own slow read of MongoDB gets a state as old as that wait, which the operation timeout bounds.
+    /// While the change stream runs, this cache knows up to when it has heard of every change, and
+    /// sessions are served for as long as that moment is no further back than this: a session that
+    /// nobody changes is read once. About ten times within this bound, and twice a second at least, it
+    /// asks MongoDB how far it is, which costs a `ping` and an empty batch of the stream.
+    ///
+    /// A request that waits for its own slow read of MongoDB gets a state as old as that wait, which
+    /// the operation timeout bounds.
     pub fn max_staleness(mut self, bound: Duration) -> Self {
         self.limits.max_staleness = bound;
         self

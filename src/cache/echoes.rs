@@ -23,7 +23,7 @@ enum State {
     UnderWay,
     /// Reported before it was answered; the generation that began then.
     Landed(u64),
-    /// Answered; its report says nothing new.
+    /// Answered, and the cache has taken it; its report says nothing new.
     Acknowledged,
 }
 
@@ -41,18 +41,21 @@ impl Echoes {
 
     /// A write was acknowledged. `Some` generation if it has been reported already: the write is as
     /// new as that generation.
-    pub(crate) fn acknowledges(&self, rev: Rev) -> Option<u64> {
+    pub(crate) fn landed(&self, rev: Rev) -> Option<u64> {
+        match lock(&self.writes).get(&rev)? {
+            State::Landed(generation) => Some(*generation),
+            State::UnderWay | State::Acknowledged => None,
+        }
+    }
+
+    /// A write was acknowledged, and no entry from before it is left. Not earlier: a report that is
+    /// passed over vouches for what is cached.
+    pub(crate) fn acknowledges(&self, rev: Rev) {
         let mut writes = lock(&self.writes);
-        match writes.get_mut(&rev)? {
-            State::Landed(generation) => {
-                let generation = *generation;
-                writes.remove(&rev);
-                Some(generation)
-            }
-            state => {
-                *state = State::Acknowledged;
-                None
-            }
+        match writes.get_mut(&rev) {
+            Some(State::Landed(_)) => drop(writes.remove(&rev)),
+            Some(state) => *state = State::Acknowledged,
+            None => {}
         }
     }
 
@@ -111,7 +114,8 @@ mod tests {
     fn a_report_after_the_answer_says_nothing_new_and_only_once() {
         let (echoes, rev) = (listening(), RevSource::new().next());
         echoes.sends(rev);
-        assert_eq!(echoes.acknowledges(rev), None);
+        assert_eq!(echoes.landed(rev), None);
+        echoes.acknowledges(rev);
         assert!(!echoes.reports(Some(rev), || 1));
         assert!(echoes.reports(Some(rev), || 1), "told twice");
         assert_eq!(echoes.len(), 0);
@@ -122,7 +126,18 @@ mod tests {
         let (echoes, rev) = (listening(), RevSource::new().next());
         echoes.sends(rev);
         assert!(echoes.reports(Some(rev), || 7));
-        assert_eq!(echoes.acknowledges(rev), Some(7));
+        assert_eq!(echoes.landed(rev), Some(7));
+        echoes.acknowledges(rev);
+        assert_eq!(echoes.len(), 0);
+    }
+
+    #[test]
+    fn a_report_while_an_acknowledged_write_is_taken_is_news() {
+        let (echoes, rev) = (listening(), RevSource::new().next());
+        echoes.sends(rev);
+        assert_eq!(echoes.landed(rev), None);
+        assert!(echoes.reports(Some(rev), || 1));
+        echoes.acknowledges(rev);
         assert_eq!(echoes.len(), 0);
     }
 
@@ -135,7 +150,8 @@ mod tests {
         assert!(echoes.reports(Some(doubtful), || 1));
         assert!(echoes.reports(Some(foreign), || 1));
         assert!(echoes.reports(None, || 1));
-        assert_eq!(echoes.acknowledges(doubtful), None);
+        assert_eq!(echoes.landed(doubtful), None);
+        echoes.acknowledges(doubtful);
         assert_eq!(echoes.len(), 0);
     }
 
@@ -143,7 +159,8 @@ mod tests {
     fn nothing_is_kept_where_nobody_listens() {
         let (echoes, rev) = (Echoes::default(), RevSource::new().next());
         echoes.sends(rev);
-        assert_eq!((echoes.len(), echoes.acknowledges(rev)), (0, None));
+        echoes.acknowledges(rev);
+        assert_eq!((echoes.len(), echoes.landed(rev)), (0, None));
     }
 
     #[test]

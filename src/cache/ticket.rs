@@ -40,9 +40,7 @@ impl Ticket {
     pub(crate) fn publish(mut self, session: Session) -> Option<Entry> {
         let mut stamp = self.stamp.take()?;
         let shared = &self.cache.0;
-        if let Some(rev) = self.writes.take()
-            && let Some(generation) = shared.echoes.acknowledges(rev)
-        {
+        if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
             stamp.landed(generation);
         }
         let left = session.expires.millis().saturating_sub(shared.clock.wall().millis());
@@ -64,6 +62,9 @@ impl Ticket {
                 shared.remove(key);
             }
         });
+        if let Some(rev) = self.writes.take() {
+            shared.echoes.acknowledges(rev);
+        }
         if shared.bound.is_large(entry.weight()) {
             shared.sessions.run_pending_tasks();
         }

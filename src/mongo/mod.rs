@@ -202,8 +202,9 @@ impl MongoStore {
         self.inner.tasks.run_paged(clear, |outcome| outcome).await
     }
 
-    /// The collection itself, typed with what is stored, for queries of your own. Change sessions
-    /// through the store: a cache does not hear of a write that leaves `rev` as it was.
+    /// The collection itself, typed with what is stored, for queries of your own. Caches hear of any
+    /// change that is made to it, but for one that touches `expires` and `updated` alone, which is how
+    /// a session is prolonged.
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
         self.inner.sessions.documents.clone_with_type()

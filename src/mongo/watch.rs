@@ -132,11 +132,12 @@ impl Watch {
                 { "$expr": { "$not": [{ "$setEquals": [changed, document::TOUCHED.to_vec()] }] } },
             ] },
         ] };
+        // Beside `_id`, the resume token, which must stay: about 70 bytes.
         let kept = doc! {
-            "operationType": 1,
-            "documentKey._id": 1,
-            "clusterTime": 1,
+            "key": "$documentKey._id",
             "rev": "$updateDescription.updatedFields.rev",
+            "at": "$clusterTime",
+            "ends": { "$in": ["$operationType", ENDS.to_vec()] },
         };
         let opens = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
         doc! {
@@ -160,10 +161,10 @@ impl Watch {
         let (mut changes, mut ended, mut last) = (Vec::with_capacity(events.len()), false, None);
         for event in events {
             let event = event.as_document()?;
-            if let Ok(at) = event.get_timestamp("clusterTime") {
+            if let Ok(at) = event.get_timestamp("at") {
                 last = last.max(Some(ServerTime::from(at)));
             }
-            ended |= event.get_str("operationType").is_ok_and(|kind| ENDS.contains(&kind));
+            ended |= event.get_bool("ends").unwrap_or(false);
             changes.extend(change(event));
         }
         if let Some(last) = last {
@@ -192,11 +193,11 @@ const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
 
 /// The session that a report is about. A key of another form is not one of ours.
 fn change(event: &Document) -> Option<Change> {
-    let Bson::Binary(id) = event.get_document("documentKey").ok()?.get("_id")? else {
+    let Bson::Binary(key) = event.get("key")? else {
         return None;
     };
     let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
-    Some(Change { key: SessionKey::from_bytes(&id.bytes)?, rev })
+    Some(Change { key: SessionKey::from_bytes(&key.bytes)?, rev })
 }
 
 /// The time in a resume token, for a server that writes them as
@@ -292,9 +293,9 @@ mod tests {
     #[test]
     fn a_report_names_a_session_by_its_key() {
         let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
-        let heard = change(&doc! { "documentKey": { "_id": key } }).unwrap();
+        let heard = change(&doc! { "key": key }).unwrap();
         assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
-        assert!(change(&doc! { "documentKey": { "_id": 7 } }).is_none());
-        assert!(change(&doc! { "operationType": "drop" }).is_none());
+        assert!(change(&doc! { "key": 7 }).is_none());
+        assert!(change(&doc! { "ends": true }).is_none());
     }
 }

@@ -107,6 +107,21 @@ async fn two_apps_share_their_sessions() {
 }
 
 #[tokio::test]
+async fn a_log_out_on_one_app_ends_the_session_that_the_other_has_cached() {
+    let uri = common::uri();
+    let (first, second) = (App::start("counter", &uri).await, App::start("counter", &uri).await);
+    let visitor = Visitor::new();
+    visitor.me(&first).await;
+    assert_eq!(visitor.me(&second).await["views"], 2);
+    let cookie = visitor.cookie().unwrap();
+    visitor.post(&first, "/logout", &[]).await;
+    common::eventually("the second app has heard of it", async || {
+        Visitor::with_cookie(&second, &cookie).me(&second).await["views"] == 1
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_count_survives_a_restart_and_sigterm_ends_the_app_well() {
     let uri = common::uri();
     let visitor = Visitor::new();

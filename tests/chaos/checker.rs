@@ -1,0 +1,266 @@
+//! Judges the history of one session.
+//!
+//! The writers of a session take turns, and once the outcome of a write is unknown nobody but a
+//! delete writes any more. So the states of a session in the database only ever go forward, from
+//! step to step and at last to absence, though nobody knows when exactly. A state has *ceased* at
+//! the latest when something newer was acknowledged, or when a load that saw something newer ended.
+//!
+//! No allowance is made anywhere. A load answers with a state that was in the database at some
+//! moment not more than `max_staleness` before the load began (the cache counts an entry's age from
+//! the beginning of its read, and a load that waits for a read joins none that is older). Had the
+//! state ceased before that moment, the rule was broken; both are measured by the same clock.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::history::{Event, Nanos, Seen, State, What, name};
+
+/// A rule that a history breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) rule: &'static str,
+    /// Which event of the history shows it; none if the end does.
+    pub(crate) event: Option<usize>,
+    pub(crate) text: String,
+}
+
+/// What becomes of a history.
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) violations: Vec<Violation>,
+    /// The longest time for which a state had ceased when a load that returned it began.
+    pub(crate) staleness: Nanos,
+    pub(crate) expected: Expected,
+}
+
+/// What may be in the database in the end.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    pub(crate) may_live: bool,
+    pub(crate) may_be_gone: bool,
+    /// The last acknowledged state, or a later one that was seen, and all that may have come after.
+    pub(crate) states: Vec<State>,
+}
+
+/// By what a state is known to have ceased.
+#[derive(Clone, Copy, Debug)]
+enum Proof {
+    Write,
+    Delete,
+    Load,
+    Absence,
+}
+
+const ABSENT: u32 = u32::MAX;
+
+/// Tells of a rank when something of a higher rank was first known to be there.
+#[derive(Default)]
+struct Ceased(BTreeMap<u32, (Nanos, Proof)>);
+
+impl Ceased {
+    fn known(&mut self, rank: u32, end: Nanos, proof: Proof) {
+        let first = self.0.entry(rank).or_insert((end, proof));
+        if end < first.0 {
+            *first = (end, proof);
+        }
+    }
+
+    /// For each rank, the earliest of its own and all higher ones.
+    fn close(&mut self) {
+        let mut earliest = None;
+        for (_, own) in self.0.iter_mut().rev() {
+            let best = earliest.filter(|(end, _)| *end <= own.0).unwrap_or(*own);
+            (*own, earliest) = (best, Some(best));
+        }
+    }
+
+    fn after(&self, rank: u32) -> Option<(Nanos, Proof)> {
+        self.0.range(rank.checked_add(1)?..).next().map(|(_, known)| *known)
+    }
+}
+
+/// The writes and deletes of a history.
+struct Writes {
+    steps: HashMap<u32, (State, Nanos)>,
+    /// When the first delete began, and when the first was acknowledged.
+    delete_began: Option<Nanos>,
+    deleted: Option<Nanos>,
+}
+
+impl Writes {
+    fn of(events: &[Event]) -> Self {
+        let deletes = |only_ok: bool| {
+            let ok = move |event: &&Event| match event.what {
+                What::Delete { ok } => ok || !only_ok,
+                _ => false,
+            };
+            events.iter().filter(ok)
+        };
+        let steps = events.iter().filter_map(|event| match event.what {
+            What::Write { state, .. } => Some((state.step, (state, event.start))),
+            _ => None,
+        });
+        Self {
+            steps: steps.collect(),
+            delete_began: deletes(false).map(|event| event.start).min(),
+            deleted: deletes(true).map(|event| event.end).min(),
+        }
+    }
+
+    /// Whether a write that began at this time came too late to have any effect.
+    fn is_ghost(&self, start: Nanos) -> bool {
+        self.deleted.is_some_and(|deleted| start > deleted)
+    }
+
+    /// Why nothing that this load saw can have been there, if so.
+    fn objection(&self, seen: Seen, end: Nanos) -> Option<(&'static str, String)> {
+        match seen {
+            Seen::Error => None,
+            Seen::Foreign => Some(("I5", "data was served that nobody wrote".to_owned())),
+            Seen::Absent => match self.delete_began {
+                Some(began) if began <= end => None,
+                _ => Some(("I7", "a live session was answered with None".to_owned())),
+            },
+            Seen::State(state) => match self.steps.get(&state.step) {
+                Some((written, start)) if *written == state && self.is_ghost(*start) => Some((
+                    "I4",
+                    format!("version {} was saved after the delete and is served", state.version),
+                )),
+                Some((written, start)) if *written == state && *start <= end => None,
+                _ => Some(("I5", format!("version {} was not written by then", state.version))),
+            },
+        }
+    }
+}
+
+/// Judges the events of one session, in whatever order they are.
+pub(crate) fn check(events: &[Event], max_staleness: Nanos) -> Verdict {
+    let writes = Writes::of(events);
+    let mut violations = Vec::new();
+    let mut anywhere = Ceased::default();
+    let mut here: HashMap<u8, Ceased> = HashMap::new();
+    for (index, event) in events.iter().enumerate() {
+        let (version, step, proof) = match event.what {
+            What::Write { state, ok: true } if !writes.is_ghost(event.start) => {
+                (state.version, state.step, Proof::Write)
+            }
+            What::Delete { ok: true } => (ABSENT, ABSENT, Proof::Delete),
+            What::Write { .. } | What::Delete { .. } => continue,
+            What::Load(seen) => {
+                if let Some((rule, text)) = writes.objection(seen, event.end) {
+                    violations.push(Violation { rule, event: Some(index), text });
+                    continue;
+                }
+                match seen {
+                    Seen::State(state) => (state.version, state.step, Proof::Load),
+                    Seen::Absent => (ABSENT, ABSENT, Proof::Absence),
+                    Seen::Error | Seen::Foreign => continue,
+                }
+            }
+        };
+        anywhere.known(version, event.end, proof);
+        here.entry(event.instance).or_default().known(step, event.end, proof);
+    }
+    anywhere.close();
+    here.values_mut().for_each(Ceased::close);
+
+    let mut staleness = 0;
+    for (index, event) in events.iter().enumerate() {
+        let What::Load(Seen::State(state)) = event.what else { continue };
+        if writes.objection(Seen::State(state), event.end).is_some() {
+            continue;
+        }
+        let own = here.get(&event.instance).and_then(|ceased| ceased.after(state.step));
+        let ceased = anywhere.after(state.version);
+        let late = ceased.map_or(0, |(at, _)| event.start.saturating_sub(at));
+        staleness = staleness.max(late);
+        let broken = match (own, ceased) {
+            (Some((at, proof)), _) if at < event.start => Some(here_rule(proof, state, event)),
+            (_, Some((_, proof))) if late > max_staleness => {
+                Some(elsewhere_rule(proof, state, late))
+            }
+            _ => None,
+        };
+        if let Some((rule, text)) = broken {
+            violations.push(Violation { rule, event: Some(index), text });
+        }
+    }
+    let expected = expected(events, &writes);
+    Verdict { violations, staleness, expected }
+}
+
+fn here_rule(proof: Proof, state: State, event: &Event) -> (&'static str, String) {
+    let (rule, what) = match proof {
+        Proof::Write => ("I2", "a newer one had been saved there"),
+        Proof::Delete => ("I1", "the session had been deleted there"),
+        Proof::Load => ("I3", "a newer one had been seen there"),
+        Proof::Absence => ("I4", "the session had been seen to be gone there"),
+    };
+    let State { step, version, .. } = state;
+    (rule, format!("{} served version {version}, step {step}, after {what}", name(event.instance)))
+}
+
+fn elsewhere_rule(proof: Proof, state: State, late: Nanos) -> (&'static str, String) {
+    let (rule, what) = match proof {
+        Proof::Write => ("staleness", "a newer one had been saved"),
+        Proof::Load => ("staleness", "a newer one had been seen elsewhere"),
+        Proof::Delete => ("I1", "the session had been deleted elsewhere"),
+        Proof::Absence => ("I1", "the session had been seen to be gone elsewhere"),
+    };
+    let ms = late / 1_000_000;
+    (rule, format!("version {} was served {ms} ms after {what}", state.version))
+}
+
+fn expected(events: &[Event], writes: &Writes) -> Expected {
+    let (mut least, mut gone) = (0, writes.deleted.is_some());
+    for event in events {
+        match event.what {
+            What::Write { state, ok: true } if !writes.is_ghost(event.start) => {
+                least = least.max(state.step);
+            }
+            What::Load(Seen::State(state)) => least = least.max(state.step),
+            What::Load(Seen::Absent) if writes.delete_began.is_some() => gone = true,
+            _ => {}
+        }
+    }
+    let states = writes
+        .steps
+        .values()
+        .filter(|(state, start)| state.step >= least && !writes.is_ghost(*start));
+    Expected {
+        may_live: !gone,
+        may_be_gone: writes.delete_began.is_some(),
+        states: states.map(|(state, _)| *state).collect(),
+    }
+}
+
+impl Expected {
+    /// Whether it is known for sure what is there.
+    pub(crate) fn is_decided(&self) -> bool {
+        !self.may_live || (!self.may_be_gone && self.states.len() == 1)
+    }
+
+    /// Judges what there is in the end, by the database itself or (`cached`) by an instance, whose
+    /// expiry may be an older one: those who only touch a session tell nobody.
+    pub(crate) fn check(&self, found: Seen, cached: bool) -> Result<(), Violation> {
+        let broken = |rule, text: String| Err(Violation { rule, event: None, text });
+        match found {
+            Seen::Error => Ok(()),
+            Seen::Foreign => broken("I5", "in the end there is data that nobody wrote".to_owned()),
+            Seen::Absent if self.may_be_gone => Ok(()),
+            Seen::Absent => broken("I5", "an acknowledged session is lost in the end".to_owned()),
+            Seen::State(_) if !self.may_live => {
+                broken("I4", "in the end a deleted session is there".to_owned())
+            }
+            Seen::State(state) => {
+                let fits = |wanted: &State| {
+                    *wanted == state || (cached && wanted.version == state.version)
+                };
+                if self.states.iter().any(fits) {
+                    return Ok(());
+                }
+                let State { step, version, .. } = state;
+                broken("I5", format!("in the end there is version {version}, step {step}"))
+            }
+        }
+    }
+}

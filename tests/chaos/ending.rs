@@ -1,0 +1,120 @@
+//! After the storm: what the database holds in the end, and whether every instance works again.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt;
+use mongodb::Client;
+use mongodb::bson::{Bson, Document, doc};
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::{SessionKey, mongodb};
+
+use crate::actions::Run;
+use crate::checker::{Expected, Violation};
+use crate::cluster::Cluster;
+use crate::history::{Event, Seen, name};
+use crate::ledger::Judged;
+
+/// How long an instance may take to work again once everything is whole.
+const RECOVERY: Duration = Duration::from_secs(20);
+/// How many sessions each instance is asked for in the end, the latest ones.
+const ASKED: usize = 150;
+
+/// Waits until nothing can be under way any more and no entry of a cache may still be served that
+/// is older than the last write.
+pub(crate) async fn settle(run: &Run) {
+    let settings = &run.settings;
+    let longest = (2 * settings.timeout).max(settings.max_staleness);
+    tokio::time::sleep(longest + Duration::from_millis(300)).await;
+}
+
+/// Compares all judged sessions with the database, and the latest with what the instances say.
+pub(crate) async fn check(run: &Run, cluster: &Cluster) -> Result<usize, String> {
+    let documents = documents(cluster).await.map_err(|error| error.to_string())?;
+    let judged = {
+        let mut findings = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut findings.judged)
+    };
+    for session in &judged {
+        let document = documents.get(SessionKey::from(session.id).as_bytes().as_slice());
+        let found =
+            document.map_or(Seen::Absent, |document| run.script.stored(session.number, document));
+        note(run, session, None, session.expected.check(found, false));
+    }
+    let latest = &judged[judged.len().saturating_sub(ASKED)..];
+    for instance in 0..run.settings.instances {
+        for session in latest {
+            let found = ask(run, instance, session).await?;
+            note(run, session, Some(instance), agree(&session.expected, found));
+        }
+    }
+    Ok(judged.len())
+}
+
+fn agree(expected: &Expected, found: Seen) -> Result<(), Violation> {
+    // Where a write in doubt may have landed this moment, what is cached may be what was before.
+    if expected.is_decided() { expected.check(found, true) } else { Ok(()) }
+}
+
+fn note(run: &Run, session: &Judged, instance: Option<u8>, outcome: Result<(), Violation>) {
+    if let Err(mut violation) = outcome {
+        let witness = match instance {
+            Some(instance) => format!("says instance {}", name(instance)),
+            None => "says the database".to_owned(),
+        };
+        violation.text = format!("{}, {witness}", violation.text);
+        let story: &[Event] = &session.story;
+        run.ledger.broken(session.number, violation, story);
+    }
+}
+
+/// Everything that is stored, read past the store and the proxies.
+async fn documents(cluster: &Cluster) -> mongodb::error::Result<HashMap<Vec<u8>, Document>> {
+    let client = Client::with_uri_str(&cluster.direct).await?;
+    let sessions = client.database(&cluster.database).collection::<Document>("sessions");
+    let mut all = sessions.find(doc! {}).await?;
+    let mut documents = HashMap::new();
+    while let Some(document) = all.try_next().await? {
+        if let Some(Bson::Binary(id)) = document.get("_id") {
+            documents.insert(id.bytes.clone(), document);
+        }
+    }
+    Ok(documents)
+}
+
+/// Asks until there is an answer, as somebody would who is told to try again.
+async fn ask(run: &Run, instance: u8, session: &Judged) -> Result<Seen, String> {
+    let store = &run.instances[usize::from(instance)];
+    let start = Instant::now();
+    loop {
+        match store.load(&session.id).await {
+            Ok(None) => return Ok(Seen::Absent),
+            Ok(Some(record)) => return Ok(run.script.seen(session.number, session.id, &record)),
+            Err(error) if start.elapsed() > RECOVERY => {
+                return Err(format!(
+                    "instance {} does not work again {RECOVERY:?} after the last fault: {error}",
+                    name(instance)
+                ));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Removes the database where it is not ours to throw away, and ends the instances.
+pub(crate) async fn clean_up(run: &Run, cluster: &Cluster) -> Result<(), String> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    if cluster.victims.server.is_none() {
+        let client = Client::with_uri_str(&cluster.direct).await;
+        let client = client.map_err(|error| error.to_string())?;
+        let dropped = client.database(&cluster.database).drop().await;
+        dropped.map_err(|error| error.to_string())?;
+    }
+    for (store, instance) in run.instances.iter().zip(0..) {
+        let shutdown = tokio::time::timeout(PATIENCE, store.shutdown()).await;
+        shutdown.map_err(|_| format!("instance {} does not shut down", name(instance)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! What is broken when: drawn from the seed beforehand, and then done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use session_test_server::TestServer;
+use tokio::sync::Mutex;
+
+use crate::history::{Clock, Nanos};
+use crate::proxy::{Ending, Proxy, Way};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// All connections end.
+    Cut,
+    /// All connections are reset.
+    Reset,
+    /// All connections end, and new ones are refused for a while.
+    Refuse,
+    /// Requests are held back for a while.
+    StallRequests,
+    /// Replies are held back for a while.
+    StallReplies,
+    /// Everything is late for a while.
+    Delay,
+    /// Some connections are reset in the middle of a message.
+    ResetMidMessage,
+    /// Some connections end in the middle of a message.
+    Truncate,
+    /// The server is killed with SIGKILL, and restarted on its data.
+    Kill,
+    /// The server stands still for a while.
+    Pause,
+}
+
+const OF_THE_NETWORK: [Kind; 8] = [
+    Kind::Cut,
+    Kind::Reset,
+    Kind::Refuse,
+    Kind::StallRequests,
+    Kind::StallReplies,
+    Kind::Delay,
+    Kind::ResetMidMessage,
+    Kind::Truncate,
+];
+const OF_THE_SERVER: [Kind; 2] = [Kind::Kill, Kind::Pause];
+
+/// One fault to come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    kind: Kind,
+    at: Duration,
+    lasts: Duration,
+    /// Which instances' networks: a bit for each.
+    instances: u32,
+    way: Way,
+    /// How many messages, or milliseconds of delay.
+    amount: u32,
+}
+
+/// Every kind at least once: in a long run, bursts of some faults and calm between them.
+pub(crate) fn plan(
+    rng: &mut ChaCha8Rng,
+    run: Duration,
+    instances: u8,
+    own_server: bool,
+) -> Vec<Fault> {
+    const BEFORE: f64 = 1.0;
+    const AFTER: f64 = 1.5;
+    const ROUND: f64 = 10.0;
+
+    let server: &[Kind] = if own_server { &OF_THE_SERVER } else { &[] };
+    let kinds = [&OF_THE_NETWORK, server].concat();
+    let time = (run.as_secs_f64() - BEFORE - AFTER).max(0.5);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
+    let rounds = ((time / ROUND) as u32).max(1);
+    let round = time / f64::from(rounds);
+    let burst = if rounds == 1 { round } else { round * 0.5 };
+    let count = usize::try_from(rounds).unwrap_or(1).saturating_mul(5).max(kinds.len());
+    let mut bag = Vec::new();
+    let mut plan = Vec::new();
+    for number in 0..count {
+        if bag.is_empty() {
+            bag.clone_from(&kinds);
+            bag.shuffle(rng);
+        }
+        let Some(kind) = bag.pop() else { break };
+        let begin = BEFORE + round * f64::from(u32::try_from(number).unwrap_or(0) % rounds);
+        let longest = (burst * 0.7).min(3.5);
+        let lasts = longest * rng.random_range(0.3..1.0);
+        let at = begin + rng.random_range(0.0..(burst - lasts).max(0.01));
+        let all = (1_u32 << instances) - 1;
+        plan.push(Fault {
+            kind,
+            at: Duration::from_secs_f64(at),
+            lasts: Duration::from_secs_f64(lasts),
+            // Often one instance alone, as when one machine has lost its network.
+            instances: match rng.random_range(0..4) {
+                0 => all,
+                1 => rng.random_range(1..=all),
+                _ => 1 << rng.random_range(0..instances),
+            },
+            way: if rng.random() { Way::ToServer } else { Way::ToClient },
+            amount: rng.random_range(1..=4),
+        });
+    }
+    plan.sort_by_key(|fault| fault.at);
+    plan
+}
+
+/// Whether it is calm, which others ask.
+#[derive(Default)]
+pub(crate) struct Weather {
+    active: AtomicU64,
+    /// When the last fault ended.
+    ended: AtomicU64,
+    faults: AtomicU64,
+}
+
+impl Weather {
+    /// No fault now, and none within the last `quiet` (the beginning of the run counts as calm).
+    pub(crate) fn is_calm(&self, now: Nanos, quiet: Duration) -> bool {
+        let ended = self.ended.load(Ordering::SeqCst);
+        self.active.load(Ordering::SeqCst) == 0
+            && (ended == 0 || u128::from(now.saturating_sub(ended)) > quiet.as_nanos())
+    }
+
+    /// How many faults there have been.
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.load(Ordering::SeqCst)
+    }
+}
+
+/// What faults befall.
+pub(crate) struct Victims {
+    pub(crate) proxies: Vec<Proxy>,
+    /// None if the server is not ours to stop.
+    pub(crate) server: Option<Arc<Mutex<TestServer>>>,
+}
+
+/// Does what was planned and returns when all is whole again: how often each kind was.
+pub(crate) async fn carry_out(
+    plan: Vec<Fault>,
+    victims: Arc<Victims>,
+    weather: Arc<Weather>,
+    clock: Clock,
+) -> Result<BTreeMap<Kind, u32>, String> {
+    let mut running = tokio::task::JoinSet::new();
+    let mut done = BTreeMap::new();
+    for fault in plan {
+        *done.entry(fault.kind).or_default() += 1;
+        let (victims, weather) = (victims.clone(), weather.clone());
+        running.spawn(async move {
+            let now = Duration::from_nanos(clock.now());
+            tokio::time::sleep(fault.at.saturating_sub(now)).await;
+            weather.active.fetch_add(1, Ordering::SeqCst);
+            weather.faults.fetch_add(1, Ordering::SeqCst);
+            let outcome = victims.suffer(fault).await;
+            weather.ended.fetch_max(clock.now(), Ordering::SeqCst);
+            weather.active.fetch_sub(1, Ordering::SeqCst);
+            outcome
+        });
+    }
+    while let Some(outcome) = running.join_next().await {
+        outcome.map_err(|error| error.to_string())??;
+    }
+    Ok(done)
+}
+
+impl Victims {
+    async fn suffer(&self, fault: Fault) -> Result<(), String> {
+        let hit = |(index, proxy)| (fault.instances >> index & 1 == 1).then_some(proxy);
+        let proxies: Vec<&Proxy> = self.proxies.iter().enumerate().filter_map(hit).collect();
+        let all = |act: &dyn Fn(&Proxy)| proxies.iter().for_each(|proxy| act(proxy));
+        let pass = || tokio::time::sleep(fault.lasts);
+        let breaks = usize::try_from(fault.amount).unwrap_or(1);
+        match fault.kind {
+            Kind::Cut => all(&|proxy| proxy.cut(Ending::Close)),
+            Kind::Reset => all(&|proxy| proxy.cut(Ending::Reset)),
+            Kind::Refuse => {
+                all(&|proxy| proxy.refuse(true));
+                all(&|proxy| proxy.cut(Ending::Reset));
+                pass().await;
+                all(&|proxy| proxy.refuse(false));
+            }
+            Kind::StallRequests | Kind::StallReplies => {
+                let way = match fault.kind {
+                    Kind::StallRequests => Way::ToServer,
+                    _ => Way::ToClient,
+                };
+                all(&|proxy| proxy.stall(way, true));
+                pass().await;
+                all(&|proxy| proxy.stall(way, false));
+            }
+            Kind::Delay => {
+                let delay = Duration::from_millis(u64::from(fault.amount) * 60);
+                all(&|proxy| proxy.delay(fault.way, delay));
+                pass().await;
+                all(&|proxy| proxy.delay(fault.way, Duration::ZERO));
+            }
+            Kind::ResetMidMessage | Kind::Truncate => {
+                let ending = match fault.kind {
+                    Kind::Truncate => Ending::Close,
+                    _ => Ending::Reset,
+                };
+                all(&|proxy| proxy.break_next(fault.way, ending, breaks));
+                pass().await;
+                all(&|proxy| proxy.break_next(fault.way, ending, 0));
+            }
+            Kind::Kill => {
+                self.server(TestServer::kill, fault.lasts / 4, TestServer::restart).await?;
+            }
+            Kind::Pause => self.server(TestServer::pause, fault.lasts, TestServer::resume).await?,
+        }
+        Ok(())
+    }
+
+    /// One after the other: nobody else may have the server meanwhile.
+    async fn server(
+        &self,
+        begin: impl FnOnce(&mut TestServer) -> Result<(), session_test_server::Error> + Send + 'static,
+        lasts: Duration,
+        end: impl FnOnce(&mut TestServer) -> Result<(), session_test_server::Error> + Send + 'static,
+    ) -> Result<(), String> {
+        let Some(server) = self.server.clone() else { return Ok(()) };
+        let mut server = server.lock_owned().await;
+        let act = move || {
+            begin(&mut server)?;
+            std::thread::sleep(lasts);
+            end(&mut server)
+        };
+        let acted = tokio::task::spawn_blocking(act).await.map_err(|error| error.to_string())?;
+        acted.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,107 @@
+//! What was found so far: the counts, the judged sessions and what they broke.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tower_sessions::session::Id;
+
+use crate::checker::{Expected, Violation, check};
+use crate::history::{Event, Nanos, notable};
+use crate::session::Session;
+
+/// How many operations there were of each kind.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) creates: AtomicU64,
+    pub(crate) saves: AtomicU64,
+    pub(crate) touches: AtomicU64,
+    pub(crate) deletes: AtomicU64,
+    pub(crate) loads: AtomicU64,
+    /// How many of them failed, or ended with nobody waiting.
+    pub(crate) failed: AtomicU64,
+    pub(crate) abandoned: AtomicU64,
+    /// The longest operation.
+    pub(crate) slowest: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn operations(&self) -> u64 {
+        let all = [&self.creates, &self.saves, &self.touches, &self.deletes, &self.loads];
+        all.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A session that nobody uses any more and that was judged.
+pub(crate) struct Judged {
+    pub(crate) number: u64,
+    pub(crate) id: Id,
+    pub(crate) expected: Expected,
+    /// The end of its story.
+    pub(crate) story: Vec<Event>,
+}
+
+/// A rule that was broken, and the history that shows it.
+pub(crate) struct Broken {
+    pub(crate) number: u64,
+    pub(crate) violation: Violation,
+    pub(crate) story: Vec<Event>,
+}
+
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub(crate) judged: Vec<Judged>,
+    pub(crate) broken: Vec<Broken>,
+    pub(crate) staleness: Nanos,
+}
+
+/// Collects what is found.
+pub(crate) struct Ledger {
+    pub(crate) counts: Counts,
+    pub(crate) findings: Mutex<Findings>,
+    max_staleness: Nanos,
+}
+
+/// How many events of a broken session are shown, and of one that may yet be found broken kept.
+const SHOWN: usize = 200;
+const KEPT: usize = 40;
+
+impl Ledger {
+    pub(crate) fn new(max_staleness: Nanos) -> Self {
+        Self { counts: Counts::default(), findings: Mutex::default(), max_staleness }
+    }
+
+    /// Judges a session that nobody uses any more. Its history need not be kept.
+    pub(crate) fn judge(&self, session: &Session) {
+        let mut events = std::mem::take(&mut *session.history());
+        events.sort_by_key(|event| (event.end, event.start));
+        let verdict = check(&events, self.max_staleness);
+        let story = |always, limit| {
+            let kept = notable(&events, always, limit).into_iter();
+            kept.map(|index| events[index]).collect::<Vec<_>>()
+        };
+        let broken = verdict.violations.into_iter().enumerate().map(|(count, violation)| Broken {
+            number: session.number,
+            // A session that is broken is broken again and again: the first times tell why.
+            story: if count < 2 { story(violation.event, SHOWN) } else { Vec::new() },
+            violation,
+        });
+        let broken: Vec<_> = broken.collect();
+        let judged = Judged {
+            number: session.number,
+            id: session.id,
+            expected: verdict.expected,
+            story: story(None, KEPT),
+        };
+        let mut findings = self.findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        findings.staleness = findings.staleness.max(verdict.staleness);
+        findings.broken.extend(broken);
+        findings.judged.push(judged);
+    }
+
+    /// Notes what was found broken otherwise.
+    pub(crate) fn broken(&self, number: u64, violation: Violation, story: &[Event]) {
+        let broken = Broken { number, violation, story: story.to_vec() };
+        let mut findings = self.findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        findings.broken.push(broken);
+    }
+}

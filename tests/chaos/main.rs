@@ -1,0 +1,159 @@
+//! Chaos on a real server: instances behind proxies that break their connections, over a server
+//! that is killed and paused, and a checker that judges the history by the invariants of DESIGN.md.
+//!
+//! `cargo test --test chaos -- --help` says how to run it.
+#![allow(clippy::print_stdout, reason = "it is its own test harness")]
+
+mod actions;
+mod args;
+mod checker;
+mod cluster;
+mod ending;
+mod faults;
+mod history;
+mod ledger;
+mod prober;
+mod proxy;
+mod report;
+mod self_check;
+mod session;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use self::actions::Run;
+use self::args::{Asked, Settings};
+use self::cluster::Cluster;
+use self::faults::Weather;
+use self::report::Report;
+
+/// How much longer than its load a run may take, before it is taken to hang.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a task may take to end.
+const TASK_END: Duration = Duration::from_secs(60);
+const PROGRESS: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let settings = match args::parse(std::env::args_os().skip(1)) {
+        Ok(Asked::Run(settings)) => settings,
+        Ok(Asked::Help) => {
+            println!("{}", args::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Asked::List(selected)) => {
+            if selected {
+                println!("{}: test", args::NAME);
+            }
+            return ExitCode::SUCCESS;
+        }
+        Ok(Asked::Nothing) => {
+            println!("\nrunning 0 tests\n\n{}\n", report::summary(true, 0, 0, 1, Duration::ZERO));
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("chaos: {error} (`--help` says what there is)");
+            return ExitCode::from(2);
+        }
+    };
+    match run(settings) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error}\nchaos: again with: {}", settings.again());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All of it; false if a rule was broken, an error if there was no run to speak of.
+fn run(settings: Settings) -> Result<bool, String> {
+    println!("\nrunning 1 test\nchaos: {}", settings.again());
+    let judged = self_check::run().map_err(|error| format!("the checker is wrong: {error}"))?;
+    println!("the checker judged {judged} histories made by hand rightly");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let limit = Duration::from_secs(settings.seconds) + PATIENCE;
+    let outcome = runtime.block_on(async {
+        // Whatever hangs, the server ends with this process.
+        tokio::time::timeout(limit, storm(settings)).await
+    });
+    runtime.shutdown_background();
+    outcome.map_err(|_| format!("it did not end within {limit:?}"))?
+}
+
+async fn storm(settings: Settings) -> Result<bool, String> {
+    let cluster = Cluster::start(&settings).await?;
+    let began = Instant::now();
+    let run = Arc::new(Run::new(settings, cluster.instances.clone()));
+    let weather = Arc::new(Weather::default());
+    let seconds = Duration::from_secs(settings.seconds);
+    let mut rng = workload::random(settings.seed, 0);
+    let own = cluster.victims.server.is_some();
+    let plan = if settings.calm {
+        Vec::new()
+    } else {
+        faults::plan(&mut rng, seconds, settings.instances, own)
+    };
+    let mut tasks = JoinSet::new();
+    workload::start(&run, &mut tasks);
+    let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
+    let storm = tokio::spawn(storm);
+    let (for_prober, sky) = (run.clone(), weather.clone());
+    let prober = tokio::task::spawn_blocking(move || {
+        prober::probe(&for_prober, &sky, &tokio::runtime::Handle::current())
+    });
+
+    while began.elapsed() < seconds {
+        tokio::time::sleep(PROGRESS.min(seconds.saturating_sub(began.elapsed()))).await;
+        if settings.seconds > 15 {
+            let broken = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
+            report::progress(&run, weather.faults(), broken.broken.len());
+        }
+    }
+    let kinds = storm.await.map_err(|error| error.to_string())??;
+    run.ended.store(true, Ordering::SeqCst);
+    let mut failures = Vec::new();
+    let latencies = tokio::time::timeout(TASK_END, prober).await;
+    let latencies = latencies.map_err(|_| "the prober hangs".to_owned())?;
+    let latencies = latencies.map_err(|error| error.to_string())??;
+    let ended = tokio::time::timeout(TASK_END, async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(|error| error.to_string())?;
+        }
+        Ok::<_, String>(())
+    });
+    ended.await.map_err(|_| "an operation hangs".to_owned())??;
+
+    ending::settle(&run).await;
+    workload::sweep(&run, true);
+    match ending::check(&run, &cluster).await {
+        Ok(sessions) => println!("{sessions} sessions were judged"),
+        Err(error) => failures.push(error),
+    }
+    failures.extend(idle(&run, &kinds, settings));
+    failures.extend(ending::clean_up(&run, &cluster).await.err());
+    let faults = weather.faults();
+    let report = Report { took: began.elapsed(), faults, kinds, latencies, failures };
+    let ok = {
+        let findings = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        report.print(&run, &findings)
+    };
+    // Dropping the server blocks.
+    tokio::task::spawn_blocking(move || drop(cluster)).await.map_err(|error| error.to_string())?;
+    Ok(ok)
+}
+
+/// A run in which nothing happened proves nothing.
+fn idle(run: &Run, kinds: &BTreeMap<faults::Kind, u32>, settings: Settings) -> Option<String> {
+    let counts = &run.ledger.counts;
+    let all = [&counts.creates, &counts.saves, &counts.touches, &counts.deletes, &counts.loads];
+    let some = all.iter().all(|count| count.load(Ordering::Relaxed) > 0);
+    let storm = settings.calm || kinds.len() >= 8;
+    (!some || !storm).then(|| "too little happened to tell anything".to_owned())
+}

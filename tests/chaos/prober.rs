@@ -1,0 +1,97 @@
+//! Measures, in calm moments, how long a change takes from its acknowledgement on one instance
+//! until the others see it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use rand::Rng;
+use tokio::runtime::Handle;
+
+use crate::actions::Run;
+use crate::faults::Weather;
+use crate::history::{Nanos, Seen, What};
+use crate::session::Session;
+use crate::workload::random;
+
+/// How long after a fault it is not calm yet.
+const QUIET: Duration = Duration::from_secs(2);
+/// Between two looks. A thread of its own can wait for less than the runtime's timer.
+const LOOK: Duration = Duration::from_micros(200);
+/// After so many of them the change is slow, and the looks get rarer.
+const CLOSE_LOOKS: u32 = 500;
+const SLOW_LOOK: Duration = Duration::from_millis(2);
+/// Between two probes.
+const PAUSE: Duration = Duration::from_millis(30);
+
+/// Latencies in microseconds.
+pub(crate) type Latencies = Histogram<u64>;
+
+/// Probes until the run has ended. To be called on a thread of its own.
+pub(crate) fn probe(
+    run: &Arc<Run>,
+    weather: &Weather,
+    runtime: &Handle,
+) -> Result<Latencies, String> {
+    let mut latencies = Histogram::new(3).map_err(|error| error.to_string())?;
+    let mut rng = random(run.settings.seed, 1);
+    let instances = run.settings.instances;
+    while !run.has_ended() {
+        std::thread::sleep(PAUSE);
+        let (writer, deletes) = (rng.random_range(0..instances), rng.random());
+        if instances < 2 || !weather.is_calm(run.clock.now(), QUIET) {
+            continue;
+        }
+        let created = run.create(writer, Duration::ZERO, false);
+        let Some(session) = runtime.block_on(created) else { continue };
+        let measured = runtime.block_on(one(run, &session, writer, deletes));
+        if weather.is_calm(run.clock.now(), QUIET) {
+            for latency in measured {
+                let micros = latency / 1_000;
+                latencies.record(micros).map_err(|error| error.to_string())?;
+            }
+        }
+        run.leaving().push(session);
+    }
+    Ok(latencies)
+}
+
+/// Lets all others cache the session, changes it, and waits for each of them to see that.
+async fn one(run: &Run, session: &Session, writer: u8, deletes: bool) -> Vec<Nanos> {
+    let mut waiting: Vec<u8> =
+        (0..run.settings.instances).filter(|instance| *instance != writer).collect();
+    for instance in &waiting {
+        run.load(*instance, session, None).await;
+    }
+    let acknowledged = if deletes {
+        run.delete(writer, session, None).await
+    } else {
+        let turn = session.turn.lock().await;
+        let saved = run.save(writer, session, turn, false, None).await;
+        saved.then(|| run.clock.now())
+    };
+    let Some(acknowledged) = acknowledged else { return Vec::new() };
+    let mut latencies = Vec::new();
+    let mut looks = 0;
+    while !waiting.is_empty() && !run.has_ended() {
+        let mut unseeing = Vec::new();
+        for instance in waiting {
+            let look = run.look(instance, session, None).await;
+            let sees = match look.what {
+                What::Load(Seen::Absent) => deletes,
+                What::Load(Seen::State(state)) => !deletes && state.version > 1,
+                _ => false,
+            };
+            if sees {
+                latencies.push(look.end.saturating_sub(acknowledged));
+            } else {
+                unseeing.push(instance);
+            }
+        }
+        waiting = unseeing;
+        looks += 1;
+        // It is a thread of the prober's own.
+        std::thread::sleep(if looks < CLOSE_LOOKS { LOOK } else { SLOW_LOOK });
+    }
+    latencies
+}

@@ -1,0 +1,148 @@
+//! The sessions of a run, and what their data is, so that whoever reads it can tell who wrote it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mongodb::bson::{Bson, Document};
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+use tower_sessions::session::{Id, Record};
+use tower_sessions_moka_mongodb_store::mongodb;
+
+use crate::history::{Event, Nanos, Seen, State};
+
+/// One session, alive or not, and all that happened to it.
+pub(crate) struct Session {
+    /// Tells sessions apart where no id may be shown.
+    pub(crate) number: u64,
+    pub(crate) id: Id,
+    /// The state of the latest write, held by whoever writes.
+    pub(crate) turn: tokio::sync::Mutex<State>,
+    /// When nobody writes any more, but for a delete.
+    pub(crate) ends: Nanos,
+    /// Whether it is deleted then.
+    pub(crate) mortal: bool,
+    /// The outcome of a write is unknown: no more of them.
+    pub(crate) undecided: AtomicBool,
+    /// When a delete was acknowledged; 0 until then.
+    pub(crate) deleted: AtomicU64,
+    history: Mutex<Vec<Event>>,
+}
+
+impl Session {
+    pub(crate) fn new(number: u64, id: Id, ends: Nanos, mortal: bool, created: Event) -> Self {
+        Self {
+            number,
+            id,
+            turn: tokio::sync::Mutex::new(first_state(created.instance)),
+            ends,
+            mortal,
+            undecided: AtomicBool::new(false),
+            deleted: AtomicU64::new(0),
+            history: Mutex::new(vec![created]),
+        }
+    }
+
+    pub(crate) fn note(&self, event: Event) {
+        self.history().push(event);
+    }
+
+    pub(crate) fn history(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn deleted(&self) -> Option<Nanos> {
+        Some(self.deleted.load(Ordering::SeqCst)).filter(|at| *at > 0)
+    }
+}
+
+/// What a create by this instance leaves.
+pub(crate) fn first_state(writer: u8) -> State {
+    State { step: 1, version: 1, writer }
+}
+
+/// Turns states into records and back: the data says session, version and writer, the expiry the
+/// step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Script {
+    expiry: OffsetDateTime,
+}
+
+impl Script {
+    pub(crate) fn start() -> Self {
+        let now = OffsetDateTime::now_utc().replace_nanosecond(0);
+        // Nothing expires in any run.
+        Self { expiry: now.unwrap_or(OffsetDateTime::UNIX_EPOCH) + Duration::days(30) }
+    }
+
+    pub(crate) fn record(&self, number: u64, id: Id, state: State) -> Record {
+        let expiry_date = self.expiry + Duration::seconds(i64::from(state.step));
+        Record { id, data: data(number, state), expiry_date }
+    }
+
+    /// What a record that was loaded as this session's shows.
+    pub(crate) fn seen(&self, number: u64, id: Id, record: &Record) -> Seen {
+        let whole = |name| record.data.get(name).and_then(Value::as_u64);
+        let state = self.state(whole("version"), whole("writer"), record.expiry_date);
+        match state {
+            Some(state) if record.id == id && record.data == data(number, state) => {
+                Seen::State(state)
+            }
+            _ => Seen::Foreign,
+        }
+    }
+
+    /// What a document of the collection shows.
+    pub(crate) fn stored(&self, number: u64, document: &Document) -> Seen {
+        let stored = || {
+            let stored = document.get_document("data").ok()?;
+            let whole = |name: &str| u64::try_from(stored.get(name).and_then(whole_number)?).ok();
+            let expires = document.get_datetime("expires").ok()?;
+            let expires = i128::from(expires.timestamp_millis()) * 1_000_000;
+            let expires = OffsetDateTime::from_unix_timestamp_nanos(expires).ok()?;
+            let state = self.state(whole("version"), whole("writer"), expires)?;
+            let wanted = data(number, state);
+            let same = |(name, value): (&String, &Value)| match value {
+                Value::Number(wanted) => whole(name) == wanted.as_u64(),
+                Value::String(wanted) => stored.get_str(name).is_ok_and(|found| found == wanted),
+                _ => false,
+            };
+            (stored.len() == wanted.len() && wanted.iter().all(same)).then_some(state)
+        };
+        stored().map_or(Seen::Foreign, Seen::State)
+    }
+
+    fn state(
+        &self,
+        version: Option<u64>,
+        writer: Option<u64>,
+        expiry: OffsetDateTime,
+    ) -> Option<State> {
+        let after = expiry - self.expiry;
+        let step = u32::try_from(after.whole_seconds()).ok().filter(|step| *step > 0)?;
+        if after.subsec_nanoseconds() != 0 {
+            return None;
+        }
+        let (version, writer) = (u32::try_from(version?).ok()?, u8::try_from(writer?).ok()?);
+        Some(State { step, version, writer })
+    }
+}
+
+fn whole_number(value: &Bson) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_i32().map(i64::from))
+}
+
+/// All of it follows from the number and the state, so a mixture of two states is found out.
+fn data(number: u64, state: State) -> HashMap<String, Value> {
+    let State { version, writer, .. } = state;
+    let length = 8 + usize::try_from(version % 23).unwrap_or(0) * 16;
+    let fill = char::from(b'a' + u8::try_from((number + u64::from(version)) % 26).unwrap_or(0));
+    let fields = [
+        ("session", json!(number)),
+        ("version", json!(version)),
+        ("writer", json!(writer)),
+        ("fill", json!(String::from(fill).repeat(length))),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}

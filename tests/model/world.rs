@@ -1,0 +1,386 @@
+//! One store over a database, as `src/tiers.rs` and `src/follow.rs` put them together, and what
+//! must be true of every answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use crate::backend::{Change, Rev, RevSource};
+use crate::cache::{Cache, EvictionPolicy, Landing, Limits, Lookup};
+use crate::clock::{Clock, Moment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::SessionKey;
+use crate::record::{Data, Session, WallTime};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, lock};
+
+/// `max_staleness`, where the clock moves by the second.
+const BOUND: Duration = Duration::from_secs(1);
+/// `outage_grace`, in the models that have one.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// States of the session in the order in which the database went through them. What is gone stays
+/// gone (invariant I4), so that is the last one.
+type Rank = u64;
+const GONE: Rank = Rank::MAX;
+
+fn key() -> SessionKey {
+    SessionKey::of(1)
+}
+
+fn session(rank: Rank) -> Session {
+    let data = Data::from([("rank".to_owned(), rank.into())]);
+    Session { data, expires: WallTime::from_millis(i64::MAX) }
+}
+
+fn rank_of(found: Option<&Session>) -> Rank {
+    found.map_or(GONE, |session| session.data["rank"].as_u64().unwrap_or_default())
+}
+
+/// The database: one session, and the changes that it reports. Each of its calls is one step.
+struct Database(Mutex<State>);
+
+struct State {
+    rank: Rank,
+    written: Vec<Written>,
+    reported: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Written {
+    rank: Rank,
+    rev: Option<Rev>,
+    ours: bool,
+    at: Moment,
+}
+
+impl Database {
+    fn find(&self) -> Option<Session> {
+        let rank = lock(&self.0).rank;
+        (rank != GONE).then(|| session(rank))
+    }
+
+    /// `None` if there is no session to replace.
+    fn replace(&self, rev: Rev, ours: bool, clock: &Clock) -> Option<Rank> {
+        let mut state = lock(&self.0);
+        if state.rank == GONE {
+            return None;
+        }
+        let rank = state.rank + 1;
+        state.rank = rank;
+        state.written.push(Written { rank, rev: Some(rev), ours, at: clock.now() });
+        Some(rank)
+    }
+
+    fn remove(&self, clock: &Clock) {
+        let mut state = lock(&self.0);
+        if state.rank != GONE {
+            state.rank = GONE;
+            state.written.push(Written { rank: GONE, rev: None, ours: false, at: clock.now() });
+        }
+    }
+
+    fn next_report(&self) -> Option<Written> {
+        let mut state = lock(&self.0);
+        let next = state.written.get(state.reported).copied()?;
+        state.reported += 1;
+        Some(next)
+    }
+
+    /// What stood there so long before `now`.
+    fn stood(&self, ago: Duration, now: Moment) -> Rank {
+        let state = lock(&self.0);
+        let old = state.written.iter().filter(|written| now.since(written.at) > ago);
+        old.map(|written| written.rank).max().unwrap_or_default()
+    }
+}
+
+/// The store and those who use it.
+pub(crate) struct World {
+    cache: Cache,
+    database: Database,
+    revs: RevSource,
+    others: RevSource,
+    clock: Clock,
+    /// How much older than `BOUND` an answer may be in an outage, if the clock moves.
+    grace: Option<Duration>,
+    /// Whether there was an outage. Not seen by loom, as the story.
+    outage: std::sync::atomic::AtomicBool,
+    /// The oldest state that a load may answer with from now on. Whoever learns of a state raises
+    /// it, releasing, and whoever reads it acquires: so "later" is "happens after", and not more.
+    known: AtomicU64,
+    /// What happened, in the order in which it did. Not seen by loom, and no step.
+    story: std::sync::Mutex<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(Clock::system(), None)
+    }
+
+    pub(crate) fn with_time() -> Self {
+        Self::with(Clock::moving(), Some(Duration::ZERO))
+    }
+
+    pub(crate) fn with_grace() -> Self {
+        Self::with(Clock::moving(), Some(GRACE))
+    }
+
+    fn with(clock: Clock, grace: Option<Duration>) -> Self {
+        let limits = Limits {
+            max_bytes: 1 << 20,
+            max_entries: None,
+            max_absent: 10,
+            policy: EvictionPolicy::Lru,
+            max_staleness: BOUND,
+            exclusive: false,
+            outage_grace: grace.unwrap_or_default(),
+        };
+        let cache = Cache::new(&limits, clock.clone());
+        cache.restart(true);
+        Self {
+            cache,
+            database: Database(Mutex::new(State { rank: 1, written: Vec::new(), reported: 0 })),
+            revs: RevSource::new(),
+            others: RevSource::new(),
+            clock,
+            grace,
+            outage: false.into(),
+            known: AtomicU64::new(0),
+            story: std::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn load(&self) {
+        self.load_over(|| Ok(self.database.find()));
+    }
+
+    /// A load that begins when no other one's read is under way that may fail.
+    pub(crate) fn load_is_answered(&self) {
+        let answered = self.load_over(|| Ok(self.database.find()));
+        self.check(answered, "a load got the error of one that had ended before");
+    }
+
+    /// A load whose read the database does not answer, if it comes to one.
+    pub(crate) fn load_in_an_outage(&self) {
+        self.outage.store(true, Ordering::Relaxed);
+        self.load_over(|| Err(Error::new(ErrorKind::Timeout, "no answer")));
+    }
+
+    /// A load whose read comes to a runtime that has gone: nobody brings it to its end.
+    pub(crate) fn load_cut_off(&self) {
+        self.load_by(drop);
+    }
+
+    fn load_over(&self, find: impl FnOnce() -> Result<Option<Session>>) -> bool {
+        self.load_by(|landing| {
+            let found = find();
+            if let Ok(found) = &found {
+                self.tell(format_args!("has read {}", Shown(rank_of(found.as_ref()))));
+            }
+            landing.land(found);
+        })
+    }
+
+    /// Whether there was an answer.
+    fn load_by(&self, read: impl FnOnce(Landing)) -> bool {
+        let mut known = self.known.fetch_add(0, Ordering::Acquire);
+        if let Some(grace) = self.grace {
+            let outage = self.outage.load(Ordering::Relaxed);
+            let bound = BOUND + if outage { grace } else { Duration::ZERO };
+            known = known.max(self.database.stood(bound, self.clock.now()));
+        }
+        self.tell(format_args!("loads, {} or later", Shown(known)));
+        let found = match self.cache.get(key()) {
+            Lookup::Hit(entry) => Some(entry.session()),
+            Lookup::Grace(entry) => {
+                self.cache.probe(key(), read);
+                Some(entry.session())
+            }
+            Lookup::Absent => None,
+            Lookup::Miss | Lookup::Lapsed => match wait_for(self.cache.fill(key(), read)) {
+                Ok(entry) => entry.map(|entry| entry.session()),
+                Err(_) => {
+                    self.tell(format_args!("has no answer"));
+                    return false;
+                }
+            },
+        };
+        let rank = rank_of(found.as_ref());
+        self.tell(format_args!("has loaded {}", Shown(rank)));
+        self.check(rank >= known, "a load went back");
+        self.knows(rank);
+        true
+    }
+
+    pub(crate) fn save(&self) {
+        let rev = self.revs.next();
+        let ticket = self.cache.ticket_for(key(), rev);
+        self.tell(format_args!("saves"));
+        let written = self.database.replace(rev, true, &self.clock);
+        if let Some(rank) = written {
+            self.tell(format_args!("has written {}", Shown(rank)));
+            drop(ticket.publish(session(rank)));
+        } else {
+            ticket.forget();
+        }
+        let rank = written.unwrap_or(GONE);
+        self.tell(format_args!("has saved {}", Shown(rank)));
+        self.knows(rank);
+    }
+
+    /// A save that is given up before the database has carried it out.
+    pub(crate) fn save_in_doubt(&self) {
+        let rev = self.revs.next();
+        let ticket = self.cache.ticket_for(key(), rev);
+        self.tell(format_args!("saves and gives up"));
+        drop(ticket);
+        self.database.replace(rev, true, &self.clock);
+        self.tell(format_args!("it is written all the same"));
+        self.cache.forget(key());
+    }
+
+    pub(crate) fn delete(&self) {
+        let ticket = self.cache.ticket(key());
+        self.tell(format_args!("deletes"));
+        self.database.remove(&self.clock);
+        ticket.forget();
+        self.tell(format_args!("has deleted"));
+        self.knows(GONE);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.tell(format_args!("clears"));
+        self.database.remove(&self.clock);
+        self.cache.clear();
+        self.tell(format_args!("has cleared"));
+        self.knows(GONE);
+    }
+
+    /// Another instance replaces the session.
+    pub(crate) fn foreign_save(&self) {
+        let rank = self.database.replace(self.others.next(), false, &self.clock);
+        self.tell(format_args!("another instance has written {}", Shown(rank.unwrap_or(GONE))));
+    }
+
+    /// Another instance removes the session.
+    pub(crate) fn foreign_delete(&self) {
+        self.database.remove(&self.clock);
+        self.tell(format_args!("another instance has deleted"));
+    }
+
+    /// Takes the next change that the database reports, if there is one by now.
+    pub(crate) fn hear(&self) {
+        self.hears();
+    }
+
+    fn hears(&self) -> bool {
+        let Some(Written { rank, rev, ours, .. }) = self.database.next_report() else {
+            return false;
+        };
+        self.tell(format_args!("hears of {}", Shown(rank)));
+        self.cache.hear(&Change { key: key(), rev });
+        self.tell(format_args!("has heard of {}", Shown(rank)));
+        if !ours {
+            self.knows(rank);
+        }
+        true
+    }
+
+    /// A fence: what was changed before it was asked for is taken, and then the lease renewed.
+    pub(crate) fn renew(&self) {
+        let asked = self.clock.now();
+        while self.hears() {}
+        self.cache.renew(asked);
+        self.tell(format_args!("renewed the lease"));
+    }
+
+    /// Loses all reports so far, and begins anew.
+    pub(crate) fn gap(&self) {
+        let lost = {
+            let mut state = lock(&self.database.0);
+            state.reported = state.written.len();
+            state.written.last().map_or(0, |written| written.rank)
+        };
+        self.tell(format_args!("the reports up to {} are lost", Shown(lost)));
+        self.cache.restart(true);
+        self.knows(lost);
+    }
+
+    pub(crate) fn tick(&self) {
+        self.clock.tick();
+        self.tell(format_args!("a second later"));
+    }
+
+    /// All have ended: what is reported is taken, and nothing may be left of them but a cache that
+    /// tells the truth.
+    pub(crate) fn settle(&self) {
+        self.load_is_answered();
+        while self.hears() {}
+        self.check(self.cache.tickets() == 0, "a slot was left");
+        self.check(self.cache.echoes() == 0, "an echo was left");
+        let stands = lock(&self.database.0).rank;
+        self.knows(stands);
+        self.load_is_answered();
+        self.load_is_answered();
+        self.check(self.cache.tickets() == 0, "a load has left a slot");
+    }
+
+    fn knows(&self, rank: Rank) {
+        self.known.fetch_max(rank, Ordering::Release);
+    }
+
+    fn tell(&self, what: fmt::Arguments<'_>) {
+        let thread = loom::thread::current();
+        let who = thread.name().unwrap_or_default();
+        let mut story = self.story.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        story.push(format!("{who}: {what}"));
+    }
+
+    #[track_caller]
+    fn check(&self, holds: bool, what: &str) {
+        if !holds {
+            let story = self.story.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            panic!("{what}:\n  {}", story.join("\n  "));
+        }
+    }
+}
+
+/// A state, for people.
+struct Shown(Rank);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == GONE { f.write_str("gone") } else { self.0.fmt(f) }
+    }
+}
+
+/// Waits for a future, so that loom sees who waits for whom.
+fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    #[derive(Default)]
+    struct Bell {
+        rung: Mutex<bool>,
+        rings: Condvar,
+    }
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            *lock(&self.rung) = true;
+            self.rings.notify_one();
+        }
+    }
+
+    let mut future = std::pin::pin!(future);
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
+    loop {
+        if let Poll::Ready(outcome) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return outcome;
+        }
+        let mut rung = lock(&bell.rung);
+        while !*rung {
+            rung = bell.rings.wait(rung).unwrap_or_else(crate::sync::PoisonError::into_inner);
+        }
+        *rung = false;
+    }
+}
