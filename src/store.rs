@@ -57,6 +57,7 @@ pub struct CachedMongoStore {
 pub struct CachedMongoStoreBuilder {
     mongo: MongoStore,
     limits: Limits,
+    follows: bool,
 }
 
 impl CachedMongoStore {
@@ -91,6 +92,7 @@ impl CachedMongoStore {
     pub fn builder(mongo: MongoStore) -> CachedMongoStoreBuilder {
         CachedMongoStoreBuilder {
             mongo,
+            follows: true,
             limits: Limits {
                 max_bytes: 64 << 20,
                 max_entries: None,
@@ -258,6 +260,14 @@ impl CachedMongoStoreBuilder {
         self
     }
 
+    /// Whether to follow the changes of other instances through a change stream. Default yes.
+    /// Without it each session is read anew once it is `max_staleness` old: for a fleet whose changes
+    /// are too many to be told to every instance.
+    pub fn change_stream(mut self, follow: bool) -> Self {
+        self.follows = follow;
+        self
+    }
+
     /// Declares that this store and its clones are the only ones to change these sessions: one
     /// instance of the app, and nobody who edits the collection. Then what is cached needs no bound
     /// on its age and no change stream, and `max_staleness` only says how long an id that does not
@@ -320,7 +330,7 @@ impl CachedMongoStoreBuilder {
         let tasks = self.mongo.tasks().clone();
         let ends = tasks.closed().child_token();
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
-        if !limits.exclusive && !limits.max_staleness.is_zero() {
+        if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
             let pace = follow::pace(limits.max_staleness);
             let follower = Follower {
                 changes: self.mongo.watch(pace)?,

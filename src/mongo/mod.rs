@@ -284,7 +284,7 @@ impl MongoStore {
         if self.inner.own_pool == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
-                 for itself: give at least 2",
+                 for itself: give at least 2, or switch `change_stream` off",
             ));
         }
         Ok(Watch::new(self.inner.sessions.clone(), pace))

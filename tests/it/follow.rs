@@ -308,15 +308,19 @@ async fn a_stream_ends_with_its_store() {
 }
 
 #[tokio::test]
-async fn a_sole_writer_follows_nothing() {
+async fn who_need_not_follow_asks_for_nothing() {
     let (uri, commands) = (uri(), Commands::default());
-    let mongo = commands.mongo(&uri).await;
-    let store = CachedMongoStore::builder(mongo).max_staleness(Duration::ZERO).exclusive();
-    let store = store.build().await.unwrap();
-    let record = create(&store).await;
-    assert_eq!(load(&store, &record).await.unwrap().data, record.data);
-    for command in ["aggregate", "getMore", "ping", "find"] {
-        assert_eq!(commands.sent(command), 0, "{command}");
+    let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
+    for builder in [
+        cached.clone().max_staleness(Duration::ZERO).exclusive(),
+        cached.max_staleness(FOREVER).change_stream(false),
+    ] {
+        let store = builder.build().await.unwrap();
+        let record = create(&store).await;
+        assert_eq!(load(&store, &record).await.unwrap().data, record.data);
+        for command in ["aggregate", "getMore", "ping", "find"] {
+            assert_eq!(commands.sent(command), 0, "{command}");
+        }
     }
 }
 
@@ -363,4 +367,37 @@ async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
     reaches(&meters, OTHER, before + 1.0).await;
     sees(&store, &record, Some(&saved)).await;
     assert!(asked_for(&commands) > last, "after a report");
+}
+
+#[tokio::test]
+async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
+    const BOUND: Duration = Duration::from_millis(500);
+
+    let (uri, commands) = (uri(), Commands::default());
+    let (meters, guard) = Meters::install();
+    let mongo = commands.mongo(&uri).await;
+    let builder = CachedMongoStore::builder(mongo).max_staleness(BOUND);
+    let store = builder.build().await.unwrap();
+    drop(guard);
+    let (record, busy) = (create(&store).await, create(&store).await);
+    let flood = tokio::spawn({
+        let (sessions, busy) = (store.collection().clone_with_type::<Document>(), by_key(&busy));
+        async move {
+            for n in 0_i64.. {
+                let change = doc! { "$set": { "data.n": n } };
+                sessions.update_one(busy.clone(), change).await.unwrap();
+            }
+        }
+    });
+    let (mut finds, mut read) = (commands.sent("find"), Instant::now());
+    eventually("a session is served long after it was read", async || {
+        assert!(load(&store, &record).await.is_some());
+        if commands.sent("find") > finds {
+            (finds, read) = (commands.sent("find"), Instant::now());
+        }
+        read.elapsed() > 4 * BOUND && meters.value(OTHER) > 100.0
+    })
+    .await;
+    assert!(!flood.is_finished());
+    flood.abort();
 }
