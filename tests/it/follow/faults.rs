@@ -1,0 +1,131 @@
+//! Streams that break off, stall, are refused or cannot be had.
+
+use std::time::{Duration, Instant};
+
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+
+use super::{FLUSHES, OPEN, OTHER, RESUMES, builder, instance, load, metered, reaches, sees};
+use crate::common::{FOREVER, Meters, create, eventually};
+use crate::proxy::Proxy;
+
+/// An instance whose stream a test holds in its hand, one that nothing holds up, and a session that
+/// both have cached.
+async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, CachedMongoStore, Record) {
+    let proxy = Proxy::start().await;
+    let one = instance(proxy.direct()).await;
+    let (meters, other) = metered(proxy.uri()).await;
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    (proxy, meters, one, other, record)
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_goes_on_where_it_was() {
+    let (proxy, meters, one, other, record) = behind_a_proxy().await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    assert!(load(&other, &record).await.is_some(), "the report is on its way");
+    held.cut();
+    sees(&other, &record, None).await;
+    reaches(&meters, RESUMES, 1.0).await;
+    reaches(&meters, FLUSHES, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_history_that_is_lost_empties_the_cache_once_a_new_stream_is_open() {
+    for code in [286, 280, 136] {
+        let (proxy, meters, one, other, record) = behind_a_proxy().await;
+        let mut held = proxy.hold("getMore");
+        held.reached().await;
+        one.delete(&record.id).await.unwrap();
+        held.refuse(code);
+        sees(&other, &record, None).await;
+        reaches(&meters, FLUSHES, 2.0).await;
+        reaches(&meters, "session_store_stream_gaps_total{cause=history_lost}", 1.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_position_that_is_refused_again_and_again_is_given_up() {
+    let (proxy, meters, one, other, record) = behind_a_proxy().await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    let refused: Vec<_> = (0..2).map(|_| proxy.hold("aggregate")).collect();
+    held.refuse(1);
+    for held in refused {
+        held.refuse(1);
+    }
+    sees(&other, &record, None).await;
+    reaches(&meters, "session_store_stream_gaps_total{cause=refused}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_stalled_stream_lets_no_session_be_served_past_the_bound() {
+    const BOUND: Duration = Duration::from_secs(1);
+
+    let proxy = Proxy::start().await;
+    let one = instance(proxy.direct()).await;
+    let builder = builder(proxy.uri()).await.max_staleness(BOUND);
+    let (meters, guard) = Meters::install();
+    let other = builder.build().await.unwrap();
+    drop(guard);
+    let record = create(&one).await;
+    sees(&other, &record, Some(&record)).await;
+    let mut held = proxy.hold("getMore");
+    held.reached().await;
+    one.delete(&record.id).await.unwrap();
+    let deleted = Instant::now();
+    loop {
+        let begun = deleted.elapsed();
+        match load(&other, &record).await {
+            Some(_) => assert!(begun <= BOUND, "served {begun:?} after the log-out"),
+            None => break,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(meters.value("session_store_lease_refusals_total") >= 1.0);
+    held.deliver();
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_a_stream_past_its_deadline() {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder().uri(proxy.uri());
+    let mongo = mongo.operation_timeout(Duration::from_millis(300)).build().await.unwrap();
+    let mut held = proxy.hold("aggregate");
+    let builder = CachedMongoStore::builder(mongo).max_staleness(FOREVER);
+    let (meters, guard) = Meters::install();
+    let store = builder.build().await.unwrap();
+    drop(guard);
+    held.reached().await;
+    assert!(meters.value(OPEN).abs() < 0.5);
+    let record = create(&store).await;
+    assert!(load(&store, &record).await.is_some());
+    held.cut();
+    eventually("the stream opens later", async || meters.value(OPEN) > 0.5).await;
+    assert!(load(&store, &record).await.is_some());
+}
+
+#[tokio::test]
+async fn without_change_streams_the_bound_alone_holds() {
+    for code in [40573, 13] {
+        let proxy = Proxy::start().await;
+        let one = instance(proxy.direct()).await;
+        let builder = builder(proxy.uri()).await.max_staleness(Duration::from_millis(200));
+        let held = proxy.hold("aggregate");
+        let (meters, guard) = Meters::install();
+        let build = builder.build();
+        held.refuse(code);
+        let other = build.await.unwrap();
+        drop(guard);
+        let record = create(&one).await;
+        sees(&other, &record, Some(&record)).await;
+        one.delete(&record.id).await.unwrap();
+        sees(&other, &record, None).await;
+        assert!(meters.value(OPEN).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
+    }
+}
