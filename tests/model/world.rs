@@ -12,7 +12,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, lock};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, PoisonError, lock};
 
 /// `max_staleness`, where the clock moves by the second.
 const BOUND: Duration = Duration::from_secs(1);
@@ -102,6 +102,7 @@ pub(crate) struct World {
     revs: RevSource,
     others: RevSource,
     clock: Clock,
+    bell: Arc<Bell>,
     /// How much older than `BOUND` an answer may be in an outage, if the clock moves.
     grace: Option<Duration>,
     /// Whether there was an outage. Not seen by loom, as the story.
@@ -144,6 +145,7 @@ impl World {
             revs: RevSource::new(),
             others: RevSource::new(),
             clock,
+            bell: Arc::default(),
             grace,
             outage: false.into(),
             known: AtomicU64::new(0),
@@ -198,13 +200,13 @@ impl World {
                 Some(entry.session())
             }
             Lookup::Absent => None,
-            Lookup::Miss | Lookup::Lapsed => match wait_for(self.cache.fill(key(), read)) {
-                Ok(entry) => entry.map(|entry| entry.session()),
-                Err(_) => {
+            Lookup::Miss | Lookup::Lapsed => {
+                let Ok(entry) = self.bell.wait_for(self.cache.fill(key(), read)) else {
                     self.tell(format_args!("has no answer"));
                     return false;
-                }
-            },
+                };
+                entry.map(|entry| entry.session())
+            }
         };
         let rank = rank_of(found.as_ref());
         self.tell(format_args!("has loaded {}", Shown(rank)));
@@ -333,14 +335,14 @@ impl World {
     fn tell(&self, what: fmt::Arguments<'_>) {
         let thread = loom::thread::current();
         let who = thread.name().unwrap_or_default();
-        let mut story = self.story.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
         story.push(format!("{who}: {what}"));
     }
 
     #[track_caller]
     fn check(&self, holds: bool, what: &str) {
         if !holds {
-            let story = self.story.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
             panic!("{what}:\n  {}", story.join("\n  "));
         }
     }
@@ -355,32 +357,35 @@ impl fmt::Display for Shown {
     }
 }
 
-/// Waits for a future, so that loom sees who waits for whom.
-fn wait_for<T>(future: impl Future<Output = T>) -> T {
-    #[derive(Default)]
-    struct Bell {
-        rung: Mutex<bool>,
-        rings: Condvar,
-    }
+/// Rings for all who wait for something, since tokio wakes them in an order left to chance, and a run
+/// must be like the last.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<u64>,
+    rings: Condvar,
+}
 
-    impl Wake for Bell {
-        fn wake(self: Arc<Self>) {
-            *lock(&self.rung) = true;
-            self.rings.notify_one();
+impl Bell {
+    /// Waits for a future, so that loom sees who waits for whom.
+    fn wait_for<T>(self: &Arc<Self>, future: impl Future<Output = T>) -> T {
+        let mut future = std::pin::pin!(future);
+        let waker = Waker::from(Arc::clone(self));
+        loop {
+            let before = *lock(&self.rung);
+            if let Poll::Ready(outcome) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return outcome;
+            }
+            let mut rung = lock(&self.rung);
+            while *rung == before {
+                rung = self.rings.wait(rung).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
+}
 
-    let mut future = std::pin::pin!(future);
-    let bell = Arc::new(Bell::default());
-    let waker = Waker::from(Arc::clone(&bell));
-    loop {
-        if let Poll::Ready(outcome) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return outcome;
-        }
-        let mut rung = lock(&bell.rung);
-        while !*rung {
-            rung = bell.rings.wait(rung).unwrap_or_else(crate::sync::PoisonError::into_inner);
-        }
-        *rung = false;
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        *lock(&self.rung) += 1;
+        self.rings.notify_all();
     }
 }
