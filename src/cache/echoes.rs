@@ -17,10 +17,10 @@ pub(crate) struct Echoes {
     writes: Mutex<HashMap<Rev, State>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Sent, and neither answered nor reported.
-    UnderWay,
+    /// Sent in this generation of its session, and neither answered nor reported.
+    UnderWay(u64),
     /// Reported before it was answered; the generation that began then.
     Landed(u64),
     /// Answered, and the cache has taken it; its report says nothing new.
@@ -28,14 +28,14 @@ enum State {
 }
 
 impl Echoes {
-    /// A write is about to be sent.
-    pub(crate) fn sends(&self, rev: Rev) {
+    /// A write is about to be sent, in a generation of its session that began already.
+    pub(crate) fn sends(&self, rev: Rev, generation: u64) {
         if !self.listening.load(Ordering::Acquire) {
             return;
         }
         let mut writes = lock(&self.writes);
         if writes.len() < MOST {
-            writes.insert(rev, State::UnderWay);
+            writes.insert(rev, State::UnderWay(generation));
         }
     }
 
@@ -44,7 +44,7 @@ impl Echoes {
     pub(crate) fn landed(&self, rev: Rev) -> Option<u64> {
         match lock(&self.writes).get(&rev)? {
             State::Landed(generation) => Some(*generation),
-            State::UnderWay | State::Acknowledged => None,
+            State::UnderWay(_) | State::Acknowledged => None,
         }
     }
 
@@ -74,10 +74,17 @@ impl Echoes {
                 writes.remove(&rev);
                 false
             }
-            Some((_, state @ State::UnderWay)) => {
+            Some((rev, state @ State::UnderWay(_))) => {
                 // A read from before the write may have left an entry: the answer that would
                 // remove it can be as late as the operation timeout.
-                *state = State::Landed(void());
+                let begins = void();
+                // The write stays as current as it was, and no more: of two that overlap, the later
+                // one may have been acknowledged already, whose report will say nothing new.
+                if *state == State::UnderWay(begins.wrapping_sub(1)) {
+                    *state = State::Landed(begins);
+                } else {
+                    writes.remove(&rev);
+                }
                 true
             }
             Some((_, State::Landed(_))) | None => {
@@ -113,7 +120,7 @@ mod tests {
     #[test]
     fn a_report_after_the_answer_says_nothing_new_and_only_once() {
         let (echoes, rev) = (listening(), RevSource::new().next());
-        echoes.sends(rev);
+        echoes.sends(rev, 6);
         assert_eq!(echoes.landed(rev), None);
         echoes.acknowledges(rev);
         assert!(!echoes.reports(Some(rev), || 1));
@@ -124,7 +131,7 @@ mod tests {
     #[test]
     fn a_report_before_the_answer_removes_what_older_reads_left() {
         let (echoes, rev) = (listening(), RevSource::new().next());
-        echoes.sends(rev);
+        echoes.sends(rev, 6);
         assert!(echoes.reports(Some(rev), || 7));
         assert_eq!(echoes.landed(rev), Some(7));
         echoes.acknowledges(rev);
@@ -134,9 +141,19 @@ mod tests {
     #[test]
     fn a_report_while_an_acknowledged_write_is_taken_is_news() {
         let (echoes, rev) = (listening(), RevSource::new().next());
-        echoes.sends(rev);
+        echoes.sends(rev, 6);
         assert_eq!(echoes.landed(rev), None);
-        assert!(echoes.reports(Some(rev), || 1));
+        assert!(echoes.reports(Some(rev), || 7));
+        echoes.acknowledges(rev);
+        assert_eq!(echoes.len(), 0);
+    }
+
+    #[test]
+    fn a_report_does_not_make_a_write_current_that_was_overtaken_before() {
+        let (echoes, rev) = (listening(), RevSource::new().next());
+        echoes.sends(rev, 6);
+        assert!(echoes.reports(Some(rev), || 8));
+        assert_eq!(echoes.landed(rev), None);
         echoes.acknowledges(rev);
         assert_eq!(echoes.len(), 0);
     }
@@ -145,7 +162,7 @@ mod tests {
     fn a_write_in_doubt_or_of_another_store_is_news() {
         let (echoes, revs) = (listening(), RevSource::new());
         let (doubtful, foreign) = (revs.next(), RevSource::new().next());
-        echoes.sends(doubtful);
+        echoes.sends(doubtful, 6);
         echoes.doubts(doubtful);
         assert!(echoes.reports(Some(doubtful), || 1));
         assert!(echoes.reports(Some(foreign), || 1));
@@ -158,7 +175,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_where_nobody_listens() {
         let (echoes, rev) = (Echoes::default(), RevSource::new().next());
-        echoes.sends(rev);
+        echoes.sends(rev, 6);
         echoes.acknowledges(rev);
         assert_eq!((echoes.len(), echoes.landed(rev)), (0, None));
     }
@@ -167,7 +184,7 @@ mod tests {
     fn memory_is_bounded() {
         let (echoes, revs) = (listening(), RevSource::new());
         for _ in 0..2 * MOST {
-            echoes.sends(revs.next());
+            echoes.sends(revs.next(), 0);
         }
         assert_eq!(echoes.len(), MOST);
     }

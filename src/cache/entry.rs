@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::clock::Moment;
-use crate::record::{Data, Session};
+use crate::record::{Data, Session, WallTime};
 
 /// A cached session. Cheap to clone: the cache, a flight and its followers share one.
 #[derive(Clone)]
@@ -41,6 +41,11 @@ impl Entry {
     /// A copy of the session's data, and its expiry.
     pub(crate) fn session(&self) -> Session {
         self.0.session.clone()
+    }
+
+    /// The expiry of its session.
+    pub(crate) fn expires(&self) -> WallTime {
+        self.0.session.expires
     }
 
     /// From when its read began until its session ends.
@@ -130,7 +135,6 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::record::WallTime;
 
     fn weigh(value: &Value) -> u32 {
         let data: Data = value.as_object().unwrap().clone().into_iter().collect();

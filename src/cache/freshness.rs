@@ -68,6 +68,10 @@ impl Stamp {
         self.epoch
     }
 
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Makes the stamp of a write one of the generation that began when the database was seen to
     /// hold that write.
     pub(crate) fn landed(&mut self, generation: u64) {

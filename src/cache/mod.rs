@@ -70,7 +70,9 @@ struct Shared {
     freshness: Freshness<Flight>,
     echoes: Echoes,
     lease: Lease,
-    lease_of_absent: Lease,
+    /// Never renewed: insertions are not reported, so nothing vouches for an absence, nor for a read
+    /// under way that may bring one.
+    lease_of_reads: Lease,
     outage: Outage,
     clock: Clock,
     metrics: CacheMetrics,
@@ -136,7 +138,7 @@ impl Cache {
             freshness: Freshness::new(),
             echoes: Echoes::default(),
             lease: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
-            lease_of_absent: Lease::new(Some(limits.max_staleness)),
+            lease_of_reads: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
             outage: Outage::new(limits.outage_grace),
             clock,
             metrics,
@@ -166,36 +168,42 @@ impl Cache {
         key: SessionKey,
         read: impl FnOnce(Landing),
     ) -> Result<Option<Entry>> {
-        let metrics = &self.0.metrics;
-        let mut flight = match self.board(key) {
-            Boarding::Found(found) => {
-                match &found {
-                    Some(_) => metrics.hits.increment(1),
-                    None => metrics.absent.increment(1),
+        let (metrics, began, mut read) = (&self.0.metrics, self.0.clock.wall(), Some(read));
+        loop {
+            let (mut flight, joined) = match self.board(key) {
+                Boarding::Found(found) => {
+                    match &found {
+                        Some(_) => metrics.hits.increment(1),
+                        None => metrics.absent.increment(1),
+                    }
+                    return Ok(found);
                 }
-                return Ok(found);
-            }
-            Boarding::Follow(flight) => {
-                metrics.shared.increment(1);
-                flight
-            }
-            Boarding::Lead(landing, flight) => {
-                metrics.misses.increment(1);
-                read(landing);
-                flight
-            }
-        };
-        let landed = flight.wait_for(Option::is_some).await;
-        let answer = landed.ok().and_then(|outcome| outcome.clone());
-        match answer.unwrap_or_else(|| Err(Error::cut_off())) {
-            Err(error) if error.is_outage() => match self.look(key) {
-                Lookup::Grace(entry) => {
-                    metrics.grace_served.increment(1);
-                    Ok(Some(entry))
+                Boarding::Follow(flight) => {
+                    metrics.shared.increment(1);
+                    (flight, true)
                 }
-                _ => Err(error),
-            },
-            answer => answer,
+                Boarding::Lead(landing, flight) => {
+                    metrics.misses.increment(1);
+                    if let Some(read) = read.take() {
+                        read(landing);
+                    }
+                    (flight, false)
+                }
+            };
+            let landed = flight.wait_for(Option::is_some).await;
+            let answer = landed.ok().and_then(|outcome| outcome.clone());
+            return match answer.unwrap_or_else(|| Err(Error::cut_off())) {
+                // Read before it expired, and asked for after: it may have been prolonged between.
+                Ok(Some(entry)) if joined && entry.expires() <= began => continue,
+                Err(error) if error.is_outage() => match self.look(key) {
+                    Lookup::Grace(entry) => {
+                        metrics.grace_served.increment(1);
+                        Ok(Some(entry))
+                    }
+                    _ => Err(error),
+                },
+                answer => answer,
+            };
         }
     }
 
@@ -210,7 +218,7 @@ impl Cache {
 
     fn board(&self, key: SessionKey) -> Boarding<Option<Entry>, Landing, Flight> {
         let (shared, now) = (&self.0, self.0.clock.now());
-        let fresh = |departed| shared.lease.stands().holds(departed, now);
+        let fresh = |departed| shared.lease_of_reads.stands().holds(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
@@ -235,7 +243,9 @@ impl Cache {
     /// A ticket for a write that is about to begin, and that the database will report as `rev`.
     pub(crate) fn ticket_for(&self, key: SessionKey, rev: Rev) -> Ticket {
         let ticket = self.ticket(key);
-        self.0.echoes.sends(rev);
+        if let Some(generation) = ticket.generation() {
+            self.0.echoes.sends(rev, generation);
+        }
         ticket.writing(rev)
     }
 
@@ -323,7 +333,7 @@ impl Cache {
             }
             return Lookup::Lapsed;
         }
-        let lease = shared.lease_of_absent.stands();
+        let lease = shared.lease_of_reads.stands();
         match shared.absent.get(&key) {
             Some(absent)
                 if absent.epoch == epoch && lease.holds(absent.read_at, shared.clock.now()) =>

@@ -36,6 +36,10 @@ impl Ticket {
         self
     }
 
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.stamp.as_ref().map(Stamp::generation)
+    }
+
     /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
     pub(crate) fn publish(mut self, session: Session) -> Option<Entry> {
         let mut stamp = self.stamp.take()?;
@@ -44,15 +48,14 @@ impl Ticket {
             stamp.landed(generation);
         }
         let left = session.expires.millis().saturating_sub(shared.clock.wall().millis());
-        let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) else {
-            self.remove(stamp);
-            return None;
-        };
-        let expires_at = shared.clock.now().after(Duration::from_millis(left).min(A_CENTURY));
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY);
+        let expires_at = shared.clock.now().after(left);
         let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
         let entry = Entry::new(session, times);
         let (key, placed) = (stamp.key(), entry.clone());
-        let admitted = shared.bound.admits(entry.weight());
+        // What has expired on the way is an answer to those who asked before, and none for later:
+        // it may have been prolonged meanwhile.
+        let admitted = shared.bound.admits(entry.weight()) && !left.is_zero();
         shared.freshness.finish(stamp, |current| {
             if current && admitted {
                 shared.account.add(placed.weight());

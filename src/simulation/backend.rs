@@ -1,66 +1,38 @@
-//! A database in memory that answers when it is told to.
+//! The two seams of a store, on the simulated network.
 //!
-//! Each call of the store waits here until a test [applies](FakeBackend::apply) it, which changes
-//! or reads the data, and [answers](FakeBackend::answer) it. Between the two lies the network, so
-//! every order of events that a real server and a real network can bring about can be played.
+//! Between the moment at which a call is applied and that at which it is answered lies the network,
+//! so every order of events that a real server and a real network can bring about can be played.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
-
-use tokio::sync::{Notify, oneshot};
-
-use crate::backend::{Backend, Call, Rev};
+use super::chance::Chance;
+use super::stream::{Cursor, Handed};
+use super::wire::{Manners, Operation, Outcome, Wire};
+use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, Rev, ServerTime};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
 
+/// One store's connection to the database.
 #[derive(Clone)]
 pub(crate) struct FakeBackend {
-    state: Arc<Mutex<State>>,
-    arrived: Arc<Notify>,
-    clock: Clock,
-}
-
-#[derive(Default)]
-struct State {
-    sessions: HashMap<SessionKey, Session>,
-    calls: BTreeMap<u64, Waiting>,
-    made: u64,
-}
-
-struct Waiting {
-    operation: Operation,
-    outcome: Option<Outcome>,
-    reply: oneshot::Sender<Result<Outcome>>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Operation {
-    Insert(SessionKey, Session),
-    Replace(SessionKey, Session),
-    Find(SessionKey),
-    Remove(SessionKey),
-    Clear,
-}
-
-#[derive(Clone, Debug)]
-enum Outcome {
-    Written(Option<WallTime>),
-    Found(Option<Session>),
-    Removed,
-    Cleared(u64),
+    pub(super) wire: Wire,
+    node: usize,
 }
 
 impl FakeBackend {
-    pub(crate) fn new(clock: Clock) -> Self {
-        Self { state: Arc::default(), arrived: Arc::default(), clock }
+    pub(super) fn new(wire: Wire, node: usize) -> Self {
+        Self { wire, node }
+    }
+
+    /// A database of its own, where nothing happens by chance.
+    pub(super) fn alone(clock: Clock) -> Self {
+        Self::new(Wire::new(clock, Chance::of(0), Manners::default()), 0)
     }
 
     /// Waits for the next call that `wanted` accepts, applied or not.
-    pub(crate) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> u64 {
+    pub(super) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> usize {
         loop {
-            let arrived = self.arrived.notified();
+            let arrived = self.wire.arrived.notified();
             let found = self.waiting().into_iter().find(|(_, operation)| wanted(operation));
             if let Some((call, _)) = found {
                 return call;
@@ -70,56 +42,49 @@ impl FakeBackend {
     }
 
     /// The calls that have not been answered.
-    pub(crate) fn waiting(&self) -> Vec<(u64, Operation)> {
-        self.state().calls.iter().map(|(call, it)| (*call, it.operation.clone())).collect()
+    pub(super) fn waiting(&self) -> Vec<(usize, Operation)> {
+        let state = self.wire.state();
+        state.calls.iter().map(|(call, it)| (*call, it.operation.clone())).collect()
     }
 
     /// How many calls were made in all.
-    pub(crate) fn made(&self) -> u64 {
-        self.state().made
+    pub(super) fn made(&self) -> usize {
+        self.wire.state().records.len()
     }
 
-    /// Carries a call out, without answering.
-    pub(crate) fn apply(&self, call: u64) {
-        let mut state = self.state();
-        let Some(waiting) = state.calls.get(&call) else { return };
-        assert!(waiting.outcome.is_none(), "applied twice");
-        let operation = waiting.operation.clone();
-        let outcome = state.perform(operation, self.clock.wall());
-        if let Some(waiting) = state.calls.get_mut(&call) {
-            waiting.outcome = Some(outcome);
-        }
+    pub(super) fn apply(&self, call: usize) {
+        self.wire.apply(call);
     }
 
-    /// Answers a call with what came of it, which is an error if it was not applied.
-    pub(crate) fn answer(&self, call: u64) {
-        let Some(waiting) = self.state().calls.remove(&call) else { return };
-        drop(waiting.reply.send(waiting.outcome.ok_or_else(unreachable)));
+    pub(super) fn answer(&self, call: usize) {
+        self.wire.answer(call);
     }
 
     /// Answers a call with an error, whatever came of it.
-    pub(crate) fn fail(&self, call: u64) {
-        let Some(waiting) = self.state().calls.remove(&call) else { return };
-        drop(waiting.reply.send(Err(unreachable())));
+    pub(super) fn fail(&self, call: usize) {
+        self.wire.fail(call, Fault::Passing);
     }
 
     /// Applies and answers.
-    pub(crate) fn serve(&self, call: u64) {
+    pub(super) fn serve(&self, call: usize) {
         self.apply(call);
         self.answer(call);
     }
 
     /// What the database holds under a key.
-    pub(crate) fn stored(&self, key: SessionKey) -> Option<Session> {
-        self.state().sessions.get(&key).cloned()
+    pub(super) fn stored(&self, key: SessionKey) -> Option<Session> {
+        self.wire.state().database.find(key)
     }
 
     /// Changes the database behind the store's back, as another instance would.
-    pub(crate) fn put(&self, key: SessionKey, session: Option<Session>) {
-        let mut state = self.state();
+    pub(super) fn put(&self, key: SessionKey, session: Option<Session>) {
+        let database = &mut self.wire.state().database;
         match session {
-            Some(session) => drop(state.sessions.insert(key, session)),
-            None => drop(state.sessions.remove(&key)),
+            Some(session) if database.find(key).is_some() => {
+                database.replace(key, None, &session, None);
+            }
+            Some(session) => drop(database.insert(key, &session, None)),
+            None => database.remove(key, None),
         }
     }
 
@@ -128,64 +93,37 @@ impl FakeBackend {
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Call<T> {
-        let this = self.clone();
-        Box::pin(async move {
-            let (reply, answer) = oneshot::channel();
-            {
-                let mut state = this.state();
-                state.made += 1;
-                let call = state.made;
-                state.calls.insert(call, Waiting { operation, outcome: None, reply });
-            }
-            this.arrived.notify_waiters();
-            let outcome = answer.await.map_err(|_| unreachable())??;
-            convert(outcome).ok_or_else(unreachable)
-        })
+        let call = self.wire.clone().call(self.node, operation);
+        Box::pin(
+            async move { convert(call.await.map_err(error)?).ok_or_else(|| error(Fault::Lost)) },
+        )
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+    fn ask<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
+    ) -> Asked<T> {
+        let call = self.wire.clone().call(self.node, operation);
+        Box::pin(async move { convert(call.await?).ok_or(Fault::Refused) })
     }
 }
 
-impl State {
-    fn perform(&mut self, operation: Operation, now: WallTime) -> Outcome {
-        match operation {
-            Operation::Insert(key, session) => {
-                let expires = session.expires;
-                let free = !self.sessions.contains_key(&key);
-                if free {
-                    self.sessions.insert(key, session);
-                }
-                Outcome::Written(free.then_some(expires))
-            }
-            Operation::Replace(key, session) => {
-                let expires = session.expires;
-                let live = self.sessions.get_mut(&key).filter(|old| old.expires > now);
-                Outcome::Written(live.map(|old| {
-                    *old = session;
-                    expires
-                }))
-            }
-            Operation::Find(key) => {
-                let found = self.sessions.get(&key).filter(|session| session.expires > now);
-                Outcome::Found(found.cloned())
-            }
-            Operation::Remove(key) => {
-                self.sessions.remove(&key);
-                Outcome::Removed
-            }
-            Operation::Clear => {
-                let count = self.sessions.len();
-                self.sessions.clear();
-                Outcome::Cleared(count as u64)
-            }
-        }
+/// What a fault is to a call that is not about a stream.
+fn error(fault: Fault) -> Error {
+    match fault {
+        Fault::Passing => Error::new(ErrorKind::Connection, "the connection was cut"),
+        _ => Error::new(ErrorKind::Server, "the server refused"),
     }
 }
 
-fn unreachable() -> Error {
-    Error::new(ErrorKind::Connection, "the connection was cut")
+#[allow(clippy::option_option, reason = "what another outcome is not, and what this one says")]
+#[allow(clippy::needless_pass_by_value, reason = "as a conversion is handed on")]
+fn written(outcome: Outcome) -> Option<Option<WallTime>> {
+    match outcome {
+        Outcome::Written(written) => Some(written),
+        _ => None,
+    }
 }
 
 impl Backend for FakeBackend {
@@ -196,25 +134,17 @@ impl Backend for FakeBackend {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let session = Session { data: data.clone(), expires };
-        self.call(Operation::Insert(key, session), |outcome| match outcome {
-            Outcome::Written(written) => Some(written),
-            _ => None,
-        })
+        self.call(Operation::Insert(key, Session { data: data.clone(), expires }), written)
     }
 
     fn replace(
         &self,
         key: SessionKey,
-        _rev: Rev,
+        rev: Rev,
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let session = Session { data: data.clone(), expires };
-        self.call(Operation::Replace(key, session), |outcome| match outcome {
-            Outcome::Written(written) => Some(written),
-            _ => None,
-        })
+        self.call(Operation::Replace(key, rev, Session { data: data.clone(), expires }), written)
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
@@ -235,5 +165,32 @@ impl Backend for FakeBackend {
             Outcome::Cleared(count) => Some(count),
             _ => None,
         })
+    }
+}
+
+impl Changes for FakeBackend {
+    type Stream = Cursor;
+    type Position = usize;
+
+    fn open(&self, after: Option<usize>) -> Opened<Cursor, usize> {
+        self.ask(Operation::Open(after), handed)
+    }
+
+    fn more(&self, stream: Cursor) -> Opened<Cursor, usize> {
+        self.ask(Operation::More(stream), handed)
+    }
+
+    fn fence(&self) -> Asked<ServerTime> {
+        self.ask(Operation::Fence, |outcome| match outcome {
+            Outcome::Time(time) => Some(time),
+            _ => None,
+        })
+    }
+}
+
+fn handed(outcome: Outcome) -> Option<(Cursor, Handed)> {
+    match outcome {
+        Outcome::Handed(cursor, batch) => Some((cursor, batch)),
+        _ => None,
     }
 }

@@ -1,7 +1,18 @@
 //! The real store over a database that tests control call by call, on paused time.
 
 mod backend;
+mod chance;
+mod database;
+mod fleet;
+mod heal;
+mod oracle;
+mod profile;
 mod races;
+mod seeds;
+mod stream;
+mod trace;
+mod walk;
+mod wire;
 
 use std::time::Duration;
 
@@ -9,7 +20,8 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use self::backend::{FakeBackend, Operation};
+use self::backend::FakeBackend;
+use self::wire::Operation;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
@@ -37,7 +49,7 @@ impl World {
 
     fn with_max_staleness(max_staleness: Duration) -> Self {
         let clock = Clock::tokio();
-        let mongo = FakeBackend::new(clock.clone());
+        let mongo = FakeBackend::alone(clock.clone());
         let limits = Limits {
             max_bytes: 1 << 20,
             max_entries: None,
@@ -69,7 +81,7 @@ impl World {
     }
 
     /// Starts a load and waits until its read has arrived at the database.
-    async fn cold_load(&self, id: RawId) -> (Loading, u64) {
+    async fn cold_load(&self, id: RawId) -> (Loading, usize) {
         let load = self.spawn_load(id);
         let call = self.mongo.arrival(|op| matches!(op, Operation::Find(_))).await;
         (load, call)

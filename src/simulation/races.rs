@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::backend::Operation;
+use super::wire::Operation;
 use super::*;
 use crate::error::ErrorKind;
 

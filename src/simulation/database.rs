@@ -1,0 +1,273 @@
+//! The simulated database: what it holds, the log of its changes, and all that was ever true.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::backend::Rev;
+use crate::clock::{Clock, Moment};
+use crate::key::SessionKey;
+use crate::record::{Session, WallTime};
+
+/// Sessions are told apart by their numbers, in the order in which they were first spoken of:
+/// keys are random.
+pub(super) struct Database {
+    clock: Clock,
+    numbers: HashMap<SessionKey, usize>,
+    keys: Vec<SessionKey>,
+    histories: Vec<Vec<State>>,
+    /// What a stream hands over, in order: no insertions, and no change of an expiry alone.
+    pub(super) log: Vec<Logged>,
+    /// The time of the latest write; several may share one.
+    pub(super) time: u64,
+    /// No change to come has a time before this.
+    pub(super) sealed: u64,
+    /// The first place in the log that a stream can still go on from.
+    pub(super) oldest: usize,
+    /// Whether the next write shares the time of the one before.
+    pub(super) shares_time: bool,
+    steps: u64,
+}
+
+/// What was true of a session from some moment on.
+pub(super) struct State {
+    from: Moment,
+    held: Option<Held>,
+    /// The call that brought it about, if it was a store's.
+    by: Option<usize>,
+}
+
+pub(super) struct Held {
+    pub(super) version: u64,
+    /// The expiries that it had, the present one last.
+    pub(super) expiries: Vec<WallTime>,
+}
+
+pub(super) struct Logged {
+    pub(super) time: u64,
+    /// `None`: the collection was dropped.
+    pub(super) change: Option<(SessionKey, Option<Rev>)>,
+}
+
+/// A span in which one thing was true of a session.
+pub(super) struct Span<'a> {
+    /// Grows with each change; odd once a session has expired.
+    pub(super) rank: usize,
+    pub(super) held: Option<&'a Held>,
+    pub(super) from: Moment,
+    pub(super) until: Option<Moment>,
+    /// The call that ended it.
+    pub(super) ended_by: Option<usize>,
+}
+
+impl Database {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            numbers: HashMap::new(),
+            keys: Vec::new(),
+            histories: Vec::new(),
+            log: Vec::new(),
+            time: 1,
+            sealed: 0,
+            oldest: 0,
+            shares_time: false,
+            steps: 0,
+        }
+    }
+
+    /// The place of a new event in the order of all that happens.
+    pub(super) fn step(&mut self) -> u64 {
+        self.steps += 1;
+        self.steps
+    }
+
+    pub(super) fn number(&mut self, key: SessionKey) -> usize {
+        let Self { numbers, keys, histories, .. } = self;
+        *numbers.entry(key).or_insert_with(|| {
+            keys.push(key);
+            histories.push(vec![State { from: Moment::from_nanos(0), held: None, by: None }]);
+            keys.len() - 1
+        })
+    }
+
+    pub(super) fn sessions(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Stores a new session; `false` if one is there, were it expired.
+    pub(super) fn insert(&mut self, key: SessionKey, session: &Session, by: Option<usize>) -> bool {
+        let number = self.number(key);
+        if self.current(number).held.is_some() {
+            return false;
+        }
+        self.tick();
+        self.becomes(number, Some(session), by);
+        true
+    }
+
+    pub(super) fn replace(
+        &mut self,
+        key: SessionKey,
+        rev: Option<Rev>,
+        session: &Session,
+        by: Option<usize>,
+    ) -> bool {
+        let number = self.number(key);
+        if !self.is_live(number) {
+            return false;
+        }
+        self.tick();
+        self.becomes(number, Some(session), by);
+        self.logs(Some((key, rev)));
+        true
+    }
+
+    pub(super) fn find(&mut self, key: SessionKey) -> Option<Session> {
+        let number = self.number(key);
+        let live = self.is_live(number);
+        let held = self.current(number).held.as_ref().filter(|_| live)?;
+        Some(Session { data: super::data(held.version), expires: held.expires() })
+    }
+
+    pub(super) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
+        let number = self.number(key);
+        if self.current(number).held.is_some() {
+            self.tick();
+            self.becomes(number, None, by);
+            self.logs(Some((key, None)));
+        }
+    }
+
+    /// Removes all sessions, or the first few; answers with how many.
+    pub(super) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
+        let there = (0..self.sessions()).filter(|number| self.current(*number).held.is_some());
+        let there: Vec<_> = there.take(most).map(|number| self.keys[number]).collect();
+        for key in &there {
+            self.remove(*key, by);
+        }
+        there.len() as u64
+    }
+
+    /// Prolongs a live session, of which the log does not tell.
+    pub(super) fn touch(&mut self, key: SessionKey, expires: WallTime) {
+        let number = self.number(key);
+        if !self.is_live(number) {
+            return;
+        }
+        self.tick();
+        let state = self.histories[number].last_mut().unwrap();
+        let held = state.held.as_mut().unwrap();
+        if held.expires() < expires {
+            held.expiries.push(expires);
+        }
+    }
+
+    /// Removes what has expired, as the database does by itself.
+    pub(super) fn sweep(&mut self) {
+        for number in 0..self.sessions() {
+            if !self.is_live(number) {
+                self.remove(self.keys[number], None);
+            }
+        }
+    }
+
+    /// Drops the collection.
+    pub(super) fn drop_all(&mut self) {
+        self.tick();
+        for number in 0..self.sessions() {
+            if self.current(number).held.is_some() {
+                self.becomes(number, None, None);
+            }
+        }
+        self.logs(None);
+    }
+
+    /// A write to something else, which the log tells if it is to a session.
+    pub(super) fn another_write(&mut self, session: Option<SessionKey>) {
+        self.tick();
+        if let Some(key) = session {
+            self.logs(Some((key, None)));
+        }
+    }
+
+    pub(super) fn is_live(&self, number: usize) -> bool {
+        let held = self.current(number).held.as_ref();
+        held.is_some_and(|held| held.expires() > self.clock.wall())
+    }
+
+    /// What is true of a session now.
+    pub(super) fn version(&self, number: usize) -> Option<u64> {
+        let held = self.current(number).held.as_ref();
+        held.filter(|_| self.is_live(number)).map(|held| held.version)
+    }
+
+    /// Whether a session was stored under this key at some time.
+    pub(super) fn has_held_anything(&self, number: usize) -> bool {
+        self.histories[number].len() > 1
+    }
+
+    pub(super) fn rank(&self, number: usize) -> usize {
+        self.spans(number).last().map_or(0, |span| span.rank)
+    }
+
+    /// What was true last before a moment.
+    pub(super) fn rank_before(&self, number: usize, moment: Moment) -> usize {
+        let before = self.spans(number).filter(|span| span.from < moment);
+        before.last().map_or(0, |span| span.rank)
+    }
+
+    /// All that was true of a session, up to now.
+    pub(super) fn spans(&self, number: usize) -> impl Iterator<Item = Span<'_>> {
+        let (states, now) = (&self.histories[number], self.clock.now());
+        let spans = states.iter().enumerate().flat_map(move |(index, state)| {
+            let next = states.get(index + 1);
+            let (until, ended_by) = (next.map(|next| next.from), next.and_then(|next| next.by));
+            let (rank, from, held) = (2 * index, state.from, state.held.as_ref());
+            let expiry = held.map(|held| moment_of(held.expires()));
+            let expires = expiry.filter(|at| until.is_none_or(|until| *at < until));
+            let whole = Span { rank, held, from, until, ended_by };
+            let (first, rest) = match expires {
+                None => (whole, None),
+                Some(at) => (
+                    Span { until: Some(at), ended_by: None, ..whole },
+                    Some(Span { rank: rank + 1, held: None, from: at, until, ended_by }),
+                ),
+            };
+            [Some(first), rest].into_iter().flatten()
+        });
+        spans.filter(move |span| span.from <= now)
+    }
+
+    fn current(&self, number: usize) -> &State {
+        self.histories[number].last().unwrap()
+    }
+
+    fn becomes(&mut self, number: usize, session: Option<&Session>, by: Option<usize>) {
+        let held = session.map(|session| Held {
+            version: super::version(&session.data),
+            expiries: vec![session.expires],
+        });
+        self.histories[number].push(State { from: self.clock.now(), held, by });
+    }
+
+    fn logs(&mut self, change: Option<(SessionKey, Option<Rev>)>) {
+        self.log.push(Logged { time: self.time, change });
+    }
+
+    fn tick(&mut self) {
+        let next = self.time + u64::from(!self.shares_time);
+        self.time = next.max(self.sealed);
+    }
+}
+
+impl Held {
+    pub(super) fn expires(&self) -> WallTime {
+        *self.expiries.last().unwrap()
+    }
+}
+
+/// The moment of the steady clock at which a test's wall clock shows this.
+fn moment_of(wall: WallTime) -> Moment {
+    let since_the_start = u64::try_from(wall.millis() - 1_000_000_000_000).unwrap_or(0);
+    Moment::from_nanos(3_600_000_000_000).after(Duration::from_millis(since_the_start))
+}

@@ -1,0 +1,264 @@
+//! Stores over one database, and what is asked of them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::FakeBackend;
+use super::chance::{Chance, Dawdling};
+use super::oracle::Begun;
+use super::profile::Profile;
+use super::wire::{Manners, Wire};
+use crate::backend::RevSource;
+use crate::cache::{Cache, EvictionPolicy, Limits};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::follow::{self, Follower};
+use crate::metrics::StreamMetrics;
+use crate::record::{RawId, WallTime};
+use crate::tasks::Tasks;
+use crate::tiers::Tiers;
+
+/// Clones share it.
+#[derive(Clone)]
+pub(super) struct Fleet {
+    pub(super) wire: Wire,
+    pub(super) clock: Clock,
+    pub(super) chance: Chance,
+    pub(super) profile: Arc<Profile>,
+    pub(super) stores: Arc<[Tiers<FakeBackend>]>,
+    /// The sessions that are known of; those past the first few were made by stores.
+    pub(super) ids: Arc<Mutex<Vec<RawId>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verb {
+    Create(u64, WallTime),
+    Save(RawId, u64, WallTime),
+    Load(RawId),
+    Delete(RawId),
+    Clear,
+}
+
+/// A verb under way.
+pub(super) struct Running {
+    pub(super) task: JoinHandle<()>,
+    pub(super) what: String,
+}
+
+impl Fleet {
+    pub(super) fn new(profile: Profile, chance: Chance) -> Self {
+        let clock = Clock::tokio();
+        let pace = follow::pace(profile.promise.max_staleness);
+        let manners = Manners {
+            laziness: profile.laziness,
+            at_once: profile.at_once,
+            slow: profile.slow,
+            longest: profile.longest(),
+            timeout: profile.timeout,
+            recalls: profile.promise.exclusive,
+            pace,
+            streams: profile.follows(),
+            says_time: profile.says_time,
+            says_complete: profile.says_complete,
+            busy: profile.busy.then(|| RawId(-1).key()),
+            shares_time: profile.shares_time,
+            healed: false,
+        };
+        let wire = Wire::new(clock.clone(), chance.clone(), manners);
+        let limits = Limits {
+            max_bytes: 1 << 20,
+            max_entries: profile.max_entries,
+            max_absent: profile.max_absent,
+            policy: EvictionPolicy::Lru,
+            max_staleness: profile.promise.max_staleness,
+            exclusive: profile.promise.exclusive,
+            outage_grace: profile.promise.grace,
+        };
+        let stores = (0..profile.stores).map(|node| {
+            let backend = FakeBackend::new(wire.clone(), node);
+            let cache = Cache::new(&limits, clock.clone());
+            let tasks = Tasks::new(Handle::current(), profile.timeout);
+            let ends = tasks.closed().child_token();
+            if !profile.promise.exclusive {
+                let follower = Follower {
+                    changes: backend.clone(),
+                    cache: cache.clone(),
+                    clock: clock.clone(),
+                    pace,
+                    timeout: profile.timeout,
+                    metrics: StreamMetrics::new(),
+                    chance: chance.another(),
+                };
+                drop(follower.start(&tasks, CancellationToken::clone(&ends)));
+            }
+            Tiers {
+                backend,
+                cache,
+                tasks,
+                revs: RevSource::new(),
+                _ends_following: ends.drop_guard(),
+            }
+        });
+        let ids = (0..profile.sessions).map(|id| RawId(i128::try_from(id).unwrap())).collect();
+        Self {
+            stores: stores.collect(),
+            ids: Arc::new(Mutex::new(ids)),
+            profile: Arc::new(profile),
+            wire,
+            clock,
+            chance,
+        }
+    }
+
+    pub(super) fn ids(&self) -> Vec<RawId> {
+        self.ids.lock().unwrap().clone()
+    }
+
+    /// Does it in a task of its own.
+    pub(super) fn start(&self, node: usize, verb: Verb) -> Running {
+        let (fleet, what) = (self.clone(), format!("{} at store {node}", self.told(verb)));
+        let task = async move { fleet.run(node, verb).await };
+        let task = Dawdling::new(task, self.chance.clone(), self.profile.laziness);
+        Running { task: tokio::spawn(task), what }
+    }
+
+    async fn run(&self, node: usize, verb: Verb) {
+        let (store, begun) = (&self.stores[node], self.begins());
+        match verb {
+            Verb::Load(id) => self.load(node, id).await,
+            Verb::Create(version, expires) => {
+                match store.create(&super::data(version), expires).await {
+                    Ok(id) => self.ids.lock().unwrap().push(id),
+                    Err(error) => self.failed(node, None, begun, &error),
+                }
+            }
+            Verb::Save(id, version, expires) => {
+                match store.save(id, &super::data(version), expires).await {
+                    Ok(()) => self.saved(id, version, begun),
+                    Err(error) => self.failed(node, Some(id), begun, &error),
+                }
+            }
+            Verb::Delete(id) => {
+                let there = self.stored(&[id]);
+                match store.delete(id).await {
+                    Ok(()) => self.gone(&there, begun),
+                    Err(error) => self.failed(node, Some(id), begun, &error),
+                }
+            }
+            Verb::Clear => {
+                let there = self.stored(&self.ids());
+                match store.clear().await {
+                    Ok(_) => self.gone(&there, begun),
+                    Err(error) => self.failed(node, None, begun, &error),
+                }
+            }
+        }
+    }
+
+    /// Loads, and lets the oracle judge the answer.
+    pub(super) async fn load(&self, node: usize, id: RawId) {
+        let begun = self.begins();
+        let answer = self.stores[node].load(id).await;
+        let mut state = self.wire.state();
+        let number = state.database.number(id.key());
+        match answer {
+            Ok(answer) => {
+                let version = answer.as_ref().map(|session| super::version(&session.data));
+                let state = &mut *state;
+                state.trace.note(|| format!("store {node} has {version:?} for session {number}"));
+                let truth = (&mut state.database, &*state.records);
+                let (promise, now) = (&self.profile.promise, self.clock.now());
+                let whose = (node, number);
+                let (answer, manners) = (answer.as_ref(), &state.manners);
+                state.oracle.judge(whose, begun, answer, promise, truth, manners, now);
+            }
+            Err(error) => {
+                drop(state);
+                self.failed(node, None, begun, &error);
+                state = self.wire.state();
+            }
+        }
+        self.in_time(begun, &mut state);
+    }
+
+    fn begins(&self) -> Begun {
+        let step = self.wire.state().database.step();
+        Begun { step, at: self.clock.now(), wall: self.clock.wall() }
+    }
+
+    fn saved(&self, id: RawId, version: u64, begun: Begun) {
+        let mut state = self.wire.state();
+        let state = &mut *state;
+        let number = state.database.number(id.key());
+        state.trace.note(|| format!("saved {version} of session {number}"));
+        let held = state.database.spans(number).any(|span| {
+            let known = span.held.is_some_and(|held| held.version == version);
+            // One that found the session gone is dropped.
+            known || (span.held.is_none() && span.until.is_none_or(|until| until >= begun.at))
+        });
+        if !held {
+            state.oracle.violated(format!("I6: {version} was acknowledged and never stored"));
+        }
+        self.in_time(begun, state);
+    }
+
+    fn gone(&self, ids: &[RawId], begun: Begun) {
+        let mut state = self.wire.state();
+        let state = &mut *state;
+        for id in ids {
+            let number = state.database.number(id.key());
+            if state.database.is_live(number) {
+                let text = format!("I6: session {number} was said to be gone, and is not");
+                state.oracle.violated(text);
+            }
+        }
+        state.trace.note(|| format!("gone since step {}", begun.step));
+    }
+
+    /// Those that are there.
+    fn stored(&self, ids: &[RawId]) -> Vec<RawId> {
+        let database = &mut self.wire.state().database;
+        ids.iter().copied().filter(|id| database.find(id.key()).is_some()).collect()
+    }
+
+    fn failed(&self, node: usize, wrote: Option<RawId>, begun: Begun, error: &Error) {
+        let mut state = self.wire.state();
+        let state = &mut *state;
+        state.trace.note(|| format!("store {node} fails: {error}"));
+        match error.kind() {
+            ErrorKind::Timeout => {
+                if let Some(id) = wrote {
+                    let number = state.database.number(id.key());
+                    let deadline = begun.at.after(self.profile.timeout);
+                    state.oracle.timed_out(node, number, deadline, &mut state.database);
+                }
+            }
+            ErrorKind::Connection | ErrorKind::Server => {}
+            kind => state.oracle.violated(format!("an error of its own: {kind:?}")),
+        }
+    }
+
+    /// Whether the deadline of an operation was kept, if the process was awake.
+    fn in_time(&self, begun: Begun, state: &mut super::wire::State) {
+        let took = self.clock.now().since(begun.at);
+        let asleep = state.oracle.asleep_at.is_some_and(|asleep| asleep >= begun.at);
+        if took > self.profile.timeout + Duration::from_millis(2) && !asleep {
+            state.oracle.violated(format!("deadline: it took {took:?}"));
+        }
+    }
+
+    fn told(&self, verb: Verb) -> String {
+        let number = |id: RawId| self.wire.state().database.number(id.key());
+        match verb {
+            Verb::Create(version, _) => format!("create {version}"),
+            Verb::Save(id, version, _) => format!("save {version} of session {}", number(id)),
+            Verb::Load(id) => format!("load session {}", number(id)),
+            Verb::Delete(id) => format!("delete session {}", number(id)),
+            Verb::Clear => "clear".to_owned(),
+        }
+    }
+}

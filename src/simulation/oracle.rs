@@ -1,0 +1,252 @@
+//! Judges each answer by what was really true, and when. Invariants are those of `DESIGN.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::database::{Database, Span};
+use super::wire::{Manners, Operation, Outcome, Record};
+use crate::backend::Fault;
+use crate::clock::Moment;
+use crate::record::{Session, WallTime};
+
+#[derive(Default)]
+pub(super) struct Oracle {
+    nodes: Vec<Node>,
+    pub(super) violations: Vec<String>,
+    /// What the walks have come across, and how often.
+    pub(super) tally: BTreeMap<&'static str, u64>,
+    /// Whether calls may be dropped, since their store is.
+    pub(super) closing: bool,
+    /// When the process woke up the last time.
+    pub(super) asleep_at: Option<Moment>,
+}
+
+/// What a store may not go back behind, and whether it may think that the database is down.
+#[derive(Default)]
+struct Node {
+    floors: Vec<Vec<Floor>>,
+    under_way: BTreeSet<usize>,
+    answered_at: Option<Moment>,
+    failed_at: Option<Moment>,
+}
+
+/// A load that begins after this step answers with this rank or a later one.
+#[derive(Clone, Copy)]
+struct Floor {
+    step: u64,
+    rank: usize,
+    invariant: &'static str,
+}
+
+/// What is promised about the age of what is served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise {
+    pub(super) max_staleness: Duration,
+    pub(super) grace: Duration,
+    pub(super) exclusive: bool,
+}
+
+/// When a load began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    pub(super) step: u64,
+    pub(super) at: Moment,
+    pub(super) wall: WallTime,
+}
+
+impl Oracle {
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    pub(super) fn violated(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    pub(super) fn begins(&mut self, node: usize, call: usize) {
+        self.node(node).under_way.insert(call);
+    }
+
+    /// A call has come to its end at its store, which by now has left an entry or removed it.
+    pub(super) fn ends(
+        &mut self,
+        record: &Record,
+        call: usize,
+        outcome: Option<&Result<Outcome, Fault>>,
+        database: &mut Database,
+        manners: &Manners,
+        (step, now): (u64, Moment),
+    ) {
+        let deadline = record.asked.after(manners.timeout);
+        let in_time = now < deadline;
+        if let Operation::Open(_) | Operation::More(_) = record.operation {
+            if let Some(Ok(Outcome::Handed(_, batch))) = outcome
+                && !batch.ended
+            {
+                self.node(record.node).answered_at = Some(now);
+            }
+            return;
+        }
+        if record.operation.is_of_a_stream() {
+            return;
+        }
+        let patience = manners.timeout * 2;
+        if outcome.is_none() && !self.closing && now.since(record.asked) < patience {
+            self.violated(format!("I6: call {call} was dropped before its time"));
+        }
+        let node = self.node(record.node);
+        node.under_way.remove(&call);
+        if !matches!(record.operation, Operation::Clear) {
+            match outcome {
+                _ if !in_time => node.failed_at = node.failed_at.max(Some(deadline)),
+                Some(Err(Fault::Passing)) => node.failed_at = Some(now),
+                _ => node.answered_at = Some(now),
+            }
+        }
+        if record.applied && !in_time {
+            self.count("ended after its deadline");
+        }
+        let answered = matches!(outcome, Some(Ok(_)));
+        let (numbers, invariant) = match record.operation {
+            Operation::Insert(key, _) | Operation::Replace(key, ..) => {
+                let number = database.number(key);
+                (number..number + 1, if answered { "I2" } else { "I6, in doubt" })
+            }
+            Operation::Remove(key) => {
+                let number = database.number(key);
+                (number..number + 1, if answered { "I1" } else { "I6, in doubt" })
+            }
+            Operation::Clear if outcome.is_some() => (0..database.sessions(), "I1, clear"),
+            _ => return,
+        };
+        for number in numbers {
+            let applied = record.ranks.iter().find(|(it, _)| *it == number).map(|(_, rank)| *rank);
+            let emptied = matches!(record.operation, Operation::Clear) || !answered;
+            let rank = applied.filter(|_| !emptied).unwrap_or_else(|| database.rank(number));
+            self.raise(record.node, number, Floor { step, rank, invariant });
+        }
+    }
+
+    /// A caller was told that a write may or may not have happened, since its time was over.
+    pub(super) fn timed_out(
+        &mut self,
+        node: usize,
+        number: usize,
+        deadline: Moment,
+        database: &mut Database,
+    ) {
+        let (step, rank) = (database.step(), database.rank_before(number, deadline));
+        self.count("timed out");
+        self.raise(node, number, Floor { step, rank, invariant: "I6, in doubt" });
+    }
+
+    /// A load was answered.
+    #[allow(clippy::too_many_arguments, reason = "all that the judgement of an answer rests on")]
+    pub(super) fn judge(
+        &mut self,
+        (node, number): (usize, usize),
+        begun: Begun,
+        answer: Option<&Session>,
+        promise: &Promise,
+        (database, records): (&mut Database, &[Record]),
+        manners: &Manners,
+        now: Moment,
+    ) {
+        let (step, seen) = (database.step(), answer.map(|session| super::version(&session.data)));
+        let is_answer = |span: &Span<'_>| match (span.held, answer) {
+            (None, None) => true,
+            (Some(held), Some(session)) => {
+                Some(held.version) == seen && held.expiries.contains(&session.expires)
+            }
+            _ => false,
+        };
+        let held: Vec<_> = database.spans(number).filter(is_answer).collect();
+        let whose = format!("session {number} at store {node}, begun at step {}", begun.step);
+        if held.is_empty() {
+            let invariant = if answer.is_some() { "I5" } else { "I7" };
+            return self.violated(format!("{invariant}: {seen:?} was never true: {whose}"));
+        }
+        if answer.is_some_and(|session| session.expires <= begun.wall) {
+            return self.violated(format!("expired: {seen:?} was answered: {whose}"));
+        }
+        let down = !promise.grace.is_zero() && self.may_be_down(node, records, manners, now);
+        let reach = promise.max_staleness + if down { promise.grace } else { Duration::ZERO };
+        let recent = |span: &&Span<'_>| {
+            let age = span.until.map_or(Duration::ZERO, |until| begun.at.since(until));
+            if !promise.exclusive || answer.is_none() {
+                return age <= reach;
+            }
+            let known = |call: usize| records[call].ended.is_some_and(|end| end < begun.step);
+            age.is_zero() || span.ended_by.is_some_and(|call| !known(call))
+        };
+        let recent: Vec<_> = held.iter().filter(recent).collect();
+        let Some(last) = recent.last() else {
+            let age = held.last().and_then(|span| Some(begun.at.since(span.until?)));
+            let invariant = if answer.is_some() { "bound" } else { "I7" };
+            return self.violated(format!(
+                "{invariant}: {seen:?} had not been true for {age:?} (down: {down}): {whose}"
+            ));
+        };
+        let age = last.until.map_or(Duration::ZERO, |until| begun.at.since(until));
+        if age > promise.max_staleness {
+            self.count("served under the grace");
+        } else if !age.is_zero() {
+            self.count("served stale, within the bound");
+        }
+        let floor = self.floor(node, number, begun.step);
+        let rank = recent.iter().map(|span| span.rank).find(|rank| *rank >= floor.rank);
+        let Some(rank) = rank else {
+            return self.violated(format!(
+                "{}: {seen:?} (rank {}) is older than rank {}, known since step {}: {whose}",
+                floor.invariant, last.rank, floor.rank, floor.step
+            ));
+        };
+        self.raise(node, number, Floor { step, rank, invariant: "I3" });
+    }
+
+    /// Whether a store may have seen no answer of the database after some failure.
+    fn may_be_down(
+        &mut self,
+        node: usize,
+        records: &[Record],
+        manners: &Manners,
+        now: Moment,
+    ) -> bool {
+        let node = self.node(node);
+        let asked = node.under_way.iter().map(|call| &records[*call]);
+        let overdue = asked.filter(|record| !matches!(record.operation, Operation::Clear));
+        let overdue = overdue.map(|record| record.asked.after(manners.timeout));
+        let failed = overdue.filter(|deadline| *deadline <= now).max().max(node.failed_at);
+        failed.is_some() && failed >= node.answered_at
+    }
+
+    fn floor(&mut self, node: usize, number: usize, step: u64) -> Floor {
+        let floors = self.floors(node, number);
+        let before = floors.partition_point(|floor| floor.step < step);
+        let bottom = Floor { step: 0, rank: 0, invariant: "none" };
+        before.checked_sub(1).map_or(bottom, |last| floors[last])
+    }
+
+    fn raise(&mut self, node: usize, number: usize, floor: Floor) {
+        let floors = self.floors(node, number);
+        match floors.last() {
+            Some(last) if last.rank >= floor.rank => {}
+            _ => floors.push(floor),
+        }
+    }
+
+    fn floors(&mut self, node: usize, number: usize) -> &mut Vec<Floor> {
+        let floors = &mut self.node(node).floors;
+        if floors.len() <= number {
+            floors.resize_with(number + 1, Vec::new);
+        }
+        &mut floors[number]
+    }
+
+    fn node(&mut self, node: usize) -> &mut Node {
+        if self.nodes.len() <= node {
+            self.nodes.resize_with(node + 1, Node::default);
+        }
+        &mut self.nodes[node]
+    }
+}

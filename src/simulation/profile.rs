@@ -1,0 +1,155 @@
+//! What a walk is like, drawn from its seed.
+
+use std::time::Duration;
+
+use super::chance::Chance;
+use super::oracle::Promise;
+
+#[derive(Clone, Debug)]
+pub(super) struct Profile {
+    pub(super) kind: Kind,
+    pub(super) stores: usize,
+    pub(super) sessions: usize,
+    pub(super) steps: usize,
+    pub(super) promise: Promise,
+    pub(super) timeout: Duration,
+    pub(super) max_entries: Option<u64>,
+    pub(super) max_absent: u64,
+    pub(super) laziness: f64,
+    pub(super) at_once: f64,
+    pub(super) slow: f64,
+    pub(super) says_time: bool,
+    pub(super) says_complete: bool,
+    pub(super) busy: bool,
+    pub(super) shares_time: f64,
+    /// How long a step takes at most, most of the time.
+    pub(super) tick: Duration,
+    pub(super) rates: Rates,
+}
+
+/// How often things happen: at each step, or to each call that could go on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    pub(super) begin: f64,
+    pub(super) cancel: f64,
+    pub(super) serve: f64,
+    pub(super) fail: f64,
+    /// A change that no store made.
+    pub(super) foreign: f64,
+    /// A long step, and one in which the process sleeps.
+    pub(super) leap: f64,
+    pub(super) suspend: f64,
+    pub(super) cut_stream: f64,
+    pub(super) refuse_stream: f64,
+    pub(super) lose_history: f64,
+    pub(super) drop_collection: f64,
+    /// One kind of calls stands still for a while, in one direction.
+    pub(super) stall: f64,
+    /// Nothing answers one store for a while.
+    pub(super) outage: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Calm,
+    Lossy,
+    Slow,
+    Stalled,
+    HistoryLost,
+    Outage,
+    Exclusive,
+    /// Without change streams.
+    Bounded,
+    /// More sessions than fit.
+    Crowded,
+}
+
+impl Profile {
+    pub(super) fn draw(chance: &Chance) -> Self {
+        use Kind::{Bounded, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Slow, Stalled};
+
+        let kind = chance.pick(&[
+            Calm,
+            Calm,
+            Lossy,
+            Lossy,
+            Slow,
+            Slow,
+            Stalled,
+            Stalled,
+            HistoryLost,
+            Outage,
+            Outage,
+            Exclusive,
+            Bounded,
+            Crowded,
+        ]);
+        let max_staleness =
+            Duration::from_millis(chance.pick(&[200, 300, 500, 1_000, 2_000, 5_000]));
+        let timeout = max_staleness.mul_f64(chance.pick(&[0.25, 0.5, 1.5, 3.0, 6.0]));
+        let grace = match kind {
+            Outage => max_staleness.mul_f64(chance.pick(&[0.0, 0.5, 2.0, 5.0])),
+            Lossy | Slow => max_staleness.mul_f64(chance.pick(&[0.0, 0.0, 0.0, 1.0])),
+            _ => Duration::ZERO,
+        };
+        let says_time = chance.happens(0.6);
+        let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
+        let base = Rates {
+            begin: chance.pick(&[0.2, 0.4, 0.6]),
+            cancel: 0.03,
+            serve: chance.pick(&[0.3, 0.5, 0.8]),
+            fail: 0.01,
+            foreign: chance.pick(&[0.0, 0.05, 0.1]),
+            leap: 0.01,
+            suspend: 0.005,
+            cut_stream: 0.003,
+            refuse_stream: 0.002,
+            lose_history: 0.002,
+            drop_collection: 0.0005,
+            stall: 0.005,
+            outage: 0.0,
+        };
+        let rates = match kind {
+            Calm | Crowded => Rates { fail: 0.0, stall: 0.0, cut_stream: 0.0, leap: 0.005, ..base },
+            Lossy => Rates { fail: 0.08, cut_stream: 0.02, refuse_stream: 0.02, ..base },
+            Slow => Rates { serve: 0.15, stall: 0.01, ..base },
+            Stalled => Rates { stall: 0.04, leap: 0.02, ..base },
+            HistoryLost => {
+                Rates { cut_stream: 0.03, lose_history: 0.03, drop_collection: 0.003, ..base }
+            }
+            Outage => Rates { outage: 0.02, fail: 0.03, begin: 0.6, leap: 0.02, ..base },
+            Exclusive | Bounded => Rates { fail: 0.04, drop_collection: 0.0, ..base },
+        };
+        let rates = if kind == Exclusive { Rates { foreign: 0.0, ..rates } } else { rates };
+        let crowded = kind == Crowded;
+        Self {
+            kind,
+            stores,
+            sessions: if crowded { 12 } else { chance.pick(&[1, 1, 2, 3]) },
+            steps: chance.pick(&[100, 150, 200, 300]),
+            promise: Promise { max_staleness, grace, exclusive: kind == Exclusive },
+            timeout,
+            max_entries: crowded.then_some(3),
+            max_absent: if crowded { 3 } else { 100 },
+            laziness: chance.pick(&[0.0, 0.1, 0.3, 0.5]),
+            at_once: chance.pick(&[0.0, 0.02, 0.1]),
+            slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
+            says_time,
+            says_complete: !says_time || chance.happens(0.3),
+            busy: chance.happens(0.15),
+            shares_time: chance.pick(&[0.0, 0.3, 0.8]),
+            tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
+            rates,
+        }
+    }
+
+    /// Whether the stores hear of changes.
+    pub(super) fn follows(&self) -> bool {
+        !matches!(self.kind, Kind::Exclusive | Kind::Bounded)
+    }
+
+    /// Longer than any call takes that somebody still waits for.
+    pub(super) fn longest(&self) -> Duration {
+        (self.timeout * 9 / 4).max(self.promise.max_staleness * 3)
+    }
+}

@@ -1,0 +1,40 @@
+//! What happened in a walk, to be printed or compared with another one's.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use tokio::time::Instant;
+
+/// Says nothing unless it is asked to.
+#[derive(Default)]
+pub(super) struct Trace {
+    prints: bool,
+    hash: Option<DefaultHasher>,
+    lines: u64,
+    start: Option<Instant>,
+}
+
+impl Trace {
+    pub(super) fn printed() -> Self {
+        Self { prints: true, ..Self::hashed() }
+    }
+
+    pub(super) fn hashed() -> Self {
+        Self { hash: Some(DefaultHasher::new()), start: Some(Instant::now()), ..Self::default() }
+    }
+
+    pub(super) fn note(&mut self, text: impl FnOnce() -> String) {
+        let Some(hash) = &mut self.hash else { return };
+        let since = self.start.map_or(0, |start| start.elapsed().as_millis());
+        let line = format!("{since:>7} ms  {}", text());
+        line.hash(hash);
+        self.lines += 1;
+        if self.prints {
+            eprintln!("{line}");
+        }
+    }
+
+    /// A digest of all that was noted.
+    pub(super) fn digest(&self) -> u64 {
+        self.hash.as_ref().map_or(0, |hash| hash.finish() ^ self.lines)
+    }
+}

@@ -1,0 +1,364 @@
+//! A random walk: what the stores are asked and how the network serves them, step by step.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::{advance, sleep};
+
+use super::chance::Chance;
+use super::fleet::{Fleet, Running, Verb};
+use super::profile::{Kind, Profile};
+use super::trace::Trace;
+use super::wire::{Operation, State};
+use crate::backend::Fault;
+use crate::clock::Moment;
+use crate::record::{RawId, Session, WallTime};
+
+/// More operations at a time than are of use.
+const MOST_RUNNING: usize = 12;
+
+pub(super) struct Walk {
+    pub(super) fleet: Fleet,
+    pub(super) running: Vec<Running>,
+    stalls: Vec<Stall>,
+    versions: u64,
+}
+
+/// What became of a walk.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) violation: Option<String>,
+    pub(super) tally: BTreeMap<&'static str, u64>,
+    pub(super) digest: u64,
+}
+
+/// Some calls of one store stand still for a while.
+struct Stall {
+    node: usize,
+    lane: Lane,
+    way: Way,
+    until: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Verbs,
+    Stream,
+    Fences,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Requests,
+    Replies,
+    /// They fail instead of standing still.
+    Neither,
+}
+
+/// Goes a walk to its end, or to the first thing that should not have been.
+pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
+    let chance = Chance::of(seed);
+    let fleet = Fleet::new(Profile::draw(&chance), chance);
+    fleet.wire.state().trace = trace;
+    let steps = fleet.profile.steps;
+    let mut walk = Walk { fleet, running: Vec::new(), stalls: Vec::new(), versions: 0 };
+    walk.fleet.wire.state().trace.note(|| format!("{:?}", walk.fleet.profile));
+    walk.settle();
+    for _ in 0..steps {
+        walk.step().await;
+        if walk.is_broken() {
+            break;
+        }
+    }
+    if !walk.is_broken() {
+        walk.heal().await;
+    }
+    let mut state = walk.fleet.wire.state();
+    // What is torn down with the runtime is not dropped before its time.
+    state.oracle.closing = true;
+    let violation = state.oracle.violations.first().cloned();
+    let violation = violation.map(|text| format!("{text}\n  {:?}", walk.fleet.profile));
+    let tally = std::mem::take(&mut state.oracle.tally);
+    Report { violation, tally, digest: state.trace.digest() }
+}
+
+impl Walk {
+    pub(super) fn is_broken(&self) -> bool {
+        !self.fleet.wire.state().oracle.violations.is_empty()
+    }
+
+    /// Most sessions are there from the start.
+    fn settle(&mut self) {
+        for id in self.fleet.ids() {
+            if self.chance().happens(0.8) {
+                let session = self.session();
+                self.fleet.wire.state().database.insert(id.key(), &session, None);
+            }
+        }
+    }
+
+    async fn step(&mut self) {
+        let (rates, chance) = (self.fleet.profile.rates, self.chance());
+        if self.running.len() < MOST_RUNNING && chance.happens(rates.begin) {
+            self.begin();
+        }
+        if chance.happens(rates.cancel) && !self.running.is_empty() {
+            let running = self.running.swap_remove(chance.below(self.running.len()));
+            self.note(|| format!("cancel: {}", running.what));
+            running.task.abort();
+        }
+        if chance.happens(rates.foreign) {
+            self.change_elsewhere();
+        }
+        self.trouble();
+        for _ in 0..=chance.below(2) {
+            self.serve();
+            for _ in 0..chance.below(3) {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.wait().await;
+        self.reap().await;
+    }
+
+    fn begin(&mut self) {
+        let chance = self.chance();
+        let node = chance.below(self.fleet.profile.stores);
+        let crowded = self.fleet.profile.kind == Kind::Crowded;
+        let unknown = if crowded { 0.2 } else { 0.02 };
+        let (id, live) = self.choose();
+        let verb = match chance.below(1_000) {
+            _ if chance.happens(unknown) => {
+                Verb::Load(RawId(1_000_000 + i128::try_from(chance.below(1 << 30)).unwrap()))
+            }
+            _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
+            0..580 => Verb::Load(id),
+            580..930 => Verb::Save(id, self.version(), self.expiry()),
+            930..950 => Verb::Delete(id),
+            950..995 => Verb::Create(self.version(), self.expiry()),
+            _ => Verb::Clear,
+        };
+        let running = self.fleet.start(node, verb);
+        self.note(|| format!("start: {}", running.what));
+        self.running.push(running);
+    }
+
+    /// A session, mostly one that is there, and whether it is.
+    fn choose(&self) -> (RawId, bool) {
+        let (chance, ids) = (self.chance(), self.fleet.ids());
+        let mut state = self.fleet.wire.state();
+        let live: Vec<_> =
+            ids.iter().copied().filter(|id| state.database.find(id.key()).is_some()).collect();
+        let few = &live[live.len().saturating_sub(self.fleet.profile.sessions + 1)..];
+        if few.is_empty() || chance.happens(0.15) {
+            let recent = &ids[ids.len().saturating_sub(6)..];
+            return (chance.pick(recent), !live.is_empty());
+        }
+        (chance.pick(few), true)
+    }
+
+    fn change_elsewhere(&mut self) {
+        let chance = self.chance();
+        let ((id, _), session) = (self.choose(), self.session());
+        let mut state = self.fleet.wire.state();
+        let state = &mut *state;
+        let number = state.database.number(id.key());
+        let (database, key) = (&mut state.database, id.key());
+        database.shares_time = chance.happens(state.manners.shares_time);
+        let what = match chance.below(20) {
+            // An id that was in use is never so again.
+            _ if !database.has_held_anything(number) && chance.happens(0.4) => {
+                database.insert(key, &session, None);
+                "insert"
+            }
+            0..10 => {
+                database.replace(key, None, &session, None);
+                "replace"
+            }
+            10..13 => {
+                database.touch(key, session.expires);
+                "touch"
+            }
+            13 => {
+                database.remove(key, None);
+                "remove"
+            }
+            14..17 => {
+                database.sweep();
+                "sweep"
+            }
+            _ => {
+                database.another_write(None);
+                "something else"
+            }
+        };
+        state.trace.note(|| format!("elsewhere: {what} {number}"));
+    }
+
+    /// Breaks what can break.
+    fn trouble(&mut self) {
+        let (rates, chance) = (self.fleet.profile.rates, self.chance());
+        let now = self.fleet.clock.now();
+        self.stalls.retain(|stall| stall.until > now);
+        let node = chance.below(self.fleet.profile.stores);
+        let longest = self.fleet.profile.promise.max_staleness * 4;
+        if chance.happens(rates.stall) {
+            let lane = chance.pick(&[Lane::Verbs, Lane::Stream, Lane::Fences]);
+            let way = chance.pick(&[Way::Requests, Way::Replies]);
+            let until = now.after(chance.part_of(longest));
+            self.note(|| format!("stall: {lane:?} {way:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, lane, way, until });
+        }
+        if chance.happens(rates.outage) {
+            let lane = chance.pick(&[Lane::Verbs, Lane::All]);
+            let way = chance.pick(&[Way::Requests, Way::Replies, Way::Neither, Way::Neither]);
+            let until = now.after(chance.part_of(longest * 2));
+            self.note(|| format!("outage: {lane:?} {way:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, lane, way, until });
+        }
+        let mut state = self.fleet.wire.state();
+        if chance.happens(rates.cut_stream) {
+            state.trace.note(|| format!("cut the stream of store {node}"));
+            state.break_streams(node, Fault::Passing);
+        }
+        if chance.happens(rates.refuse_stream) {
+            state.trace.note(|| format!("refuse the stream of store {node}"));
+            state.break_streams(node, Fault::Refused);
+        }
+        if chance.happens(rates.lose_history) {
+            state.trace.note(|| "lose the history".to_owned());
+            state.database.oldest = state.database.log.len();
+            for node in 0..self.fleet.profile.stores {
+                let fault = chance.pick(&[Fault::Lost, Fault::Passing]);
+                state.break_streams(node, fault);
+            }
+        }
+        if chance.happens(rates.drop_collection) {
+            state.trace.note(|| "drop the collection".to_owned());
+            state.database.drop_all();
+        }
+    }
+
+    /// Serves some of the calls that wait.
+    fn serve(&self) {
+        let chance = self.chance();
+        let mut calls = self.fleet.wire.waiting();
+        chance.shuffle(&mut calls);
+        let rates = self.fleet.profile.rates;
+        for call in calls {
+            if !chance.happens(rates.serve) {
+                continue;
+            }
+            let (wire, now) = (&self.fleet.wire, self.fleet.clock.now());
+            let (stall, ready, due, applied, stream) = {
+                let state = wire.state();
+                let Some(waiting) = state.calls.get(&call) else { continue };
+                let stream = matches!(waiting.operation, Operation::Open(_) | Operation::More(_));
+                let applied = waiting.outcome.is_some();
+                (self.stall(&state, call), waiting.ready, waiting.due, applied, stream)
+            };
+            if stall == Some(Way::Neither) {
+                wire.fail(call, Fault::Passing);
+                continue;
+            }
+            if !applied {
+                if stall == Some(Way::Requests) || now < ready {
+                    continue;
+                }
+                if chance.happens(rates.fail) {
+                    wire.fail(call, self.fault(stream));
+                    continue;
+                }
+                wire.apply(call);
+                if chance.happens(0.5) {
+                    continue;
+                }
+            }
+            if stall == Some(Way::Replies) || now < due {
+                continue;
+            }
+            if chance.happens(rates.fail) {
+                wire.fail(call, self.fault(stream));
+            } else {
+                wire.answer(call);
+            }
+        }
+    }
+
+    fn fault(&self, stream: bool) -> Fault {
+        let refused = if stream { 0.3 } else { 0.1 };
+        if self.chance().happens(refused) { Fault::Refused } else { Fault::Passing }
+    }
+
+    /// How a call stands still.
+    fn stall(&self, state: &State, call: usize) -> Option<Way> {
+        let record = &state.records[call];
+        let lane = match record.operation {
+            Operation::Open(_) | Operation::More(_) => Lane::Stream,
+            Operation::Fence => Lane::Fences,
+            _ => Lane::Verbs,
+        };
+        let hits = |stall: &&Stall| {
+            stall.node == record.node && (stall.lane == lane || stall.lane == Lane::All)
+        };
+        self.stalls.iter().find(hits).map(|stall| stall.way)
+    }
+
+    async fn wait(&self) {
+        let (profile, chance) = (&self.fleet.profile, self.chance());
+        if chance.happens(profile.rates.suspend) {
+            let asleep = chance.part_of(profile.promise.max_staleness * 3);
+            self.note(|| format!("asleep for {asleep:?}"));
+            let wakes = self.fleet.clock.now().after(asleep);
+            self.fleet.wire.state().oracle.asleep_at = Some(wakes);
+            advance(asleep).await;
+        } else if chance.happens(profile.rates.leap) {
+            sleep(chance.part_of(profile.longest())).await;
+        } else if chance.happens(0.7) {
+            sleep(chance.part_of(profile.tick)).await;
+        }
+    }
+
+    /// Looks after those that have ended.
+    pub(super) async fn reap(&mut self) {
+        let (done, running) =
+            std::mem::take(&mut self.running).into_iter().partition(|it| it.task.is_finished());
+        self.running = running;
+        let done: Vec<Running> = done;
+        for ended in done {
+            if ended.task.await.is_err_and(|error| error.is_panic()) {
+                let text = format!("panic: {}", ended.what);
+                self.fleet.wire.state().oracle.violated(text);
+            }
+        }
+    }
+
+    fn session(&mut self) -> Session {
+        Session { data: super::data(self.version()), expires: self.expiry() }
+    }
+
+    fn version(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    /// An hour from now, or soon.
+    fn expiry(&self) -> WallTime {
+        let soon = self.fleet.profile.promise.max_staleness * 3;
+        let lasts = if self.chance().happens(0.1) {
+            self.chance().part_of(soon) + Duration::from_millis(1)
+        } else {
+            Duration::from_secs(3_600)
+        };
+        self.fleet.clock.wall().after(lasts)
+    }
+
+    pub(super) fn note(&self, text: impl FnOnce() -> String) {
+        self.fleet.wire.state().trace.note(text);
+    }
+
+    fn chance(&self) -> Chance {
+        self.fleet.chance.clone()
+    }
+}

@@ -1,0 +1,350 @@
+//! The network between stores and their database: each call waits here until the test
+//! [applies](Wire::apply) it, which changes or reads the database, and [answers](Wire::answer) it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::chance::Chance;
+use super::database::Database;
+use super::oracle::Oracle;
+use super::stream::{Cursor, Handed};
+use super::trace::Trace;
+use crate::backend::{Fault, Rev, ServerTime};
+use crate::clock::{Clock, Moment};
+use crate::key::SessionKey;
+use crate::record::{Session, WallTime};
+
+/// Clones share it.
+#[derive(Clone)]
+pub(super) struct Wire {
+    state: Arc<Mutex<State>>,
+    pub(super) arrived: Arc<Notify>,
+    pub(super) clock: Clock,
+    pub(super) chance: Chance,
+}
+
+pub(super) struct State {
+    pub(super) database: Database,
+    pub(super) calls: BTreeMap<usize, Waiting>,
+    pub(super) records: Vec<Record>,
+    /// For each stream that was opened, what became of it.
+    pub(super) streams: Vec<Option<Fault>>,
+    pub(super) manners: Manners,
+    pub(super) oracle: Oracle,
+    pub(super) trace: Trace,
+}
+
+/// How the network and the database behave.
+#[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
+pub(super) struct Manners {
+    /// How often a future that could go on lets others run first.
+    pub(super) laziness: f64,
+    /// How often a call is carried out and answered without any wait.
+    pub(super) at_once: f64,
+    /// How often a call takes long, and how long at most.
+    pub(super) slow: f64,
+    pub(super) longest: Duration,
+    pub(super) timeout: Duration,
+    /// Whether nothing happens to a call any more once it is given up.
+    pub(super) recalls: bool,
+    /// How long a stream waits for changes, once everything is answered at once.
+    pub(super) pace: Duration,
+    /// The database has change streams.
+    pub(super) streams: bool,
+    /// A batch may say what time it has reached, or that it is complete.
+    pub(super) says_time: bool,
+    pub(super) says_complete: bool,
+    /// There is always another change to tell of.
+    pub(super) busy: Option<SessionKey>,
+    pub(super) shares_time: f64,
+    /// All is well from now on: everything is answered at once.
+    pub(super) healed: bool,
+}
+
+pub(super) struct Waiting {
+    pub(super) operation: Operation,
+    /// Not carried out before this, and not answered before that.
+    pub(super) ready: Moment,
+    pub(super) due: Moment,
+    pub(super) outcome: Option<Result<Outcome, Fault>>,
+    reply: oneshot::Sender<Result<Outcome, Fault>>,
+}
+
+/// What is known of a call, for good.
+pub(super) struct Record {
+    pub(super) node: usize,
+    pub(super) operation: Operation,
+    pub(super) asked: Moment,
+    /// The length of the log and the database's time when it was asked.
+    pub(super) asked_log: usize,
+    pub(super) asked_time: u64,
+    /// What was true of each session that it wrote to, once it had.
+    pub(super) ranks: Vec<(usize, usize)>,
+    pub(super) applied: bool,
+    pub(super) ended: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    Insert(SessionKey, Session),
+    Replace(SessionKey, Rev, Session),
+    Find(SessionKey),
+    Remove(SessionKey),
+    Clear,
+    Open(Option<usize>),
+    More(Cursor),
+    Fence,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Written(Option<WallTime>),
+    Found(Option<Session>),
+    Removed,
+    Cleared(u64),
+    Handed(Cursor, Handed),
+    Time(ServerTime),
+}
+
+impl Operation {
+    /// In words that are the same in each replay: keys and revs are not.
+    fn told(&self, database: &mut Database) -> String {
+        match self {
+            Self::Insert(key, session) => {
+                format!("insert {} {}", database.number(*key), super::version(&session.data))
+            }
+            Self::Replace(key, _, session) => {
+                format!("replace {} {}", database.number(*key), super::version(&session.data))
+            }
+            Self::Find(key) => format!("find {}", database.number(*key)),
+            Self::Remove(key) => format!("remove {}", database.number(*key)),
+            Self::Clear => "clear".to_owned(),
+            Self::Open(after) => format!("open after {after:?}"),
+            Self::More(cursor) => format!("more {cursor:?}"),
+            Self::Fence => "fence".to_owned(),
+        }
+    }
+
+    pub(super) fn is_of_a_stream(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
+    }
+}
+
+impl Wire {
+    pub(super) fn new(clock: Clock, chance: Chance, manners: Manners) -> Self {
+        let state = State {
+            database: Database::new(clock.clone()),
+            calls: BTreeMap::new(),
+            records: Vec::new(),
+            streams: Vec::new(),
+            manners,
+            oracle: Oracle::default(),
+            trace: Trace::default(),
+        };
+        Self { state: Arc::new(Mutex::new(state)), arrived: Arc::default(), clock, chance }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Carries a call out, without answering.
+    pub(super) fn apply(&self, call: usize) {
+        let mut state = self.state();
+        let Some(waiting) = state.calls.get(&call) else { return };
+        assert!(waiting.outcome.is_none(), "applied twice");
+        let outcome = state.perform(call, &self.chance);
+        state.trace.note(|| format!("apply {call}: {}", told(&outcome)));
+        if let Some(waiting) = state.calls.get_mut(&call) {
+            waiting.outcome = Some(outcome);
+        }
+    }
+
+    /// Answers a call with what came of it, which is an error if it was not applied.
+    pub(super) fn answer(&self, call: usize) {
+        let Some(waiting) = self.state().calls.remove(&call) else { return };
+        self.state().trace.note(|| format!("answer {call}"));
+        drop(waiting.reply.send(waiting.outcome.unwrap_or(Err(Fault::Passing))));
+    }
+
+    /// Answers a call with an error, whatever came of it.
+    pub(super) fn fail(&self, call: usize, fault: Fault) {
+        let Some(waiting) = self.state().calls.remove(&call) else { return };
+        self.state().trace.note(|| format!("fail {call}: {fault:?}"));
+        drop(waiting.reply.send(Err(fault)));
+    }
+
+    /// The calls that have not been answered.
+    pub(super) fn waiting(&self) -> Vec<usize> {
+        self.state().calls.keys().copied().collect()
+    }
+
+    /// Puts a call on the wire, and waits for what comes of it.
+    pub(super) async fn call(self, node: usize, operation: Operation) -> Result<Outcome, Fault> {
+        let (at_once, more) = {
+            let state = self.state();
+            let manners = &state.manners;
+            let at_once = manners.healed || self.chance.happens(manners.at_once);
+            (at_once, matches!(operation, Operation::More(_)).then_some(manners.pace))
+        };
+        let mut given_up = GivenUp { call: self.begins(node, &operation), wire: &self };
+        let call = given_up.call;
+        let outcome = if at_once {
+            if let Some(pace) = more {
+                tokio::time::sleep(pace).await;
+            }
+            let outcome = self.state().perform(call, &self.chance);
+            self.state().trace.note(|| format!("at once {call}: {}", told(&outcome)));
+            outcome
+        } else {
+            let answer = self.waits(call, operation);
+            self.arrived.notify_waiters();
+            let outcome = answer.await.unwrap_or(Err(Fault::Passing));
+            let laziness = self.state().manners.laziness;
+            self.chance.dawdle(laziness).await;
+            outcome
+        };
+        given_up.call = usize::MAX;
+        self.state().ends(call, Some(&outcome), self.clock.now());
+        outcome
+    }
+
+    fn begins(&self, node: usize, operation: &Operation) -> usize {
+        let mut state = self.state();
+        let call = state.records.len();
+        let State { trace, database, .. } = &mut *state;
+        trace.note(|| format!("ask {call} by {node}: {}", operation.told(database)));
+        let record = Record {
+            node,
+            operation: operation.clone(),
+            asked: self.clock.now(),
+            asked_log: state.database.log.len(),
+            asked_time: state.database.time,
+            ranks: Vec::new(),
+            applied: false,
+            ended: None,
+        };
+        if !operation.is_of_a_stream() {
+            state.oracle.begins(node, call);
+        }
+        state.records.push(record);
+        call
+    }
+
+    fn waits(
+        &self,
+        call: usize,
+        operation: Operation,
+    ) -> oneshot::Receiver<Result<Outcome, Fault>> {
+        let mut state = self.state();
+        let (slow, longest) = (state.manners.slow, state.manners.longest);
+        let long = || {
+            if self.chance.happens(slow) { self.chance.part_of(longest) } else { Duration::ZERO }
+        };
+        let ready = self.clock.now().after(long());
+        let due = ready.after(long());
+        let (reply, answer) = oneshot::channel();
+        state.calls.insert(call, Waiting { operation, ready, due, outcome: None, reply });
+        answer
+    }
+}
+
+impl State {
+    /// What the database makes of a call.
+    fn perform(&mut self, call: usize, chance: &Chance) -> Result<Outcome, Fault> {
+        self.database.shares_time = chance.happens(self.manners.shares_time);
+        let by = Some(call);
+        let operation = self.records[call].operation.clone();
+        let outcome = match &operation {
+            Operation::Insert(key, session) => {
+                let inserted = self.database.insert(*key, session, by);
+                Outcome::Written(inserted.then_some(session.expires))
+            }
+            Operation::Replace(key, rev, session) => {
+                let replaced = self.database.replace(*key, Some(*rev), session, by);
+                Outcome::Written(replaced.then_some(session.expires))
+            }
+            Operation::Find(key) => Outcome::Found(self.database.find(*key)),
+            Operation::Remove(key) => {
+                self.database.remove(*key, by);
+                Outcome::Removed
+            }
+            Operation::Clear => Outcome::Cleared(self.database.clear(usize::MAX, by)),
+            Operation::Open(after) => {
+                let (cursor, handed) = self.open(*after, call, chance)?;
+                Outcome::Handed(cursor, handed)
+            }
+            Operation::More(cursor) => {
+                let (cursor, handed) = self.more(cursor.clone(), call, chance)?;
+                Outcome::Handed(cursor, handed)
+            }
+            Operation::Fence => Outcome::Time(self.fence(call, chance)),
+        };
+        let written = match &operation {
+            Operation::Insert(key, _) | Operation::Replace(key, ..) | Operation::Remove(key) => {
+                let number = self.database.number(*key);
+                number..number + 1
+            }
+            Operation::Clear => 0..self.database.sessions(),
+            _ => 0..0,
+        };
+        let ranks = written.map(|number| (number, self.database.rank(number))).collect();
+        (self.records[call].ranks, self.records[call].applied) = (ranks, true);
+        Ok(outcome)
+    }
+
+    /// A call has come to its end at its caller: with what came of it, or by being given up.
+    fn ends(&mut self, call: usize, outcome: Option<&Result<Outcome, Fault>>, now: Moment) {
+        let step = self.database.step();
+        self.trace.note(|| format!("end {call}"));
+        self.records[call].ended = Some(step);
+        let Self { records, database, oracle, manners, .. } = self;
+        oracle.ends(&records[call], call, outcome, database, manners, (step, now));
+    }
+}
+
+/// In words that are the same in each replay.
+fn told(outcome: &Result<Outcome, Fault>) -> String {
+    match outcome {
+        Ok(Outcome::Found(found)) => {
+            let version = found.as_ref().map(|session| super::version(&session.data));
+            format!("{version:?}")
+        }
+        Ok(Outcome::Handed(cursor, batch)) => format!(
+            "{} changes{}, on from {:?}, reached {:?}{}, {cursor:?}",
+            batch.changes.len(),
+            if batch.ended { " and the end" } else { "" },
+            batch.position,
+            batch.reached.map(|time| time.0),
+            if batch.complete { ", complete" } else { "" },
+        ),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Notes it if a call is dropped before its end.
+struct GivenUp<'a> {
+    call: usize,
+    wire: &'a Wire,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if self.call == usize::MAX || std::thread::panicking() {
+            return;
+        }
+        let mut state = self.wire.state();
+        let (call, now) = (self.call, self.wire.clock.now());
+        state.trace.note(|| format!("given up {call}"));
+        state.ends(call, None, now);
+        let unapplied = state.calls.get(&call).is_some_and(|waiting| waiting.outcome.is_none());
+        let recalled = state.manners.recalls && unapplied;
+        if recalled || state.records[call].operation.is_of_a_stream() {
+            state.calls.remove(&call);
+        }
+    }
+}
