@@ -47,7 +47,9 @@ impl Ticket {
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
             stamp.landed(generation);
         }
-        let left = session.expires.millis().saturating_sub(shared.clock.wall().millis());
+        // One less: the wall clock has left out a part of a millisecond, and an entry must not live
+        // longer than its session by that.
+        let left = session.expires.millis().saturating_sub(shared.clock.wall().millis() + 1);
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY);
         let expires_at = shared.clock.now().after(left);
         let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };

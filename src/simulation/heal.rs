@@ -42,9 +42,9 @@ impl Walk {
         }
         if profile.follows() {
             self.recover(healed_at).await;
-        } else {
-            sleep(profile.promise.max_staleness + Duration::from_millis(1)).await;
         }
+        // No report renews what is known to be absent, and where none come, nothing is renewed.
+        sleep(profile.promise.max_staleness + Duration::from_millis(1)).await;
         self.agree().await;
         self.change_once_more().await;
         self.rest().await;

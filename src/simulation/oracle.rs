@@ -94,11 +94,14 @@ impl Oracle {
         if outcome.is_none() && !self.closing && now.since(record.asked) < patience {
             self.violated(format!("I6: call {call} was dropped before its time"));
         }
+        let woke_at = self.asleep_at.filter(|at| *at > record.asked);
         let node = self.node(record.node);
         node.under_way.remove(&call);
         if !matches!(record.operation, Operation::Clear) {
             match outcome {
-                _ if !in_time => node.failed_at = node.failed_at.max(Some(deadline)),
+                _ if !in_time => {
+                    node.failed_at = node.failed_at.max(Some(deadline)).max(woke_at);
+                }
                 Some(Err(Fault::Passing)) => node.failed_at = Some(now),
                 _ => node.answered_at = Some(now),
             }
@@ -212,11 +215,19 @@ impl Oracle {
         manners: &Manners,
         now: Moment,
     ) -> bool {
+        let asleep_at = self.asleep_at;
         let node = self.node(node);
         let asked = node.under_way.iter().map(|call| &records[*call]);
-        let overdue = asked.filter(|record| !matches!(record.operation, Operation::Clear));
-        let overdue = overdue.map(|record| record.asked.after(manners.timeout));
-        let failed = overdue.filter(|deadline| *deadline <= now).max().max(node.failed_at);
+        let overdue = asked.filter(|record| {
+            let verb = !matches!(record.operation, Operation::Clear);
+            verb && record.asked.after(manners.timeout) <= now
+        });
+        // A deadline that passed while the process was asleep is noticed once it is awake.
+        let noticed = overdue.map(|record| {
+            let woke_at = asleep_at.filter(|at| *at > record.asked);
+            woke_at.max(Some(record.asked.after(manners.timeout)))
+        });
+        let failed = noticed.max().flatten().max(node.failed_at);
         failed.is_some() && failed >= node.answered_at
     }
 
