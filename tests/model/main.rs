@@ -52,6 +52,7 @@ fn main() -> ExitCode {
     };
     let queue = Mutex::new(ALL.iter().filter(chosen));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let start = std::time::Instant::now();
     let (held, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|threads| {
         for _ in 0..std::thread::available_parallelism().map_or(1, Into::into) {
@@ -64,7 +65,15 @@ fn main() -> ExitCode {
         }
     });
     let (held, failed) = (held.into_inner(), failed.into_inner());
-    println!("models held={held} failed={failed} left_out={}", ALL.len() - held - failed);
+    let (verdict, left_out) =
+        (if failed == 0 { "ok" } else { "FAILED" }, ALL.len() - held - failed);
+    // As libtest would say it, so that these count among the tests.
+    println!(
+        "test result: {verdict}. {held} passed; {failed} failed; 0 ignored; 0 measured; {left_out} \
+         filtered out; finished in {:.2}s",
+        start.elapsed().as_secs_f64()
+    );
+    println!("models held={held} failed={failed} left_out={left_out}");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
