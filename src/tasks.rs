@@ -41,13 +41,24 @@ impl Tasks {
         end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
     ) {
+        self.start_for(self.timeout, call, end, late);
+    }
+
+    /// [`start`](Self::start) of a call whose caller has no more patience than this.
+    pub(crate) fn start_for<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
+    ) {
         if self.is_closed() {
             return end(Err(Error::closed()));
         }
         let (timeout, closed) = (self.timeout, self.closed.clone());
         self.spawn(async move {
             let mut call = pin!(call);
-            if let Ok(outcome) = tokio::time::timeout(timeout, &mut call).await {
+            if let Ok(outcome) = tokio::time::timeout(patience, &mut call).await {
                 return end(outcome);
             }
             end(Err(timed_out(timeout)));

@@ -1,5 +1,7 @@
 //! The two tiers together: the order in which they are asked and changed.
 
+use std::time::Duration;
+
 use tokio_util::sync::DropGuard;
 
 use crate::backend::{Backend, RevSource};
@@ -65,14 +67,16 @@ impl<B: Backend> Tiers<B> {
             return Err(Error::closed());
         }
         let key = id.key();
-        let read = |landing: Landing| {
-            self.tasks.start(self.backend.find(key), |found| landing.land(found), || ());
+        let read = |landing: Landing, waited: Duration| {
+            let patience = self.tasks.timeout().saturating_sub(waited);
+            let lands = |found| landing.land(found);
+            self.tasks.start_for(patience, self.backend.find(key), lands, || ());
         };
         match self.cache.get(key) {
             Lookup::Hit(entry) => return Ok(Some(entry.session())),
             Lookup::Absent => return Ok(None),
             Lookup::Grace(entry) => {
-                self.cache.probe(key, read);
+                self.cache.probe(key, |landing| read(landing, Duration::ZERO));
                 return Ok(Some(entry.session()));
             }
             Lookup::Miss | Lookup::Lapsed => {}

@@ -162,15 +162,18 @@ impl Cache {
     }
 
     /// The session of `key`, by one read that all who ask for it meanwhile share. `read` starts it
-    /// and must not wait for it; nobody's cancellation ends it.
+    /// and must not wait for it; it is told how long the caller has waited by then. Nobody's
+    /// cancellation ends it.
     pub(crate) async fn fill(
         &self,
         key: SessionKey,
-        read: impl FnOnce(Landing),
+        read: impl FnOnce(Landing, Duration),
     ) -> Result<Option<Entry>> {
-        let (metrics, began, mut read) = (&self.0.metrics, self.0.clock.wall(), Some(read));
+        let (metrics, clock) = (&self.0.metrics, &self.0.clock);
+        let (began, began_at, mut read) = (clock.wall(), clock.now(), Some(read));
+        let mut may_join = true;
         loop {
-            let (mut flight, joined) = match self.board(key) {
+            let (mut flight, joined) = match self.board(key, may_join) {
                 Boarding::Found(found) => {
                     match &found {
                         Some(_) => metrics.hits.increment(1),
@@ -185,7 +188,7 @@ impl Cache {
                 Boarding::Lead(landing, flight) => {
                     metrics.misses.increment(1);
                     if let Some(read) = read.take() {
-                        read(landing);
+                        read(landing, clock.now().since(began_at));
                     }
                     (flight, false)
                 }
@@ -193,8 +196,12 @@ impl Cache {
             let landed = flight.wait_for(Option::is_some).await;
             let answer = landed.ok().and_then(|outcome| outcome.clone());
             return match answer.unwrap_or_else(|| Err(Error::cut_off())) {
-                // Read before it expired, and asked for after: it may have been prolonged between.
-                Ok(Some(entry)) if joined && entry.expires() <= began => continue,
+                // Read before it expired, and asked for after: it may have been prolonged between,
+                // so it is read once more, within the same deadline.
+                Ok(Some(entry)) if joined && entry.expires() <= began => {
+                    may_join = false;
+                    continue;
+                }
                 Err(error) if error.is_outage() => match self.look(key) {
                     Lookup::Grace(entry) => {
                         metrics.grace_served.increment(1);
@@ -211,14 +218,14 @@ impl Cache {
     /// else's is under way.
     pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Landing)) {
         let Some(probe) = self.0.outage.probe() else { return };
-        if let Boarding::Lead(landing, _) = self.board(key) {
+        if let Boarding::Lead(landing, _) = self.board(key, true) {
             read(landing.holding(probe));
         }
     }
 
-    fn board(&self, key: SessionKey) -> Boarding<Option<Entry>, Landing, Flight> {
+    fn board(&self, key: SessionKey, may_join: bool) -> Boarding<Option<Entry>, Landing, Flight> {
         let (shared, now) = (&self.0, self.0.clock.now());
-        let fresh = |departed| shared.lease_of_reads.stands().holds(departed, now);
+        let fresh = |departed| may_join && shared.lease_of_reads.stands().holds(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
