@@ -32,7 +32,7 @@ impl Tasks {
     /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime
     /// itself goes away: the result, or a timeout error at the deadline.
     ///
-    /// A call that has passed its deadline is not dropped at once: it may run for as long again, so
+    /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
     /// that the driver can bring its connection and session to a clean end. `late` is run then,
     /// since the call may have done its work after all.
     pub(crate) fn start<T: Send + 'static>(
@@ -62,8 +62,9 @@ impl Tasks {
                 return end(outcome);
             }
             end(Err(timed_out(timeout)));
+            let longer = timeout.saturating_mul(2).saturating_sub(patience);
             tokio::select! {
-                _ = tokio::time::timeout(timeout, call) => {}
+                _ = tokio::time::timeout(longer, call) => {}
                 () = closed.cancelled() => {}
             }
             late();

@@ -1,9 +1,6 @@
 //! Chance that can be replayed: every choice of a simulation comes from one seed.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// A source of choices. Clones share it: the order in which they ask is part of what is replayed.
@@ -47,30 +44,5 @@ impl Chance {
         while self.happens(laziness) {
             tokio::task::yield_now().await;
         }
-    }
-}
-
-/// A future that at any of its awaits may let others run first.
-pub(super) struct Dawdling<F> {
-    future: Pin<Box<F>>,
-    chance: Chance,
-    laziness: f64,
-}
-
-impl<F> Dawdling<F> {
-    pub(super) fn new(future: F, chance: Chance, laziness: f64) -> Self {
-        Self { future: Box::pin(future), chance, laziness }
-    }
-}
-
-impl<F: Future> Future for Dawdling<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if self.chance.happens(self.laziness) {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        self.future.as_mut().poll(context)
     }
 }

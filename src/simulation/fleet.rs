@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::FakeBackend;
-use super::chance::{Chance, Dawdling};
+use super::chance::Chance;
+use super::crew::Crew;
 use super::oracle::Begun;
 use super::profile::Profile;
 use super::wire::{Manners, Wire};
@@ -41,12 +41,6 @@ pub(super) enum Verb {
     Load(RawId),
     Delete(RawId),
     Clear,
-}
-
-/// A verb under way.
-pub(super) struct Running {
-    pub(super) task: JoinHandle<()>,
-    pub(super) what: String,
 }
 
 impl Fleet {
@@ -118,16 +112,16 @@ impl Fleet {
         self.ids.lock().unwrap().clone()
     }
 
-    /// Does it in a task of its own.
-    pub(super) fn start(&self, node: usize, verb: Verb) -> Running {
+    pub(super) fn start(&self, crew: &Crew, node: usize, verb: Verb) {
         let (fleet, what) = (self.clone(), format!("{} at store {node}", self.told(verb)));
-        let task = async move { fleet.run(node, verb).await };
-        let task = Dawdling::new(task, self.chance.clone(), self.profile.laziness);
-        Running { task: tokio::spawn(task), what }
+        self.wire.state().trace.note(|| format!("start: {what}"));
+        crew.start(what, async move { fleet.run(node, verb).await });
     }
 
     async fn run(&self, node: usize, verb: Verb) {
         let (store, begun) = (&self.stores[node], self.begins());
+        let told = self.told(verb);
+        self.wire.state().trace.note(|| format!("step {}: {told} begins", begun.step));
         match verb {
             Verb::Load(id) => self.load(node, id).await,
             Verb::Create(version, expires) => {
@@ -242,11 +236,13 @@ impl Fleet {
         }
     }
 
-    /// Whether the deadline of an operation was kept, if the process was awake.
+    /// Whether the deadline of an operation was kept, if the process was awake. A load that shared
+    /// another's read may have to begin anew.
     fn in_time(&self, begun: Begun, state: &mut super::wire::State) {
         let took = self.clock.now().since(begun.at);
         let asleep = state.oracle.asleep_at.is_some_and(|asleep| asleep >= begun.at);
-        if took > self.profile.timeout + Duration::from_millis(2) && !asleep {
+        if took > self.profile.timeout * 2 + Duration::from_millis(2) && !asleep {
+            state.trace.note(|| "too late".to_owned());
             state.oracle.violated(format!("deadline: it took {took:?}"));
         }
     }

@@ -30,14 +30,13 @@ impl Walk {
         for patience in [Duration::ZERO, Duration::from_millis(1), profile.timeout] {
             sleep(patience).await;
             for _ in 0..200 {
-                if self.running.is_empty() {
+                if self.crew.under_way() == 0 {
                     break;
                 }
                 tokio::task::yield_now().await;
-                self.reap().await;
             }
         }
-        if let Some(hung) = self.running.first().map(|it| it.what.clone()) {
+        if let Some(hung) = self.crew.first() {
             return self.violated(format!("hang: {hung}"));
         }
         if profile.follows() {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod chance;
+mod crew;
 mod database;
 mod fleet;
 mod heal;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{advance, sleep};
 
 use super::chance::Chance;
-use super::fleet::{Fleet, Running, Verb};
+use super::crew::Crew;
+use super::fleet::{Fleet, Verb};
 use super::profile::{Kind, Profile};
 use super::trace::Trace;
 use super::wire::{Operation, State};
@@ -19,7 +20,7 @@ const MOST_RUNNING: usize = 12;
 
 pub(super) struct Walk {
     pub(super) fleet: Fleet,
-    pub(super) running: Vec<Running>,
+    pub(super) crew: Crew,
     stalls: Vec<Stall>,
     versions: u64,
 }
@@ -62,7 +63,8 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
     let fleet = Fleet::new(Profile::draw(&chance), chance);
     fleet.wire.state().trace = trace;
     let steps = fleet.profile.steps;
-    let mut walk = Walk { fleet, running: Vec::new(), stalls: Vec::new(), versions: 0 };
+    let crew = Crew::new(fleet.chance.clone(), fleet.profile.laziness);
+    let mut walk = Walk { fleet, crew, stalls: Vec::new(), versions: 0 };
     walk.fleet.wire.state().trace.note(|| format!("{:?}", walk.fleet.profile));
     walk.settle();
     for _ in 0..steps {
@@ -73,6 +75,9 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
     }
     if !walk.is_broken() {
         walk.heal().await;
+    }
+    if walk.crew.is_dead() {
+        walk.fleet.wire.state().oracle.violated("panic".to_owned());
     }
     let mut state = walk.fleet.wire.state();
     // What is torn down with the runtime is not dropped before its time.
@@ -85,7 +90,7 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
 
 impl Walk {
     pub(super) fn is_broken(&self) -> bool {
-        !self.fleet.wire.state().oracle.violations.is_empty()
+        self.crew.is_dead() || !self.fleet.wire.state().oracle.violations.is_empty()
     }
 
     /// Most sessions are there from the start.
@@ -100,13 +105,13 @@ impl Walk {
 
     async fn step(&mut self) {
         let (rates, chance) = (self.fleet.profile.rates, self.chance());
-        if self.running.len() < MOST_RUNNING && chance.happens(rates.begin) {
+        if self.crew.under_way() < MOST_RUNNING && chance.happens(rates.begin) {
             self.begin();
         }
-        if chance.happens(rates.cancel) && !self.running.is_empty() {
-            let running = self.running.swap_remove(chance.below(self.running.len()));
-            self.note(|| format!("cancel: {}", running.what));
-            running.task.abort();
+        let under_way = self.crew.under_way();
+        if under_way > 0 && chance.happens(rates.cancel) {
+            let cancelled = self.crew.cancel(chance.below(under_way));
+            self.note(|| format!("cancel: {cancelled}"));
         }
         if chance.happens(rates.foreign) {
             self.change_elsewhere();
@@ -119,7 +124,6 @@ impl Walk {
             }
         }
         self.wait().await;
-        self.reap().await;
     }
 
     fn begin(&mut self) {
@@ -139,9 +143,7 @@ impl Walk {
             950..995 => Verb::Create(self.version(), self.expiry()),
             _ => Verb::Clear,
         };
-        let running = self.fleet.start(node, verb);
-        self.note(|| format!("start: {}", running.what));
-        self.running.push(running);
+        self.fleet.start(&self.crew, node, verb);
     }
 
     /// A session, mostly one that is there, and whether it is.
@@ -317,20 +319,6 @@ impl Walk {
             sleep(chance.part_of(profile.longest())).await;
         } else if chance.happens(0.7) {
             sleep(chance.part_of(profile.tick)).await;
-        }
-    }
-
-    /// Looks after those that have ended.
-    pub(super) async fn reap(&mut self) {
-        let (done, running) =
-            std::mem::take(&mut self.running).into_iter().partition(|it| it.task.is_finished());
-        self.running = running;
-        let done: Vec<Running> = done;
-        for ended in done {
-            if ended.task.await.is_err_and(|error| error.is_panic()) {
-                let text = format!("panic: {}", ended.what);
-                self.fleet.wire.state().oracle.violated(text);
-            }
         }
     }
 
