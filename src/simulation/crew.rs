@@ -105,7 +105,7 @@ fn work(members: &Mutex<Vec<Member>>, chance: &Chance, laziness: f64) -> bool {
         let waker = Waker::from(Arc::clone(&one));
         let done = work.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         let mut all = members.lock().unwrap();
-        let at = all.iter_mut().position(|member| is_it(member));
+        let at = all.iter_mut().position(is_it);
         match at {
             Some(at) if done => drop(all.swap_remove(at)),
             Some(at) => all[at].work = Some(work),
