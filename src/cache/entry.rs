@@ -43,6 +43,11 @@ impl Entry {
         self.0.session.clone()
     }
 
+    /// Whether its session has this data.
+    pub(crate) fn holds(&self, data: &Data) -> bool {
+        self.0.session.data == *data
+    }
+
     /// The expiry of its session.
     pub(crate) fn expires(&self) -> WallTime {
         self.0.session.expires
