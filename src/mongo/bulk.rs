@@ -113,7 +113,9 @@ impl Sessions {
         &self,
         updates: &[Update],
     ) -> mongodb::error::Result<HashMap<usize, UpdateResult>> {
-        let mut session = self.causal().await?;
+        // Of what was seen the server need not be told: with that, the driver adds a read concern,
+        // which not every server takes here.
+        let mut session = self.seen.blank(self.documents.client()).await?;
         let namespace = self.documents.namespace();
         let models = updates.iter().map(|update| {
             let model = UpdateOneModel::builder().namespace(namespace.clone());
