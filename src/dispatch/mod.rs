@@ -230,11 +230,11 @@ impl<C: Commands> Freight for Saves<C> {
 
     fn together(&self, items: Vec<(C::Update, Place)>) -> Call<Vec<Result<Option<WallTime>>>> {
         let (updates, places): (Vec<_>, Vec<_>) = items.into_iter().unzip();
-        let updated = self.0.update_all(updates);
+        let outcomes = self.0.update_all(updates);
         Box::pin(async move {
-            let updated = updated.await;
+            let outcomes = outcomes.await;
             drop(places);
-            updated
+            outcomes
         })
     }
 

@@ -139,7 +139,7 @@ impl Sessions {
         failed: impl Fn(usize) -> Error,
     ) -> Vec<Saved> {
         let saved = expiries.iter().enumerate().map(|(index, expires)| match results.get(&index) {
-            Some(result) => Ok(self.stored(result.matched_count, *expires)),
+            Some(result) => Ok(self.stored(result.matched_count > 0, *expires)),
             None => Err(failed(index)),
         });
         saved.collect()
