@@ -169,19 +169,20 @@ mod tests {
     async fn who_leaves_before_their_turn_lets_nobody_overtake() {
         let lanes = Lanes::default();
         let key = SessionKey::of(1);
-        let (mut a, b, mut c) = (lanes.enter(key), lanes.enter(key), lanes.enter(key));
-        let d = lanes.enter(key);
-        drop((b, d));
-        a.turn(LONG).await.unwrap();
-        assert!(c.turn(LONG).now_or_never().is_none());
-        let mut e = lanes.enter(key);
-        assert!(e.turn(LONG).now_or_never().is_none());
-        drop(a);
-        c.turn(LONG).await.unwrap();
-        assert!(e.turn(LONG).now_or_never().is_none());
-        drop(c);
-        e.turn(LONG).await.unwrap();
-        drop(e);
+        let mut first = lanes.enter(key);
+        let impatient = lanes.enter(key);
+        let mut second = lanes.enter(key);
+        drop((impatient, lanes.enter(key)));
+        first.turn(LONG).await.unwrap();
+        assert!(second.turn(LONG).now_or_never().is_none());
+        let mut third = lanes.enter(key);
+        assert!(third.turn(LONG).now_or_never().is_none());
+        drop(first);
+        second.turn(LONG).await.unwrap();
+        assert!(third.turn(LONG).now_or_never().is_none());
+        drop(second);
+        third.turn(LONG).await.unwrap();
+        drop(third);
         assert!(lanes.lock().is_empty());
     }
 
