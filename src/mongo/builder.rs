@@ -282,7 +282,6 @@ impl MongoStoreBuilder {
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
             seen: super::seen::Seen::default(),
-            no_bulk: Arc::default(),
             closed: tasks.closed().clone(),
         };
         let store = MongoStore {

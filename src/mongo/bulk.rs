@@ -1,13 +1,14 @@
 //! Many operations in one command: what [`Dispatch`](crate::dispatch::Dispatch) sends while the
 //! server is busy.
+//!
+//! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
+//! but took a quarter longer, and servers before 8.0 do not have it. Of an `update` the answer is the
+//! number of sessions modified: as a rule all of them. Otherwise a look at what is live tells which
+//! were gone, since no id is ever used again.
 
-use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, RawDocumentBuf, doc};
-use mongodb::error::{Error as DriverError, ErrorKind as Driver, PartialBulkWriteResult};
-use mongodb::options::{UpdateOneModel, WriteModel};
-use mongodb::results::UpdateResult;
+use bson::{Bson, Document, RawDocumentBuf, doc};
 use tokio::task::JoinSet;
 
 use super::operations::Update;
@@ -17,9 +18,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::record::{Session, WallTime};
-
-/// The server's code for a command that it does not have.
-const COMMAND_NOT_FOUND: i32 = 59;
 
 type Saved = Result<Option<WallTime>>;
 
@@ -31,7 +29,7 @@ impl Sessions {
     ) -> Result<Vec<Result<Option<Session>>>> {
         let timer = self.timer(Verb::Find);
         self.metrics.finds_together(keys.len());
-        match self.find_documents(&keys).await {
+        match self.find_documents(&keys, None).await {
             Ok(mut found) => timer.ends(
                 Outcome::Ok,
                 Ok(keys
@@ -46,6 +44,7 @@ impl Sessions {
     async fn find_documents(
         &self,
         keys: &[SessionKey],
+        fields: Option<Document>,
     ) -> mongodb::error::Result<HashMap<SessionKey, RawDocumentBuf>> {
         let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
@@ -53,6 +52,10 @@ impl Sessions {
         // One more than there are, so that the first batch is seen to be the last.
         let batch = u32::try_from(keys.len()).unwrap_or(u32::MAX).saturating_add(1);
         let find = documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);
+        let find = match fields {
+            Some(fields) => find.projection(fields),
+            None => find,
+        };
         let mut cursor = find.max_time(self.timeout).session(&mut session).await?;
         let mut found = HashMap::with_capacity(keys.len());
         while cursor.advance(&mut session).await? {
@@ -65,84 +68,88 @@ impl Sessions {
         Ok(found)
     }
 
-    /// Sends updates of different sessions as one `bulkWrite`, or each by itself to a server older
-    /// than 8.0, which has none.
-    pub(super) async fn bulk(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
-        if self.no_bulk.load(Ordering::Relaxed) {
-            return Ok(self.one_by_one(updates).await);
-        }
+    /// Sends updates of different sessions as one command.
+    ///
+    /// If that fails as a whole, each is sent by itself, as the driver sends it: with its one retry
+    /// after a step-down or a lost connection. To carry out a save twice does no harm: until it is
+    /// acknowledged it may come before or after any other.
+    pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk);
-        let expiries: Vec<_> = updates.iter().map(|update| update.expires).collect();
+        self.metrics.writes_together(updates.len());
         match self.write(&updates).await {
-            Ok(results) => {
-                self.metrics.writes_together(updates.len());
-                timer.ends(Outcome::Ok, Ok(self.outcomes(&expiries, &results, |_| no_word())))
-            }
-            Err(error) if is_unknown(&error) => {
-                self.no_bulk.store(true, Ordering::Relaxed);
-                tracing::debug!("the server has no bulkWrite, so saves are sent one by one");
+            Ok(reply) => {
                 drop(timer.ends(Outcome::Ok, Ok(())));
-                Ok(self.one_by_one(updates).await)
+                Ok(self.outcomes(&updates, &reply).await)
             }
             Err(error) => {
-                self.metrics.writes_together(updates.len());
-                let failed = timer.fails("save sessions", &error);
-                let Driver::BulkWrite(partly) = &*error.kind else { return failed };
-                let none = HashMap::new();
-                let results = match &partly.partial_result {
-                    // Nothing is acknowledged where the write concern was not met.
-                    Some(PartialBulkWriteResult::Verbose(result))
-                        if partly.write_concern_errors.is_empty() =>
-                    {
-                        &result.update_results
-                    }
-                    _ => &none,
-                };
-                let why = failed.err().unwrap_or_else(no_word);
-                Ok(self.outcomes(&expiries, results, |index| {
-                    partly.write_errors.get(&index).map_or_else(
-                        || why.clone(),
-                        |write| failure::refused("save a session", write.code),
-                    )
-                }))
+                drop(timer.fails::<()>("save sessions", &error));
+                Ok(self.one_by_one(updates).await)
             }
         }
     }
 
-    async fn write(
-        &self,
-        updates: &[Update],
-    ) -> mongodb::error::Result<HashMap<usize, UpdateResult>> {
+    async fn write(&self, updates: &[Update]) -> mongodb::error::Result<Document> {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
-        // which not every server takes here.
+        // which is not for a write.
         let mut session = self.seen.blank(self.documents.client()).await?;
-        let namespace = self.documents.namespace();
-        let models = updates.iter().map(|update| {
-            let model = UpdateOneModel::builder().namespace(namespace.clone());
-            let model = model.filter(self.live(update.key)).update(update.document.clone());
-            WriteModel::UpdateOne(model.build())
+        let (namespace, now) = (self.documents.namespace(), self.clock.wall());
+        let statements = updates.iter().map(|update| {
+            let (filter, stage) = update.query(now);
+            doc! { "q": filter, "u": [stage] }
         });
-        let writes = self.documents.client().bulk_write(models).ordered(false).verbose_results();
-        let writes = match self.documents.write_concern() {
-            Some(concern) => writes.write_concern(concern.clone()),
-            None => writes,
+        let mut command = doc! {
+            "update": namespace.coll,
+            "updates": statements.collect::<Vec<_>>(),
+            "ordered": false,
         };
-        let written = writes.session(&mut session).await;
+        if let Some(concern) = self.documents.write_concern() {
+            command.insert("writeConcern", bson::serialize_to_bson(concern)?);
+        }
+        let database = self.documents.client().database(&namespace.db);
+        let reply = database.run_command(command).session(&mut session).await;
         self.seen.learn(&session);
-        Ok(written?.update_results)
+        reply
     }
 
-    fn outcomes(
-        &self,
-        expiries: &[WallTime],
-        results: &HashMap<usize, UpdateResult>,
-        failed: impl Fn(usize) -> Error,
-    ) -> Vec<Saved> {
-        let saved = expiries.iter().enumerate().map(|(index, expires)| match results.get(&index) {
-            Some(result) => Ok(self.stored(result.matched_count > 0, *expires)),
-            None => Err(failed(index)),
-        });
-        saved.collect()
+    async fn outcomes(&self, updates: &[Update], reply: &Document) -> Vec<Saved> {
+        if let Ok(concern) = reply.get_document("writeConcernError") {
+            // Nothing is acknowledged where the write concern was not met.
+            return updates.iter().map(|_| Err(refused(concern))).collect();
+        }
+        let mut refusals = HashMap::new();
+        for error in reply.get_array("writeErrors").into_iter().flatten() {
+            if let Some(error) = error.as_document()
+                && let Some(index) = number(error, "index")
+            {
+                refusals.insert(index, refused(error));
+            }
+        }
+        let all = number(reply, "nModified") == Some(updates.len());
+        let live = if all { Ok(HashSet::new()) } else { self.live_among(updates).await };
+        let outcome = |(index, update): (usize, &Update)| match refusals.remove(&index) {
+            Some(refusal) => Err(refusal),
+            None if all => Ok(Some(update.expires)),
+            None => {
+                let live = live.as_ref().map_err(Error::clone)?;
+                Ok(self.stored(live.contains(&update.key), update.expires))
+            }
+        };
+        updates.iter().enumerate().map(outcome).collect()
+    }
+
+    /// Which of the sessions are there and have not expired.
+    async fn live_among(&self, updates: &[Update]) -> Result<HashSet<SessionKey>> {
+        let timer = self.timer(Verb::Find);
+        let keys: Vec<_> = updates.iter().map(|update| update.key).collect();
+        match self.find_documents(&keys, Some(doc! { "expires": 1 })).await {
+            Ok(found) => {
+                let now = self.clock.wall();
+                let is_live = |document: &RawDocumentBuf| document::expires_after(document, now);
+                let live = found.into_iter().filter(|(_, document)| is_live(document));
+                timer.ends(Outcome::Ok, Ok(live.map(|(key, _)| key).collect()))
+            }
+            Err(error) => timer.fails("see which sessions were saved", &error),
+        }
     }
 
     async fn one_by_one(self, updates: Vec<Update>) -> Vec<Saved> {
@@ -161,12 +168,25 @@ impl Sessions {
     }
 }
 
-/// Whether the server does not have this command, in which case nothing was done.
-fn is_unknown(error: &DriverError) -> bool {
-    matches!(&*error.kind, Driver::IncompatibleServer { .. })
-        || failure::code(error) == Some(COMMAND_NOT_FOUND)
+/// What became of an update that the server reports in this document.
+fn refused(error: &Document) -> Error {
+    match number(error, "code") {
+        Some(code) => failure::refused("save a session", code),
+        None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
+    }
 }
 
-fn no_word() -> Error {
-    Error::new(ErrorKind::Server, "MongoDB did not tell how the save of a session ended")
+/// A whole number of any width.
+fn number(document: &Document, field: &str) -> Option<usize> {
+    let number = match document.get(field)? {
+        Bson::Int32(number) => i64::from(*number),
+        Bson::Int64(number) => *number,
+        Bson::Double(number) if number.fract() == 0.0 => {
+            #[allow(clippy::cast_possible_truncation, reason = "a small whole number")]
+            let whole = *number as i64;
+            whole
+        }
+        _ => return None,
+    };
+    usize::try_from(number).ok()
 }

@@ -54,7 +54,7 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
 }
 
 /// What one operation of a command became that the server refused with this code.
-pub(super) fn refused(doing: &str, code: i32) -> Error {
+pub(super) fn refused(doing: &str, code: usize) -> Error {
     Error::new(
         ErrorKind::Server,
         format!("MongoDB answered with error {code} when asked to {doing}"),

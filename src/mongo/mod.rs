@@ -17,7 +17,6 @@ mod watch;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bson::Document;
@@ -94,8 +93,6 @@ pub(crate) struct Sessions {
     clock: Clock,
     metrics: Arc<MongoMetrics>,
     seen: Seen,
-    /// The server has no `bulkWrite`.
-    no_bulk: Arc<AtomicBool>,
     closed: CancellationToken,
 }
 

@@ -2,6 +2,7 @@
 
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
+use mongodb::results::UpdateResult;
 
 use super::timer::Timer;
 use super::{Sessions, document, failure};
@@ -16,11 +17,50 @@ use crate::record::{Data, Session, WallTime};
 #[derive(Debug)]
 pub(crate) struct Update {
     pub(super) key: SessionKey,
-    pub(super) document: Document,
+    pub(super) expires: WallTime,
+    change: Change,
     /// Of its data, about.
     bytes: usize,
-    pub(super) expires: WallTime,
-    verb: Verb,
+}
+
+#[derive(Debug)]
+enum Change {
+    /// To these fields.
+    Replace(Document),
+    Touch(Document),
+}
+
+impl Update {
+    fn verb(&self) -> Verb {
+        match self.change {
+            Change::Replace(_) => Verb::Replace,
+            Change::Touch(_) => Verb::Touch,
+        }
+    }
+
+    /// The filter, and the one stage of the update, to be sent now.
+    pub(super) fn query(&self, now: WallTime) -> (Document, Document) {
+        match &self.change {
+            Change::Replace(fields) => {
+                (doc! { "_id": document::id(self.key) }, document::replaces(fields, now))
+            }
+            Change::Touch(stage) => (live(self.key, now), stage.clone()),
+        }
+    }
+
+    /// Whether the session was there and live.
+    pub(super) fn is_done(&self, result: &UpdateResult) -> bool {
+        match self.change {
+            // Its `rev` is new, so there is always something to modify.
+            Change::Replace(_) => result.modified_count > 0,
+            Change::Touch(_) => result.matched_count > 0,
+        }
+    }
+}
+
+/// What finds a session that has not expired.
+fn live(key: SessionKey, now: WallTime) -> Document {
+    doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } }
 }
 
 impl Commands for Sessions {
@@ -63,13 +103,13 @@ impl Commands for Sessions {
         expires: WallTime,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
-        let (document, bytes) = document::replacement(rev, data, expires, self.clock.wall())?;
-        Ok(Update { key, document, bytes, expires, verb: Verb::Replace })
+        let (fields, bytes) = document::replacement(rev, data, expires, self.clock.wall())?;
+        Ok(Update { key, expires, change: Change::Replace(fields), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
-        let document = document::touch(expires, self.clock.wall());
-        Update { key, document, bytes: 64, expires, verb: Verb::Touch }
+        let change = Change::Touch(document::touch(expires, self.clock.wall()));
+        Update { key, expires, change, bytes: 64 }
     }
 
     fn bytes(update: &Update) -> usize {
@@ -79,18 +119,18 @@ impl Commands for Sessions {
     fn update(&self, update: Update) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         Box::pin(async move {
-            let timer = sessions.timer(update.verb);
-            let filter = sessions.live(update.key);
+            let timer = sessions.timer(update.verb());
+            let (filter, stage) = update.query(sessions.clock.wall());
             let updated = async {
                 let mut session = sessions.causal().await?;
-                let change = sessions.documents.update_one(filter, update.document);
+                let change = sessions.documents.update_one(filter, vec![stage]);
                 let changed = change.session(&mut session).await;
                 sessions.seen.learn(&session);
                 changed
             };
             match updated.await {
                 Ok(done) => {
-                    let stored = sessions.stored(done.matched_count > 0, update.expires);
+                    let stored = sessions.stored(update.is_done(&done), update.expires);
                     timer.ends(Outcome::Ok, Ok(stored))
                 }
                 Err(error) => timer.fails("save a session", &error),
@@ -99,7 +139,7 @@ impl Commands for Sessions {
     }
 
     fn update_all(&self, updates: Vec<Update>) -> Call<Vec<Result<Option<WallTime>>>> {
-        Box::pin(self.clone().bulk(updates))
+        Box::pin(self.clone().update_many(updates))
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
@@ -156,11 +196,6 @@ impl Commands for Sessions {
 }
 
 impl Sessions {
-    /// What finds a session that has not expired.
-    pub(super) fn live(&self, key: SessionKey) -> Document {
-        doc! { "_id": document::id(key), "expires": { "$gt": document::date(self.clock.wall()) } }
-    }
-
     /// What an update has stored, if it has found its session.
     pub(super) fn stored(&self, matched: bool, expires: WallTime) -> Option<WallTime> {
         if matched {
@@ -190,7 +225,8 @@ impl Sessions {
 
     pub(super) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
-        let find = self.documents.find_one(self.live(key)).projection(doc! { "_id": 1 });
+        let find =
+            self.documents.find_one(live(key, self.clock.wall())).projection(doc! { "_id": 1 });
         match find.max_time(self.timeout).await {
             Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),
             Err(error) => timer.fails("look for a session", &error),
