@@ -353,6 +353,7 @@ impl CachedMongoStoreBuilder {
             let opened = follower.start(&tasks, ends.clone());
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
+        tasks.spawn(cache.clone().tidy(ends.clone()));
         let tiers = Tiers {
             backend: self.mongo,
             cache,
