@@ -104,6 +104,7 @@ impl CachedMongoStore {
                 max_staleness: Duration::from_secs(5),
                 exclusive: false,
                 outage_grace: Duration::ZERO,
+                compact: false,
             },
         }
     }
@@ -310,6 +311,14 @@ impl CachedMongoStoreBuilder {
         self
     }
 
+    /// Whether cached sessions are kept packed, each in one block, and unpacked at each load. Default
+    /// no. Several times as many sessions fit into the same bytes, and each hit takes about twice as
+    /// long, still less than a microsecond for a small one.
+    pub fn compact(mut self, packed: bool) -> Self {
+        self.limits.compact = packed;
+        self
+    }
+
     /// Which entry goes when the cache is full. Default [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
         self.limits.policy = policy;
@@ -361,6 +370,7 @@ impl CachedMongoStoreBuilder {
             let opened = follower.start(&tasks, ends.clone());
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
+        tasks.spawn(cache.clone().tidy(ends.clone()));
         let tiers = Tiers {
             backend: self.mongo.backend().clone(),
             cache,

@@ -5,14 +5,16 @@
 
 mod bounds;
 mod echoes;
+mod ended;
 mod entry;
 mod freshness;
 mod lease;
 mod outage;
+mod packed;
 mod ticket;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -55,6 +57,8 @@ pub(crate) struct Limits {
     /// Nobody else changes these sessions, so `max_staleness` bounds only what is known to be absent.
     pub(crate) exclusive: bool,
     pub(crate) outage_grace: Duration,
+    /// Entries are kept packed.
+    pub(crate) compact: bool,
 }
 
 /// The cache. Clones share it.
@@ -74,6 +78,7 @@ struct Shared {
     /// under way that may bring one.
     lease_of_reads: Lease,
     outage: Outage,
+    compact: bool,
     clock: Clock,
     metrics: CacheMetrics,
 }
@@ -115,13 +120,11 @@ impl Cache {
             .max_capacity(bound.capacity)
             .weigher(move |_: &SessionKey, entry: &Entry| bound.weigh(entry.weight()))
             .eviction_policy(policy)
-            .expire_after(AtRecordExpiry)
             .eviction_listener(move |_, entry: Entry, cause| {
                 counted.subtract(entry.weight());
                 match cause {
                     RemovalCause::Size => causes.evicted_for_size.increment(1),
-                    RemovalCause::Expired => causes.evicted_as_expired.increment(1),
-                    RemovalCause::Explicit | RemovalCause::Replaced => {}
+                    RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
             })
             .build_with_hasher(KeyHashing::default());
@@ -140,6 +143,7 @@ impl Cache {
             lease: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
             lease_of_reads: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
             outage: Outage::new(limits.outage_grace),
+            compact: limits.compact,
             clock,
             metrics,
         }))
@@ -385,23 +389,3 @@ impl Shared {
 
 /// Longer than anything is kept; keeps times far from the ends of their types.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-
-/// Lets moka drop an entry once its session has ended. Whether an entry *may* be served is not
-/// moka's to decide; this only gives the memory back.
-struct AtRecordExpiry;
-
-impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
-    fn expire_after_create(&self, _: &SessionKey, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(entry.lifetime())
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &SessionKey,
-        entry: &Entry,
-        _: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(entry.lifetime())
-    }
-}

@@ -42,18 +42,30 @@ impl Ticket {
 
     /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
     pub(crate) fn publish(self, session: Session) -> Option<Entry> {
-        let read_at = self.read_at;
-        self.leave(session, read_at)
+        let (expires, read_at, compact) = (session.expires, self.read_at, self.cache.0.compact);
+        self.leave(expires, read_at, |times| {
+            let entry = Entry::new(session, times);
+            let placed = if compact { entry.compacted() } else { entry.clone() };
+            (entry, placed)
+        })
     }
 
     /// Leaves `entry` with another expiry, on the same terms. It was looked up under this ticket;
     /// what it knows of the session's data grows no younger.
     pub(crate) fn prolong(self, entry: &Entry, expires: WallTime) {
-        let session = Session { expires, ..entry.session() };
-        self.leave(session, entry.times().read_at);
+        self.leave(expires, entry.times().read_at, |times| {
+            let prolonged = entry.prolonged(expires, times);
+            (prolonged.clone(), prolonged)
+        });
     }
 
-    fn leave(mut self, session: Session, read_at: Moment) -> Option<Entry> {
+    /// Leaves the second of what `make` makes, and answers with the first.
+    fn leave(
+        mut self,
+        expires: WallTime,
+        read_at: Moment,
+        make: impl FnOnce(Times) -> (Entry, Entry),
+    ) -> Option<Entry> {
         let mut stamp = self.stamp.take()?;
         let shared = &self.cache.0;
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
@@ -61,20 +73,20 @@ impl Ticket {
         }
         // One less: the wall clock has left out a part of a millisecond, and an entry must not live
         // longer than its session by that.
-        let left = session.expires.millis().saturating_sub(shared.clock.wall().millis() + 1);
+        let left = expires.millis().saturating_sub(shared.clock.wall().millis() + 1);
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY);
         let expires_at = shared.clock.now().after(left);
-        let times = Times { epoch: stamp.epoch(), read_at, expires_at };
-        let entry = Entry::new(session, times);
-        let (key, placed) = (stamp.key(), entry.clone());
+        let (entry, placed) = make(Times { epoch: stamp.epoch(), read_at, expires_at });
+        let (key, weight) = (stamp.key(), placed.weight());
         // What has expired on the way is an answer to those who asked before, and none for later:
         // it may have been prolonged meanwhile.
-        let admitted = shared.bound.admits(entry.weight()) && !left.is_zero();
+        let admitted = shared.bound.admits(weight) && !left.is_zero();
         shared.freshness.finish(stamp, |current| {
             if current && admitted {
-                shared.account.add(placed.weight());
                 shared.absent.invalidate(&key);
                 shared.sessions.insert(key, placed);
+                // After it: a metrics recorder that panics must not leave an older entry.
+                shared.account.add(weight);
             } else {
                 shared.remove(key);
             }
@@ -82,7 +94,7 @@ impl Ticket {
         if let Some(rev) = self.writes.take() {
             shared.echoes.acknowledges(rev);
         }
-        if shared.bound.is_large(entry.weight()) {
+        if shared.bound.is_large(weight) {
             shared.sessions.run_pending_tasks();
         }
         Some(entry)
