@@ -181,7 +181,6 @@ impl<C: Changes> Follower<C> {
             self.cache.renew(at);
             self.measure_lag();
         }
-        self.cache.note(&Ok(()));
         Ok(())
     }
 
@@ -190,6 +189,8 @@ impl<C: Changes> Follower<C> {
             let at = self.clock.now();
             if let Ok(time) = self.in_time(self.changes.fence()).await {
                 fences.add(at, time);
+                // Not what the stream brings: a deposed primary goes on feeding it.
+                self.cache.note(&Ok(()));
             }
             self.measure_lag();
             sleep(self.pace).await;
