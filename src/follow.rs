@@ -53,21 +53,23 @@ pub(crate) struct Follower<C> {
 impl<C: Changes> Follower<C> {
     /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
     /// cache is followed for the first time, or it is known that it cannot be.
-    pub(crate) fn start(self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
+    pub(crate) fn start(mut self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
         let (opened, is_opened) = oneshot::channel();
+        self.metrics.begins(self.clock.now());
         tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = ends.cancelled() => {}
+                never = self.tell_the_lag() => match never {},
                 never = self.run(opened) => match never {},
             }
         });
         is_opened
     }
 
-    async fn run(mut self, opened: oneshot::Sender<()>) -> Infallible {
+    async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
-        self.metrics.begins(self.clock.now());
+        let mut chance = self.chance.clone();
         let mut failures = 0;
         loop {
             let resumes = position.is_some();
@@ -123,7 +125,7 @@ impl<C: Changes> Follower<C> {
                     continue;
                 }
             }
-            sleep(self.pause(failures)).await;
+            sleep(pause(failures, &mut chance)).await;
         }
     }
 
@@ -179,7 +181,6 @@ impl<C: Changes> Follower<C> {
         }
         if let Some(at) = fences.passed(batch.reached, batch.complete.then_some(number)) {
             self.cache.renew(at);
-            self.measure_lag();
         }
         Ok(())
     }
@@ -192,7 +193,6 @@ impl<C: Changes> Follower<C> {
                 // Not what the stream brings: a deposed primary goes on feeding it.
                 self.cache.note(&Ok(()));
             }
-            self.measure_lag();
             sleep(self.pace).await;
         }
     }
@@ -218,20 +218,24 @@ impl<C: Changes> Follower<C> {
         );
     }
 
-    fn measure_lag(&self) {
-        self.metrics.lag(self.clock.now(), self.cache.synced_at());
+    /// In a loop of its own, so that the lag is told most of all while there is no stream.
+    async fn tell_the_lag(&self) -> Infallible {
+        loop {
+            self.metrics.lag(self.clock.now(), self.cache.synced_at());
+            sleep(self.pace).await;
+        }
     }
 
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         let patience = self.timeout.saturating_add(self.pace);
         timeout(patience, call).await.unwrap_or(Err(Fault::Passing))
     }
+}
 
-    fn pause(&mut self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(1).min(16);
-        let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-        whole.mul_f64(0.5 + self.chance.f64() / 2.0)
-    }
+fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+    whole.mul_f64(0.5 + chance.f64() / 2.0)
 }
 
 /// The fences that have not been passed.

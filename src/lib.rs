@@ -51,7 +51,8 @@
 //! store is built. Every series is there from the start, at zero. With metrics-exporter-prometheus,
 //! the durations are histograms once you give it buckets
 //! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then. Two
-//! stores in one process add up in the same series.
+//! stores in one process add up in the same series, but for `session_store_stream_lag_seconds`, which
+//! shows the one that was told last.
 //!
 //! | metric | labels | what |
 //! |---|---|---|
