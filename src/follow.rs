@@ -70,30 +70,31 @@ impl<C: Changes> Follower<C> {
     async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
         let mut chance = self.chance.clone();
-        let mut failures = 0;
+        let mut failed = Failures::default();
         loop {
             let resumes = position.is_some();
             let fault = match self.in_time(self.changes.open(position.clone())).await {
                 Ok((stream, first)) => {
                     self.opened(resumes);
                     opened.take().map(|opened| opened.send(()));
-                    let fault = self.read(stream, first, &mut position, &mut failures).await;
+                    let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
                     fault
                 }
                 Err(fault) => fault,
             };
-            failures += 1;
+            failed.in_a_row += 1;
+            failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
             match fault {
-                Fault::Passing if failures == 1 => tracing::info!(
+                Fault::Passing if failed.in_a_row == 1 => tracing::info!(
                     "the stream of changes broke off; until it is resumed, sessions are asked for \
                      anew past max_staleness"
                 ),
-                Fault::Refused if position.is_some() && failures >= REFUSALS => {
+                Fault::Refused if position.is_some() && failed.refused >= REFUSALS => {
                     position = None;
                     self.gap(Gap::Refused);
                 }
-                Fault::Refused if failures == 1 => {
+                Fault::Refused if failed.refused == 1 => {
                     tracing::warn!(
                         "MongoDB answers the change stream with an error; it is retried"
                     );
@@ -125,7 +126,7 @@ impl<C: Changes> Follower<C> {
                     continue;
                 }
             }
-            sleep(pause(failures, &mut chance)).await;
+            sleep(pause(failed.in_a_row, &mut chance)).await;
         }
     }
 
@@ -135,7 +136,7 @@ impl<C: Changes> Follower<C> {
         stream: C::Stream,
         first: Batch<C::Position>,
         position: &mut Option<C::Position>,
-        failures: &mut u32,
+        failed: &mut Failures,
     ) -> Fault {
         let fences = Fences::default();
         let reads = async {
@@ -150,7 +151,7 @@ impl<C: Changes> Follower<C> {
                     Ok(next) => (stream, batch) = next,
                     Err(fault) => return fault,
                 }
-                *failures = 0;
+                *failed = Failures::default();
             }
         };
         // Fences first: a stream that never pauses must not keep them from being asked for.
@@ -236,6 +237,14 @@ fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
     whole.mul_f64(0.5 + chance.f64() / 2.0)
+}
+
+/// How often the stream has failed since it brought something.
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    /// The last so many of them by a refusal.
+    refused: u32,
 }
 
 /// The fences that have not been passed.
