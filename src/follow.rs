@@ -7,15 +7,15 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Batch, Changes, Fault, ServerTime};
+use crate::backend::{Asked, Batch, Changes, Fault, ServerTime};
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
 use crate::metrics::{Gap, StreamMetrics};
@@ -32,7 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a server without change streams is asked whether it has them by now.
 const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
-/// How often in a row a server may refuse a position before it is given up.
+/// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
+/// given up.
 const REFUSALS: u32 = 3;
 /// More fences than can wait within any sensible bound.
 const MOST_FENCES: usize = 1_024;
@@ -74,14 +75,21 @@ impl<C: Changes> Follower<C> {
         loop {
             let resumes = position.is_some();
             let fault = match self.in_time(self.changes.open(position.clone())).await {
-                Ok((stream, first)) => {
+                Ok(Ok((stream, first))) => {
                     self.opened(resumes);
                     opened.take().map(|opened| opened.send(()));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
                     fault
                 }
-                Err(fault) => fault,
+                Ok(Err(fault)) => fault,
+                Err(_) => {
+                    // If the server answers other questions, it has more of its history to walk
+                    // through than there is patience for.
+                    let answers = matches!(self.in_time(self.changes.fence()).await, Ok(Ok(_)));
+                    failed.too_slow += u32::from(answers);
+                    Fault::Passing
+                }
             };
             failed.in_a_row += 1;
             failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
@@ -91,13 +99,17 @@ impl<C: Changes> Follower<C> {
                      anew past max_staleness"
                 ),
                 Fault::Refused if position.is_some() && failed.refused >= REFUSALS => {
-                    position = None;
+                    (position, failed.refused) = (None, 0);
                     self.gap(Gap::Refused);
                 }
                 Fault::Refused if failed.refused == 1 => {
                     tracing::warn!(
                         "MongoDB answers the change stream with an error; it is retried"
                     );
+                }
+                Fault::Passing if position.is_some() && failed.too_slow >= REFUSALS => {
+                    (position, failed.too_slow) = (None, 0);
+                    self.gap(Gap::Refused);
                 }
                 Fault::Passing | Fault::Refused => {}
                 Fault::Lost => {
@@ -148,8 +160,9 @@ impl<C: Changes> Follower<C> {
                 number = fences.asks();
                 let more = self.in_time(self.changes.more(stream));
                 match more.await {
-                    Ok(next) => (stream, batch) = next,
-                    Err(fault) => return fault,
+                    Ok(Ok(next)) => (stream, batch) = next,
+                    Ok(Err(fault)) => return fault,
+                    Err(_) => return Fault::Passing,
                 }
                 *failed = Failures::default();
             }
@@ -189,7 +202,7 @@ impl<C: Changes> Follower<C> {
     async fn ask_for_fences(&self, fences: &Fences) -> Infallible {
         loop {
             let at = self.clock.now();
-            if let Ok(time) = self.in_time(self.changes.fence()).await {
+            if let Ok(Ok(time)) = self.in_time(self.changes.fence()).await {
                 fences.add(at, time);
                 // Not what the stream brings: a deposed primary goes on feeding it.
                 self.cache.note(&Ok(()));
@@ -227,9 +240,8 @@ impl<C: Changes> Follower<C> {
         }
     }
 
-    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        let patience = self.timeout.saturating_add(self.pace);
-        timeout(patience, call).await.unwrap_or(Err(Fault::Passing))
+    async fn in_time<T>(&self, call: Asked<T>) -> Result<Result<T, Fault>, Elapsed> {
+        timeout(self.timeout.saturating_add(self.pace), call).await
     }
 }
 
@@ -245,6 +257,8 @@ struct Failures {
     in_a_row: u32,
     /// The last so many of them by a refusal.
     refused: u32,
+    /// How many of them by a server that answers, but not to this.
+    too_slow: u32,
 }
 
 /// The fences that have not been passed.
