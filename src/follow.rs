@@ -70,6 +70,7 @@ impl<C: Changes> Follower<C> {
 
     async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
+        let mut listens = false;
         let mut chance = self.chance.clone();
         let mut failed = Failures::default();
         loop {
@@ -77,6 +78,7 @@ impl<C: Changes> Follower<C> {
             let fault = match self.in_time(self.changes.open(position.clone())).await {
                 Ok(Ok((stream, first))) => {
                     self.opened(resumes);
+                    listens = true;
                     opened.take().map(|opened| opened.send(()));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
@@ -119,12 +121,11 @@ impl<C: Changes> Follower<C> {
                 Fault::Ended => {
                     position = None;
                     self.gap(Gap::CollectionGone);
-                    self.cache.restart(false);
-                    self.metrics.flushes.increment(1);
+                    self.listens_no_more(&mut listens);
                 }
                 Fault::Unsupported(why) => {
                     position = None;
-                    self.cache.restart(false);
+                    self.listens_no_more(&mut listens);
                     if !warned {
                         tracing::warn!(
                             "the cache is not told of changes by other instances: {why}. It asks \
@@ -222,6 +223,14 @@ impl<C: Changes> Follower<C> {
             self.metrics.flushes.increment(1);
         }
         self.metrics.opened();
+    }
+
+    /// Empties the cache, unless nobody listened anyway.
+    fn listens_no_more(&self, listens: &mut bool) {
+        if std::mem::take(listens) {
+            self.cache.restart(false);
+            self.metrics.flushes.increment(1);
+        }
     }
 
     fn gap(&self, gap: Gap) {
