@@ -35,6 +35,9 @@ const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
 /// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
 /// given up.
 const REFUSALS: u32 = 3;
+/// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
+/// more than five seconds. A lost question must not cost the lease that the next one would renew.
+const FENCES_PATIENCE: u32 = 5;
 /// More fences than can wait within any sensible bound.
 const MOST_FENCES: usize = 1_024;
 
@@ -203,7 +206,8 @@ impl<C: Changes> Follower<C> {
     async fn ask_for_fences(&self, fences: &Fences) -> Infallible {
         loop {
             let at = self.clock.now();
-            if let Ok(Ok(time)) = self.in_time(self.changes.fence()).await {
+            let patience = self.timeout.min(self.pace.saturating_mul(FENCES_PATIENCE));
+            if let Ok(Ok(time)) = timeout(patience, self.changes.fence()).await {
                 fences.add(at, time);
                 // Not what the stream brings: a deposed primary goes on feeding it.
                 self.cache.note(&Ok(()));
