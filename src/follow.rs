@@ -35,6 +35,12 @@ const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
 /// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
 /// given up.
 const REFUSALS: u32 = 3;
+/// How long fences may be answered and not passed before the stream is resumed, which goes to the
+/// primary: this one may hang on a member that is one no more. Twice the timeout, and no sooner than
+/// this: on an idle sharded cluster the stream is as late as the shards' no-op entries, 10 s as a rule.
+/// Where there are none, to resume now and then costs little and loses nothing. In no hurry either:
+/// what is behind renews no lease, so nothing is served past its bound meanwhile.
+const LONGEST_BEHIND: Duration = Duration::from_secs(30);
 /// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
 /// more than five seconds. A lost question must not cost the lease that the next one would renew.
 const FENCES_PATIENCE: u32 = 5;
@@ -200,6 +206,11 @@ impl<C: Changes> Follower<C> {
         if let Some(at) = fences.passed(batch.reached, batch.complete.then_some(number)) {
             self.cache.renew(at);
         }
+        let most = self.timeout.saturating_mul(2).max(LONGEST_BEHIND);
+        let behind = fences.waiting_since().map(|since| self.clock.now().since(since));
+        if behind.is_some_and(|behind| behind > most) {
+            return Err(Fault::Passing);
+        }
         Ok(())
     }
 
@@ -282,6 +293,8 @@ struct Fences(Mutex<Waiting>);
 struct Waiting {
     fences: VecDeque<Fence>,
     asked: u64,
+    /// The local time of the first fence that has not been passed, were it one that is not kept.
+    since: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -305,6 +318,7 @@ impl Fences {
     fn add(&self, at: Moment, time: ServerTime) {
         let mut waiting = self.lock();
         let asked = waiting.asked;
+        waiting.since.get_or_insert(at);
         if waiting.fences.len() == MOST_FENCES {
             waiting.fences.pop_front();
         }
@@ -320,7 +334,14 @@ impl Fences {
                 || complete.is_some_and(|number| fence.asked < number)
         };
         let last = waiting.fences.iter().rposition(passed)?;
-        waiting.fences.drain(..=last).map(|fence| fence.at).next_back()
+        let at = waiting.fences.drain(..=last).map(|fence| fence.at).next_back();
+        waiting.since = waiting.fences.front().map(|fence| fence.at);
+        at
+    }
+
+    /// Since when fences have been answered, and none of them passed.
+    fn waiting_since(&self) -> Option<Moment> {
+        self.lock().since
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
