@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -19,6 +18,7 @@ use crate::backend::{Asked, Batch, Changes, Fault, ServerTime};
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
 use crate::metrics::{Gap, StreamMetrics};
+use crate::sync::{Mutex, lock};
 use crate::tasks::Tasks;
 
 /// How long an empty answer of the stream takes at most, and how often a fence is asked for.
@@ -67,6 +67,7 @@ impl<C: Changes> Follower<C> {
         let (opened, is_opened) = oneshot::channel();
         self.metrics.begins(self.clock.now());
         tasks.spawn(async move {
+            let _says_if = Panics;
             tokio::select! {
                 biased;
                 () = ends.cancelled() => {}
@@ -275,6 +276,21 @@ fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
     whole.mul_f64(0.5 + chance.f64() / 2.0)
 }
 
+/// Says of a panic, which would end the task without a word, that nobody follows any more.
+struct Panics;
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                "a panic ended the task that follows the database's changes: this cache no longer \
+                 follows them, and asks MongoDB anew for each session that it read longer than \
+                 max_staleness ago, until the store is built again"
+            );
+        }
+    }
+}
+
 /// How often the stream has failed since it brought something.
 #[derive(Debug, Default)]
 struct Failures {
@@ -310,13 +326,13 @@ struct Fence {
 impl Fences {
     /// The number of a batch that is about to be asked for.
     fn asks(&self) -> u64 {
-        let mut waiting = self.lock();
+        let mut waiting = lock(&self.0);
         waiting.asked += 1;
         waiting.asked
     }
 
     fn add(&self, at: Moment, time: ServerTime) {
-        let mut waiting = self.lock();
+        let mut waiting = lock(&self.0);
         let asked = waiting.asked;
         waiting.since.get_or_insert(at);
         if waiting.fences.len() == MOST_FENCES {
@@ -328,7 +344,7 @@ impl Fences {
     /// The local time of the latest fence that has been passed: every change before `reached` has
     /// been taken, and if `complete`, every one from before the batch of that number was asked for.
     fn passed(&self, reached: Option<ServerTime>, complete: Option<u64>) -> Option<Moment> {
-        let mut waiting = self.lock();
+        let mut waiting = lock(&self.0);
         let passed = |fence: &Fence| {
             reached.is_some_and(|reached| fence.time < reached)
                 || complete.is_some_and(|number| fence.asked < number)
@@ -341,11 +357,7 @@ impl Fences {
 
     /// Since when fences have been answered, and none of them passed.
     fn waiting_since(&self) -> Option<Moment> {
-        self.lock().since
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).since
     }
 }
 

@@ -34,7 +34,7 @@ fn fences_do_not_pile_up() {
     for _ in 0..2 * MOST_FENCES {
         fences.add(at(1), ServerTime(1));
     }
-    assert_eq!(fences.lock().fences.len(), MOST_FENCES);
+    assert_eq!(lock(&fences.0).fences.len(), MOST_FENCES);
 }
 
 #[test]

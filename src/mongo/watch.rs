@@ -5,7 +5,7 @@
 //! asked, when, and after what; so `aggregate` and `getMore` are sent here, in one session, to one
 //! server.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
@@ -15,6 +15,7 @@ use mongodb::{ClientSession, Database, ServerInfo, ServerType};
 use super::{Sessions, document, failure};
 use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
 use crate::key::SessionKey;
+use crate::sync::{Mutex, lock};
 
 /// How the changes of one collection are asked for.
 #[derive(Clone)]
@@ -232,7 +233,7 @@ impl Server {
         use ServerType::{LoadBalancer, Mongos, RsPrimary, Standalone};
 
         let kind = server.server_type();
-        let mut chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chosen = lock(&self.0);
         match &*chosen {
             Some((address, _)) => address == server.address(),
             None if matches!(kind, RsPrimary | Mongos | Standalone | LoadBalancer) => {
@@ -244,8 +245,7 @@ impl Server {
     }
 
     fn is_router(&self) -> bool {
-        let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        chosen
+        lock(&self.0)
             .as_ref()
             .is_some_and(|(_, kind)| matches!(kind, ServerType::Mongos | ServerType::LoadBalancer))
     }
