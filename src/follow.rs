@@ -5,7 +5,8 @@
 //! time is noted, the database is asked for its own time, and once every change up to that has been
 //! handed over, the lease is good as of the local time that was noted.
 
-use std::collections::VecDeque;
+mod fences;
+
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Asked, Batch, Changes, Fault, ServerTime};
+use self::fences::Fences;
+use crate::backend::{Asked, Batch, Changes, Fault};
 use crate::cache::Cache;
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::metrics::{Gap, StreamMetrics};
-use crate::sync::{Mutex, lock};
 use crate::tasks::Tasks;
 
 /// How long an empty answer of the stream takes at most, and how often a fence is asked for.
@@ -44,8 +45,6 @@ const LONGEST_BEHIND: Duration = Duration::from_secs(30);
 /// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
 /// more than five seconds. A lost question must not cost the lease that the next one would renew.
 const FENCES_PATIENCE: u32 = 5;
-/// More fences than can wait within any sensible bound.
-const MOST_FENCES: usize = 1_024;
 
 /// What keeps one cache true.
 #[derive(Debug)]
@@ -299,66 +298,6 @@ struct Failures {
     refused: u32,
     /// How many of them by a server that answers, but not to this.
     too_slow: u32,
-}
-
-/// The fences that have not been passed.
-#[derive(Debug, Default)]
-struct Fences(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    fences: VecDeque<Fence>,
-    asked: u64,
-    /// The local time of the first fence that has not been passed, were it one that is not kept.
-    since: Option<Moment>,
-}
-
-#[derive(Debug)]
-struct Fence {
-    /// The local time before the database was asked.
-    at: Moment,
-    /// What it answered.
-    time: ServerTime,
-    /// The batch that was asked for last when the answer came.
-    asked: u64,
-}
-
-impl Fences {
-    /// The number of a batch that is about to be asked for.
-    fn asks(&self) -> u64 {
-        let mut waiting = lock(&self.0);
-        waiting.asked += 1;
-        waiting.asked
-    }
-
-    fn add(&self, at: Moment, time: ServerTime) {
-        let mut waiting = lock(&self.0);
-        let asked = waiting.asked;
-        waiting.since.get_or_insert(at);
-        if waiting.fences.len() == MOST_FENCES {
-            waiting.fences.pop_front();
-        }
-        waiting.fences.push_back(Fence { at, time, asked });
-    }
-
-    /// The local time of the latest fence that has been passed: every change before `reached` has
-    /// been taken, and if `complete`, every one from before the batch of that number was asked for.
-    fn passed(&self, reached: Option<ServerTime>, complete: Option<u64>) -> Option<Moment> {
-        let mut waiting = lock(&self.0);
-        let passed = |fence: &Fence| {
-            reached.is_some_and(|reached| fence.time < reached)
-                || complete.is_some_and(|number| fence.asked < number)
-        };
-        let last = waiting.fences.iter().rposition(passed)?;
-        let at = waiting.fences.drain(..=last).map(|fence| fence.at).next_back();
-        waiting.since = waiting.fences.front().map(|fence| fence.at);
-        at
-    }
-
-    /// Since when fences have been answered, and none of them passed.
-    fn waiting_since(&self) -> Option<Moment> {
-        lock(&self.0).since
-    }
 }
 
 #[cfg(test)]
