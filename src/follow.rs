@@ -301,5 +301,4 @@ struct Failures {
 }
 
 #[cfg(test)]
-#[path = "follow_tests.rs"]
 mod tests;

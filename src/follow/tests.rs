@@ -269,31 +269,21 @@ async fn the_lag_is_told_while_no_stream_is_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deposed_primary_that_feeds_the_stream_does_not_end_the_outage() {
-    let followed =
-        Followed::start(Fake { fences: always(|| Says::No(Fault::Passing)), ..Fake::new() });
-    sleep(PACE).await;
-    let key = SessionKey::of(1);
-    followed.holds(key);
-    sleep(2 * BOUND).await;
-    followed.cache.note::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
-    assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
-    sleep(2 * BOUND).await;
-    let found = followed.cache.get(key);
-    assert!(matches!(found, Lookup::Grace(_)), "no primary has answered since: {found:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_primary_that_answers_a_fence_ends_the_outage() {
-    let followed = Followed::start(Fake { keeps_up: false, ..Fake::new() });
-    sleep(PACE).await;
-    let key = SessionKey::of(1);
-    followed.holds(key);
-    sleep(2 * BOUND).await;
-    followed.cache.note::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
-    sleep(2 * PACE).await;
-    let found = followed.cache.get(key);
-    assert!(matches!(found, Lookup::Lapsed), "{found:?}");
+async fn an_outage_ends_where_a_primary_answers_and_not_with_what_a_deposed_one_feeds_the_stream() {
+    let no = || Says::No(Fault::Passing);
+    for (fences, ends) in [(always(no), false), (always(|| Says::Yes), true)] {
+        let followed = Followed::start(Fake { fences, keeps_up: false, ..Fake::new() });
+        sleep(PACE).await;
+        let key = SessionKey::of(1);
+        followed.holds(key);
+        sleep(2 * BOUND).await;
+        followed.cache.note::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
+        assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
+        sleep(2 * PACE).await;
+        let found = followed.cache.get(key);
+        assert_eq!(matches!(found, Lookup::Lapsed), ends, "{found:?}");
+        assert_eq!(matches!(found, Lookup::Grace(_)), !ends, "{found:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
