@@ -254,7 +254,7 @@ impl CachedMongoStoreBuilder {
     /// While the change stream runs, this cache knows up to when it has heard of every change, and
     /// sessions are served for as long as that moment is no further back than this: a session that
     /// nobody changes is read once. About ten times within this bound, and twice a second at least, it
-    /// asks MongoDB how far it is, which costs a `ping` and an empty batch of the stream: 2 of each a
+    /// asks MongoDB how far it is, which costs a `hello` and an empty batch of the stream: 2 of each a
     /// second at 5 s, 10 at 1 s, 100 at 100 ms and less. A question that has waited for half the bound
     /// is given up for the next one, so a bound below twice the time of a round trip renews nothing,
     /// and each session is read anew once it is that old.

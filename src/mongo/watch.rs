@@ -48,7 +48,8 @@ impl Changes for Watch {
     }
 
     fn fence(&self) -> Asked<ServerTime> {
-        Box::pin(self.clone().asks_the_time())
+        let watch = self.clone();
+        Box::pin(async move { watch.asks_the_time().await })
     }
 }
 
@@ -63,12 +64,19 @@ impl Watch {
         let mut session = session.map_err(|error| fault(&error))?;
         let server = Server::primary_or_router();
         let database = self.database();
+        let is_new = after.is_none();
         let asks = database.run_command(self.aggregate(after));
         let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
         let reply = reply.map_err(|error| fault(&error))?;
         // The first batch is what was there already: empty, it says nothing of what was to come.
         let (cursor, batch) = self.read(&reply, "firstBatch", None).ok_or(Fault::Refused)?;
-        Ok((Stream { session, cursor, server }, batch))
+        let stream = Stream { session, cursor, server };
+        if is_new {
+            // What changed before the stream begins is never reported, so no read from here on may
+            // be from before it: what a majority has may be older than what the stream begins with.
+            self.asks_the_time().await?;
+        }
+        Ok((stream, batch))
     }
 
     async fn goes_on(self, mut stream: Stream) -> Result<(Stream, Batch<Token>), Fault> {
@@ -90,13 +98,20 @@ impl Watch {
     }
 
     /// The time of the newest change on the primary, were it by a write that nobody has heard of
-    /// yet: whatever was acknowledged before this was asked lies at that time or before it.
-    async fn asks_the_time(self) -> Result<ServerTime, Fault> {
+    /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
+    /// reads are no older than that.
+    async fn asks_the_time(&self) -> Result<ServerTime, Fault> {
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.database();
-        let asks = database.run_command(doc! { "ping": 1 }).selection_criteria(criteria);
+        // Like every reply, this one has the time of the newest entry of the oplog, and it says of
+        // the member, as of a moment before that, whether it is the primary still: the driver may
+        // not have noticed yet that it is not.
+        let asks = database.run_command(doc! { "hello": 1 }).selection_criteria(criteria);
         let mut reply = asks.await.map_err(|error| fault(&error))?;
+        if !reply.get_bool("isWritablePrimary").unwrap_or(false) {
+            return Err(Fault::Passing);
+        }
         if server.is_router() {
             // A router answers by itself. This question goes to every shard, finds nothing in the
             // index, and the answer has the latest of their times.
@@ -109,7 +124,9 @@ impl Watch {
             let criteria = server.criteria();
             reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
-        reply.get_timestamp("operationTime").map(ServerTime::from).map_err(|_| Fault::Refused)
+        let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
+        self.sessions.seen.advance(time);
+        Ok(time)
     }
 
     fn database(&self) -> Database {

@@ -1,17 +1,13 @@
 //! What one instance changes, another one stops serving. The age of entries is no help here: all
 //! caches may keep what they have for an hour, unless a test says otherwise.
 
+mod causal;
 mod faults;
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mongodb::Client;
 use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{Binary, DateTime, Document, Timestamp, doc};
-use mongodb::event::EventHandler;
-use mongodb::event::command::CommandEvent;
-use mongodb::options::ClientOptions;
+use mongodb::bson::{Binary, DateTime, Document, doc};
 use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
@@ -199,55 +195,10 @@ async fn who_need_not_follow_asks_for_nothing() {
         let store = builder.build().await.unwrap();
         let record = create(&store).await;
         assert_eq!(load(&store, &record).await.unwrap().data, record.data);
-        for command in ["aggregate", "getMore", "ping", "find"] {
+        for command in ["aggregate", "getMore", "hello", "ping", "find"] {
             assert_eq!(commands.sent(command), 0, "{command}");
         }
     }
-}
-
-/// The time that the last `find` of this client had to wait for, if any.
-fn asked_for(commands: &Mutex<Vec<Document>>) -> Option<Timestamp> {
-    let commands = commands.lock().unwrap();
-    let find = commands.iter().rfind(|command| command.contains_key("find")).unwrap();
-    find.get_document("readConcern").unwrap().get_timestamp("afterClusterTime").ok()
-}
-
-#[tokio::test]
-async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
-    let uri = uri();
-    let mut options = ClientOptions::parse(&uri).await.unwrap();
-    let commands = Arc::new(Mutex::new(Vec::new()));
-    let seen = commands.clone();
-    options.command_event_handler = Some(EventHandler::callback(move |event| {
-        if let CommandEvent::Started(event) = event {
-            seen.lock().unwrap().push(event.command);
-        }
-    }));
-    let client = Client::with_options(options).unwrap();
-    let mongo = MongoStore::builder().client(client).build().await.unwrap();
-    let one = instance(&uri).await;
-    let record = create(&one).await;
-
-    assert_eq!(SessionStore::load(&mongo, &record.id).await.unwrap().unwrap().data, record.data);
-    let mut last = asked_for(&commands);
-    for round in 0..3 {
-        let other = if round == 0 { create(&mongo).await } else { record.clone() };
-        SessionStore::save(&mongo, &changed(&other)).await.unwrap();
-        SessionStore::load(&mongo, &record.id).await.unwrap();
-        let next = asked_for(&commands);
-        assert!(next.is_some() && next > last, "after a write of its own: {last:?} {next:?}");
-        last = next;
-    }
-    let (meters, guard) = Meters::install();
-    let store = cache_of(&mongo).await;
-    drop(guard);
-    sees(&store, &record, load(&one, &record).await.as_ref()).await;
-    let before = meters.value(OTHER);
-    let saved = changed(&record);
-    one.save(&saved).await.unwrap();
-    reaches(&meters, OTHER, before + 1.0).await;
-    sees(&store, &record, Some(&saved)).await;
-    assert!(asked_for(&commands) > last, "after a report");
 }
 
 #[tokio::test]
