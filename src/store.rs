@@ -348,7 +348,9 @@ impl CachedMongoStoreBuilder {
         let clock = Clock::system();
         let cache = Cache::new(limits, clock.clone());
         let tasks = self.mongo.tasks().clone();
-        let ends = tasks.closed().child_token();
+        let following = tasks.closed().child_token();
+        // From here on: a call that is dropped must not leave a follower behind.
+        let ends_following = following.clone().drop_guard();
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
         if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
             let pace = follow::pace(limits.max_staleness);
@@ -361,7 +363,7 @@ impl CachedMongoStoreBuilder {
                 metrics: StreamMetrics::new(),
                 chance: fastrand::Rng::new(),
             };
-            let opened = follower.start(&tasks, ends.clone());
+            let opened = follower.start(&tasks, following);
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
         let tiers = Tiers {
@@ -370,7 +372,7 @@ impl CachedMongoStoreBuilder {
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: self.touch_after, clock: Clock::system() },
-            _ends_following: ends.drop_guard(),
+            _ends_following: ends_following,
         };
         Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo })
     }
