@@ -195,18 +195,43 @@ impl Watch {
         }
         let position = cursor.get_document("postBatchResumeToken").ok();
         let position = position.or_else(|| events.last()?.as_document()?.get_document("_id").ok());
-        let (reached, complete) = match (position.and_then(time_in), asked) {
-            // Through a router, changes at this very time may still come from another shard; on
-            // one server, an empty batch has left none behind.
-            (Some(at), Some(server)) if events.is_empty() && !server.is_router() => {
-                (Some(ServerTime(at.0.saturating_add(1))), false)
-            }
-            (Some(at), _) => (Some(at.min(last.unwrap_or(at))), false),
-            (None, Some(server)) if events.is_empty() && !server.is_router() => (None, true),
-            (None, _) => (last, false),
+        let waited = match asked {
+            Some(server) if server.is_router() => Waited::OnARouter,
+            Some(_) => Waited::OnOneServer,
+            None => Waited::No,
         };
+        let (reached, complete) =
+            vouched_for(position.and_then(time_in), last, events.is_empty(), waited);
         let cursor = cursor.get_i64("id").ok()?;
         Some((cursor, Batch { changes, ended, position: position.cloned(), reached, complete }))
+    }
+}
+
+/// Whether a batch was waited for on the server's side, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    No,
+    OnOneServer,
+    OnARouter,
+}
+
+/// Up to which time all changes have been handed over, and whether all from before the question have:
+/// by a batch whose resume token holds the time `at`, and whose last change is that of `last`.
+fn vouched_for(
+    at: Option<ServerTime>,
+    last: Option<ServerTime>,
+    empty: bool,
+    waited: Waited,
+) -> (Option<ServerTime>, bool) {
+    match at {
+        // On one server, an empty batch has left none behind; through a router, changes at this very
+        // time may still come from another shard.
+        Some(at) if empty && waited == Waited::OnOneServer => {
+            (Some(ServerTime(at.0.saturating_add(1))), false)
+        }
+        Some(at) => (Some(at.min(last.unwrap_or(at))), false),
+        None if empty && waited == Waited::OnOneServer => (None, true),
+        None => (last, false),
     }
 }
 
@@ -270,7 +295,10 @@ impl Server {
 
 /// What a driver's error means for a stream.
 fn fault(error: &mongodb::error::Error) -> Fault {
-    let Some(code) = failure::code(error) else { return Fault::Passing };
+    failure::code(error).map_or(Fault::Passing, fault_of)
+}
+
+fn fault_of(code: i32) -> Fault {
     match code {
         // CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost.
         136 | 260 | 280 | 286 => Fault::Lost,
@@ -295,28 +323,4 @@ const PASSING: [i32; 22] = [
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
-        let token = |data: &str| doc! { "_data": data };
-        // A high-water mark of a replica set of MongoDB 6.
-        let time = time_in(&token("8263C1E0A4000000022B0229296E04"));
-        assert_eq!(time, Some(ServerTime(0x63C1_E0A4_0000_0002)));
-        for other in ["", "82", "8263C1E0A40000000", "400000001273000A000000", "82é3C1E0A400000002"]
-        {
-            assert_eq!(time_in(&token(other)), None, "{other}");
-        }
-        assert_eq!(time_in(&doc! {}), None);
-    }
-
-    #[test]
-    fn a_report_names_a_session_by_its_key() {
-        let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
-        let heard = change(&doc! { "key": key }).unwrap();
-        assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
-        assert!(change(&doc! { "key": 7 }).is_none());
-        assert!(change(&doc! { "ends": true }).is_none());
-    }
-}
+mod tests;
