@@ -11,6 +11,8 @@ use std::time::Duration;
 use bson::{Bson, Document, doc};
 use mongodb::options::{SelectionCriteria, ServerAddress};
 use mongodb::{ClientSession, Database, ServerInfo, ServerType};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::{Sessions, document, failure};
 use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
@@ -27,9 +29,29 @@ pub(crate) struct Watch {
 
 /// An open stream: a cursor on one server.
 pub(crate) struct Stream {
+    watch: Watch,
     session: ClientSession,
     cursor: i64,
     server: Server,
+}
+
+impl Drop for Stream {
+    /// Closes the cursor, which the server would keep for minutes: as far as that goes, and in
+    /// nobody's way.
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.cursor == 0 {
+            return;
+        }
+        let (watch, cursor, criteria) = (self.watch.clone(), self.cursor, self.server.criteria());
+        runtime.spawn(async move {
+            let name = watch.sessions.documents.name();
+            let kill = doc! { "killCursors": name, "cursors": [cursor] };
+            let database = watch.database();
+            let kills = database.run_command(kill).selection_criteria(criteria);
+            drop(timeout(watch.sessions.timeout, kills.into_future()).await);
+        });
+    }
 }
 
 /// A resume token, as the server gave it.
@@ -70,7 +92,7 @@ impl Watch {
         let reply = reply.map_err(|error| fault(&error))?;
         // The first batch is what was there already: empty, it says nothing of what was to come.
         let (cursor, batch) = self.read(&reply, "firstBatch", None).ok_or(Fault::Refused)?;
-        let stream = Stream { session, cursor, server };
+        let stream = Stream { watch: self.clone(), session, cursor, server };
         if is_new {
             // What changed before the stream begins is never reported, so no read from here on may
             // be from before it: what a majority has may be older than what the stream begins with.

@@ -185,6 +185,16 @@ async fn a_stream_ends_with_its_store() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
+    let (uri, commands) = (uri(), Commands::default());
+    let mongo = commands.mongo(&uri).await;
+    let store = cache_of(&mongo).await;
+    assert_eq!(commands.sent("killCursors"), 0);
+    drop(store);
+    eventually("it is closed", async || commands.sent("killCursors") == 1).await;
+}
+
+#[tokio::test]
 async fn who_need_not_follow_asks_for_nothing() {
     let (uri, commands) = (uri(), Commands::default());
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
