@@ -311,7 +311,9 @@ impl Cache {
 
     /// Takes note of whether the database answers.
     pub(crate) fn note<T>(&self, outcome: &Result<T>) {
-        self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
+        if !outcome.as_ref().is_err_and(Error::is_ours) {
+            self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
+        }
     }
 
     /// Empties the cache and voids every ticket.
