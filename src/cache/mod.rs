@@ -333,7 +333,6 @@ impl Cache {
     }
 
     #[cfg(test)]
-    #[allow(dead_code, reason = "asked by the model check alone")]
     pub(crate) fn echoes(&self) -> usize {
         self.0.echoes.len()
     }
