@@ -32,7 +32,10 @@ use crate::tiers::{Tiers, Touching};
 ///   milliseconds. And whatever happens (a stalled stream, a paused server, a network that is cut in
 ///   one direction, this machine asleep), no session is served as it was more than
 ///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for. (What is
-///   *saved* within that time may be based on the older state: the last save wins.)
+///   *saved* within that time may be based on the older state: the last save wins.) Three exceptions:
+///   [`outage_grace`](CachedMongoStoreBuilder::outage_grace) and
+///   [`exclusive`](CachedMongoStoreBuilder::exclusive), if you choose them, and a primary that is cut
+///   off from its set but not from this instance, until it steps down (10 s by default).
 /// - The saves of one session through this store are carried out in the order in which they were
 ///   called, those of callers that have gone included.
 /// - However many requests ask for a session that is not cached, MongoDB is asked once.
@@ -240,8 +243,9 @@ impl CachedMongoStoreBuilder {
         self
     }
 
-    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of invented ids is answered from memory and evicts no session.
-    /// Default 10,000, beside the bound in bytes. Zero remembers none.
+    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of
+    /// invented ids is answered from memory and evicts no session. Default 10,000, beside the bound
+    /// in bytes. Zero remembers none.
     pub fn max_absent(mut self, ids: u64) -> Self {
         self.limits.max_absent = ids;
         self
@@ -249,7 +253,9 @@ impl CachedMongoStoreBuilder {
 
     /// How old the state of a session may be that is served from the cache, and so how long a
     /// log-out on another instance may go unseen here if MongoDB cannot tell of it. Default 5 s.
-    /// Zero asks MongoDB each time.
+    /// Zero asks MongoDB each time. Not bounded by it are sessions served by
+    /// [`outage_grace`](Self::outage_grace) or to an [`exclusive`](Self::exclusive) store, and what an
+    /// old primary says that is cut off from its set but not from here, until it steps down.
     ///
     /// While the change stream runs, this cache knows up to when it has heard of every change, and
     /// sessions are served for as long as that moment is no further back than this: a session that
@@ -279,7 +285,9 @@ impl CachedMongoStoreBuilder {
     /// on its age and no change stream, and `max_staleness` only says how long an id that does not
     /// exist is remembered.
     ///
-    /// With a second writer a log-out there goes unseen here until the session expires.
+    /// With a second writer a log-out there goes unseen here until the session expires. So does a
+    /// write of this store that was given up at its deadline, and is carried out by the server after
+    /// the session was read again.
     pub fn exclusive(mut self) -> Self {
         self.limits.exclusive = true;
         self
@@ -287,7 +295,8 @@ impl CachedMongoStoreBuilder {
 
     /// How much longer than [`max_staleness`](Self::max_staleness) a cached session may be served
     /// while MongoDB does not answer. Default zero: then a load is an error, once a session is
-    /// older than that.
+    /// older than that. It counts from where the lease ends: a session is served whose state was
+    /// known to be true no longer ago than `max_staleness` and this together.
     ///
     /// The choice is between a log-out elsewhere that goes unseen for so long, and users who are
     /// turned away while the database is down. The first load that fails waits for its error up to
