@@ -74,7 +74,7 @@ async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server
 }
 
 #[tokio::test]
-async fn without_a_grace_a_load_past_the_bound_is_an_error_within_the_deadline() {
+async fn without_a_grace_a_load_past_the_bound_is_an_error() {
     let mut server = TestServer::builder().start().unwrap();
     let (meters, store) = on(&server, Duration::ZERO).await;
     let record = create(&store).await;
@@ -83,7 +83,9 @@ async fn without_a_grace_a_load_past_the_bound_is_an_error_within_the_deadline()
     loop {
         let begun = Instant::now();
         let loaded = load(&store, &record).await;
-        assert!(begun.elapsed() < TIMEOUT + Duration::from_secs(10), "{:?}", begun.elapsed());
+        // That it is there at the deadline is tested in paused time; here, that it is the store's
+        // deadline and not the driver's own patience of 30 s, on a machine however busy.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         match loaded {
             Ok(found) => {
                 assert!(begun.duration_since(paused) <= BOUND, "served past the bound");
