@@ -16,6 +16,7 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::common::{Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, uri};
+use crate::proxy::Proxy;
 
 const OWN: &str = "session_store_stream_events_total{origin=own}";
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
@@ -96,26 +97,45 @@ async fn a_clear_reaches_the_other_instance() {
 
 #[tokio::test]
 async fn the_echo_of_an_own_save_evicts_nothing() {
-    let (uri, commands) = (uri(), Commands::default());
-    let mongo = commands.mongo(&uri).await;
+    let (proxy, commands) = (Proxy::start().await, Commands::default());
+    let mongo = commands.mongo(proxy.uri()).await;
     let (meters, guard) = Meters::install();
     let store = cache_of(&mongo).await;
     drop(guard);
     let record = create(&store).await;
-    let saved = changed(&record);
     let finds = commands.sent("find");
+
+    // The stream stands still until the save has been answered.
+    let mut stream = proxy.hold("getMore");
+    stream.reached().await;
+    let saved = changed(&record);
     store.save(&saved).await.unwrap();
-    eventually("the echo comes", async || meters.value(OWN) + meters.value(OTHER) >= 1.0).await;
-    if meters.value(OWN) >= 1.0 {
-        assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
-        assert_eq!(commands.sent("find"), finds, "served from the cache");
-    }
+    stream.deliver();
+    reaches(&meters, OWN, 1.0).await;
+    assert!(meters.value(OTHER).abs() < 0.5);
+    assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+    assert_eq!(commands.sent("find"), finds, "served from the cache");
+
+    // The answer is held until the save has been reported.
+    let mut answer = proxy.hold("update");
+    let saved = changed(&record);
+    let save = tokio::spawn({
+        let (store, saved) = (store.clone(), saved.clone());
+        async move { store.save(&saved).await }
+    });
+    answer.reached().await;
+    reaches(&meters, OTHER, 1.0).await;
+    answer.deliver();
+    save.await.unwrap().unwrap();
+    assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+    assert_eq!(commands.sent("find"), finds, "the answer has left an entry");
+
     for _ in 0..50 {
         let saved = changed(&record);
         store.save(&saved).await.unwrap();
         assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
     }
-    assert_eq!(commands.sent("find"), finds, "not even if the echo came before the answer");
+    assert_eq!(commands.sent("find"), finds, "whichever comes first");
 }
 
 #[tokio::test]
