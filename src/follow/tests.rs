@@ -240,7 +240,7 @@ async fn refusals_are_counted_by_themselves() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_refusal_is_logged_and_the_next_ones_are_not() {
-    let log = Log::start();
+    Log::start();
     let followed = Followed::start(Fake {
         batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
         resumes: always(|| Says::No(Fault::Refused)),
@@ -248,7 +248,7 @@ async fn the_first_refusal_is_logged_and_the_next_ones_are_not() {
     });
     sleep(HOUR).await;
     assert_eq!((followed.opened(), followed.resumed()), (2, 3));
-    assert_eq!(log.count("answers the change stream with an error"), 1);
+    assert_eq!(Log::count("answers the change stream with an error"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,7 +311,7 @@ async fn a_fence_that_is_lost_does_not_cost_the_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn without_change_streams_the_cache_keeps_what_it_has_and_one_warning_says_so() {
-    let log = Log::start();
+    Log::start();
     let followed = Followed::start(Fake {
         opens: always(|| Says::No(Fault::Unsupported("not here"))),
         ..Fake::new()
@@ -324,7 +324,7 @@ async fn without_change_streams_the_cache_keeps_what_it_has_and_one_warning_says
     assert!(matches!(followed.cache.get(key), Lookup::Hit(_)));
     assert!(followed.value("session_store_cache_flushes_total").abs() < 0.5);
     sleep(HOUR).await;
-    assert_eq!((log.count("WARN"), log.count("is not told")), (1, 1));
+    assert_eq!((Log::count("WARN"), Log::count("is not told")), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,14 +350,14 @@ async fn a_stream_that_is_no_longer_allowed_is_one_flush_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_logged_and_closes_the_gauge() {
-    let log = Log::start();
+    Log::start();
     let followed = Followed::start(Fake {
         batches: Box::new(|n| if n == 20 { panic!("on purpose") } else { Says::Yes }),
         ..Fake::new()
     });
     sleep(60 * PACE).await;
     assert!(followed.value("session_store_stream_open").abs() < 0.5);
-    assert_eq!(log.count("no longer follows"), 1);
+    assert_eq!(Log::count("no longer follows"), 1);
     assert!(followed.lag() > BOUND, "and the bound holds by itself");
     followed.tasks.shutdown().await;
 }
@@ -373,17 +373,16 @@ thread_local! {
 }
 
 impl Log {
-    fn start() -> Self {
+    fn start() {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             let lines = tracing_subscriber::fmt().with_writer(|| Log);
             tracing::subscriber::set_global_default(lines.finish()).unwrap();
         });
         LOGGED.take();
-        Self
     }
 
-    fn count(&self, text: &str) -> usize {
+    fn count(text: &str) -> usize {
         LOGGED.with_borrow(|log| std::str::from_utf8(log).unwrap().matches(text).count())
     }
 }
