@@ -7,9 +7,23 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
+
+/// How often `create` draws a new id when the drawn one is taken.
+pub(crate) const DRAWS: usize = 8;
+
+/// What `create` answers when every id that it drew was taken.
+pub(crate) fn no_free_id() -> Error {
+    Error::new(
+        ErrorKind::Server,
+        format!(
+            "{DRAWS} fresh ids in a row met a duplicate key: is there a unique index on the \
+             sessions collection beside the one on _id?"
+        ),
+    )
+}
 
 /// A call to the persistence tier, ready to run in a task.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;

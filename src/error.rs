@@ -73,6 +73,11 @@ impl Error {
         matches!(self.0.kind, ErrorKind::Overloaded | ErrorKind::Encode)
     }
 
+    /// Whether it says nothing of how the database is: it arose here.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.was_not_sent() || matches!(self.0.kind, ErrorKind::Config | ErrorKind::Closed)
+    }
+
     /// The kind of error, to act on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -5,19 +5,20 @@
 //! time is noted, the database is asked for its own time, and once every change up to that has been
 //! handed over, the lease is good as of the local time that was noted.
 
-use std::collections::VecDeque;
+mod fences;
+
 use std::convert::Infallible;
-use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Batch, Changes, Fault, ServerTime};
+use self::fences::Fences;
+use crate::backend::{Asked, Batch, Changes, Fault};
 use crate::cache::Cache;
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::metrics::{Gap, StreamMetrics};
 use crate::tasks::Tasks;
 
@@ -32,10 +33,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a server without change streams is asked whether it has them by now.
 const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
-/// How often in a row a server may refuse a position before it is given up.
+/// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
+/// given up.
 const REFUSALS: u32 = 3;
-/// More fences than can wait within any sensible bound.
-const MOST_FENCES: usize = 1_024;
+/// How long fences may be answered and not passed before the stream is resumed, which goes to the
+/// primary: this one may hang on a member that is one no more. Twice the timeout, and no sooner than
+/// this: on an idle sharded cluster the stream is as late as the shards' no-op entries, 10 s as a rule.
+/// Where there are none, to resume now and then costs little and loses nothing. In no hurry either:
+/// what is behind renews no lease, so nothing is served past its bound meanwhile.
+const LONGEST_BEHIND: Duration = Duration::from_secs(30);
+/// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
+/// more than five seconds. A lost question must not cost the lease that the next one would renew.
+const FENCES_PATIENCE: u32 = 5;
 
 /// What keeps one cache true.
 #[derive(Debug)]
@@ -53,48 +62,65 @@ pub(crate) struct Follower<C> {
 impl<C: Changes> Follower<C> {
     /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
     /// cache is followed for the first time, or it is known that it cannot be.
-    pub(crate) fn start(self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
+    pub(crate) fn start(mut self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
         let (opened, is_opened) = oneshot::channel();
+        self.metrics.begins(self.clock.now());
         tasks.spawn(async move {
+            let _says_if = Panics;
             tokio::select! {
                 biased;
                 () = ends.cancelled() => {}
+                never = self.tell_the_lag() => match never {},
                 never = self.run(opened) => match never {},
             }
         });
         is_opened
     }
 
-    async fn run(mut self, opened: oneshot::Sender<()>) -> Infallible {
+    async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
-        self.metrics.begins(self.clock.now());
-        let mut failures = 0;
+        let mut listens = false;
+        let mut chance = self.chance.clone();
+        let mut failed = Failures::default();
         loop {
             let resumes = position.is_some();
             let fault = match self.in_time(self.changes.open(position.clone())).await {
-                Ok((stream, first)) => {
+                Ok(Ok((stream, first))) => {
                     self.opened(resumes);
+                    listens = true;
                     opened.take().map(|opened| opened.send(()));
-                    let fault = self.read(stream, first, &mut position, &mut failures).await;
+                    let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
                     fault
                 }
-                Err(fault) => fault,
+                Ok(Err(fault)) => fault,
+                Err(_) => {
+                    // If the server answers other questions, it has more of its history to walk
+                    // through than there is patience for.
+                    let answers = matches!(self.in_time(self.changes.fence()).await, Ok(Ok(_)));
+                    failed.too_slow += u32::from(answers);
+                    Fault::Passing
+                }
             };
-            failures += 1;
+            failed.in_a_row += 1;
+            failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
             match fault {
-                Fault::Passing if failures == 1 => tracing::info!(
+                Fault::Passing if failed.in_a_row == 1 => tracing::info!(
                     "the stream of changes broke off; until it is resumed, sessions are asked for \
                      anew past max_staleness"
                 ),
-                Fault::Refused if position.is_some() && failures >= REFUSALS => {
-                    position = None;
+                Fault::Refused if position.is_some() && failed.refused >= REFUSALS => {
+                    (position, failed.refused) = (None, 0);
                     self.gap(Gap::Refused);
                 }
-                Fault::Refused if failures == 1 => {
+                Fault::Refused if failed.refused == 1 => {
                     tracing::warn!(
                         "MongoDB answers the change stream with an error; it is retried"
                     );
+                }
+                Fault::Passing if position.is_some() && failed.too_slow >= REFUSALS => {
+                    (position, failed.too_slow) = (None, 0);
+                    self.gap(Gap::Refused);
                 }
                 Fault::Passing | Fault::Refused => {}
                 Fault::Lost => {
@@ -104,12 +130,11 @@ impl<C: Changes> Follower<C> {
                 Fault::Ended => {
                     position = None;
                     self.gap(Gap::CollectionGone);
-                    self.cache.restart(false);
-                    self.metrics.flushes.increment(1);
+                    self.listens_no_more(&mut listens);
                 }
                 Fault::Unsupported(why) => {
                     position = None;
-                    self.cache.restart(false);
+                    self.listens_no_more(&mut listens);
                     if !warned {
                         tracing::warn!(
                             "the cache is not told of changes by other instances: {why}. It asks \
@@ -123,7 +148,7 @@ impl<C: Changes> Follower<C> {
                     continue;
                 }
             }
-            sleep(self.pause(failures)).await;
+            sleep(pause(failed.in_a_row, &mut chance)).await;
         }
     }
 
@@ -133,7 +158,7 @@ impl<C: Changes> Follower<C> {
         stream: C::Stream,
         first: Batch<C::Position>,
         position: &mut Option<C::Position>,
-        failures: &mut u32,
+        failed: &mut Failures,
     ) -> Fault {
         let fences = Fences::default();
         let reads = async {
@@ -145,10 +170,11 @@ impl<C: Changes> Follower<C> {
                 number = fences.asks();
                 let more = self.in_time(self.changes.more(stream));
                 match more.await {
-                    Ok(next) => (stream, batch) = next,
-                    Err(fault) => return fault,
+                    Ok(Ok(next)) => (stream, batch) = next,
+                    Ok(Err(fault)) => return fault,
+                    Err(_) => return Fault::Passing,
                 }
-                *failures = 0;
+                *failed = Failures::default();
             }
         };
         // Fences first: a stream that never pauses must not keep them from being asked for.
@@ -179,19 +205,24 @@ impl<C: Changes> Follower<C> {
         }
         if let Some(at) = fences.passed(batch.reached, batch.complete.then_some(number)) {
             self.cache.renew(at);
-            self.measure_lag();
         }
-        self.cache.note(&Ok(()));
+        let most = self.timeout.saturating_mul(2).max(LONGEST_BEHIND);
+        let behind = fences.waiting_since().map(|since| self.clock.now().since(since));
+        if behind.is_some_and(|behind| behind > most) {
+            return Err(Fault::Passing);
+        }
         Ok(())
     }
 
     async fn ask_for_fences(&self, fences: &Fences) -> Infallible {
         loop {
             let at = self.clock.now();
-            if let Ok(time) = self.in_time(self.changes.fence()).await {
+            let patience = self.timeout.min(self.pace.saturating_mul(FENCES_PATIENCE));
+            if let Ok(Ok(time)) = timeout(patience, self.changes.fence()).await {
                 fences.add(at, time);
+                // Not what the stream brings: a deposed primary goes on feeding it.
+                self.cache.note(&Ok(()));
             }
-            self.measure_lag();
             sleep(self.pace).await;
         }
     }
@@ -209,6 +240,14 @@ impl<C: Changes> Follower<C> {
         self.metrics.opened();
     }
 
+    /// Empties the cache, unless nobody listened anyway.
+    fn listens_no_more(&self, listens: &mut bool) {
+        if std::mem::take(listens) {
+            self.cache.restart(false);
+            self.metrics.flushes.increment(1);
+        }
+    }
+
     fn gap(&self, gap: Gap) {
         self.metrics.gap(gap);
         tracing::warn!(
@@ -217,122 +256,49 @@ impl<C: Changes> Follower<C> {
         );
     }
 
-    fn measure_lag(&self) {
-        self.metrics.lag(self.clock.now(), self.cache.synced_at());
-    }
-
-    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        let patience = self.timeout.saturating_add(self.pace);
-        timeout(patience, call).await.unwrap_or(Err(Fault::Passing))
-    }
-
-    fn pause(&mut self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(1).min(16);
-        let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-        whole.mul_f64(0.5 + self.chance.f64() / 2.0)
-    }
-}
-
-/// The fences that have not been passed.
-#[derive(Debug, Default)]
-struct Fences(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    fences: VecDeque<Fence>,
-    asked: u64,
-}
-
-#[derive(Debug)]
-struct Fence {
-    /// The local time before the database was asked.
-    at: Moment,
-    /// What it answered.
-    time: ServerTime,
-    /// The batch that was asked for last when the answer came.
-    asked: u64,
-}
-
-impl Fences {
-    /// The number of a batch that is about to be asked for.
-    fn asks(&self) -> u64 {
-        let mut waiting = self.lock();
-        waiting.asked += 1;
-        waiting.asked
-    }
-
-    fn add(&self, at: Moment, time: ServerTime) {
-        let mut waiting = self.lock();
-        let asked = waiting.asked;
-        if waiting.fences.len() == MOST_FENCES {
-            waiting.fences.pop_front();
+    /// In a loop of its own, so that the lag is told most of all while there is no stream.
+    async fn tell_the_lag(&self) -> Infallible {
+        loop {
+            self.metrics.lag(self.clock.now(), self.cache.synced_at());
+            sleep(self.pace).await;
         }
-        waiting.fences.push_back(Fence { at, time, asked });
     }
 
-    /// The local time of the latest fence that has been passed: every change before `reached` has
-    /// been taken, and if `complete`, every one from before the batch of that number was asked for.
-    fn passed(&self, reached: Option<ServerTime>, complete: Option<u64>) -> Option<Moment> {
-        let mut waiting = self.lock();
-        let passed = |fence: &Fence| {
-            reached.is_some_and(|reached| fence.time < reached)
-                || complete.is_some_and(|number| fence.asked < number)
-        };
-        let last = waiting.fences.iter().rposition(passed)?;
-        waiting.fences.drain(..=last).map(|fence| fence.at).next_back()
+    async fn in_time<T>(&self, call: Asked<T>) -> Result<Result<T, Fault>, Elapsed> {
+        timeout(self.timeout.saturating_add(self.pace), call).await
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+    whole.mul_f64(0.5 + chance.f64() / 2.0)
+}
+
+/// Says of a panic, which would end the task without a word, that nobody follows any more.
+struct Panics;
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                "a panic ended the task that follows the database's changes: this cache no longer \
+                 follows them, and asks MongoDB anew for each session that it read longer than \
+                 max_staleness ago, until the store is built again"
+            );
+        }
     }
+}
+
+/// How often the stream has failed since it brought something.
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    /// The last so many of them by a refusal.
+    refused: u32,
+    /// How many of them by a server that answers, but not to this.
+    too_slow: u32,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: u64) -> Moment {
-        Moment::from_nanos(seconds * 1_000_000_000)
-    }
-
-    #[test]
-    fn a_fence_is_passed_by_what_lies_strictly_behind_it() {
-        let fences = Fences::default();
-        fences.add(at(1), ServerTime(10));
-        fences.add(at(2), ServerTime(20));
-        assert_eq!(fences.passed(Some(ServerTime(10)), None), None, "more may come of that time");
-        assert_eq!(fences.passed(Some(ServerTime(11)), None), Some(at(1)));
-        assert_eq!(fences.passed(Some(ServerTime(11)), None), None);
-        assert_eq!(fences.passed(None, None), None);
-        assert_eq!(fences.passed(Some(ServerTime(21)), None), Some(at(2)));
-    }
-
-    #[test]
-    fn a_complete_batch_passes_only_fences_that_were_answered_before_it_was_asked_for() {
-        let fences = Fences::default();
-        let first = fences.asks();
-        fences.add(at(1), ServerTime(10));
-        assert_eq!(fences.passed(None, Some(first)), None, "under way when the fence was answered");
-        let second = fences.asks();
-        fences.add(at(2), ServerTime(10));
-        assert_eq!(fences.passed(None, Some(second)), Some(at(1)));
-        assert_eq!(fences.passed(None, Some(fences.asks())), Some(at(2)));
-    }
-
-    #[test]
-    fn fences_do_not_pile_up() {
-        let fences = Fences::default();
-        for _ in 0..2 * MOST_FENCES {
-            fences.add(at(1), ServerTime(1));
-        }
-        assert_eq!(fences.lock().fences.len(), MOST_FENCES);
-    }
-
-    #[test]
-    fn the_pace_keeps_a_lease_alive_several_times_over() {
-        assert_eq!(pace(Duration::from_secs(5)), Duration::from_millis(500));
-        assert_eq!(pace(Duration::from_secs(1)), Duration::from_millis(100));
-        assert_eq!(pace(Duration::ZERO), Duration::from_millis(10));
-        assert_eq!(pace(Duration::MAX), Duration::from_millis(500));
-    }
-}
+mod tests;

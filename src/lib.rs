@@ -33,7 +33,9 @@
 //! After a log-out has returned, no later request on this instance sees the session. The other
 //! instances hear of it through a MongoDB change stream, as a rule within milliseconds, and whatever
 //! happens to the network, none serves a session as it was more than
-//! [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago. A save never brings a deleted
+//! [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago (but for the options that say
+//! otherwise, `outage_grace` and `exclusive`, and a primary that is cut off from its set, until it steps
+//! down). A save never brings a deleted
 //! session back, an id that a client chose is never stored, and an outage is an error, never
 //! "not logged in". [`CachedMongoStore`] says it in full.
 //!
@@ -48,10 +50,14 @@
 //! # Metrics
 //!
 //! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
-//! store is built. Every series is there from the start, at zero. With metrics-exporter-prometheus,
+//! store is built. Every series is there from the start, at zero, but for those of the
+//! change stream where none is followed (`session_store_stream_*` and
+//! `session_store_cache_flushes_total`), and for histograms, which exporters may show with their first
+//! value. With metrics-exporter-prometheus,
 //! the durations are histograms once you give it buckets
 //! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then. Two
-//! stores in one process add up in the same series.
+//! stores in one process add up in the same series, but for `session_store_stream_lag_seconds`, which
+//! shows the one that was told last.
 //!
 //! | metric | labels | what |
 //! |---|---|---|
@@ -59,14 +65,14 @@
 //! | `session_store_lease_refusals_total` | | loads that found a session too old to be served, and so asked MongoDB |
 //! | `session_store_grace_served_total` | | sessions served past their lease in an outage, as `outage_grace` allows: those of `result="grace"`, and those whose own read had failed |
 //! | `session_store_cache_evictions_total` | `cause`: `size`, `expired` | entries that the cache let go by itself |
-//! | `session_store_cache_flushes_total` | | how often the cache was emptied: a change stream was opened anew (once at the start), or the collection is gone |
+//! | `session_store_cache_flushes_total` | | how often the cache was emptied: a change stream was opened anew (once at the start), the collection is gone, or the stream may not be opened any more. A `clear()` is not counted |
 //! | `session_store_cache_entries` | | sessions held |
 //! | `session_store_cache_bytes`, `session_store_cache_limit_bytes` | | heap that they take, and may take |
 //! | `session_store_stream_open` | | change streams that are open, one for each cached store |
 //! | `session_store_stream_lag_seconds` | | how long ago the moment is up to which every change is known to have reached the cache; past `max_staleness`, cached sessions are refused |
 //! | `session_store_stream_events_total` | `origin`: `own`, `other` | changes reported; an `other` evicts |
 //! | `session_store_stream_resumes_total` | | streams that went on where they had broken off |
-//! | `session_store_stream_gaps_total` | `cause`: `history_lost`, `collection_gone`, `refused` | streams that could not |
+//! | `session_store_stream_gaps_total` | `cause`: `history_lost`, `collection_gone`, `refused` | streams that could not; `refused` says that the server would not go on from there, or not within the operation timeout |
 //! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
 //! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
 //! | `session_store_saves_dropped_total` | | saves of a session that was gone |

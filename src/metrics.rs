@@ -104,7 +104,8 @@ fn describe() {
     describe_counter!(
         FLUSHES,
         Unit::Count,
-        "How often the cache was emptied: a stream was opened anew, or the collection is gone"
+        "How often the cache was emptied: a stream was opened anew or lost for good, or the collection \
+         is gone"
     );
 }
 

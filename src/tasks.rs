@@ -2,7 +2,10 @@
 //!
 //! A handler may be dropped at any await (its client left), and the driver asks that its futures be
 //! polled to their end. So no caller ever holds a driver future: it waits for a task, and what must
-//! happen at the end of the call happens in the task, whether the caller is still there or not.
+//! happen at the end of the call happens in the task, whether the caller is still there or not. The
+//! follower of the changes alone drops its futures at their deadline, and when it ends: they only read,
+//! so nothing is left half done but a connection, which the driver closes, and a cursor, which times
+//! out.
 
 use std::future::Future;
 use std::pin::pin;

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
 
-use crate::backend::{Backend, Call, RevSource};
+use crate::backend::{Backend, Call, DRAWS, RevSource, no_free_id};
 use crate::cache::{Cache, Landing, Lookup};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
-use crate::mongo::no_free_id;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
 
@@ -54,7 +53,7 @@ pub(crate) struct Tiers<B> {
 
 impl<B: Backend> Tiers<B> {
     pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..crate::mongo::DRAWS {
+        for _ in 0..DRAWS {
             let id = RawId::draw();
             // No rev: the database does not report insertions.
             let ticket = self.cache.ticket(id.key());

@@ -315,7 +315,9 @@ impl Cache {
 
     /// Takes note of whether the database answers.
     pub(crate) fn note<T>(&self, outcome: &Result<T>) {
-        self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
+        if !outcome.as_ref().is_err_and(Error::is_ours) {
+            self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
+        }
     }
 
     /// Empties the cache and voids every ticket.
@@ -335,7 +337,6 @@ impl Cache {
     }
 
     #[cfg(test)]
-    #[allow(dead_code, reason = "asked by the model check alone")]
     pub(crate) fn echoes(&self) -> usize {
         self.0.echoes.len()
     }

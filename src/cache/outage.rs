@@ -1,8 +1,9 @@
 //! Whether the database answers, and what may be served while it does not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use crate::sync::{AtomicBool, Ordering};
 
 #[derive(Debug)]
 pub(super) struct Outage {
@@ -17,7 +18,7 @@ pub(super) struct Probe(Arc<AtomicBool>);
 
 impl Outage {
     pub(super) fn new(grace: Duration) -> Self {
-        Self { grace, down: false.into(), probing: Arc::default() }
+        Self { grace, down: AtomicBool::new(false), probing: Arc::new(AtomicBool::new(false)) }
     }
 
     /// Takes note of the last call's end.

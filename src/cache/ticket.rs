@@ -182,3 +182,85 @@ impl Landing {
         drop(self.probe);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+    use serde_json::json;
+
+    use super::*;
+    use crate::cache::{EvictionPolicy, Limits, Lookup};
+    use crate::clock::Clock;
+    use crate::key::SessionKey;
+    use crate::record::Data;
+
+    /// A recorder whose gauges panic once they are told to.
+    #[derive(Clone, Default)]
+    struct Breaks(Arc<AtomicBool>);
+
+    impl GaugeFn for Breaks {
+        fn increment(&self, _: f64) {
+            assert!(!self.0.load(Ordering::SeqCst), "on purpose");
+        }
+
+        fn decrement(&self, _: f64) {}
+
+        fn set(&self, _: f64) {}
+    }
+
+    impl metrics::Recorder for Breaks {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Arc::new(self.clone()))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn a_recorder_that_panics_leaves_no_older_entry() {
+        let (breaks, limits) = (
+            Breaks::default(),
+            Limits {
+                max_bytes: 1 << 20,
+                max_entries: None,
+                max_absent: 0,
+                policy: EvictionPolicy::Lru,
+                max_staleness: Duration::from_secs(5),
+                exclusive: true,
+                outage_grace: Duration::ZERO,
+                compact: false,
+            },
+        );
+        let clock = Clock::system();
+        let cache = metrics::with_local_recorder(&breaks, || Cache::new(&limits, clock.clone()));
+        let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
+        let key = SessionKey::of(1);
+        let save = |version: u32| {
+            let data = Data::from([("version".to_owned(), json!(version))]);
+            cache.ticket(key).publish(Session { data, expires });
+        };
+        save(1);
+        breaks.0.store(true, Ordering::SeqCst);
+        assert!(catch_unwind(AssertUnwindSafe(|| save(2))).is_err());
+        match cache.get(key) {
+            Lookup::Hit(entry) => assert_eq!(entry.session().unwrap().data["version"], json!(2)),
+            found => assert!(matches!(found, Lookup::Miss), "{found:?}"),
+        }
+    }
+}

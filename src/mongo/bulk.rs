@@ -171,7 +171,7 @@ impl Sessions {
 /// What became of an update that the server reports in this document.
 fn refused(error: &Document) -> Error {
     match number(error, "code") {
-        Some(code) => failure::refused("save a session", code),
+        Some(code) => failure::refused("save a session", i32::try_from(code).unwrap_or_default()),
         None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
     }
 }

@@ -19,8 +19,9 @@ pub(crate) const FORMAT: i32 = 1;
 
 /// A session as it stands in the collection, for operators who query it.
 ///
-/// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Change sessions
-/// through the store instead: a write that leaves `rev` as it was goes unseen by caches.
+/// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Caches hear of any
+/// change that is made to it, but for one that touches `expires` and `updated` alone, which is how a
+/// session is prolonged.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoredSession {
@@ -33,7 +34,7 @@ pub struct StoredSession {
     pub data: Document,
     /// When the session ends.
     pub expires: DateTime,
-    /// New on each write that other instances must hear of, 16 bytes.
+    /// New on each write of a store that other instances must hear of, 16 bytes.
     pub rev: Binary,
     /// When the session was created under its present id, by the creating app's clock: a new id,
     /// as at each log-in, begins anew.

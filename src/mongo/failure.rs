@@ -23,12 +23,7 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
         | Driver::DnsResolve { .. } => ErrorKind::Connection,
         Driver::InvalidArgument { .. } | Driver::InvalidTlsConfig { .. } => ErrorKind::Config,
         Driver::Shutdown => return Error::closed(),
-        _ => match code(error) {
-            Some(18 | 334) => ErrorKind::Authentication,
-            Some(13) => ErrorKind::Permission,
-            Some(50) => ErrorKind::Timeout,
-            _ => ErrorKind::Server,
-        },
+        _ => code(error).map_or(ErrorKind::Server, kind_of),
     };
     let message = match (kind, code(error)) {
         (ErrorKind::Authentication, _) => format!(
@@ -54,11 +49,37 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
 }
 
 /// What one operation of a command became that the server refused with this code.
-pub(super) fn refused(doing: &str, code: usize) -> Error {
-    Error::new(
-        ErrorKind::Server,
-        format!("MongoDB answered with error {code} when asked to {doing}"),
-    )
+pub(super) fn refused(doing: &str, code: i32) -> Error {
+    match kind_of(code) {
+        ErrorKind::Connection => {
+            let why = of_the_cluster(code);
+            Error::new(ErrorKind::Connection, format!("could not reach MongoDB to {doing}: {why}"))
+        }
+        kind => {
+            Error::new(kind, format!("MongoDB answered with error {code} when asked to {doing}"))
+        }
+    }
+}
+
+fn kind_of(code: i32) -> ErrorKind {
+    match code {
+        18 | 334 => ErrorKind::Authentication,
+        13 => ErrorKind::Permission,
+        50 => ErrorKind::Timeout,
+        // ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary, InterruptedAtShutdown,
+        // InterruptedDueToReplStateChange, NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary: an outage,
+        // though somebody answers. NetworkTimeout and SocketException: of a router or a member that
+        // does not reach the others.
+        89 | 91 | 189 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436 => ErrorKind::Connection,
+        _ => ErrorKind::Server,
+    }
+}
+
+fn of_the_cluster(code: i32) -> String {
+    match code {
+        89 | 9001 => format!("its members do not reach each other (error {code})"),
+        _ => format!("it is electing a new primary or shutting down (error {code})"),
+    }
 }
 
 /// Whether an insert met a document with the same key.
@@ -97,7 +118,7 @@ fn unreachable(error: &mongodb::error::Error) -> String {
         Driver::Io(source) => source.to_string(),
         Driver::ServerSelection { message, .. } => servers(message),
         Driver::DnsResolve { message, .. } => message.clone(),
-        _ => "the connection was lost".to_owned(),
+        _ => code(error).map_or_else(|| "the connection was lost".to_owned(), of_the_cluster),
     }
 }
 
@@ -151,6 +172,24 @@ fn argument(error: &mongodb::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_steps_down_is_an_outage() {
+        for code in [89, 91, 189, 9001, 10107, 11600, 11602, 13435, 13436] {
+            let error = refused("save a session", code);
+            assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
+            assert!(error.is_outage() && error.to_string().contains(&code.to_string()), "{error}");
+        }
+        for (code, kind) in [
+            (2, ErrorKind::Server),
+            (13, ErrorKind::Permission),
+            (18, ErrorKind::Authentication),
+            (50, ErrorKind::Timeout),
+            (11000, ErrorKind::Server),
+        ] {
+            assert_eq!(refused("save a session", code).kind(), kind, "{code}");
+        }
+    }
 
     #[test]
     fn an_unreachable_server_is_named_with_what_it_said() {

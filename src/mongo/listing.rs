@@ -159,11 +159,13 @@ impl Sessions {
             let find = find.projection(doc! { "_id": 1 }).batch_size(PAGE).max_time(self.timeout);
             let mut keys = Vec::new();
             let read = async {
-                let mut cursor = find.await?;
-                while cursor.advance().await? {
+                let mut session = self.causal().await?;
+                let mut cursor = find.session(&mut session).await?;
+                while cursor.advance(&mut session).await? {
                     let mut found = cursor.deserialize_current()?;
                     keys.extend(found.remove("_id"));
                 }
+                self.seen.learn(&session);
                 Ok(())
             };
             match read.await {

@@ -29,7 +29,7 @@ pub use self::expiry::ExpiredRemoval;
 pub use self::listing::LiveSessions;
 use self::seen::Seen;
 use self::watch::Watch;
-use crate::backend::{Backend, RevSource};
+use crate::backend::{Backend, DRAWS, RevSource, no_free_id};
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
@@ -95,9 +95,6 @@ pub(crate) struct Sessions {
     seen: Seen,
     closed: CancellationToken,
 }
-
-/// How often `create` draws a new id when the drawn one is taken.
-pub(crate) const DRAWS: usize = 8;
 
 impl MongoStore {
     /// A builder with every option of the connection and of expiry.
@@ -308,17 +305,6 @@ impl MongoStore {
     ) -> Result<T> {
         self.inner.tasks.run(call, |outcome| outcome, || ()).await
     }
-}
-
-/// What `create` answers when every id that it drew was taken.
-pub(crate) fn no_free_id() -> Error {
-    Error::new(
-        crate::ErrorKind::Server,
-        format!(
-            "{DRAWS} fresh ids in a row met a duplicate key: is there a unique index on the \
-             sessions collection beside the one on _id?"
-        ),
-    )
 }
 
 impl fmt::Debug for MongoStore {

@@ -225,9 +225,15 @@ impl Sessions {
 
     pub(super) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
-        let find =
-            self.documents.find_one(live(key, self.clock.wall())).projection(doc! { "_id": 1 });
-        match find.max_time(self.timeout).await {
+        let found = async {
+            let mut session = self.causal().await?;
+            let live = live(key, self.clock.wall());
+            let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
+            let found = find.max_time(self.timeout).session(&mut session).await;
+            self.seen.learn(&session);
+            found
+        };
+        match found.await {
             Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),
             Err(error) => timer.fails("look for a session", &error),
         }
@@ -236,7 +242,14 @@ impl Sessions {
     pub(super) async fn count(self) -> Result<u64> {
         let timer = self.timer(Verb::Count);
         let live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
-        match self.documents.count_documents(live).max_time(self.timeout).await {
+        let counted = async {
+            let mut session = self.causal().await?;
+            let count = self.documents.count_documents(live).max_time(self.timeout);
+            let counted = count.session(&mut session).await;
+            self.seen.learn(&session);
+            counted
+        };
+        match counted.await {
             Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
             Err(error) => timer.fails("count the sessions", &error),
         }

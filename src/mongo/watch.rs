@@ -5,16 +5,19 @@
 //! asked, when, and after what; so `aggregate` and `getMore` are sent here, in one session, to one
 //! server.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
 use mongodb::options::{SelectionCriteria, ServerAddress};
 use mongodb::{ClientSession, Database, ServerInfo, ServerType};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::{Sessions, document, failure};
 use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
 use crate::key::SessionKey;
+use crate::sync::{Mutex, lock};
 
 /// How the changes of one collection are asked for.
 #[derive(Clone)]
@@ -26,9 +29,29 @@ pub(crate) struct Watch {
 
 /// An open stream: a cursor on one server.
 pub(crate) struct Stream {
+    watch: Watch,
     session: ClientSession,
     cursor: i64,
     server: Server,
+}
+
+impl Drop for Stream {
+    /// Closes the cursor, which the server would keep for minutes: as far as that goes, and in
+    /// nobody's way.
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.cursor == 0 {
+            return;
+        }
+        let (watch, cursor, criteria) = (self.watch.clone(), self.cursor, self.server.criteria());
+        runtime.spawn(async move {
+            let name = watch.sessions.documents.name();
+            let kill = doc! { "killCursors": name, "cursors": [cursor] };
+            let database = watch.database();
+            let kills = database.run_command(kill).selection_criteria(criteria);
+            drop(timeout(watch.sessions.timeout, kills.into_future()).await);
+        });
+    }
 }
 
 /// A resume token, as the server gave it.
@@ -47,7 +70,8 @@ impl Changes for Watch {
     }
 
     fn fence(&self) -> Asked<ServerTime> {
-        Box::pin(self.clone().asks_the_time())
+        let watch = self.clone();
+        Box::pin(async move { watch.asks_the_time().await })
     }
 }
 
@@ -62,12 +86,19 @@ impl Watch {
         let mut session = session.map_err(|error| fault(&error))?;
         let server = Server::primary_or_router();
         let database = self.database();
+        let is_new = after.is_none();
         let asks = database.run_command(self.aggregate(after));
         let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
         let reply = reply.map_err(|error| fault(&error))?;
         // The first batch is what was there already: empty, it says nothing of what was to come.
         let (cursor, batch) = self.read(&reply, "firstBatch", None).ok_or(Fault::Refused)?;
-        Ok((Stream { session, cursor, server }, batch))
+        let stream = Stream { watch: self.clone(), session, cursor, server };
+        if is_new {
+            // What changed before the stream begins is never reported, so no read from here on may
+            // be from before it: what a majority has may be older than what the stream begins with.
+            self.asks_the_time().await?;
+        }
+        Ok((stream, batch))
     }
 
     async fn goes_on(self, mut stream: Stream) -> Result<(Stream, Batch<Token>), Fault> {
@@ -89,13 +120,20 @@ impl Watch {
     }
 
     /// The time of the newest change on the primary, were it by a write that nobody has heard of
-    /// yet: whatever was acknowledged before this was asked lies at that time or before it.
-    async fn asks_the_time(self) -> Result<ServerTime, Fault> {
+    /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
+    /// reads are no older than that.
+    async fn asks_the_time(&self) -> Result<ServerTime, Fault> {
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.database();
-        let asks = database.run_command(doc! { "ping": 1 }).selection_criteria(criteria);
+        // Like every reply, this one has the time of the newest entry of the oplog, and it says of
+        // the member, as of a moment before that, whether it is the primary still: the driver may
+        // not have noticed yet that it is not.
+        let asks = database.run_command(doc! { "hello": 1 }).selection_criteria(criteria);
         let mut reply = asks.await.map_err(|error| fault(&error))?;
+        if !reply.get_bool("isWritablePrimary").unwrap_or(false) {
+            return Err(Fault::Passing);
+        }
         if server.is_router() {
             // A router answers by itself. This question goes to every shard, finds nothing in the
             // index, and the answer has the latest of their times.
@@ -108,7 +146,9 @@ impl Watch {
             let criteria = server.criteria();
             reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
-        reply.get_timestamp("operationTime").map(ServerTime::from).map_err(|_| Fault::Refused)
+        let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
+        self.sessions.seen.advance(time);
+        Ok(time)
     }
 
     fn database(&self) -> Database {
@@ -136,7 +176,7 @@ impl Watch {
                 ] }] } },
             ] },
         ] };
-        // Beside `_id`, the resume token, which must stay: about 70 bytes.
+        // Beside `_id`, the resume token, which must stay: some 200 bytes on the test server.
         let kept = doc! {
             "key": "$documentKey._id",
             "rev": "$updateDescription.updatedFields.rev",
@@ -177,18 +217,43 @@ impl Watch {
         }
         let position = cursor.get_document("postBatchResumeToken").ok();
         let position = position.or_else(|| events.last()?.as_document()?.get_document("_id").ok());
-        let (reached, complete) = match (position.and_then(time_in), asked) {
-            // Through a router, changes at this very time may still come from another shard; on
-            // one server, an empty batch has left none behind.
-            (Some(at), Some(server)) if events.is_empty() && !server.is_router() => {
-                (Some(ServerTime(at.0.saturating_add(1))), false)
-            }
-            (Some(at), _) => (Some(at.min(last.unwrap_or(at))), false),
-            (None, Some(server)) if events.is_empty() && !server.is_router() => (None, true),
-            (None, _) => (last, false),
+        let waited = match asked {
+            Some(server) if server.is_router() => Waited::OnARouter,
+            Some(_) => Waited::OnOneServer,
+            None => Waited::No,
         };
+        let (reached, complete) =
+            vouched_for(position.and_then(time_in), last, events.is_empty(), waited);
         let cursor = cursor.get_i64("id").ok()?;
         Some((cursor, Batch { changes, ended, position: position.cloned(), reached, complete }))
+    }
+}
+
+/// Whether a batch was waited for on the server's side, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    No,
+    OnOneServer,
+    OnARouter,
+}
+
+/// Up to which time all changes have been handed over, and whether all from before the question have:
+/// by a batch whose resume token holds the time `at`, and whose last change is that of `last`.
+fn vouched_for(
+    at: Option<ServerTime>,
+    last: Option<ServerTime>,
+    empty: bool,
+    waited: Waited,
+) -> (Option<ServerTime>, bool) {
+    match at {
+        // On one server, an empty batch has left none behind; through a router, changes at this very
+        // time may still come from another shard.
+        Some(at) if empty && waited == Waited::OnOneServer => {
+            (Some(ServerTime(at.0.saturating_add(1))), false)
+        }
+        Some(at) => (Some(at.min(last.unwrap_or(at))), false),
+        None if empty && waited == Waited::OnOneServer => (None, true),
+        None => (last, false),
     }
 }
 
@@ -232,7 +297,7 @@ impl Server {
         use ServerType::{LoadBalancer, Mongos, RsPrimary, Standalone};
 
         let kind = server.server_type();
-        let mut chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chosen = lock(&self.0);
         match &*chosen {
             Some((address, _)) => address == server.address(),
             None if matches!(kind, RsPrimary | Mongos | Standalone | LoadBalancer) => {
@@ -244,8 +309,7 @@ impl Server {
     }
 
     fn is_router(&self) -> bool {
-        let chosen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        chosen
+        lock(&self.0)
             .as_ref()
             .is_some_and(|(_, kind)| matches!(kind, ServerType::Mongos | ServerType::LoadBalancer))
     }
@@ -253,7 +317,10 @@ impl Server {
 
 /// What a driver's error means for a stream.
 fn fault(error: &mongodb::error::Error) -> Fault {
-    let Some(code) = failure::code(error) else { return Fault::Passing };
+    failure::code(error).map_or(Fault::Passing, fault_of)
+}
+
+fn fault_of(code: i32) -> Fault {
     match code {
         // CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost.
         136 | 260 | 280 | 286 => Fault::Lost,
@@ -278,28 +345,4 @@ const PASSING: [i32; 22] = [
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
-        let token = |data: &str| doc! { "_data": data };
-        // A high-water mark of a replica set of MongoDB 6.
-        let time = time_in(&token("8263C1E0A4000000022B0229296E04"));
-        assert_eq!(time, Some(ServerTime(0x63C1_E0A4_0000_0002)));
-        for other in ["", "82", "8263C1E0A40000000", "400000001273000A000000", "82é3C1E0A400000002"]
-        {
-            assert_eq!(time_in(&token(other)), None, "{other}");
-        }
-        assert_eq!(time_in(&doc! {}), None);
-    }
-
-    #[test]
-    fn a_report_names_a_session_by_its_key() {
-        let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
-        let heard = change(&doc! { "key": key }).unwrap();
-        assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
-        assert!(change(&doc! { "key": 7 }).is_none());
-        assert!(change(&doc! { "ends": true }).is_none());
-    }
-}
+mod tests;

@@ -174,7 +174,8 @@ impl Commands {
     /// All but those by which a cache follows the changes of others.
     pub(crate) fn all(&self) -> usize {
         let counts = self.0.lock().unwrap();
-        let verbs = counts.iter().filter(|(name, _)| !["ping", "getMore"].contains(&name.as_str()));
+        let follows = ["hello", "getMore", "killCursors"];
+        let verbs = counts.iter().filter(|(name, _)| !follows.contains(&name.as_str()));
         verbs.map(|(_, count)| count).sum()
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use session_test_server::{TestServer, fresh_database};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
@@ -50,7 +51,14 @@ async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server
         assert_eq!(load(&store, &record).await.unwrap().unwrap().data, record.data);
     }
     assert!(start.elapsed() < TIMEOUT, "at once: {:?}", start.elapsed());
-    assert!(meters.value("session_store_loads_total{result=grace}") >= 1_000.0);
+    let at_once = meters.value("session_store_loads_total{result=grace}");
+    assert!(at_once >= 1_000.0);
+    let mut deep = doubtful.clone();
+    deep.data.insert("deep".to_owned(), (0..200).fold(json!(1), |inner, _| json!([inner])));
+    assert!(store.save(&deep).await.is_err(), "it cannot be stored");
+    assert!(load(&store, &record).await.unwrap().is_some());
+    let more = meters.value("session_store_loads_total{result=grace}") - at_once;
+    assert!((more - 1.0).abs() < 0.5, "which says nothing of the database: {more}");
     assert!(!matches!(load(&store, &gone).await, Ok(Some(_))));
     assert!(store.save(&doubtful).await.is_err());
     assert!(load(&store, &doubtful).await.is_err(), "a write of it ended in doubt");
@@ -66,7 +74,7 @@ async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server
 }
 
 #[tokio::test]
-async fn without_a_grace_a_load_past_the_bound_is_an_error_within_the_deadline() {
+async fn without_a_grace_a_load_past_the_bound_is_an_error() {
     let mut server = TestServer::builder().start().unwrap();
     let (meters, store) = on(&server, Duration::ZERO).await;
     let record = create(&store).await;
@@ -75,7 +83,9 @@ async fn without_a_grace_a_load_past_the_bound_is_an_error_within_the_deadline()
     loop {
         let begun = Instant::now();
         let loaded = load(&store, &record).await;
-        assert!(begun.elapsed() < TIMEOUT + Duration::from_secs(10), "{:?}", begun.elapsed());
+        // That it is there at the deadline is tested in paused time; here, that it is the store's
+        // deadline and not the driver's own patience of 30 s, on a machine however busy.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         match loaded {
             Ok(found) => {
                 assert!(begun.duration_since(paused) <= BOUND, "served past the bound");

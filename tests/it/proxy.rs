@@ -13,7 +13,7 @@ use session_test_server::{TestServer, fresh_database, shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tower_sessions_moka_mongodb_store::mongodb;
 
 /// The proxy; it lives as long as the test's runtime.
@@ -28,12 +28,14 @@ type Traps = Arc<Mutex<Vec<Trap>>>;
 struct Trap {
     command: &'static str,
     reached: oneshot::Sender<()>,
+    abandoned: oneshot::Sender<()>,
     verdict: oneshot::Receiver<Verdict>,
 }
 
 /// A reply that the server has given and that the store has not got.
 pub(crate) struct HeldReply {
     reached: oneshot::Receiver<()>,
+    abandoned: oneshot::Receiver<()>,
     verdict: oneshot::Sender<Verdict>,
 }
 
@@ -58,9 +60,14 @@ impl Proxy {
                 server.set_nodelay(true).unwrap();
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                let held = Arc::default();
-                tokio::spawn(requests(from_client, to_server, all.clone(), Arc::clone(&held)));
-                tokio::spawn(replies(from_server, to_client, held));
+                let (held, traps) = (Held::default(), all.clone());
+                let (asks, asked) = (Arc::clone(&held), Arc::clone(&held));
+                let (hangs_up, hung_up) = watch::channel(());
+                tokio::spawn(async move {
+                    requests(from_client, to_server, traps, asks).await;
+                    drop(hangs_up);
+                });
+                tokio::spawn(replies(from_server, to_client, asked, hung_up));
             }
         });
         Self { uri: uri(own), direct: uri(port), traps }
@@ -79,8 +86,10 @@ impl Proxy {
     /// Holds the reply to the next command of this name.
     pub(crate) fn hold(&self, command: &'static str) -> HeldReply {
         let ((reached, is_reached), (verdict, decided)) = (oneshot::channel(), oneshot::channel());
-        self.traps.lock().unwrap().push(Trap { command, reached, verdict: decided });
-        HeldReply { reached: is_reached, verdict }
+        let (abandoned, is_abandoned) = oneshot::channel();
+        let trap = Trap { command, reached, abandoned, verdict: decided };
+        self.traps.lock().unwrap().push(trap);
+        HeldReply { reached: is_reached, abandoned: is_abandoned, verdict }
     }
 }
 
@@ -89,6 +98,12 @@ impl HeldReply {
     pub(crate) async fn reached(&mut self) {
         let reached = tokio::time::timeout(crate::common::PATIENCE, &mut self.reached);
         reached.await.expect("the command was sent").unwrap();
+    }
+
+    /// Waits until the store has closed the connection on which it had asked.
+    pub(crate) async fn abandoned(&mut self) {
+        let abandoned = tokio::time::timeout(crate::common::PATIENCE, &mut self.abandoned);
+        abandoned.await.expect("nobody waits for the reply").unwrap();
     }
 
     pub(crate) fn deliver(self) {
@@ -124,7 +139,12 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps,
     }
 }
 
-async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
+async fn replies(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    held: Held,
+    mut hung_up: watch::Receiver<()>,
+) {
     while let Ok(mut message) = message(&mut from).await {
         let answered = word(&message, 8);
         let trap = {
@@ -133,7 +153,14 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
         };
         if let Some(trap) = trap {
             let _ = trap.reached.send(());
-            match trap.verdict.await {
+            let verdict = tokio::select! {
+                verdict = trap.verdict => verdict,
+                _ = hung_up.changed() => {
+                    let _ = trap.abandoned.send(());
+                    return;
+                }
+            };
+            match verdict {
                 Ok(Verdict::Cut) => return,
                 Ok(Verdict::Refuse(code)) => message = refusal(answered, code),
                 Ok(Verdict::Deliver) | Err(_) => {}

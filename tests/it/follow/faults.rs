@@ -111,6 +111,21 @@ async fn a_start_does_not_wait_for_a_stream_past_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_start_that_is_dropped_leaves_nobody_following() {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(FOREVER);
+    let mongo = mongo.build().await.unwrap();
+    let mut held = proxy.hold("aggregate");
+    let build = CachedMongoStore::builder(mongo.clone()).build();
+    tokio::select! {
+        _ = build => panic!("the stream cannot be open"),
+        () = held.reached() => {}
+    }
+    held.abandoned().await;
+    mongo.shutdown().await;
+}
+
+#[tokio::test]
 async fn without_change_streams_the_bound_alone_holds() {
     for code in [40573, 13] {
         let proxy = Proxy::start().await;

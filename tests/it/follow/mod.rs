@@ -1,17 +1,13 @@
 //! What one instance changes, another one stops serving. The age of entries is no help here: all
 //! caches may keep what they have for an hour, unless a test says otherwise.
 
+mod causal;
 mod faults;
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mongodb::Client;
 use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{Binary, DateTime, Document, Timestamp, doc};
-use mongodb::event::EventHandler;
-use mongodb::event::command::CommandEvent;
-use mongodb::options::ClientOptions;
+use mongodb::bson::{Binary, DateTime, Document, doc};
 use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
@@ -20,6 +16,7 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::common::{Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, uri};
+use crate::proxy::Proxy;
 
 const OWN: &str = "session_store_stream_events_total{origin=own}";
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
@@ -100,26 +97,45 @@ async fn a_clear_reaches_the_other_instance() {
 
 #[tokio::test]
 async fn the_echo_of_an_own_save_evicts_nothing() {
-    let (uri, commands) = (uri(), Commands::default());
-    let mongo = commands.mongo(&uri).await;
+    let (proxy, commands) = (Proxy::start().await, Commands::default());
+    let mongo = commands.mongo(proxy.uri()).await;
     let (meters, guard) = Meters::install();
     let store = cache_of(&mongo).await;
     drop(guard);
     let record = create(&store).await;
-    let saved = changed(&record);
     let finds = commands.sent("find");
+
+    // The stream stands still until the save has been answered.
+    let mut stream = proxy.hold("getMore");
+    stream.reached().await;
+    let saved = changed(&record);
     store.save(&saved).await.unwrap();
-    eventually("the echo comes", async || meters.value(OWN) + meters.value(OTHER) >= 1.0).await;
-    if meters.value(OWN) >= 1.0 {
-        assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
-        assert_eq!(commands.sent("find"), finds, "served from the cache");
-    }
+    stream.deliver();
+    reaches(&meters, OWN, 1.0).await;
+    assert!(meters.value(OTHER).abs() < 0.5);
+    assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+    assert_eq!(commands.sent("find"), finds, "served from the cache");
+
+    // The answer is held until the save has been reported.
+    let mut answer = proxy.hold("update");
+    let saved = changed(&record);
+    let save = tokio::spawn({
+        let (store, saved) = (store.clone(), saved.clone());
+        async move { store.save(&saved).await }
+    });
+    answer.reached().await;
+    reaches(&meters, OTHER, 1.0).await;
+    answer.deliver();
+    save.await.unwrap().unwrap();
+    assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
+    assert_eq!(commands.sent("find"), finds, "the answer has left an entry");
+
     for _ in 0..50 {
         let saved = changed(&record);
         store.save(&saved).await.unwrap();
         assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
     }
-    assert_eq!(commands.sent("find"), finds, "not even if the echo came before the answer");
+    assert_eq!(commands.sent("find"), finds, "whichever comes first");
 }
 
 #[tokio::test]
@@ -189,6 +205,16 @@ async fn a_stream_ends_with_its_store() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
+    let (uri, commands) = (uri(), Commands::default());
+    let mongo = commands.mongo(&uri).await;
+    let store = cache_of(&mongo).await;
+    assert_eq!(commands.sent("killCursors"), 0);
+    drop(store);
+    eventually("it is closed", async || commands.sent("killCursors") == 1).await;
+}
+
+#[tokio::test]
 async fn who_need_not_follow_asks_for_nothing() {
     let (uri, commands) = (uri(), Commands::default());
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
@@ -199,55 +225,10 @@ async fn who_need_not_follow_asks_for_nothing() {
         let store = builder.build().await.unwrap();
         let record = create(&store).await;
         assert_eq!(load(&store, &record).await.unwrap().data, record.data);
-        for command in ["aggregate", "getMore", "ping", "find"] {
+        for command in ["aggregate", "getMore", "hello", "ping", "find"] {
             assert_eq!(commands.sent(command), 0, "{command}");
         }
     }
-}
-
-/// The time that the last `find` of this client had to wait for, if any.
-fn asked_for(commands: &Mutex<Vec<Document>>) -> Option<Timestamp> {
-    let commands = commands.lock().unwrap();
-    let find = commands.iter().rfind(|command| command.contains_key("find")).unwrap();
-    find.get_document("readConcern").unwrap().get_timestamp("afterClusterTime").ok()
-}
-
-#[tokio::test]
-async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
-    let uri = uri();
-    let mut options = ClientOptions::parse(&uri).await.unwrap();
-    let commands = Arc::new(Mutex::new(Vec::new()));
-    let seen = commands.clone();
-    options.command_event_handler = Some(EventHandler::callback(move |event| {
-        if let CommandEvent::Started(event) = event {
-            seen.lock().unwrap().push(event.command);
-        }
-    }));
-    let client = Client::with_options(options).unwrap();
-    let mongo = MongoStore::builder().client(client).build().await.unwrap();
-    let one = instance(&uri).await;
-    let record = create(&one).await;
-
-    assert_eq!(SessionStore::load(&mongo, &record.id).await.unwrap().unwrap().data, record.data);
-    let mut last = asked_for(&commands);
-    for round in 0..3 {
-        let other = if round == 0 { create(&mongo).await } else { record.clone() };
-        SessionStore::save(&mongo, &changed(&other)).await.unwrap();
-        SessionStore::load(&mongo, &record.id).await.unwrap();
-        let next = asked_for(&commands);
-        assert!(next.is_some() && next > last, "after a write of its own: {last:?} {next:?}");
-        last = next;
-    }
-    let (meters, guard) = Meters::install();
-    let store = cache_of(&mongo).await;
-    drop(guard);
-    sees(&store, &record, load(&one, &record).await.as_ref()).await;
-    let before = meters.value(OTHER);
-    let saved = changed(&record);
-    one.save(&saved).await.unwrap();
-    reaches(&meters, OTHER, before + 1.0).await;
-    sees(&store, &record, Some(&saved)).await;
-    assert!(asked_for(&commands) > last, "after a report");
 }
 
 #[tokio::test]

@@ -1,56 +1,17 @@
-//! The store that most users take, and its options.
+//! Every option of the cache, and how the two tiers are put together.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mongodb::Collection;
-
+use super::CachedMongoStore;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::follow::{self, Follower};
-use crate::key::SessionKey;
 use crate::metrics::StreamMetrics;
-use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
-use crate::record::{Data, RawId, Session, WallTime};
+use crate::mongo::MongoStore;
 use crate::tiers::{Tiers, Touching};
-
-/// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
-/// MongoDB.
-///
-/// # The guarantee
-///
-/// - Nothing is in the cache that MongoDB has not acknowledged. Every write goes to MongoDB
-///   first; one that fails, times out or is cancelled leaves no entry.
-/// - After `delete` or [`clear`](Self::clear) has returned, no later `load` here returns the
-///   session; after `save` has returned, a later `load` returns that version or a newer one. A slow
-///   read that overlaps either leaves nothing behind.
-/// - What other instances change, and whoever edits the collection, is followed through a
-///   [change stream](https://www.mongodb.com/docs/manual/changeStreams/), as a rule within
-///   milliseconds. And whatever happens (a stalled stream, a paused server, a network that is cut in
-///   one direction, this machine asleep), no session is served as it was more than
-///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for. (What is
-///   *saved* within that time may be based on the older state: the last save wins.)
-/// - The saves of one session through this store are carried out in the order in which they were
-///   called, those of callers that have gone included.
-/// - However many requests ask for a session that is not cached, MongoDB is asked once.
-///
-/// A change stream needs a replica set or a sharded cluster. On a standalone server there is none:
-/// one warning is logged, and each session is read anew once it is `max_staleness` old.
-///
-/// Cheap to clone; clones share the cache.
-///
-/// # Cancel safety
-///
-/// As for [`MongoStore`]: a write that was begun is carried out, and the cache is left as the
-/// database is.
-#[derive(Clone)]
-pub struct CachedMongoStore {
-    tiers: Arc<Tiers<MongoBackend>>,
-    mongo: MongoStore,
-}
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
 #[derive(Clone, Debug)]
@@ -62,37 +23,9 @@ pub struct CachedMongoStoreBuilder {
     follows: bool,
 }
 
-impl CachedMongoStore {
-    /// Connects to `uri` with all defaults of both tiers.
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStoreBuilder::build`](crate::MongoStoreBuilder::build).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`MongoStore::connect`].
-    pub async fn connect(uri: impl Into<String>) -> Result<Self> {
-        Self::builder(MongoStore::connect(uri).await?).build().await
-    }
-
-    /// Connects to the URI in the environment variable `MONGODB_URI`, with all defaults.
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::from_env`].
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`MongoStore::connect`].
-    pub async fn from_env() -> Result<Self> {
-        Self::builder(MongoStore::from_env().await?).build().await
-    }
-
-    /// A builder of a cache in front of `mongo`. Change sessions through the cached store from then
-    /// on: what is written through `mongo` itself is like a write of another instance.
-    pub fn builder(mongo: MongoStore) -> CachedMongoStoreBuilder {
-        CachedMongoStoreBuilder {
+impl CachedMongoStoreBuilder {
+    pub(super) fn new(mongo: MongoStore) -> Self {
+        Self {
             mongo,
             touch_after: Duration::ZERO,
             follows: true,
@@ -109,122 +42,6 @@ impl CachedMongoStore {
         }
     }
 
-    /// How many live sessions there are; see [`MongoStore::length`].
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::length`].
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time.
-    pub async fn length(&self) -> Result<u64> {
-        self.mongo.length().await
-    }
-
-    /// About how many live sessions there are, at a cost that does not grow with them; see
-    /// [`MongoStore::estimated_length`].
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::length`].
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time.
-    pub async fn estimated_length(&self) -> Result<u64> {
-        self.mongo.estimated_length().await
-    }
-
-    /// Whether MongoDB holds a live session with this id; the cache is not asked.
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::length`].
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time.
-    pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
-        self.mongo.contains(id).await
-    }
-
-    /// A stream of the live sessions, without their ids; see [`MongoStore::all`].
-    pub fn all(&self) -> LiveSessions {
-        self.mongo.all()
-    }
-
-    /// Removes every session from MongoDB, then empties the cache, and answers with how many were
-    /// removed; see [`MongoStore::clear`].
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::length`]; some sessions may have been removed, and the cache is empty.
-    ///
-    /// # Cancel safety
-    ///
-    /// Once begun it goes on to its end, cache included, though the future is dropped.
-    pub async fn clear(&self) -> Result<u64> {
-        self.tiers.clear().await
-    }
-
-    /// The collection itself; see [`MongoStore::collection`].
-    #[must_use]
-    pub fn collection(&self) -> Collection<StoredSession> {
-        self.mongo.collection()
-    }
-
-    /// Creates the expiry index if it is missing; see [`MongoStore::ensure_indexes`].
-    ///
-    /// # Errors
-    ///
-    /// As [`MongoStore::ensure_indexes`].
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`MongoStore::ensure_indexes`].
-    pub async fn ensure_indexes(&self) -> Result<()> {
-        self.mongo.ensure_indexes().await
-    }
-
-    /// Ends background tasks, closes the connections and empties the cache; see
-    /// [`MongoStore::shutdown`].
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`MongoStore::shutdown`].
-    pub async fn shutdown(&self) {
-        self.mongo.shutdown().await;
-        self.tiers.cache.clear();
-    }
-
-    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        self.tiers.create(data, expires).await
-    }
-
-    pub(crate) async fn save_session(
-        &self,
-        id: RawId,
-        data: &Data,
-        expires: WallTime,
-    ) -> Result<()> {
-        self.tiers.save(id, data, expires).await
-    }
-
-    pub(crate) async fn load_session(&self, id: RawId) -> Result<Option<Session>> {
-        self.tiers.load(id).await
-    }
-
-    pub(crate) async fn delete_session(&self, id: RawId) -> Result<()> {
-        self.tiers.delete(id).await
-    }
-
-    pub(crate) async fn remove_expired(&self) -> Result<()> {
-        self.mongo.remove_expired().await
-    }
-}
-
-impl CachedMongoStoreBuilder {
     /// How much heap the cached sessions may take, in bytes. Default 64 MiB. Zero caches nothing.
     /// An entry weighs what its record takes on the heap, which is many times its JSON where that is
     /// nested.
@@ -241,8 +58,9 @@ impl CachedMongoStoreBuilder {
         self
     }
 
-    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of invented ids is answered from memory and evicts no session.
-    /// Default 10,000, beside the bound in bytes. Zero remembers none.
+    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of
+    /// invented ids is answered from memory and evicts no session. Default 10,000, beside the bound
+    /// in bytes. Zero remembers none.
     pub fn max_absent(mut self, ids: u64) -> Self {
         self.limits.max_absent = ids;
         self
@@ -250,12 +68,17 @@ impl CachedMongoStoreBuilder {
 
     /// How old the state of a session may be that is served from the cache, and so how long a
     /// log-out on another instance may go unseen here if MongoDB cannot tell of it. Default 5 s.
-    /// Zero asks MongoDB each time.
+    /// Zero asks MongoDB each time. Not bounded by it are sessions served by
+    /// [`outage_grace`](Self::outage_grace) or to an [`exclusive`](Self::exclusive) store, and what an
+    /// old primary says that is cut off from its set but not from here, until it steps down.
     ///
     /// While the change stream runs, this cache knows up to when it has heard of every change, and
     /// sessions are served for as long as that moment is no further back than this: a session that
     /// nobody changes is read once. About ten times within this bound, and twice a second at least, it
-    /// asks MongoDB how far it is, which costs a `ping` and an empty batch of the stream.
+    /// asks MongoDB how far it is, which costs a `hello` and an empty batch of the stream: 2 of each a
+    /// second at 5 s, 10 at 1 s, 100 at 100 ms and less. A question that has waited for half the bound
+    /// is given up for the next one, so a bound below twice the time of a round trip renews nothing,
+    /// and each session is read anew once it is that old.
     ///
     /// A request that waits for its own slow read of MongoDB gets a state as old as that wait, which
     /// the operation timeout bounds.
@@ -277,7 +100,9 @@ impl CachedMongoStoreBuilder {
     /// on its age and no change stream, and `max_staleness` only says how long an id that does not
     /// exist is remembered.
     ///
-    /// With a second writer a log-out there goes unseen here until the session expires.
+    /// With a second writer a log-out there goes unseen here until the session expires. So does a
+    /// write of this store that was given up at its deadline, and is carried out by the server after
+    /// the session was read again.
     pub fn exclusive(mut self) -> Self {
         self.limits.exclusive = true;
         self
@@ -285,7 +110,8 @@ impl CachedMongoStoreBuilder {
 
     /// How much longer than [`max_staleness`](Self::max_staleness) a cached session may be served
     /// while MongoDB does not answer. Default zero: then a load is an error, once a session is
-    /// older than that.
+    /// older than that. It counts from where the lease ends: a session is served whose state was
+    /// known to be true no longer ago than `max_staleness` and this together.
     ///
     /// The choice is between a log-out elsewhere that goes unseen for so long, and users who are
     /// turned away while the database is down. The first load that fails waits for its error up to
@@ -354,7 +180,9 @@ impl CachedMongoStoreBuilder {
         let clock = Clock::system();
         let cache = Cache::new(limits, clock.clone());
         let tasks = self.mongo.tasks().clone();
-        let ends = tasks.closed().child_token();
+        let following = tasks.closed().child_token();
+        // From here on: a call that is dropped must not leave a follower behind.
+        let ends_following = following.clone().drop_guard();
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
         if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
             let pace = follow::pace(limits.max_staleness);
@@ -367,24 +195,18 @@ impl CachedMongoStoreBuilder {
                 metrics: StreamMetrics::new(),
                 chance: fastrand::Rng::new(),
             };
-            let opened = follower.start(&tasks, ends.clone());
+            let opened = follower.start(&tasks, following.clone());
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
-        tasks.spawn(cache.clone().tidy(ends.clone()));
+        tasks.spawn(cache.clone().tidy(following));
         let tiers = Tiers {
             backend: self.mongo.backend().clone(),
             cache,
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: self.touch_after, clock: Clock::system() },
-            _ends_following: ends.drop_guard(),
+            _ends_following: ends_following,
         };
         Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo })
-    }
-}
-
-impl fmt::Debug for CachedMongoStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedMongoStore").field("mongo", &self.mongo).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,400 @@
+//! The follower over a database whose answers a test decides, in paused time.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+
+use super::*;
+use crate::backend::{Asked, Opened, ServerTime};
+use crate::cache::{EvictionPolicy, Limits, Lookup};
+use crate::error::{Error, ErrorKind};
+use crate::key::SessionKey;
+use crate::record::{Data, Session, WallTime};
+
+#[test]
+fn the_pace_keeps_a_lease_alive_several_times_over() {
+    assert_eq!(pace(Duration::from_secs(5)), Duration::from_millis(500));
+    assert_eq!(pace(Duration::from_secs(1)), Duration::from_millis(100));
+    assert_eq!(pace(Duration::ZERO), Duration::from_millis(10));
+    assert_eq!(pace(Duration::MAX), Duration::from_millis(500));
+}
+
+/// How a database takes a call.
+enum Says {
+    Yes,
+    No(Fault),
+    /// It never answers.
+    Nothing,
+}
+
+type Manner = Box<dyn Fn(u32) -> Says + Send + Sync>;
+
+fn always(says: fn() -> Says) -> Manner {
+    Box::new(move |_| says())
+}
+
+/// How often each call was made.
+#[derive(Default)]
+struct Calls {
+    opened: AtomicU32,
+    resumed: AtomicU32,
+    batches: AtomicU32,
+    fences: AtomicU32,
+}
+
+/// A database whose answers a test decides, by the number of the call. An empty batch comes each
+/// [`PACE`].
+struct Fake {
+    opens: Manner,
+    resumes: Manner,
+    batches: Manner,
+    fences: Manner,
+    /// Whether the stream keeps up with the primary.
+    keeps_up: bool,
+    start: tokio::time::Instant,
+    calls: Arc<Calls>,
+}
+
+impl Fake {
+    fn new() -> Self {
+        let yes = || always(|| Says::Yes);
+        Self {
+            opens: yes(),
+            resumes: yes(),
+            batches: yes(),
+            fences: yes(),
+            keeps_up: true,
+            start: tokio::time::Instant::now(),
+            calls: Arc::default(),
+        }
+    }
+
+    fn time(&self) -> ServerTime {
+        ServerTime(u64::try_from(self.start.elapsed().as_millis()).unwrap() + 1)
+    }
+
+    fn answers<T: Send + 'static>(says: Says, after: Duration, answer: T) -> Asked<T> {
+        Box::pin(async move {
+            sleep(after).await;
+            match says {
+                Says::Yes => Ok(answer),
+                Says::No(fault) => Err(fault),
+                Says::Nothing => std::future::pending().await,
+            }
+        })
+    }
+
+    fn batch(&self) -> Batch<()> {
+        let reached = self.keeps_up.then(|| self.time());
+        Batch { changes: vec![], ended: false, position: Some(()), reached, complete: false }
+    }
+}
+
+fn count(calls: &AtomicU32) -> u32 {
+    calls.fetch_add(1, Ordering::SeqCst)
+}
+
+impl Changes for Fake {
+    type Stream = ();
+    type Position = ();
+
+    fn open(&self, after: Option<()>) -> Opened<(), ()> {
+        let says = match after {
+            None => (self.opens)(count(&self.calls.opened)),
+            Some(()) => (self.resumes)(count(&self.calls.resumed)),
+        };
+        Self::answers(says, Duration::ZERO, ((), self.batch()))
+    }
+
+    fn more(&self, (): ()) -> Opened<(), ()> {
+        let says = (self.batches)(count(&self.calls.batches));
+        Self::answers(says, PACE, ((), self.batch()))
+    }
+
+    fn fence(&self) -> Asked<ServerTime> {
+        let says = (self.fences)(count(&self.calls.fences));
+        Self::answers(says, Duration::ZERO, self.time())
+    }
+}
+
+const BOUND: Duration = Duration::from_secs(5);
+const PACE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A cache that follows a [`Fake`].
+struct Followed {
+    cache: Cache,
+    clock: Clock,
+    calls: Arc<Calls>,
+    meters: Snapshotter,
+    tasks: Tasks,
+}
+
+impl Followed {
+    fn start(changes: Fake) -> Self {
+        let recorder = DebuggingRecorder::new();
+        let metrics = metrics::with_local_recorder(&recorder, StreamMetrics::new);
+        let clock = Clock::tokio();
+        let limits = Limits {
+            max_bytes: 1 << 20,
+            max_entries: None,
+            max_absent: 10,
+            policy: EvictionPolicy::Lru,
+            max_staleness: BOUND,
+            exclusive: false,
+            outage_grace: HOUR,
+            compact: false,
+        };
+        let cache = Cache::new(&limits, clock.clone());
+        let tasks = Tasks::new(tokio::runtime::Handle::current(), TIMEOUT);
+        let calls = Arc::clone(&changes.calls);
+        let follower = Follower {
+            changes,
+            cache: cache.clone(),
+            clock: clock.clone(),
+            pace: PACE,
+            timeout: TIMEOUT,
+            metrics,
+            chance: fastrand::Rng::with_seed(1),
+        };
+        drop(follower.start(&tasks, tasks.closed().child_token()));
+        Self { cache, clock, calls, meters: recorder.snapshotter(), tasks }
+    }
+
+    /// How long ago the moment is up to which all is known.
+    fn lag(&self) -> Duration {
+        self.clock.now().since(self.cache.synced_at())
+    }
+
+    /// The value of a metric by its name, since the last time that any was asked for.
+    fn value(&self, name: &str) -> f64 {
+        let all = self.meters.snapshot().into_vec();
+        let values = all.into_iter().filter(|(key, ..)| key.key().name() == name);
+        let values = values.map(|(_, _, _, value)| match value {
+            #[allow(clippy::cast_precision_loss, reason = "tests count little")]
+            DebugValue::Counter(count) => count as f64,
+            DebugValue::Gauge(value) => value.into_inner(),
+            DebugValue::Histogram(values) => values.into_iter().map(f64::from).sum(),
+        });
+        values.sum()
+    }
+
+    fn opened(&self) -> u32 {
+        self.calls.opened.load(Ordering::SeqCst)
+    }
+
+    fn resumed(&self) -> u32 {
+        self.calls.resumed.load(Ordering::SeqCst)
+    }
+
+    fn holds(&self, key: SessionKey) {
+        let expires = WallTime::from_millis(self.clock.wall().millis() + 86_400_000);
+        self.cache.ticket(key).publish(Session { data: Data::new(), expires });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resumption_that_takes_too_long_each_time_is_given_up() {
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+        // The server walks through more of its history than there is patience for.
+        resumes: always(|| Says::Nothing),
+        ..Fake::new()
+    });
+    sleep(10 * TIMEOUT).await;
+    assert_eq!((followed.opened(), followed.resumed()), (2, 3));
+    assert!(followed.lag() < BOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_nothing_costs_no_position() {
+    let start = tokio::time::Instant::now();
+    let manner = move || -> Manner {
+        Box::new(move |_| {
+            let stalled = (10..100).contains(&start.elapsed().as_secs());
+            if stalled { Says::Nothing } else { Says::Yes }
+        })
+    };
+    let stalled = Fake { resumes: manner(), batches: manner(), fences: manner(), ..Fake::new() };
+    let followed = Followed::start(stalled);
+    sleep(Duration::from_secs(120)).await;
+    assert!(followed.resumed() > 3, "{}", followed.resumed());
+    assert_eq!(followed.opened(), 1);
+    assert!(followed.lag() < BOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_counted_by_themselves() {
+    let no = |n: u32| if n.is_multiple_of(2) { Fault::Passing } else { Fault::Refused };
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+        resumes: Box::new(move |n| if n < 9 { Says::No(no(n)) } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(HOUR).await;
+    assert_eq!((followed.opened(), followed.resumed()), (1, 10), "never three refusals in a row");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_refusal_is_logged_and_the_next_ones_are_not() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+        resumes: always(|| Says::No(Fault::Refused)),
+        ..Fake::new()
+    });
+    sleep(HOUR).await;
+    assert_eq!((followed.opened(), followed.resumed()), (2, 3));
+    assert_eq!(Log::count("answers the change stream with an error"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lag_is_told_while_no_stream_is_open() {
+    let unsupported = || Says::No(Fault::Unsupported("not here"));
+    for no in [|| Says::Nothing, || Says::No(Fault::Passing), unsupported] {
+        let followed = Followed::start(Fake {
+            batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+            resumes: always(no),
+            opens: Box::new(move |n| if n == 0 { Says::Yes } else { no() }),
+            ..Fake::new()
+        });
+        sleep(Duration::from_secs(100)).await;
+        let (lag, told) =
+            (followed.lag().as_secs_f64(), followed.value("session_store_stream_lag_seconds"));
+        assert!(lag > 80.0 && (told - lag).abs() < 1.0, "it is {lag} and told as {told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_ends_where_a_primary_answers_and_not_with_what_a_deposed_one_feeds_the_stream() {
+    let no = || Says::No(Fault::Passing);
+    for (fences, ends) in [(always(no), false), (always(|| Says::Yes), true)] {
+        let followed = Followed::start(Fake { fences, keeps_up: false, ..Fake::new() });
+        sleep(PACE).await;
+        let key = SessionKey::of(1);
+        followed.holds(key);
+        sleep(2 * BOUND).await;
+        followed.cache.note::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
+        assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
+        sleep(2 * PACE).await;
+        let found = followed.cache.get(key);
+        assert_eq!(matches!(found, Lookup::Lapsed), ends, "{found:?}");
+        assert_eq!(matches!(found, Lookup::Grace(_)), !ends, "{found:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_behind_is_resumed_elsewhere() {
+    let followed = Followed::start(Fake { keeps_up: false, ..Fake::new() });
+    sleep(Duration::from_secs(25)).await;
+    assert_eq!(followed.resumed(), 0, "an idle cluster is as late as ten seconds and more");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!((followed.opened(), followed.resumed()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_is_lost_does_not_cost_the_lease() {
+    let followed = Followed::start(Fake {
+        fences: Box::new(|n| if n == 20 { Says::Nothing } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(4 * PACE).await;
+    for _ in 0..1_000 {
+        sleep(Duration::from_millis(20)).await;
+        assert!(followed.lag() < BOUND, "{:?}", followed.lag());
+    }
+    assert!(followed.calls.fences.load(Ordering::SeqCst) > 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_change_streams_the_cache_keeps_what_it_has_and_one_warning_says_so() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        opens: always(|| Says::No(Fault::Unsupported("not here"))),
+        ..Fake::new()
+    });
+    sleep(Duration::from_secs(59)).await;
+    let key = SessionKey::of(1);
+    followed.holds(key);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(followed.opened(), 2);
+    assert!(matches!(followed.cache.get(key), Lookup::Hit(_)));
+    assert!(followed.value("session_store_cache_flushes_total").abs() < 0.5);
+    sleep(HOUR).await;
+    assert_eq!((Log::count("WARN"), Log::count("is not told")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_no_longer_allowed_is_one_flush_more() {
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| {
+            if n == 20 { Says::No(Fault::Unsupported("any more")) } else { Says::Yes }
+        }),
+        opens: Box::new(
+            |n| if n == 0 { Says::Yes } else { Says::No(Fault::Unsupported("any more")) },
+        ),
+        ..Fake::new()
+    });
+    sleep(PACE).await;
+    let key = SessionKey::of(1);
+    followed.holds(key);
+    sleep(30 * PACE).await;
+    assert!(matches!(followed.cache.get(key), Lookup::Miss));
+    sleep(Duration::from_secs(200)).await;
+    let flushes = followed.value("session_store_cache_flushes_total");
+    assert!(followed.opened() > 2 && (flushes - 2.0).abs() < 0.5, "{flushes}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_logged_and_closes_the_gauge() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { panic!("on purpose") } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(60 * PACE).await;
+    assert!(followed.value("session_store_stream_open").abs() < 0.5);
+    assert_eq!(Log::count("no longer follows"), 1);
+    assert!(followed.lag() > BOUND, "and the bound holds by itself");
+    followed.tasks.shutdown().await;
+}
+
+/// What is logged by this thread, from here on.
+///
+/// One subscriber for all threads: those that come and go with a test are forgotten and remembered by
+/// other threads' tests at the wrong moment.
+struct Log;
+
+thread_local! {
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Log {
+    fn start() {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            let lines = tracing_subscriber::fmt().with_writer(|| Log);
+            tracing::subscriber::set_global_default(lines.finish()).unwrap();
+        });
+        LOGGED.take();
+    }
+
+    fn count(text: &str) -> usize {
+        LOGGED.with_borrow(|log| std::str::from_utf8(log).unwrap().matches(text).count())
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOGGED.with_borrow_mut(|log| log.extend_from_slice(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! No read goes back behind what was written here, heard of, or known to be in the database.
+
+use std::sync::{Arc, Mutex};
+
+use mongodb::Client;
+use mongodb::bson::{Document, Timestamp, doc};
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
+use mongodb::options::ClientOptions;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Id;
+use tower_sessions_moka_mongodb_store::{MongoStore, mongodb};
+
+use super::{OTHER, changed, load, reaches, sees};
+use crate::common::{Meters, cache_of, create, eventually, uri};
+
+/// What a client has asked, and what it was answered.
+#[derive(Clone, Default)]
+struct Wire {
+    asked: Arc<Mutex<Vec<Document>>>,
+    answered: Arc<Mutex<Vec<(String, Document)>>>,
+}
+
+impl Wire {
+    async fn client(&self, uri: &str) -> Client {
+        let mut options = ClientOptions::parse(uri).await.unwrap();
+        let wire = self.clone();
+        options.command_event_handler = Some(EventHandler::callback(move |event| match event {
+            CommandEvent::Started(event) => wire.asked.lock().unwrap().push(event.command),
+            CommandEvent::Succeeded(event) => {
+                wire.answered.lock().unwrap().push((event.command_name, event.reply));
+            }
+            _ => {}
+        }));
+        Client::with_options(options).unwrap()
+    }
+
+    async fn mongo(&self, uri: &str) -> MongoStore {
+        MongoStore::builder().client(self.client(uri).await).build().await.unwrap()
+    }
+
+    /// The time that the last command of this name had to wait for, if any.
+    fn waited_for(&self, command: &str) -> Option<Timestamp> {
+        let asked = self.asked.lock().unwrap();
+        let last = asked.iter().rfind(|asked| asked.contains_key(command)).unwrap();
+        last.get_document("readConcern").unwrap().get_timestamp("afterClusterTime").ok()
+    }
+
+    /// The time that the database told with the last answer to a command of this name.
+    fn told_by(&self, command: &str) -> Option<Timestamp> {
+        let answered = self.answered.lock().unwrap();
+        let (_, last) = answered.iter().rfind(|(name, _)| name == command)?;
+        last.get_timestamp("operationTime").ok()
+    }
+}
+
+/// Writes something that no store hears of, and answers with the time of that.
+async fn unheard_of(uri: &str) -> Option<Timestamp> {
+    let wire = Wire::default();
+    let database = wire.client(uri).await.default_database().unwrap();
+    let others = database.collection::<Document>("others");
+    others.insert_one(doc! {}).await.unwrap();
+    let told = wire.told_by("insert");
+    assert!(told.is_some(), "the server tells its time");
+    told
+}
+
+#[tokio::test]
+async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
+    let (uri, wire, others) = (uri(), Wire::default(), Wire::default());
+    let mongo = wire.mongo(&uri).await;
+    let one = cache_of(&others.mongo(&uri).await).await;
+    let record = create(&one).await;
+
+    assert_eq!(SessionStore::load(&mongo, &record.id).await.unwrap().unwrap().data, record.data);
+    let mut last = wire.waited_for("find");
+    for round in 0..3 {
+        let other = if round == 0 { create(&mongo).await } else { record.clone() };
+        SessionStore::save(&mongo, &changed(&other)).await.unwrap();
+        SessionStore::load(&mongo, &record.id).await.unwrap();
+        let next = wire.waited_for("find");
+        assert!(next.is_some() && next > last, "after a write of its own: {last:?} {next:?}");
+        last = next;
+    }
+    let (meters, guard) = Meters::install();
+    let store = cache_of(&mongo).await;
+    drop(guard);
+    sees(&store, &record, load(&one, &record).await.as_ref()).await;
+    let before = meters.value(OTHER);
+    let saved = changed(&record);
+    one.save(&saved).await.unwrap();
+    let save = others.told_by("update");
+    assert!(save > last);
+    reaches(&meters, OTHER, before + 1.0).await;
+    sees(&store, &record, Some(&saved)).await;
+    let waited = wire.waited_for("find");
+    assert!(waited >= save, "after a report of what was saved at {save:?}: {waited:?}");
+}
+
+#[tokio::test]
+async fn a_read_is_no_older_than_the_stream_and_its_fences() {
+    let (uri, wire) = (uri(), Wire::default());
+    let mongo = wire.mongo(&uri).await;
+    let before = unheard_of(&uri).await;
+    let store = cache_of(&mongo).await;
+    assert!(SessionStore::load(&store, &Id::default()).await.unwrap().is_none());
+    let first = wire.waited_for("find");
+    assert!(first >= before, "the stream was opened after {before:?}: {first:?}");
+
+    let later = unheard_of(&uri).await;
+    assert!(later > before);
+    eventually("a fence is answered", async || {
+        assert!(SessionStore::load(&store, &Id::default()).await.unwrap().is_none());
+        wire.waited_for("find") >= later
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clear_contains_and_length_read_no_older_than_that_either() {
+    let (uri, wire) = (uri(), Wire::default());
+    let mongo = wire.mongo(&uri).await;
+    let record = create(&mongo).await;
+    let written = wire.told_by("insert");
+    assert!(written.is_some());
+    assert!(mongo.contains(record.id).await.unwrap());
+    assert!(wire.waited_for("find") >= written);
+    assert_eq!(mongo.length().await.unwrap(), 1);
+    assert!(wire.waited_for("aggregate") >= written);
+    wire.asked.lock().unwrap().clear();
+    assert_eq!(mongo.clear().await.unwrap(), 1);
+    assert!(wire.waited_for("find") >= written);
+}
