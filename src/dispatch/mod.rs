@@ -109,6 +109,14 @@ impl<C: Commands> Dispatch<C> {
         Box::pin(async move { place.turn(timeout).await.map(|()| place) })
     }
 
+    /// How many commands are under way, how many calls there are, how many of them wait, and how
+    /// many lanes somebody is in.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> [usize; 4] {
+        let (reads, saves) = (self.reads.under_way(), self.saves.under_way());
+        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.lanes.len()]
+    }
+
     async fn send(self, update: C::Update, place: Place) -> Result<Option<WallTime>> {
         let began = place.entered();
         self.saves.send((update, place), began).await

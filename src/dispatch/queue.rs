@@ -123,6 +123,13 @@ impl<F: Freight> Queue<F> {
         self.0.tasks.timeout()
     }
 
+    /// How many commands are under way, how many calls there are, and how many of them wait.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> [usize; 3] {
+        let state = self.lock();
+        [state.commands, state.calls, state.waiting.len()]
+    }
+
     fn sit(&self) -> Result<Seat<F>> {
         let mut state = self.lock();
         if state.calls >= self.0.limits.calls {

@@ -40,6 +40,8 @@ pub(super) struct Held {
     pub(super) version: u64,
     /// The expiries that it had, the present one last.
     pub(super) expiries: Vec<WallTime>,
+    /// Those that were asked for and given, though it was to end later already.
+    lesser: Vec<WallTime>,
 }
 
 pub(super) struct Logged {
@@ -159,6 +161,8 @@ impl Database {
         let held = state.held.as_mut().unwrap();
         if held.expires() < expires {
             held.expiries.push(expires);
+        } else {
+            held.lesser.push(expires);
         }
         true
     }
@@ -247,6 +251,7 @@ impl Database {
         let held = session.map(|session| Held {
             version: super::version(&session.data),
             expiries: vec![session.expires],
+            lesser: Vec::new(),
         });
         self.histories[number].push(State { from: self.clock.now(), held, by });
     }
@@ -264,6 +269,11 @@ impl Database {
 impl Held {
     pub(super) fn expires(&self) -> WallTime {
         *self.expiries.last().unwrap()
+    }
+
+    /// Whether whoever read or prolonged it may take this for its expiry.
+    pub(super) fn may_show(&self, expires: WallTime) -> bool {
+        self.expiries.contains(&expires) || self.lesser.contains(&expires)
     }
 }
 

@@ -4,6 +4,8 @@ mod backend;
 mod chance;
 mod crew;
 mod database;
+mod edge;
+mod errands;
 mod fleet;
 mod heal;
 mod oracle;
