@@ -15,6 +15,8 @@ pub(super) struct Database {
     numbers: HashMap<SessionKey, usize>,
     keys: Vec<SessionKey>,
     histories: Vec<Vec<State>>,
+    /// What sessions were prolonged to, or were to end later than already.
+    touched: Vec<(usize, WallTime)>,
     /// What a stream hands over, in order: no insertions, and no change of an expiry alone.
     pub(super) log: Vec<Logged>,
     /// The time of the latest write; several may share one.
@@ -40,8 +42,6 @@ pub(super) struct Held {
     pub(super) version: u64,
     /// The expiries that it had, the present one last.
     pub(super) expiries: Vec<WallTime>,
-    /// Those that were asked for and given, though it was to end later already.
-    lesser: Vec<WallTime>,
 }
 
 pub(super) struct Logged {
@@ -68,6 +68,7 @@ impl Database {
             numbers: HashMap::new(),
             keys: Vec::new(),
             histories: Vec::new(),
+            touched: Vec::new(),
             log: Vec::new(),
             time: 1,
             sealed: 0,
@@ -161,9 +162,8 @@ impl Database {
         let held = state.held.as_mut().unwrap();
         if held.expires() < expires {
             held.expiries.push(expires);
-        } else {
-            held.lesser.push(expires);
         }
+        self.touched.push((number, expires));
         true
     }
 
@@ -204,6 +204,12 @@ impl Database {
     pub(super) fn version(&self, number: usize) -> Option<u64> {
         let held = self.current(number).held.as_ref();
         held.filter(|_| self.is_live(number)).map(|held| held.version)
+    }
+
+    /// Whether a touch was acknowledged with this expiry. Who sent it need not know by then what
+    /// another store has made of the session's data.
+    pub(super) fn has_touched(&self, number: usize, expires: WallTime) -> bool {
+        self.touched.contains(&(number, expires))
     }
 
     /// Whether a session was stored under this key at some time.
@@ -251,7 +257,6 @@ impl Database {
         let held = session.map(|session| Held {
             version: super::version(&session.data),
             expiries: vec![session.expires],
-            lesser: Vec::new(),
         });
         self.histories[number].push(State { from: self.clock.now(), held, by });
     }
@@ -269,11 +274,6 @@ impl Database {
 impl Held {
     pub(super) fn expires(&self) -> WallTime {
         *self.expiries.last().unwrap()
-    }
-
-    /// Whether whoever read or prolonged it may take this for its expiry.
-    pub(super) fn may_show(&self, expires: WallTime) -> bool {
-        self.expiries.contains(&expires) || self.lesser.contains(&expires)
     }
 }
 
