@@ -80,7 +80,7 @@ struct Waiting<F: Freight> {
 }
 
 /// A call that is counted.
-struct Seat<F: Freight>(Queue<F>);
+pub(super) struct Seat<F: Freight>(Queue<F>);
 
 /// A command under way. Where it ends, those who wait leave.
 struct Slot<F: Freight>(Queue<F>);
@@ -98,8 +98,12 @@ impl<F: Freight> Queue<F> {
 
     /// Sends an item of a call that began at `began`, and waits for its answer. To be run in the
     /// call's own task: one that is dropped while it waits is not sent.
-    pub(super) async fn send(&self, item: F::Item, began: Instant) -> Result<F::Answer> {
-        let _seat = self.sit()?;
+    pub(super) async fn send(
+        &self,
+        _seat: Seat<F>,
+        item: F::Item,
+        began: Instant,
+    ) -> Result<F::Answer> {
         let (mut answer, patience) = match self.enter(item, began) {
             Turn::Goes(item, slot) => {
                 let outcome = self.0.freight.alone(item).await;
@@ -130,7 +134,8 @@ impl<F: Freight> Queue<F> {
         [state.commands, state.calls, state.waiting.len()]
     }
 
-    fn sit(&self) -> Result<Seat<F>> {
+    /// Counts a call, from here to its end: what it waits for before it is sent is part of that.
+    pub(super) fn sit(&self) -> Result<Seat<F>> {
         let mut state = self.lock();
         if state.calls >= self.0.limits.calls {
             return Err(overloaded(state.calls));

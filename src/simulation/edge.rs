@@ -55,7 +55,6 @@ impl Edge {
 impl Errand {
     async fn watch<T: Send + 'static>(mut self, call: Call<T>) -> Result<T> {
         let wire = self.edge.wire.clone();
-        wire.state().errands.sits(self.number);
         let outcome = call.await;
         let laziness = wire.state().manners.laziness;
         wire.chance.dawdle(laziness).await;
@@ -122,6 +121,7 @@ impl Backend for Edge {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
+        // Whether there is room is seen at once.
         let session = Session { data: data.clone(), expires };
         let errand = self.begins(Operation::Replace(key, rev, session));
         Box::pin(errand.watch(self.dispatch.replace(key, rev, data, expires)))

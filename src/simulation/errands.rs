@@ -92,17 +92,6 @@ impl Errands {
         self.under_way.insert(errand, Errand { node, key, kind, asked, others });
     }
 
-    /// It is looked whether there is room.
-    pub(super) fn sits(&mut self, errand: usize) {
-        let Some((node, kind)) = self.under_way.get(&errand).map(|it| (it.node, it.kind)) else {
-            return;
-        };
-        let others = self.in_queue(node, kind) - 1;
-        if let Some(errand) = self.under_way.get_mut(&errand) {
-            errand.others = errand.others.max(others);
-        }
-    }
-
     fn in_queue(&self, node: usize, kind: Kind) -> usize {
         let same =
             |it: &&Errand| it.node == node && (it.kind == Kind::Find) == (kind == Kind::Find);
@@ -219,8 +208,7 @@ impl Errands {
         let slack = touch_after.min(lasts / 10);
         let latest = expiries().max().map_or(Duration::MAX, |latest| save.expires.since(*latest));
         // What changes its data meanwhile is what is prolonged.
-        let stands = database.version(number) == Some(save.version);
-        if stands && latest > slack {
+        if latest > slack && !database.has_touched(number, save.expires) {
             oracle.violated(format!("expiry: {whose} is to end {latest:?} too early"));
         }
         if expiries().all(|expiry| *expiry > save.expires) {

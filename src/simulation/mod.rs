@@ -10,6 +10,7 @@ mod fleet;
 mod heal;
 mod oracle;
 mod profile;
+mod queues;
 mod races;
 mod seeds;
 mod stream;
