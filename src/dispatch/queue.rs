@@ -68,11 +68,15 @@ struct Shared<F: Freight> {
 struct State<F: Freight> {
     commands: usize,
     calls: usize,
+    /// How many have waited so far.
+    waited: u64,
     waiting: VecDeque<Waiting<F>>,
 }
 
 struct Waiting<F: Freight> {
     item: F::Item,
+    /// Grows from one to the next.
+    number: u64,
     /// When its call began, from which its deadline counts.
     began: Instant,
     since: Instant,
@@ -87,12 +91,13 @@ struct Slot<F: Freight>(Queue<F>);
 
 enum Turn<F: Freight> {
     Goes(F::Item, Slot<F>),
-    Waits(oneshot::Receiver<Result<F::Answer>>, Duration),
+    /// For so long, under this number.
+    Waits(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
 }
 
 impl<F: Freight> Queue<F> {
     pub(super) fn new(freight: F, tasks: Tasks, limits: Limits) -> Self {
-        let state = State { commands: 0, calls: 0, waiting: VecDeque::new() };
+        let state = State { commands: 0, calls: 0, waited: 0, waiting: VecDeque::new() };
         Self(Arc::new(Shared { freight, tasks, limits, state: Mutex::new(state) }))
     }
 
@@ -104,18 +109,18 @@ impl<F: Freight> Queue<F> {
         item: F::Item,
         began: Instant,
     ) -> Result<F::Answer> {
-        let (mut answer, patience) = match self.enter(item, began) {
+        let (mut answer, patience, number) = match self.enter(item, began) {
             Turn::Goes(item, slot) => {
                 let outcome = self.0.freight.alone(item).await;
                 drop(slot);
                 return outcome;
             }
-            Turn::Waits(answer, patience) => (answer, patience),
+            Turn::Waits(answer, patience, number) => (answer, patience, number),
         };
         let outcome = match timeout(patience, &mut answer).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.leave_all();
+                self.leave_with_all(number);
                 answer.await
             }
         };
@@ -154,15 +159,21 @@ impl<F: Freight> Queue<F> {
             return Turn::Goes(item, Slot(self.clone()));
         }
         let (answer, answered) = oneshot::channel();
-        state.waiting.push_back(Waiting { item, began, since: Instant::now(), answer });
+        let number = state.waited;
+        state.waited += 1;
+        state.waiting.push_back(Waiting { item, number, began, since: Instant::now(), answer });
         let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
-        Turn::Waits(answered, limits.patience.saturating_mul(1 << excess))
+        Turn::Waits(answered, limits.patience.saturating_mul(1 << excess), number)
     }
 
-    /// All who wait leave, though as many commands are under way as there should be.
-    fn leave_all(&self) {
+    /// All who wait leave, though as many commands are under way as there should be; unless the one
+    /// of this number, who has waited in vain, has left already, and waits for the answer alone.
+    fn leave_with_all(&self, number: u64) {
+        let mut state = self.lock();
+        if state.waiting.front().is_none_or(|first| first.number > number) {
+            return;
+        }
         loop {
-            let mut state = self.lock();
             let group = self.group(&mut state);
             if group.is_empty() {
                 return;
@@ -170,6 +181,7 @@ impl<F: Freight> Queue<F> {
             state.commands += 1;
             drop(state);
             self.depart(group, Slot(self.clone()));
+            state = self.lock();
         }
     }
 
@@ -279,3 +291,7 @@ fn overloaded(calls: usize) -> Error {
         ),
     )
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -206,10 +206,11 @@ impl Database {
         held.filter(|_| self.is_live(number)).map(|held| held.version)
     }
 
-    /// Whether a touch was acknowledged with this expiry. Who sent it need not know by then what
-    /// another store has made of the session's data.
-    pub(super) fn has_touched(&self, number: usize, expires: WallTime) -> bool {
-        self.touched.contains(&(number, expires))
+    /// The expiries with which touches of a session were acknowledged. Who sent them need not know
+    /// by then what another store has made of the session's data.
+    pub(super) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
+        let its_own = move |(whose, _): &&(usize, WallTime)| *whose == number;
+        self.touched.iter().filter(its_own).map(|(_, expires)| expires)
     }
 
     /// Whether a session was stored under this key at some time.

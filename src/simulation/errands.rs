@@ -206,12 +206,12 @@ impl Errands {
         let expiries = || same.iter().flat_map(|(_, held)| &held.expiries);
         let lasts = save.expires.since(begun.wall);
         let slack = touch_after.min(lasts / 10);
-        let latest = expiries().max().map_or(Duration::MAX, |latest| save.expires.since(*latest));
-        // What changes its data meanwhile is what is prolonged.
-        if latest > slack && !database.has_touched(number, save.expires) {
+        let latest = expiries().chain(database.touched(number)).max();
+        let latest = latest.map_or(Duration::MAX, |latest| save.expires.since(*latest));
+        if latest > slack {
             oracle.violated(format!("expiry: {whose} is to end {latest:?} too early"));
         }
-        if expiries().all(|expiry| *expiry > save.expires) {
+        if expiries().chain(database.touched(number)).all(|expiry| *expiry > save.expires) {
             oracle.violated(format!("expiry: {whose} is not to end as early as it should"));
         }
         oracle.count(if latest.is_zero() { "prolonged" } else { "not worth a touch" });

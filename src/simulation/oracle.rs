@@ -171,7 +171,8 @@ impl Oracle {
             (Some(held), Some(session)) => {
                 let expires = session.expires;
                 let known = held.expiries.contains(&expires);
-                Some(held.version) == seen && (known || database.has_touched(number, expires))
+                Some(held.version) == seen
+                    && (known || database.touched(number).any(|it| *it == expires))
             }
             _ => false,
         };
