@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::database::Database;
+use super::database::{Database, Held};
 use super::oracle::{Begun, Oracle};
 use super::wire::{Operation, Record};
 use crate::backend::Rev;
@@ -206,7 +206,13 @@ impl Errands {
         let expiries = || same.iter().flat_map(|(_, held)| &held.expiries);
         let lasts = save.expires.since(begun.wall);
         let slack = touch_after.min(lasts / 10);
-        let latest = expiries().chain(database.touched(number)).max();
+        // What others have made of it meanwhile counts, if it lasts longer.
+        let meanwhile = database
+            .spans(number)
+            .filter(|span| span.until.is_none_or(|until| until >= begun.at))
+            .filter_map(|span| span.held.map(Held::expires))
+            .max();
+        let latest = expiries().chain(database.touched(number)).chain(&meanwhile).max();
         let latest = latest.map_or(Duration::MAX, |latest| save.expires.since(*latest));
         if latest > slack {
             oracle.violated(format!("expiry: {whose} is to end {latest:?} too early"));
