@@ -1,5 +1,6 @@
 //! The two tiers together: the order in which they are asked and changed.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
@@ -7,7 +8,7 @@ use tokio_util::sync::DropGuard;
 use crate::backend::{Backend, Call, DRAWS, RevSource, no_free_id};
 use crate::cache::{Cache, Landing, Lookup};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
@@ -20,6 +21,12 @@ enum Touch<B: Backend> {
     Needless,
     /// The expiry alone is to be stored.
     Due(Call<B::Place>, WallTime),
+}
+
+/// Whether the database was asked for anything.
+enum Asked {
+    Yes,
+    No,
 }
 
 /// When it is worth it to store nothing but a later expiry.
@@ -93,7 +100,8 @@ impl<B: Backend> Tiers<B> {
     fn as_touch(&self, key: SessionKey, data: &Data, expires: WallTime) -> Touch<B> {
         // In this order. A save that was called before and has left its lane is on its way to the
         // cache; once it is done there, what it stored is what is seen here.
-        if self.tasks.is_closed() || !self.backend.is_settled(key) || !self.cache.is_settled(key) {
+        if self.tasks.is_shut_down() || !self.backend.is_settled(key) || !self.cache.is_settled(key)
+        {
             return Touch::No;
         }
         let Some(entry) = self.cache.peek(key) else { return Touch::No };
@@ -121,7 +129,7 @@ impl<B: Backend> Tiers<B> {
             if found.as_ref().is_some_and(|it| touching.is_needless(it.expires(), expires)) {
                 ticket.release();
                 cache.skips_touch();
-                return Ok(());
+                return Ok(Asked::No);
             }
             match (backend.touch(place, key, expires).await, found) {
                 (Ok(Some(expires)), Some(entry)) => ticket.prolong(&entry, expires),
@@ -132,11 +140,13 @@ impl<B: Backend> Tiers<B> {
                     return Err(error);
                 }
             }
-            Ok(())
+            Ok(Asked::Yes)
         };
         let end = move |outcome| {
-            noted.note(&outcome);
-            outcome
+            if !matches!(outcome, Ok(Asked::No)) {
+                noted.note(&outcome);
+            }
+            outcome.map(drop)
         };
         self.tasks.run(touch, end, || ()).await
     }
@@ -146,21 +156,27 @@ impl<B: Backend> Tiers<B> {
         let ticket = cache.ticket_for(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
-        let noted = cache.clone();
+        // Of a write that goes on past its deadline: a ticket until it has ended, and nothing is
+        // cached any more that was read before. Its lane may be free before that.
+        let late = Arc::new(OnceLock::new());
+        let doubt = Arc::clone(&late);
         let end = move |outcome: Result<Option<WallTime>>| {
-            noted.note(&outcome);
+            cache.note(&outcome);
             match outcome {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
                 Ok(None) => ticket.forget(),
-                Err(error) if error.was_not_sent() => {
-                    ticket.release();
+                Err(error) => {
+                    if error.was_not_sent() {
+                        ticket.release();
+                    } else if error.kind() == ErrorKind::Timeout {
+                        drop(doubt.set(cache.ticket(key)));
+                    }
                     return Err(error);
                 }
-                Err(error) => return Err(error),
             }
             Ok(())
         };
-        self.tasks.run(replace, end, move || cache.forget(key)).await
+        self.tasks.run(replace, end, move || drop(late)).await
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {

@@ -313,7 +313,7 @@ impl Cache {
         self.0.lease.synced_at()
     }
 
-    /// Takes note of whether the database answers.
+    /// Takes note of whether the database answers. A call that was not sent tells nothing.
     pub(crate) fn note<T>(&self, outcome: &Result<T>) {
         if !outcome.as_ref().is_err_and(Error::is_ours) {
             self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));

@@ -70,6 +70,11 @@ impl Lanes {
         self.lock().get(&key).is_none_or(|tail| tail.touches)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     fn enter_after(
         &self,
         before: Option<Ahead>,

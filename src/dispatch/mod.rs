@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use self::lanes::{Lanes, Place};
 pub(crate) use self::queue::Limits;
-use self::queue::{Freight, Queue};
+use self::queue::{Freight, Queue, Seat};
 use crate::backend::{Backend, Call, Rev};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
 use crate::tasks::Tasks;
@@ -104,19 +104,33 @@ impl<C: Commands> Dispatch<C> {
     }
 
     /// Waits in a lane.
-    fn turn(&self, mut place: Place) -> Call<Place> {
+    fn turn(&self, seat: Seat<Saves<C>>, mut place: Place) -> Call<Turn<C>> {
         let timeout = self.saves.timeout();
-        Box::pin(async move { place.turn(timeout).await.map(|()| place) })
+        Box::pin(async move { place.turn(timeout).await.map(|()| Turn { seat, place }) })
     }
 
-    async fn send(self, update: C::Update, place: Place) -> Result<Option<WallTime>> {
-        let began = place.entered();
-        self.saves.send((update, place), began).await
+    /// How many commands are under way, how many calls there are, how many of them wait, and how
+    /// many lanes somebody is in.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> [usize; 4] {
+        let (reads, saves) = (self.reads.under_way(), self.saves.under_way());
+        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.lanes.len()]
+    }
+
+    async fn send(self, update: C::Update, turn: Turn<C>) -> Result<Option<WallTime>> {
+        let began = turn.place.entered();
+        self.saves.send(turn.seat, (update, turn.place), began).await
     }
 }
 
+/// The right to send a save.
+pub(crate) struct Turn<C: Commands> {
+    seat: Seat<Saves<C>>,
+    place: Place,
+}
+
 impl<C: Commands> Backend for Dispatch<C> {
-    type Place = Place;
+    type Place = Turn<C>;
 
     fn insert(
         &self,
@@ -137,18 +151,26 @@ impl<C: Commands> Backend for Dispatch<C> {
     ) -> Call<Option<WallTime>> {
         let update = match self.commands.replacement(key, rev, data, expires) {
             Ok(update) => update,
-            Err(error) => return Box::pin(async move { Err(error) }),
+            Err(error) => return failed(error),
         };
-        let (turn, saves) = (self.turn(self.lanes.enter(key)), self.clone());
+        let seat = match self.saves.sit() {
+            Ok(seat) => seat,
+            Err(error) => return failed(error),
+        };
+        let (turn, saves) = (self.turn(seat, self.lanes.enter(key)), self.clone());
         Box::pin(async move { saves.send(update, turn.await?).await })
     }
 
-    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Place>> {
-        self.lanes.enter_to_touch(key).map(|place| self.turn(place))
+    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Turn<C>>> {
+        let seat = match self.saves.sit() {
+            Ok(seat) => seat,
+            Err(error) => return Some(failed(error)),
+        };
+        self.lanes.enter_to_touch(key).map(|place| self.turn(seat, place))
     }
 
-    fn touch(&self, place: Place, key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
-        Box::pin(self.clone().send(self.commands.touch(key, expires), place))
+    fn touch(&self, turn: Turn<C>, key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
+        Box::pin(self.clone().send(self.commands.touch(key, expires), turn))
     }
 
     fn is_settled(&self, key: SessionKey) -> bool {
@@ -161,7 +183,10 @@ impl<C: Commands> Backend for Dispatch<C> {
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
         let (reads, began) = (self.reads.clone(), Instant::now());
-        Box::pin(async move { reads.send(key, began).await })
+        match reads.sit() {
+            Ok(seat) => Box::pin(async move { reads.send(seat, key, began).await }),
+            Err(error) => failed(error),
+        }
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {
@@ -171,6 +196,10 @@ impl<C: Commands> Backend for Dispatch<C> {
     fn clear(&self) -> Call<u64> {
         self.commands.clear()
     }
+}
+
+fn failed<T: Send + 'static>(error: Error) -> Call<T> {
+    Box::pin(async move { Err(error) })
 }
 
 struct Reads<C>(Arc<C>);

@@ -67,11 +67,15 @@ struct Shared<F: Freight> {
 struct State<F: Freight> {
     commands: usize,
     calls: usize,
+    /// How many have waited so far.
+    waited: u64,
     waiting: VecDeque<Waiting<F>>,
 }
 
 struct Waiting<F: Freight> {
     item: F::Item,
+    /// Grows from one to the next.
+    number: u64,
     /// When its call began, from which its deadline counts.
     began: Instant,
     since: Instant,
@@ -79,38 +83,43 @@ struct Waiting<F: Freight> {
 }
 
 /// A call that is counted.
-struct Seat<F: Freight>(Queue<F>);
+pub(super) struct Seat<F: Freight>(Queue<F>);
 
 /// A command under way. Where it ends, those who wait leave.
 struct Slot<F: Freight>(Queue<F>);
 
 enum Turn<F: Freight> {
     Goes(F::Item, Slot<F>),
-    Waits(oneshot::Receiver<Result<F::Answer>>, Duration),
+    /// For so long, under this number.
+    Waits(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
 }
 
 impl<F: Freight> Queue<F> {
     pub(super) fn new(freight: F, tasks: Tasks, limits: Limits) -> Self {
-        let state = State { commands: 0, calls: 0, waiting: VecDeque::new() };
+        let state = State { commands: 0, calls: 0, waited: 0, waiting: VecDeque::new() };
         Self(Arc::new(Shared { freight, tasks, limits, state: Mutex::new(state) }))
     }
 
     /// Sends an item of a call that began at `began`, and waits for its answer. To be run in the
     /// call's own task: one that is dropped while it waits is not sent.
-    pub(super) async fn send(&self, item: F::Item, began: Instant) -> Result<F::Answer> {
-        let _seat = self.sit()?;
-        let (mut answer, patience) = match self.enter(item, began) {
+    pub(super) async fn send(
+        &self,
+        _seat: Seat<F>,
+        item: F::Item,
+        began: Instant,
+    ) -> Result<F::Answer> {
+        let (mut answer, patience, number) = match self.enter(item, began) {
             Turn::Goes(item, slot) => {
                 let outcome = self.0.freight.alone(item).await;
                 drop(slot);
                 return outcome;
             }
-            Turn::Waits(answer, patience) => (answer, patience),
+            Turn::Waits(answer, patience, number) => (answer, patience, number),
         };
         let outcome = if let Ok(outcome) = timeout(patience, &mut answer).await {
             outcome
         } else {
-            self.leave_all();
+            self.leave_with_all(number);
             answer.await
         };
         outcome.unwrap_or_else(|_| Err(Error::cut_off()))
@@ -121,7 +130,15 @@ impl<F: Freight> Queue<F> {
         self.0.tasks.timeout()
     }
 
-    fn sit(&self) -> Result<Seat<F>> {
+    /// How many commands are under way, how many calls there are, and how many of them wait.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> [usize; 3] {
+        let state = self.lock();
+        [state.commands, state.calls, state.waiting.len()]
+    }
+
+    /// Counts a call, from here to its end: what it waits for before it is sent is part of that.
+    pub(super) fn sit(&self) -> Result<Seat<F>> {
         let mut state = self.lock();
         if state.calls >= self.0.limits.calls {
             return Err(overloaded(state.calls));
@@ -140,15 +157,21 @@ impl<F: Freight> Queue<F> {
             return Turn::Goes(item, Slot(self.clone()));
         }
         let (answer, answered) = oneshot::channel();
-        state.waiting.push_back(Waiting { item, began, since: Instant::now(), answer });
+        let number = state.waited;
+        state.waited += 1;
+        state.waiting.push_back(Waiting { item, number, began, since: Instant::now(), answer });
         let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
-        Turn::Waits(answered, limits.patience.saturating_mul(1 << excess))
+        Turn::Waits(answered, limits.patience.saturating_mul(1 << excess), number)
     }
 
-    /// All who wait leave, though as many commands are under way as there should be.
-    fn leave_all(&self) {
+    /// All who wait leave, though as many commands are under way as there should be; unless the one
+    /// of this number, who has waited in vain, has left already, and waits for the answer alone.
+    fn leave_with_all(&self, number: u64) {
+        let mut state = self.lock();
+        if state.waiting.front().is_none_or(|first| first.number > number) {
+            return;
+        }
         loop {
-            let mut state = self.lock();
             let group = self.group(&mut state);
             if group.is_empty() {
                 return;
@@ -156,6 +179,7 @@ impl<F: Freight> Queue<F> {
             state.commands += 1;
             drop(state);
             self.depart(group, Slot(self.clone()));
+            state = self.lock();
         }
     }
 
@@ -265,3 +289,7 @@ fn overloaded(calls: usize) -> Error {
         ),
     )
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

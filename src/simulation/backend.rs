@@ -3,14 +3,22 @@
 //! Between the moment at which a call is applied and that at which it is answered lies the network,
 //! so every order of events that a real server and a real network can bring about can be played.
 
+use futures::future::join_all;
+
 use super::chance::Chance;
 use super::stream::{Cursor, Handed};
 use super::wire::{Manners, Operation, Outcome, Wire};
 use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, Rev, ServerTime};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind};
+use crate::dispatch::Commands;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
+
+/// The data of a session that no database takes.
+pub(super) const UNSTORABLE: u64 = u64::MAX;
+/// What each update counts as, towards what may be sent together.
+pub(super) const UPDATE_BYTES: usize = 100;
 
 /// One store's connection to the database.
 #[derive(Clone)]
@@ -93,10 +101,38 @@ impl FakeBackend {
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Call<T> {
-        let call = self.wire.clone().call(self.node, operation);
+        self.member(None, operation, convert)
+    }
+
+    /// A call, or a part of a command.
+    fn member<T: Send + 'static>(
+        &self,
+        command: Option<usize>,
+        operation: Operation,
+        convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
+    ) -> Call<T> {
+        let call = self.wire.clone().call(self.node, operation, command);
         Box::pin(
             async move { convert(call.await.map_err(error)?).ok_or_else(|| error(Fault::Lost)) },
         )
+    }
+
+    /// One command of many parts, each of which is carried out when it comes to it and may fail by
+    /// itself. It is answered once all of them are, or fails as a whole.
+    fn command<T: Send + 'static>(
+        &self,
+        operations: Vec<Operation>,
+        convert: impl FnOnce(Outcome) -> Option<T> + Copy + Send + 'static,
+    ) -> Call<Vec<Result<T>>> {
+        let command = self.wire.state().command(operations.len());
+        let member = |operation| self.member(Some(command), operation, convert);
+        let members: Vec<_> = operations.into_iter().map(member).collect();
+        let wire = self.wire.clone();
+        Box::pin(async move {
+            let outcomes = join_all(members).await;
+            let failed = wire.state().failed.get(&command).copied();
+            failed.map_or(Ok(outcomes), |fault| Err(error(fault)))
+        })
     }
 
     fn ask<T: Send + 'static>(
@@ -104,7 +140,7 @@ impl FakeBackend {
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Asked<T> {
-        let call = self.wire.clone().call(self.node, operation);
+        let call = self.wire.clone().call(self.node, operation, None);
         Box::pin(async move { convert(call.await?).ok_or(Fault::Refused) })
     }
 }
@@ -126,6 +162,79 @@ fn written(outcome: Outcome) -> Option<Option<WallTime>> {
     }
 }
 
+#[allow(clippy::option_option, reason = "what another outcome is not, and what this one says")]
+fn found(outcome: Outcome) -> Option<Option<Session>> {
+    match outcome {
+        Outcome::Found(found) => Some(found),
+        _ => None,
+    }
+}
+
+/// As it is sent by [`Dispatch`](crate::dispatch::Dispatch).
+impl Commands for FakeBackend {
+    type Update = Operation;
+
+    fn insert(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
+        Backend::insert(self, key, rev, data, expires)
+    }
+
+    fn replacement(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Operation> {
+        if super::version(data) == UNSTORABLE {
+            return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
+        }
+        Ok(Operation::Replace(key, rev, Session { data: data.clone(), expires }))
+    }
+
+    fn touch(&self, key: SessionKey, expires: WallTime) -> Operation {
+        Operation::Touch(key, expires)
+    }
+
+    fn bytes(_: &Operation) -> usize {
+        UPDATE_BYTES
+    }
+
+    fn update(&self, update: Operation) -> Call<Option<WallTime>> {
+        self.call(update, written)
+    }
+
+    fn update_all(&self, updates: Vec<Operation>) -> Call<Vec<Result<Option<WallTime>>>> {
+        self.command(updates, written)
+    }
+
+    fn find(&self, key: SessionKey) -> Call<Option<Session>> {
+        Backend::find(self, key)
+    }
+
+    fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
+        self.command(keys.into_iter().map(Operation::Find).collect(), found)
+    }
+
+    fn remove(&self, key: SessionKey) -> Call<()> {
+        Backend::remove(self, key)
+    }
+
+    fn clear(&self) -> Call<u64> {
+        Backend::clear(self)
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        expires
+    }
+}
+
+/// Without queues and lanes.
 impl Backend for FakeBackend {
     type Place = ();
 
@@ -166,10 +275,7 @@ impl Backend for FakeBackend {
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        self.call(Operation::Find(key), |outcome| match outcome {
-            Outcome::Found(found) => Some(found),
-            _ => None,
-        })
+        self.call(Operation::Find(key), found)
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {

@@ -15,6 +15,8 @@ pub(super) struct Database {
     numbers: HashMap<SessionKey, usize>,
     keys: Vec<SessionKey>,
     histories: Vec<Vec<State>>,
+    /// What sessions were prolonged to, or were to end later than already.
+    touched: Vec<(usize, WallTime)>,
     /// What a stream hands over, in order: no insertions, and no change of an expiry alone.
     pub(super) log: Vec<Logged>,
     /// The time of the latest write; several may share one.
@@ -66,6 +68,7 @@ impl Database {
             numbers: HashMap::new(),
             keys: Vec::new(),
             histories: Vec::new(),
+            touched: Vec::new(),
             log: Vec::new(),
             time: 1,
             sealed: 0,
@@ -160,6 +163,7 @@ impl Database {
         if held.expires() < expires {
             held.expiries.push(expires);
         }
+        self.touched.push((number, expires));
         true
     }
 
@@ -200,6 +204,13 @@ impl Database {
     pub(super) fn version(&self, number: usize) -> Option<u64> {
         let held = self.current(number).held.as_ref();
         held.filter(|_| self.is_live(number)).map(|held| held.version)
+    }
+
+    /// The expiries with which touches of a session were acknowledged. Who sent them need not know
+    /// by then what another store has made of the session's data.
+    pub(super) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
+        let its_own = move |(whose, _): &&(usize, WallTime)| *whose == number;
+        self.touched.iter().filter(its_own).map(|(_, expires)| expires)
     }
 
     /// Whether a session was stored under this key at some time.

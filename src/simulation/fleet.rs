@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::FakeBackend;
+use super::backend::{FakeBackend, UNSTORABLE};
 use super::chance::Chance;
 use super::crew::Crew;
+use super::edge::Edge;
 use super::oracle::Begun;
 use super::profile::Profile;
 use super::wire::{Manners, Wire};
@@ -29,7 +30,7 @@ pub(super) struct Fleet {
     pub(super) clock: Clock,
     pub(super) chance: Chance,
     pub(super) profile: Arc<Profile>,
-    pub(super) stores: Arc<[Tiers<FakeBackend>]>,
+    pub(super) stores: Arc<[Tiers<Edge>]>,
     /// The sessions that are known of; those past the first few were made by stores.
     pub(super) ids: Arc<Mutex<Vec<RawId>>>,
 }
@@ -75,14 +76,13 @@ impl Fleet {
             compact: false,
         };
         let stores = (0..profile.stores).map(|node| {
-            let backend = FakeBackend::new(wire.clone(), node);
             let limits = Limits { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
             let cache = Cache::new(&limits, clock.clone());
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();
             if !profile.promise.exclusive {
                 let follower = Follower {
-                    changes: backend.clone(),
+                    changes: FakeBackend::new(wire.clone(), node),
                     cache: cache.clone(),
                     clock: clock.clone(),
                     pace,
@@ -93,11 +93,11 @@ impl Fleet {
                 drop(follower.start(&tasks, CancellationToken::clone(&ends)));
             }
             Tiers {
-                backend,
+                backend: Edge::new(&wire, node, &tasks, profile.limits),
                 cache,
                 tasks,
                 revs: RevSource::new(),
-                touching: Touching { after: Duration::ZERO, clock: clock.clone() },
+                touching: Touching { after: profile.touch_after, clock: clock.clone() },
                 _ends_following: ends.drop_guard(),
             }
         });
@@ -135,23 +135,34 @@ impl Fleet {
                 }
             }
             Verb::Save(id, version, expires) => {
+                let save = self.calls(node, id, version, expires, begun);
                 match store.save(id, &super::data(version), expires).await {
-                    Ok(()) => self.saved(id, version, begun),
-                    Err(error) => self.failed(node, Some(id), begun, &error),
+                    Ok(()) => self.saved(id, version, save, begun),
+                    Err(error) if error.kind() == ErrorKind::Encode && version == UNSTORABLE => {
+                        self.in_time(begun, &mut self.wire.state());
+                    }
+                    Err(error) => {
+                        let replaces = self.wire.state().errands.replaces(save);
+                        self.failed(node, replaces.then_some(id), begun, &error);
+                    }
                 }
             }
             Verb::Delete(id) => {
                 let there = self.stored(&[id]);
                 match store.delete(id).await {
-                    Ok(()) => self.gone(&there, begun),
+                    Ok(()) => {
+                        self.gone(&there, begun);
+                        self.in_time(begun, &mut self.wire.state());
+                    }
                     Err(error) => self.failed(node, Some(id), begun, &error),
                 }
             }
             Verb::Clear => {
                 let there = self.stored(&self.ids());
+                // It keeps to no deadline, and fails as others do.
                 match store.clear().await {
                     Ok(_) => self.gone(&there, begun),
-                    Err(error) => self.failed(node, None, begun, &error),
+                    Err(error) => self.noted(node, &error),
                 }
             }
         }
@@ -190,7 +201,21 @@ impl Fleet {
         Begun { step, at: self.clock.now(), wall: self.clock.wall() }
     }
 
-    fn saved(&self, id: RawId, version: u64, begun: Begun) {
+    /// To be told right before the store is.
+    fn calls(
+        &self,
+        node: usize,
+        id: RawId,
+        version: u64,
+        expires: WallTime,
+        begun: Begun,
+    ) -> usize {
+        let mut state = self.wire.state();
+        let number = state.database.number(id.key());
+        state.errands.calls((node, number), (version, expires), begun)
+    }
+
+    fn saved(&self, id: RawId, version: u64, save: usize, begun: Begun) {
         let mut state = self.wire.state();
         let state = &mut *state;
         let number = state.database.number(id.key());
@@ -203,6 +228,8 @@ impl Fleet {
         if !held {
             state.oracle.violated(format!("I6: {version} was acknowledged and never stored"));
         }
+        let super::wire::State { errands, database, oracle, .. } = state;
+        errands.is_acknowledged(save, self.profile.touch_after, database, oracle);
         self.in_time(begun, state);
     }
 
@@ -225,29 +252,35 @@ impl Fleet {
         ids.iter().copied().filter(|id| database.find(id.key()).is_some()).collect()
     }
 
+    /// `wrote`: the session that this may have changed.
     fn failed(&self, node: usize, wrote: Option<RawId>, begun: Begun, error: &Error) {
+        self.noted(node, error);
         let mut state = self.wire.state();
         let state = &mut *state;
+        if let (ErrorKind::Timeout, Some(id)) = (error.kind(), wrote) {
+            let number = state.database.number(id.key());
+            let deadline = begun.at.after(self.profile.timeout);
+            state.oracle.timed_out(node, number, deadline, &mut state.database);
+        }
+        self.in_time(begun, state);
+    }
+
+    fn noted(&self, node: usize, error: &Error) {
+        use ErrorKind::{Connection, Overloaded, Server, Timeout};
+
+        let mut state = self.wire.state();
         state.trace.note(|| format!("store {node} fails: {error}"));
-        match error.kind() {
-            ErrorKind::Timeout => {
-                if let Some(id) = wrote {
-                    let number = state.database.number(id.key());
-                    let deadline = begun.at.after(self.profile.timeout);
-                    state.oracle.timed_out(node, number, deadline, &mut state.database);
-                }
-            }
-            ErrorKind::Connection | ErrorKind::Server => {}
-            kind => state.oracle.violated(format!("an error of its own: {kind:?}")),
+        let kind = error.kind();
+        if !matches!(kind, Connection | Overloaded | Server | Timeout) {
+            state.oracle.violated(format!("an error of its own: {kind:?}"));
         }
     }
 
-    /// Whether the deadline of an operation was kept, if the process was awake. A load that shared
-    /// another's read may have to begin anew.
+    /// Whether the deadline of an operation was kept, if the process was awake.
     fn in_time(&self, begun: Begun, state: &mut super::wire::State) {
         let took = self.clock.now().since(begun.at);
         let asleep = state.oracle.asleep_at.is_some_and(|asleep| asleep >= begun.at);
-        if took > self.profile.timeout * 2 + Duration::from_millis(2) && !asleep {
+        if took > self.profile.timeout + Duration::from_millis(2) && !asleep {
             state.trace.note(|| "too late".to_owned());
             state.oracle.violated(format!("deadline: it took {took:?}"));
         }

@@ -108,6 +108,12 @@ impl Walk {
             if (tickets, echoes) != (0, 0) {
                 self.violated(format!("I8: at rest, {tickets} tickets and {echoes} echoes"));
             }
+            let under_way = store.backend.under_way();
+            if under_way != [0; 4] {
+                self.violated(format!(
+                    "I8: at rest, {under_way:?} commands, calls, waiting, lanes"
+                ));
+            }
             let (entries, absent) = store.cache.entries();
             let most = self.fleet.profile.max_entries.unwrap_or(u64::MAX);
             if entries > most || absent > self.fleet.profile.max_absent {

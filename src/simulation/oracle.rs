@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::database::{Database, Span};
-use super::wire::{Manners, Operation, Outcome, Record};
-use crate::backend::Fault;
+use super::wire::{Manners, Operation, Record};
 use crate::clock::Moment;
 use crate::error::ErrorKind;
 use crate::key::SessionKey;
@@ -21,6 +20,8 @@ pub(super) struct Oracle {
     pub(super) closing: bool,
     /// When the process woke up the last time.
     pub(super) asleep_at: Option<Moment>,
+    /// What each store has served last of each session.
+    served: BTreeMap<(usize, usize), u64>,
 }
 
 /// What a store may not go back behind, and whether it may think that the database is down.
@@ -48,7 +49,19 @@ pub(super) struct Promise {
     pub(super) exclusive: bool,
 }
 
-/// When a load began.
+/// How a call ended, as its store knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    GivenUp,
+    Answered,
+    Failed {
+        outage: bool,
+    },
+    /// The database was not asked.
+    NotSent,
+}
+
+/// When an operation began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Begun {
     pub(super) step: u64,
@@ -69,49 +82,45 @@ impl Oracle {
         self.node(node).under_way.insert(call);
     }
 
+    /// The stream of a store has handed something over.
+    pub(super) fn hears(&mut self, node: usize, now: Moment) {
+        self.node(node).answered_at = Some(now);
+    }
+
     /// A call has come to its end at its store, which by now has left an entry or removed it.
     pub(super) fn ends(
         &mut self,
         record: &Record,
         call: usize,
-        outcome: Option<&Result<Outcome, Fault>>,
+        end: End,
         database: &mut Database,
         manners: &Manners,
         (step, now): (u64, Moment),
     ) {
         let deadline = record.asked.after(manners.timeout);
         let in_time = now < deadline;
-        if let Operation::Open(_) | Operation::More(_) = record.operation {
-            if let Some(Ok(Outcome::Handed(_, batch))) = outcome
-                && !batch.ended
-            {
-                self.node(record.node).answered_at = Some(now);
-            }
-            return;
-        }
-        if record.operation.is_of_a_stream() {
-            return;
-        }
         let patience = manners.timeout * 2;
-        if outcome.is_none() && !self.closing && now.since(record.asked) < patience {
+        if end == End::GivenUp && !self.closing && now.since(record.asked) < patience {
             self.violated(format!("I6: call {call} was dropped before its time"));
         }
         let woke_at = self.asleep_at.filter(|at| *at > record.asked);
         let node = self.node(record.node);
         node.under_way.remove(&call);
         if !matches!(record.operation, Operation::Clear) {
-            match outcome {
+            match end {
+                // That says nothing about the database.
+                End::NotSent => return,
                 _ if !in_time => {
                     node.failed_at = node.failed_at.max(Some(deadline)).max(woke_at);
                 }
-                Some(Err(Fault::Passing)) => node.failed_at = Some(now),
+                End::Failed { outage: true } => node.failed_at = Some(now),
                 _ => node.answered_at = Some(now),
             }
         }
         if record.applied && !in_time {
             self.count("ended after its deadline");
         }
-        let answered = matches!(outcome, Some(Ok(_)));
+        let answered = end == End::Answered;
         let (numbers, invariant) = match record.operation {
             Operation::Insert(key, _) | Operation::Replace(key, ..) => {
                 let number = database.number(key);
@@ -121,7 +130,7 @@ impl Oracle {
                 let number = database.number(key);
                 (number..number + 1, if answered { "I1" } else { "I6, in doubt" })
             }
-            Operation::Clear if outcome.is_some() => (0..database.sessions(), "I1, clear"),
+            Operation::Clear if end != End::GivenUp => (0..database.sessions(), "I1, clear"),
             _ => return,
         };
         for number in numbers {
@@ -158,10 +167,14 @@ impl Oracle {
         now: Moment,
     ) {
         let (step, seen) = (database.step(), answer.map(|session| super::version(&session.data)));
+        self.served.extend(seen.map(|seen| ((node, number), seen)));
         let is_answer = |span: &Span<'_>| match (span.held, answer) {
             (None, None) => true,
             (Some(held), Some(session)) => {
-                Some(held.version) == seen && held.expiries.contains(&session.expires)
+                let expires = session.expires;
+                let known = held.expiries.contains(&expires);
+                Some(held.version) == seen
+                    && (known || database.touched(number).any(|it| *it == expires))
             }
             _ => false,
         };
@@ -231,6 +244,25 @@ impl Oracle {
             let step = begun.step;
             let text = format!("{kind:?}, of no read of a load at store {node}, begun at {step}");
             self.violated(text);
+        }
+    }
+
+    /// What a store has served last of a session.
+    pub(super) fn served(&self, node: usize, number: usize) -> Option<u64> {
+        self.served.get(&(node, number)).copied()
+    }
+
+    /// A save was acknowledged that changed no data: what it left is at least this version.
+    pub(super) fn kept(
+        &mut self,
+        (node, number): (usize, usize),
+        begun: Begun,
+        ranks: &[usize],
+        step: u64,
+    ) {
+        let floor = self.floor(node, number, begun.step);
+        if let Some(rank) = ranks.iter().copied().find(|rank| *rank >= floor.rank) {
+            self.raise(node, number, Floor { step, rank, invariant: "I2, touched" });
         }
     }
 

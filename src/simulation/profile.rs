@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::chance::Chance;
+use super::edge::bytes_of;
 use super::oracle::Promise;
+use crate::dispatch::Limits;
 
 #[derive(Clone, Debug)]
 pub(super) struct Profile {
@@ -28,6 +30,10 @@ pub(super) struct Profile {
     /// How long a step takes at most, most of the time.
     pub(super) tick: Duration,
     pub(super) rates: Rates,
+    pub(super) limits: Limits,
+    pub(super) touch_after: Duration,
+    /// How many saves are of what was served last.
+    pub(super) unchanged: f64,
 }
 
 /// How often things happen: at each step, or to each call that could go on.
@@ -145,6 +151,21 @@ impl Profile {
             curious: chance.pick(&[0.15, 0.15, 0.5]),
             tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
             rates,
+            limits: Self::limits(chance, timeout),
+            touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
+            unchanged: chance.pick(&[0.0, 0.3, 0.7]),
+        }
+    }
+
+    /// Small enough for calls to wait, and to leave together.
+    fn limits(chance: &Chance, timeout: Duration) -> Limits {
+        let together = 2 + chance.below(7);
+        Limits {
+            commands: 1 + chance.below(4),
+            together,
+            bytes: bytes_of(chance.pick(&[1, 3, together])),
+            patience: chance.pick(&[Duration::from_millis(1), timeout / 20, timeout / 4]),
+            calls: chance.pick(&[1_000, 1_000, 1_000, 4, 2]),
         }
     }
 

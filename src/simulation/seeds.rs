@@ -13,6 +13,16 @@ use super::trace::Trace;
 use super::walk::{Report, walk};
 
 const SEEDS: u64 = 2_000;
+/// What so many walks must come across, to prove anything about it.
+const OCCUR: [&str; 7] = [
+    "ended after its deadline",
+    "sent together",
+    "a whole command failed",
+    "touched",
+    "prolonged",
+    "not worth a touch",
+    "overloaded",
+];
 
 #[test]
 fn walks_keep_every_invariant() {
@@ -60,7 +70,13 @@ fn walks_keep_every_invariant() {
         start.elapsed().as_secs_f64(),
         tally.lock().unwrap()
     );
-    if let Some((seed, text)) = broken.into_inner().unwrap() {
+    let broken = broken.into_inner().unwrap();
+    if seeds >= SEEDS && broken.is_none() {
+        for what in OCCUR {
+            assert!(tally.lock().unwrap().contains_key(what), "nothing was {what}");
+        }
+    }
+    if let Some((seed, text)) = broken {
         panic!(
             "seed {seed}: {text}\n  SIMULATION_SEED={seed} cargo test --lib simulation::seeds -- \
              --nocapture"

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
+use super::backend::UNSTORABLE;
 use super::chance::Chance;
 use super::crew::Crew;
 use super::fleet::{Fleet, Verb};
@@ -23,6 +24,7 @@ pub(super) struct Walk {
     pub(super) crew: Crew,
     stalls: Vec<Stall>,
     versions: u64,
+    expiries: u64,
 }
 
 /// What became of a walk.
@@ -64,7 +66,7 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
     fleet.wire.state().trace = trace;
     let steps = fleet.profile.steps;
     let crew = Crew::new(fleet.chance.clone(), fleet.profile.laziness);
-    let mut walk = Walk { fleet, crew, stalls: Vec::new(), versions: 0 };
+    let mut walk = Walk { fleet, crew, stalls: Vec::new(), versions: 0, expiries: 0 };
     walk.fleet.wire.state().trace.note(|| format!("{:?}", walk.fleet.profile));
     walk.settle();
     for _ in 0..steps {
@@ -136,7 +138,7 @@ impl Walk {
             _ if chance.happens(unknown) => Verb::Load(self.invent()),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),
-            580..930 => Verb::Save(id, self.version(), self.expiry()),
+            580..930 => self.save(node, id),
             930..950 => Verb::Delete(id),
             950..995 => Verb::Create(self.version(), self.expiry()),
             _ => Verb::Clear,
@@ -151,6 +153,22 @@ impl Walk {
             self.fleet.ids.lock().unwrap().push(id);
         }
         id
+    }
+
+    /// A save of new data, or, as an app does that always saves, of what it was served last.
+    fn save(&mut self, node: usize, id: RawId) -> Verb {
+        let chance = self.chance();
+        let served = {
+            let mut state = self.fleet.wire.state();
+            let number = state.database.number(id.key());
+            state.oracle.served(node, number)
+        };
+        let version = match served {
+            _ if chance.happens(0.01) => UNSTORABLE,
+            Some(served) if chance.happens(self.fleet.profile.unchanged) => served,
+            _ => self.version(),
+        };
+        Verb::Save(id, version, self.expiry())
     }
 
     /// A session, mostly one that is there, and whether it is.
@@ -276,7 +294,7 @@ impl Walk {
                     continue;
                 }
                 if chance.happens(rates.fail) {
-                    wire.fail(call, self.fault(stream));
+                    self.fail(call, stream);
                     continue;
                 }
                 wire.apply(call);
@@ -288,10 +306,20 @@ impl Walk {
                 continue;
             }
             if chance.happens(rates.fail) {
-                wire.fail(call, self.fault(stream));
+                self.fail(call, stream);
             } else {
                 wire.answer(call);
             }
+        }
+    }
+
+    /// A call fails, by itself or with all that was sent with it.
+    fn fail(&self, call: usize, stream: bool) {
+        let fault = self.fault(stream);
+        if self.chance().happens(0.5) {
+            self.fleet.wire.fail_whole(call, fault);
+        } else {
+            self.fleet.wire.fail(call, fault);
         }
     }
 
@@ -338,15 +366,16 @@ impl Walk {
         self.versions
     }
 
-    /// An hour from now, or soon.
-    fn expiry(&self) -> WallTime {
+    /// An hour from now, or soon. Each is another one.
+    fn expiry(&mut self) -> WallTime {
         let soon = self.fleet.profile.promise.max_staleness * 3;
         let lasts = if self.chance().happens(0.1) {
             self.chance().part_of(soon) + Duration::from_millis(1)
         } else {
             Duration::from_secs(3_600)
         };
-        self.fleet.clock.wall().after(lasts)
+        self.expiries += 1;
+        self.fleet.clock.wall().after(lasts + Duration::from_millis(self.expiries))
     }
 
     pub(super) fn note(&self, text: impl FnOnce() -> String) {

@@ -9,7 +9,8 @@ use tokio::sync::{Notify, oneshot};
 
 use super::chance::Chance;
 use super::database::Database;
-use super::oracle::Oracle;
+use super::errands::Errands;
+use super::oracle::{End, Oracle};
 use super::stream::{Cursor, Handed};
 use super::trace::Trace;
 use crate::backend::{Fault, Rev, ServerTime};
@@ -33,6 +34,10 @@ pub(super) struct State {
     /// For each stream that was opened, what became of it.
     pub(super) streams: Vec<Option<Fault>>,
     pub(super) manners: Manners,
+    pub(super) errands: Errands,
+    commands: usize,
+    /// The commands that failed as a whole, and why.
+    pub(super) failed: BTreeMap<usize, Fault>,
     pub(super) oracle: Oracle,
     pub(super) trace: Trace,
 }
@@ -73,6 +78,8 @@ pub(super) struct Waiting {
     pub(super) ready: Moment,
     pub(super) due: Moment,
     pub(super) outcome: Option<Result<Outcome, Fault>>,
+    /// The command of several that it is a part of.
+    command: Option<usize>,
     reply: oneshot::Sender<Result<Outcome, Fault>>,
 }
 
@@ -136,6 +143,12 @@ impl Operation {
     pub(super) fn is_of_a_stream(&self) -> bool {
         matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
     }
+
+    /// Whether it comes through queues, so that what the store knows of it is an
+    /// [errand](super::errands)'s.
+    pub(super) fn is_queued(&self) -> bool {
+        matches!(self, Self::Find(_) | Self::Replace(..) | Self::Touch(..))
+    }
 }
 
 impl Wire {
@@ -146,6 +159,9 @@ impl Wire {
             records: Vec::new(),
             streams: Vec::new(),
             manners,
+            errands: Errands::default(),
+            commands: 0,
+            failed: BTreeMap::new(),
             oracle: Oracle::default(),
             trace: Trace::default(),
         };
@@ -182,13 +198,36 @@ impl Wire {
         drop(waiting.reply.send(Err(fault)));
     }
 
+    /// The same for all that was sent with it.
+    pub(super) fn fail_whole(&self, call: usize, fault: Fault) {
+        let calls = {
+            let mut state = self.state();
+            let command = state.calls.get(&call).and_then(|waiting| waiting.command);
+            let Some(command) = command else {
+                drop(state);
+                return self.fail(call, fault);
+            };
+            state.failed.insert(command, fault);
+            state.oracle.count("a whole command failed");
+            let part =
+                |(call, it): (&usize, &Waiting)| (it.command == Some(command)).then_some(*call);
+            state.calls.iter().filter_map(part).collect::<Vec<_>>()
+        };
+        calls.into_iter().for_each(|call| self.fail(call, fault));
+    }
+
     /// The calls that have not been answered.
     pub(super) fn waiting(&self) -> Vec<usize> {
         self.state().calls.keys().copied().collect()
     }
 
     /// Puts a call on the wire, and waits for what comes of it.
-    pub(super) async fn call(self, node: usize, operation: Operation) -> Result<Outcome, Fault> {
+    pub(super) async fn call(
+        self,
+        node: usize,
+        operation: Operation,
+        command: Option<usize>,
+    ) -> Result<Outcome, Fault> {
         let (at_once, more) = {
             let state = self.state();
             let manners = &state.manners;
@@ -205,7 +244,7 @@ impl Wire {
             self.state().trace.note(|| format!("at once {call}: {}", told(&outcome)));
             outcome
         } else {
-            let answer = self.waits(call, operation);
+            let answer = self.waits(call, operation, command);
             self.arrived.notify_waiters();
             let outcome = answer.await.unwrap_or(Err(Fault::Passing));
             let laziness = self.state().manners.laziness;
@@ -218,24 +257,16 @@ impl Wire {
     }
 
     fn begins(&self, node: usize, operation: &Operation) -> usize {
+        let now = self.clock.now();
         let mut state = self.state();
-        let call = state.records.len();
-        let State { trace, database, .. } = &mut *state;
+        let call = state.notes(node, operation.clone(), now);
+        let State { trace, database, errands, oracle, manners, .. } = &mut *state;
         trace.note(|| format!("ask {call} by {node}: {}", operation.told(database)));
-        let record = Record {
-            node,
-            operation: operation.clone(),
-            asked: self.clock.now(),
-            asked_log: state.database.log.len(),
-            asked_time: state.database.time,
-            ranks: Vec::new(),
-            applied: false,
-            ended: None,
-        };
-        if !operation.is_of_a_stream() {
-            state.oracle.begins(node, call);
+        if operation.is_queued() {
+            errands.is_sent(call, node, operation, now, manners.timeout, oracle);
+        } else if !operation.is_of_a_stream() {
+            oracle.begins(node, call);
         }
-        state.records.push(record);
         call
     }
 
@@ -243,6 +274,7 @@ impl Wire {
         &self,
         call: usize,
         operation: Operation,
+        command: Option<usize>,
     ) -> oneshot::Receiver<Result<Outcome, Fault>> {
         let mut state = self.state();
         let (slow, longest) = (state.manners.slow, state.manners.longest);
@@ -252,16 +284,35 @@ impl Wire {
         let ready = self.clock.now().after(long());
         let due = ready.after(long());
         let (reply, answer) = oneshot::channel();
-        state.calls.insert(call, Waiting { operation, ready, due, outcome: None, reply });
+        let outcome = None;
+        state.calls.insert(call, Waiting { operation, ready, due, outcome, command, reply });
         answer
     }
 }
 
 impl State {
+    /// A record of something that begins; answers with its number.
+    pub(super) fn notes(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
+        let (asked_log, asked_time) = (self.database.log.len(), self.database.time);
+        let (ranks, applied, ended) = (Vec::new(), false, None);
+        let record =
+            Record { node, operation, asked, asked_log, asked_time, ranks, applied, ended };
+        self.records.push(record);
+        self.records.len() - 1
+    }
+
+    /// The number of a command of so many parts.
+    pub(super) fn command(&mut self, parts: usize) -> usize {
+        self.oracle.count("sent together");
+        self.trace.note(|| format!("{parts} together"));
+        self.commands += 1;
+        self.commands
+    }
+
     /// What the database makes of a call.
     fn perform(&mut self, call: usize, chance: &Chance) -> Result<Outcome, Fault> {
         self.database.shares_time = chance.happens(self.manners.shares_time);
-        let by = Some(call);
+        let by = Some(self.errands.behind(call).unwrap_or(call));
         let operation = self.records[call].operation.clone();
         let outcome = match &operation {
             Operation::Insert(key, session) => {
@@ -302,6 +353,13 @@ impl State {
         };
         let ranks = written.map(|number| (number, self.database.rank(number))).collect();
         (self.records[call].ranks, self.records[call].applied) = (ranks, true);
+        if let Some(errand) = self.errands.behind(call) {
+            (self.records[errand].ranks, self.records[errand].applied) =
+                (self.records[call].ranks.clone(), true);
+            let took_effect = matches!(outcome, Outcome::Written(Some(_)));
+            let Self { errands, records, oracle, .. } = self;
+            errands.is_applied(errand, took_effect, &records[errand], oracle);
+        }
         Ok(outcome)
     }
 
@@ -310,8 +368,25 @@ impl State {
         let step = self.database.step();
         self.trace.note(|| format!("end {call}"));
         self.records[call].ended = Some(step);
+        if outcome.is_none() {
+            self.errands.is_given_up(call);
+        }
         let Self { records, database, oracle, manners, .. } = self;
-        oracle.ends(&records[call], call, outcome, database, manners, (step, now));
+        let record = &records[call];
+        if let Some(Ok(Outcome::Handed(_, batch))) = outcome
+            && !batch.ended
+        {
+            oracle.hears(record.node, now);
+        }
+        if record.operation.is_of_a_stream() || record.operation.is_queued() {
+            return;
+        }
+        let end = match outcome {
+            None => End::GivenUp,
+            Some(Ok(_)) => End::Answered,
+            Some(Err(fault)) => End::Failed { outage: *fault == Fault::Passing },
+        };
+        oracle.ends(record, call, end, database, manners, (step, now));
     }
 }
 

@@ -102,7 +102,7 @@ impl Run {
         let create = self.store(instance).create(&mut record);
         let (start, end, answer) = self.timed(None, create).await;
         answer?;
-        let what = What::Write { state, ok: true };
+        let what = What::Write { state, least: state.step, ok: true };
         let created = Event { start, end, instance, what };
         let ends = end + u64::try_from(lives.as_nanos()).unwrap_or(u64::MAX / 2);
         Some(Arc::new(Session::new(number, record.id, ends, mortal, created)))
@@ -123,8 +123,18 @@ impl Run {
         if !touch {
             turn.version += 1;
             turn.writer = instance;
+            session.version_since.store(turn.step, Ordering::Relaxed);
         }
         let state = *turn;
+        let least = if touch {
+            // A step is a second of the expiry, and less than `touch_after` is not worth it.
+            let spare = self.settings.touch_after(instance).as_secs().saturating_sub(1);
+            let spare = u32::try_from(spare).unwrap_or(u32::MAX);
+            let since = session.version_since.load(Ordering::Relaxed);
+            state.step.saturating_sub(spare).max(since)
+        } else {
+            state.step
+        };
         let record = self.script.record(session.number, session.id, state);
         let save = self.store(instance).save(&record);
         let (start, end, answer) = self.timed(patience, save).await;
@@ -132,7 +142,7 @@ impl Run {
         if !ok {
             session.undecided.store(true, Ordering::SeqCst);
         }
-        session.note(Event { start, end, instance, what: What::Write { state, ok } });
+        session.note(Event { start, end, instance, what: What::Write { state, least, ok } });
         ok
     }
 

@@ -24,6 +24,9 @@ cargo test --test chaos -- [OPTIONS]
 
 What libtest takes is taken as well: a filter that does not match `chaos` runs nothing.";
 
+/// Few enough steps of the expiry, each a second, for some touches to be sent.
+const TOUCH_AFTER: Duration = Duration::from_secs(3);
+
 /// How a run is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -49,6 +52,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// `touch_after` of an instance: every other one leaves out what is not worth it.
+    pub(crate) fn touch_after(&self, instance: u8) -> Duration {
+        if instance.is_multiple_of(2) { TOUCH_AFTER } else { Duration::ZERO }
+    }
+
     /// The command that runs the same again.
     pub(crate) fn again(&self) -> String {
         format!(

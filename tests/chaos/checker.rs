@@ -140,8 +140,8 @@ pub(crate) fn check(events: &[Event], max_staleness: Nanos) -> Verdict {
     let mut here: HashMap<u8, Ceased> = HashMap::new();
     for (index, event) in events.iter().enumerate() {
         let (version, step, proof) = match event.what {
-            What::Write { state, ok: true } if !writes.is_ghost(event.start) => {
-                (state.version, state.step, Proof::Write)
+            What::Write { state, least, ok: true } if !writes.is_ghost(event.start) => {
+                (state.version, least, Proof::Write)
             }
             What::Delete { ok: true } => (ABSENT, ABSENT, Proof::Delete),
             What::Write { .. } | What::Delete { .. } => continue,
@@ -214,8 +214,8 @@ fn expected(events: &[Event], writes: &Writes) -> Expected {
     let (mut least, mut gone) = (0, writes.deleted.is_some());
     for event in events {
         match event.what {
-            What::Write { state, ok: true } if !writes.is_ghost(event.start) => {
-                least = least.max(state.step);
+            What::Write { least: stands, ok: true, .. } if !writes.is_ghost(event.start) => {
+                least = least.max(stands);
             }
             What::Load(Seen::State(state)) => least = least.max(state.step),
             What::Load(Seen::Absent) if writes.delete_began.is_some() => gone = true,
@@ -234,9 +234,12 @@ fn expected(events: &[Event], writes: &Writes) -> Expected {
 }
 
 impl Expected {
-    /// Whether it is known for sure what is there.
+    /// Whether it is known for sure which data are there.
     pub(crate) fn is_decided(&self) -> bool {
-        !self.may_live || (!self.may_be_gone && self.states.len() == 1)
+        let mut versions = self.states.iter().map(|state| state.version);
+        let first = versions.next();
+        let same = first.is_some_and(|first| versions.all(|version| version == first));
+        !self.may_live || (!self.may_be_gone && same)
     }
 
     /// Judges what there is in the end, by the database itself or (`cached`) by an instance, whose

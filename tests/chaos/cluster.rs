@@ -44,14 +44,16 @@ impl Cluster {
         let address = address.map_err(|error| error.to_string())??;
 
         let (mut proxies, mut instances) = (Vec::new(), Vec::new());
-        for _ in 0..settings.instances {
+        for instance in 0..settings.instances {
             let proxy = Proxy::start(address).await.map_err(|error| error.to_string())?;
             // Not even by the server's own word may the driver find the way around the proxy.
             let uri = format!("{before}127.0.0.1:{}{after}", proxy.port());
             let uri = with_option(&uri, "directConnection", "true");
             let mongo = MongoStore::builder().uri(uri).operation_timeout(settings.timeout);
             let mongo = mongo.build().await.map_err(|error| error.to_string())?;
-            let store = CachedMongoStore::builder(mongo).max_staleness(settings.max_staleness);
+            let store = CachedMongoStore::builder(mongo)
+                .max_staleness(settings.max_staleness)
+                .touch_after(settings.touch_after(instance));
             instances.push(store.build().await.map_err(|error| error.to_string())?);
             proxies.push(proxy);
         }

@@ -43,9 +43,11 @@ pub(crate) enum Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// A create, save or touch that would leave this state; `ok` if it was acknowledged.
+    /// A create, save or touch that would leave this state, or the same data since the step
+    /// `least`, if it is not worth it to store the expiry; `ok` if it was acknowledged.
     Write {
         state: State,
+        least: u32,
         ok: bool,
     },
     Delete {
@@ -95,7 +97,7 @@ impl Event {
         #[allow(clippy::cast_precision_loss, reason = "shown in milliseconds")]
         let ms = |at: Nanos| at as f64 / 1e6;
         let what = match self.what {
-            What::Write { state, ok } => format!("write  {} {}", show(state), verdict(ok)),
+            What::Write { state, ok, .. } => format!("write  {} {}", show(state), verdict(ok)),
             What::Delete { ok } => format!("delete {}", verdict(ok)),
             What::Load(Seen::State(state)) => format!("load   -> {}", show(state)),
             What::Load(seen) => format!("load   -> {seen:?}"),

@@ -12,6 +12,7 @@ mod ending;
 mod faults;
 mod history;
 mod ledger;
+mod meters;
 mod prober;
 mod proxy;
 mod report;
@@ -31,12 +32,15 @@ use self::actions::Run;
 use self::args::{Asked, Settings};
 use self::cluster::Cluster;
 use self::faults::Weather;
+use self::meters::Meters;
 use self::report::Report;
 
 /// How much longer than its load a run may take, before it is taken to hang.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a task may take to end.
 const TASK_END: Duration = Duration::from_secs(60);
+/// In so many seconds calls must have left together, and sessions been touched.
+const LONG_ENOUGH: u64 = 10;
 const PROGRESS: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -79,15 +83,16 @@ fn run(settings: Settings) -> Result<bool, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let limit = Duration::from_secs(settings.seconds) + PATIENCE;
+    let meters = Meters::install()?;
     let outcome = runtime.block_on(async {
         // Whatever hangs, the server ends with this process.
-        tokio::time::timeout(limit, storm(settings)).await
+        tokio::time::timeout(limit, storm(settings, &meters)).await
     });
     runtime.shutdown_background();
     outcome.map_err(|_| format!("it did not end within {limit:?}"))?
 }
 
-async fn storm(settings: Settings) -> Result<bool, String> {
+async fn storm(settings: Settings, meters: &Meters) -> Result<bool, String> {
     let cluster = Cluster::start(&settings).await?;
     let began = Instant::now();
     let run = Arc::new(Run::new(settings, cluster.instances.clone()));
@@ -111,6 +116,7 @@ async fn storm(settings: Settings) -> Result<bool, String> {
 
     while began.elapsed() < seconds {
         tokio::time::sleep(PROGRESS.min(seconds.saturating_sub(began.elapsed()))).await;
+        meters.read();
         if settings.seconds > 15 {
             let broken = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
             report::progress(&run, weather.faults(), broken.broken.len());
@@ -137,9 +143,13 @@ async fn storm(settings: Settings) -> Result<bool, String> {
         Err(error) => failures.push(error),
     }
     failures.extend(idle(&run, &kinds, settings));
+    let together = meters.read();
+    if settings.seconds >= LONG_ENOUGH {
+        failures.extend(together.missing().map(str::to_owned));
+    }
     failures.extend(ending::clean_up(&run, &cluster).await.err());
     let faults = weather.faults();
-    let report = Report { took: began.elapsed(), faults, kinds, latencies, failures };
+    let report = Report { took: began.elapsed(), faults, kinds, latencies, together, failures };
     let ok = {
         let findings = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
         report.print(&run, &findings)

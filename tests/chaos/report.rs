@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::actions::Run;
 use crate::faults::Kind;
 use crate::ledger::{Broken, Findings};
+use crate::meters::Together;
 use crate::prober::Latencies;
 
 /// The outcome of a whole run.
@@ -15,6 +16,7 @@ pub(crate) struct Report {
     pub(crate) faults: u64,
     pub(crate) kinds: BTreeMap<Kind, u32>,
     pub(crate) latencies: Latencies,
+    pub(crate) together: Together,
     /// What made the run itself fail, beside rules that were broken.
     pub(crate) failures: Vec<String>,
 }
@@ -53,6 +55,11 @@ impl Report {
             "faults: {}; latencies measured: {}",
             if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") },
             self.latencies.len()
+        );
+        let Together { finds, loads, bulks, saves, touches, skipped } = self.together;
+        println!(
+            "{loads} loads left in {finds} commands, {saves} saves in {bulks}; {touches} touches \
+             were sent alone, {skipped} not at all"
         );
         show(&findings.broken);
         for failure in &self.failures {

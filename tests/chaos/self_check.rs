@@ -20,11 +20,16 @@ fn state(version: u32) -> State {
 }
 
 fn save(start: Nanos, end: Nanos, version: u32) -> Event {
-    event(A, start, end, What::Write { state: state(version), ok: true })
+    event(A, start, end, What::Write { state: state(version), least: version, ok: true })
 }
 
 fn in_doubt(start: Nanos, end: Nanos, version: u32) -> Event {
-    event(A, start, end, What::Write { state: state(version), ok: false })
+    event(A, start, end, What::Write { state: state(version), least: version, ok: false })
+}
+
+/// A touch of version 1 that is the step-th write, and stands for no less than the step `least`.
+fn touch(start: Nanos, end: Nanos, step: u32, least: u32) -> Event {
+    event(A, start, end, What::Write { state: State { step, ..state(1) }, least, ok: true })
 }
 
 fn delete(start: Nanos, end: Nanos) -> Event {
@@ -53,8 +58,8 @@ fn case(name: &'static str, rule: Option<&'static str>, events: Vec<Event>) -> C
 fn broken() -> Vec<Case> {
     let foreign = event(B, 20, 30, What::Load(Seen::Foreign));
     let other_writer = event(B, 20, 30, What::Load(Seen::State(State { writer: B, ..state(1) })));
-    let touched = State { step: 2, ..state(1) };
-    let touch = event(A, 20, 30, What::Write { state: touched, ok: true });
+    let touch = touch(20, 30, 2, 2);
+    let worth_it = self::touch(20, 30, 3, 2);
     vec![
         case(
             "seen after a delete here",
@@ -85,6 +90,11 @@ fn broken() -> Vec<Case> {
             "an older expiry after a touch here",
             Some("I2"),
             vec![save(0, 10, 1), touch, saw(A, 31, 32, 1)],
+        ),
+        case(
+            "an older expiry after a touch here that was worth it",
+            Some("I2"),
+            vec![save(0, 10, 1), worth_it, saw(A, 31, 32, 1)],
         ),
         case(
             "backward",
@@ -197,11 +207,12 @@ fn sound() -> Vec<Case> {
         case(
             "a touch elsewhere need not be heard of",
             None,
-            vec![
-                save(0, 10, 1),
-                event(A, 20, 30, What::Write { state: State { step: 2, ..state(1) }, ok: true }),
-                saw(B, 1_000, 1_001, 1),
-            ],
+            vec![save(0, 10, 1), touch(20, 30, 2, 2), saw(B, 1_000, 1_001, 1)],
+        ),
+        case(
+            "a touch that is not worth it stores nothing",
+            None,
+            vec![save(0, 10, 1), touch(20, 30, 3, 1), saw(A, 31, 32, 1), saw(B, 33, 34, 1)],
         ),
     ]
 }
@@ -216,6 +227,13 @@ fn ends() -> Vec<(&'static str, Vec<Event>, Seen, Option<&'static str>)> {
         ("lost altogether", begin(), Seen::Absent, Some("I5")),
         ("lost the last one", begin(), holds(1), Some("I5")),
         ("not the last expiry", begin(), Seen::State(State { step: 3, ..state(2) }), Some("I5")),
+        (
+            "a touch that was not worth it",
+            vec![save(0, 10, 1), touch(20, 30, 3, 1)],
+            holds(1),
+            None,
+        ),
+        ("a touch lost", vec![save(0, 10, 1), touch(20, 30, 3, 2)], holds(1), Some("I5")),
         ("in doubt, landed", with(&[in_doubt(40, 50, 3)]), holds(3), None),
         ("in doubt, did not land", with(&[in_doubt(40, 50, 3)]), holds(2), None),
         (

@@ -1,7 +1,7 @@
 //! The sessions of a run, and what their data is, so that whoever reads it can tell who wrote it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mongodb::bson::{Bson, Document};
@@ -23,6 +23,8 @@ pub(crate) struct Session {
     pub(crate) ends: Nanos,
     /// Whether it is deleted then.
     pub(crate) mortal: bool,
+    /// The step at which the present version was written.
+    pub(crate) version_since: AtomicU32,
     /// The outcome of a write is unknown: no more of them.
     pub(crate) undecided: AtomicBool,
     /// When a delete was acknowledged; 0 until then.
@@ -38,6 +40,7 @@ impl Session {
             turn: tokio::sync::Mutex::new(first_state(created.instance)),
             ends,
             mortal,
+            version_since: AtomicU32::new(first_state(created.instance).step),
             undecided: AtomicBool::new(false),
             deleted: AtomicU64::new(0),
             history: Mutex::new(vec![created]),

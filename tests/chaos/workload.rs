@@ -12,11 +12,11 @@ use crate::actions::Run;
 use crate::session::Session;
 
 /// How many sessions are in use at a time; the first few of them are asked for most.
-const SESSIONS: usize = 40;
-const HOT: usize = 6;
+const SESSIONS: usize = 120;
+const HOT: usize = 12;
 /// Tasks for each instance. One that waits for a stalled network does nothing else meanwhile.
-const LOADERS: u64 = 6;
-const WRITERS: u64 = 4;
+const LOADERS: u64 = 16;
+const WRITERS: u64 = 16;
 /// Loads on end, and the pause after them: the timer has a resolution of a millisecond.
 const LOADS: u32 = 4;
 const LOAD_PAUSE: Duration = Duration::from_millis(5);

@@ -1,7 +1,7 @@
 //! A model check of who may leave an entry in the cache: generations, tickets, flights, epochs, own
 //! echoes and the lease.
 //!
-//! The code under test is the crate's own `src/cache`, file by file as it ships, over locks and
+//! The code under test is the crate's own `src/cache` and `src/tiers.rs`, as they ship, over locks and
 //! atomics of [loom](https://docs.rs/loom): each model is run under every order of its threads'
 //! steps, and every value that the memory model lets an atomic read, with up to so many preemptions.
 //! In the place of the database, of moka and of the clock stand small ones whose every call is one
@@ -11,6 +11,7 @@
 //! `MODEL_PREEMPTIONS=N` goes deeper. A run is the same each time, so to replay a failure is to run
 //! its model again; what happened in it is printed, step by step.
 
+mod app;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/backend.rs"]
 mod backend;
@@ -31,7 +32,20 @@ mod metrics;
 mod record;
 mod scenarios;
 mod sync;
+mod tasks;
+#[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
+#[path = "../../src/tiers.rs"]
+mod tiers;
 mod world;
+
+/// What the tiers need to create a session, which they are not asked to here.
+mod mongo {
+    pub(crate) const DRAWS: usize = 1;
+
+    pub(crate) fn no_free_id() -> crate::error::Error {
+        crate::error::Error::new(crate::error::ErrorKind::Server, "no free id")
+    }
+}
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;

@@ -51,6 +51,44 @@ pub(crate) const ALL: &[Scenario] = &[
     of("a_read_is_cut_off", &[], &[&[W::load_cut_off], &[W::load], &[W::load]]),
     of("a_save_ends_in_doubt", &[], &[&[W::save_in_doubt], &[W::load, W::load], &[W::hear]]),
     of("reports_are_lost", &[], &[&[W::foreign_save, W::gap, W::load], &[W::save], &[W::load]]),
+    of("a_touch_beside_a_save", &[W::load], &[&[W::app_saves, W::load], &[W::app_saves_again]]),
+    skipping(
+        "a_skipped_save_beside_a_save",
+        &[W::load],
+        &[&[W::app_saves, W::load], &[W::app_saves_again, W::load]],
+    ),
+    of(
+        "a_touch_beside_a_save_in_doubt",
+        &[W::load],
+        &[&[W::app_saves_in_doubt], &[W::app_saves_again, W::load]],
+    ),
+    skipping(
+        "a_skipped_save_beside_a_save_in_doubt",
+        &[W::load],
+        &[&[W::app_saves_in_doubt], &[W::app_saves_again, W::load]],
+    ),
+    of("a_touch_beside_a_delete", &[W::load], &[&[W::app_deletes, W::load], &[W::app_saves_again]]),
+    skipping(
+        "a_skipped_save_beside_a_delete",
+        &[W::load],
+        &[&[W::app_deletes, W::load], &[W::app_saves_again, W::load]],
+    ),
+    of(
+        "a_touch_beside_another_instances_save",
+        &[W::load],
+        &[&[W::foreign_save, W::hear, W::load], &[W::app_saves_again, W::load]],
+    ),
+    skipping(
+        "a_skipped_save_beside_another_instances_save",
+        &[W::load],
+        &[&[W::foreign_save, W::hear, W::load], &[W::app_saves_again, W::load]],
+    ),
+    of(
+        "a_touch_beside_a_clear",
+        &[W::load],
+        &[&[W::clear, W::load], &[W::app_saves_again, W::load]],
+    ),
+    of("touches_overlap", &[W::load], &[&[W::app_saves_again], &[W::app_saves_again], &[W::load]]),
     timed(
         "the_lease_is_renewed",
         &[W::load],
@@ -84,6 +122,14 @@ const fn of(
     threads: &'static [&'static [Step]],
 ) -> Scenario {
     Scenario { name, world: World::new, first, threads }
+}
+
+const fn skipping(
+    name: &'static str,
+    first: &'static [Step],
+    threads: &'static [&'static [Step]],
+) -> Scenario {
+    Scenario { name, world: World::with_skips, first, threads }
 }
 
 const fn timed(

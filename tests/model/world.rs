@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use crate::app::{App, number_in};
 use crate::backend::{Change, Rev, RevSource};
 use crate::cache::{Cache, EvictionPolicy, Landing, Limits, Lookup};
 use crate::clock::{Clock, Moment};
@@ -19,29 +20,38 @@ const BOUND: Duration = Duration::from_secs(1);
 /// `outage_grace`, in the models that have one.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// The first number of data that an app has chosen.
+const CHOSEN: u64 = 100;
+
 /// States of the session in the order in which the database went through them. What is gone stays
 /// gone (invariant I4), so that is the last one.
 type Rank = u64;
-const GONE: Rank = Rank::MAX;
+pub(crate) const GONE: Rank = Rank::MAX;
 
-fn key() -> SessionKey {
+/// When the session ends; the clock of the wall stands still.
+pub(crate) const EXPIRES: WallTime = WallTime::from_millis(3_600_000);
+
+pub(crate) fn key() -> SessionKey {
     SessionKey::of(1)
 }
 
-fn session(rank: Rank) -> Session {
-    let data = Data::from([("rank".to_owned(), rank.into())]);
-    Session { data, expires: WallTime::from_millis(i64::MAX) }
-}
-
-fn rank_of(found: Option<&Session>) -> Rank {
-    found.map_or(GONE, |session| session.data["rank"].as_u64().unwrap_or_default())
+fn session(data: u64) -> Session {
+    let data = Data::from([("rank".to_owned(), data.into())]);
+    Session { data, expires: EXPIRES }
 }
 
 /// The database: one session, and the changes that it reports. Each of its calls is one step.
-struct Database(Mutex<State>);
+pub(crate) struct Database {
+    state: Mutex<State>,
+    /// Of each rank, the number in its data: the rank itself, unless an app has chosen it. Not seen
+    /// by loom, as the story.
+    data: std::sync::Mutex<Vec<(Rank, u64)>>,
+    chosen: std::sync::atomic::AtomicU64,
+}
 
 struct State {
     rank: Rank,
+    data: u64,
     written: Vec<Written>,
     reported: usize,
 }
@@ -55,33 +65,80 @@ struct Written {
 }
 
 impl Database {
-    fn find(&self) -> Option<Session> {
-        let rank = lock(&self.0).rank;
-        (rank != GONE).then(|| session(rank))
+    fn new() -> Self {
+        let state = State { rank: 1, data: 1, written: Vec::new(), reported: 0 };
+        let data = std::sync::Mutex::new(vec![(1, 1)]);
+        Self { state: Mutex::new(state), data, chosen: CHOSEN.into() }
+    }
+
+    pub(crate) fn find(&self) -> Option<Session> {
+        let state = lock(&self.state);
+        (state.rank != GONE).then(|| session(state.data))
+    }
+
+    fn replace(&self, rev: Rev, ours: bool, clock: &Clock) -> Option<Rank> {
+        self.replace_with(None, rev, ours, clock)
     }
 
     /// `None` if there is no session to replace.
-    fn replace(&self, rev: Rev, ours: bool, clock: &Clock) -> Option<Rank> {
-        let mut state = lock(&self.0);
+    pub(crate) fn replace_with(
+        &self,
+        data: Option<u64>,
+        rev: Rev,
+        ours: bool,
+        clock: &Clock,
+    ) -> Option<Rank> {
+        let mut state = lock(&self.state);
         if state.rank == GONE {
             return None;
         }
         let rank = state.rank + 1;
-        state.rank = rank;
+        (state.rank, state.data) = (rank, data.unwrap_or(rank));
+        self.data().push((rank, state.data));
         state.written.push(Written { rank, rev: Some(rev), ours, at: clock.now() });
         Some(rank)
     }
 
-    fn remove(&self, clock: &Clock) {
-        let mut state = lock(&self.0);
+    pub(crate) fn remove(&self, clock: &Clock) {
+        let mut state = lock(&self.state);
         if state.rank != GONE {
             state.rank = GONE;
             state.written.push(Written { rank: GONE, rev: None, ours: false, at: clock.now() });
         }
     }
 
+    /// A number for data that are not there yet.
+    pub(crate) fn fresh(&self) -> u64 {
+        self.chosen.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The latest rank that had these data.
+    pub(crate) fn rank_of(&self, data: u64) -> Rank {
+        self.rank_if_written(data).unwrap_or_default()
+    }
+
+    pub(crate) fn rank_if_written(&self, data: u64) -> Option<Rank> {
+        self.data().iter().filter(|(_, it)| *it == data).map(|(rank, _)| *rank).max()
+    }
+
+    pub(crate) fn times_written(&self, data: u64) -> usize {
+        self.data().iter().filter(|(_, it)| *it == data).count()
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        lock(&self.state).rank == GONE
+    }
+
+    fn rank_found(&self, found: Option<&Session>) -> Rank {
+        found.map_or(GONE, |session| self.rank_of(number_in(&session.data)))
+    }
+
+    fn data(&self) -> std::sync::MutexGuard<'_, Vec<(Rank, u64)>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next_report(&self) -> Option<Written> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let next = state.written.get(state.reported).copied()?;
         state.reported += 1;
         Some(next)
@@ -89,7 +146,7 @@ impl Database {
 
     /// What stood there so long before `now`.
     fn stood(&self, ago: Duration, now: Moment) -> Rank {
-        let state = lock(&self.0);
+        let state = lock(&self.state);
         let old = state.written.iter().filter(|written| now.since(written.at) > ago);
         old.map(|written| written.rank).max().unwrap_or_default()
     }
@@ -98,11 +155,12 @@ impl Database {
 /// The store and those who use it.
 pub(crate) struct World {
     cache: Cache,
-    database: Database,
+    pub(crate) database: Arc<Database>,
+    pub(crate) app: App,
     revs: RevSource,
     others: RevSource,
     clock: Clock,
-    bell: Arc<Bell>,
+    pub(crate) bell: Arc<Bell>,
     /// How much older than `BOUND` an answer may be in an outage, if the clock moves.
     grace: Option<Duration>,
     /// Whether there was an outage. Not seen by loom, as the story.
@@ -116,18 +174,23 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::with(Clock::system(), None)
+        Self::with(Clock::system(), None, false)
+    }
+
+    /// Where touches that are not worth it are left out.
+    pub(crate) fn with_skips() -> Self {
+        Self::with(Clock::system(), None, true)
     }
 
     pub(crate) fn with_time() -> Self {
-        Self::with(Clock::moving(), Some(Duration::ZERO))
+        Self::with(Clock::moving(), Some(Duration::ZERO), false)
     }
 
     pub(crate) fn with_grace() -> Self {
-        Self::with(Clock::moving(), Some(GRACE))
+        Self::with(Clock::moving(), Some(GRACE), false)
     }
 
-    fn with(clock: Clock, grace: Option<Duration>) -> Self {
+    fn with(clock: Clock, grace: Option<Duration>, skips: bool) -> Self {
         let limits = Limits {
             max_bytes: 1 << 20,
             max_entries: None,
@@ -140,9 +203,12 @@ impl World {
         };
         let cache = Cache::new(&limits, clock.clone());
         cache.restart(true);
+        let database = Arc::new(Database::new());
+        let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
         Self {
             cache,
-            database: Database(Mutex::new(State { rank: 1, written: Vec::new(), reported: 0 })),
+            database,
+            app,
             revs: RevSource::new(),
             others: RevSource::new(),
             clock,
@@ -179,7 +245,10 @@ impl World {
         self.load_by(|landing| {
             let found = find();
             if let Ok(found) = &found {
-                self.tell(format_args!("has read {}", Shown(rank_of(found.as_ref()))));
+                self.tell(format_args!(
+                    "has read {}",
+                    Shown(self.database.rank_found(found.as_ref()))
+                ));
             }
             landing.land(found);
         })
@@ -211,7 +280,7 @@ impl World {
                 entry.and_then(|entry| entry.session().ok())
             }
         };
-        let rank = rank_of(found.as_ref());
+        let rank = self.database.rank_found(found.as_ref());
         self.tell(format_args!("has loaded {}", Shown(rank)));
         self.check(rank >= known, "a load went back");
         self.knows(rank);
@@ -303,7 +372,7 @@ impl World {
     /// Loses all reports so far, and begins anew.
     pub(crate) fn gap(&self) {
         let lost = {
-            let mut state = lock(&self.database.0);
+            let mut state = lock(&self.database.state);
             state.reported = state.written.len();
             state.written.last().map_or(0, |written| written.rank)
         };
@@ -324,18 +393,18 @@ impl World {
         while self.hears() {}
         self.check(self.cache.tickets() == 0, "a slot was left");
         self.check(self.cache.echoes() == 0, "an echo was left");
-        let stands = lock(&self.database.0).rank;
+        let stands = lock(&self.database.state).rank;
         self.knows(stands);
         self.load_is_answered();
         self.load_is_answered();
         self.check(self.cache.tickets() == 0, "a load has left a slot");
     }
 
-    fn knows(&self, rank: Rank) {
+    pub(crate) fn knows(&self, rank: Rank) {
         self.known.fetch_max(rank, Ordering::Release);
     }
 
-    fn tell(&self, what: fmt::Arguments<'_>) {
+    pub(crate) fn tell(&self, what: fmt::Arguments<'_>) {
         let thread = loom::thread::current();
         let who = thread.name().unwrap_or_default();
         let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
@@ -343,7 +412,7 @@ impl World {
     }
 
     #[track_caller]
-    fn check(&self, holds: bool, what: &str) {
+    pub(crate) fn check(&self, holds: bool, what: &str) {
         if !holds {
             let story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
             panic!("{what}:\n  {}", story.join("\n  "));
@@ -363,14 +432,14 @@ impl fmt::Display for Shown {
 /// Rings for all who wait for something, since tokio wakes them in an order left to chance, and a run
 /// must be like the last.
 #[derive(Default)]
-struct Bell {
+pub(crate) struct Bell {
     rung: Mutex<u64>,
     rings: Condvar,
 }
 
 impl Bell {
     /// Waits for a future, so that loom sees who waits for whom.
-    fn wait_for<T>(self: &Arc<Self>, future: impl Future<Output = T>) -> T {
+    pub(crate) fn wait_for<T>(self: &Arc<Self>, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
         let waker = Waker::from(Arc::clone(self));
         loop {
@@ -384,6 +453,11 @@ impl Bell {
             }
         }
     }
+}
+
+/// Polls what waits for nothing but steps of the model.
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
+    Arc::<Bell>::default().wait_for(future)
 }
 
 impl Wake for Bell {
