@@ -36,7 +36,9 @@ pub(crate) enum Shape {
 impl Shape {
     pub(crate) fn data(self, serial: usize) -> Data {
         match self {
-            Self::Keys(keys) => (0..keys).map(|key| (format!("key_{key:02}"), small(serial + key))).collect(),
+            Self::Keys(keys) => {
+                (0..keys).map(|key| (format!("key_{key:02}"), small(serial + key))).collect()
+            }
             Self::Text(bytes) => [("text".to_owned(), json!("x".repeat(bytes)))].into(),
             Self::Numbers(count) => {
                 let numbers: Vec<_> = (serial..serial + count).collect();
@@ -208,7 +210,7 @@ impl Seen {
                 self.finds += 1;
                 match command.get_document("filter").ok().and_then(|filter| filter.get("_id")) {
                     Some(Bson::Document(among)) => {
-                        among.get_array("$in").iter().for_each(|keys| self.ask(keys));
+                        self.ask(among.get_array("$in").into_iter().flatten());
                     }
                     Some(key) => self.ask([key]),
                     None => {}

@@ -66,8 +66,7 @@ pub(crate) async fn save(bench: Bench) -> Result<Measured> {
     }
     let mut rounds = Rounds::default();
     for block in 0..=bench.rounds * blocks {
-        let ids: Vec<_> =
-            (0..BLOCK).map(|n| fixtures::id(SEED, block % 10 * BLOCK + n)).collect();
+        let ids: Vec<_> = (0..BLOCK).map(|n| fixtures::id(SEED, block % 10 * BLOCK + n)).collect();
         // Never what is there already.
         let data: Vec<_> = (0..BLOCK).map(|n| SHAPE.data(1_000_000 + block * BLOCK + n)).collect();
         for side in rounds.turn() {

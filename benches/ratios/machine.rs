@@ -20,7 +20,9 @@ pub(crate) fn describe(bench: &Bench) {
     eprintln!("server: {}", bench.server.description());
     eprintln!("rounds: {}", bench.rounds);
     if cfg!(debug_assertions) {
-        eprintln!("WARNING: debug assertions are on; nothing here says how fast a release build is");
+        eprintln!(
+            "WARNING: debug assertions are on; nothing here says how fast a release build is"
+        );
     }
     if bench.quick {
         eprintln!("WARNING: --quick shows that everything runs; its figures are no measurement");

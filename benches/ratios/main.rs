@@ -22,9 +22,17 @@ mod machine;
 mod memory;
 mod million;
 mod naive;
+#[allow(dead_code, reason = "only how much it writes is asked")]
+#[path = "../../src/cache/packed.rs"]
+mod packed;
 mod resident;
 mod rounds;
 mod touch;
+
+/// What the included file looks for here.
+mod record {
+    pub(crate) use crate::fixtures::Data;
+}
 
 use std::process::ExitCode;
 
@@ -47,9 +55,10 @@ fn main() -> Result<ExitCode> {
     for figure in options.chosen {
         eprintln!("\n{}: {}", figure.name, figure.what);
         // In a task, as a request's handler would be.
-        let measured = runtime.block_on(async { tokio::spawn((figure.measure)(bench.clone())).await });
+        let measured =
+            runtime.block_on(async { tokio::spawn((figure.measure)(bench.clone())).await });
         let goal = figure.goal;
-        match measured.context("it panicked").flatten() {
+        match measured.context("it panicked").and_then(|measured| measured) {
             Ok(Measured::Value(value)) => {
                 let verdict = if goal.is_met(value) { "ok" } else { "short" };
                 println!("ratio {} {value:.4} goal {goal} {verdict}", figure.name);
@@ -92,14 +101,17 @@ impl Options {
                 other => return Err(other.unexpected().into()),
             }
         }
-        if let Some(unknown) = only.iter().find(|name| ALL.iter().all(|figure| figure.name != **name)) {
+        if let Some(unknown) =
+            only.iter().find(|name| ALL.iter().all(|figure| figure.name != **name))
+        {
             let names: Vec<_> = ALL.iter().map(|figure| figure.name).collect();
             bail!("there is no figure `{unknown}`; there are {}", names.join(", "));
         }
         if rounds == Some(0) {
             bail!("--rounds must be at least 1");
         }
-        let chosen = |figure: &&Figure| only.is_empty() || only.iter().any(|name| name == figure.name);
+        let chosen =
+            |figure: &&Figure| only.is_empty() || only.iter().any(|name| name == figure.name);
         Ok(Self {
             chosen: ALL.iter().filter(chosen).collect(),
             rounds: rounds.unwrap_or(if quick { 1 } else { 7 }),

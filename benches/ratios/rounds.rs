@@ -13,7 +13,7 @@ pub(crate) enum Side {
 #[derive(Default)]
 pub(crate) struct Rounds {
     blocks: [Vec<f64>; 2],
-    rounds: [Vec<f64>; 2],
+    ended: [Vec<f64>; 2],
     turns: usize,
 }
 
@@ -36,7 +36,7 @@ impl Rounds {
 
     /// Ends a round: its figure is the median of its blocks.
     pub(crate) fn ends(&mut self) {
-        for (blocks, rounds) in self.blocks.iter_mut().zip(&mut self.rounds) {
+        for (blocks, rounds) in self.blocks.iter_mut().zip(&mut self.ended) {
             rounds.push(median(blocks));
             blocks.clear();
         }
@@ -55,7 +55,7 @@ impl Rounds {
     /// Says what was measured, on stderr.
     pub(crate) fn tell(&self, ours: &str, theirs: &str) {
         for (side, name) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
-            let rounds = &self.rounds[side as usize];
+            let rounds = &self.ended[side as usize];
             let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
             let most = rounds.iter().copied().fold(0.0, f64::max);
             let (count, median) = (rounds.len(), self.of(side));
@@ -64,7 +64,7 @@ impl Rounds {
     }
 
     fn of(&self, side: Side) -> f64 {
-        median(&mut self.rounds[side as usize].clone())
+        median(&mut self.ended[side as usize].clone())
     }
 }
 
