@@ -38,6 +38,7 @@ fn cpu() -> Option<String> {
 }
 
 fn version(name: &str) -> Option<&'static str> {
-    let (_, after) = VERSIONS.split_once(&format!("name = \"{name}\"\nversion = \""))?;
+    // The last of several is the newest.
+    let (_, after) = VERSIONS.rsplit_once(&format!("name = \"{name}\"\nversion = \""))?;
     after.split('"').next()
 }

@@ -57,10 +57,10 @@ impl Child {
     pub(crate) async fn start(&self) -> Result<Found> {
         let child = tokio::process::Command::new(std::env::current_exe()?)
             .env(CHILD, serde_json::to_string(self)?)
-            .stderr(Stdio::inherit())
+            .stdout(Stdio::piped())
             .kill_on_drop(true)
-            .output();
-        let child = child.await?;
+            .spawn()?;
+        let child = child.wait_with_output().await?;
         ensure!(child.status.success(), "the child process failed: {}", child.status);
         Ok(serde_json::from_slice(&child.stdout)?)
     }
