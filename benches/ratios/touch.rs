@@ -23,7 +23,8 @@ const BROWSERS: usize = 32;
 pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
     let (uri, commands) = (bench.uri(), Commands::default());
     let mongo = commands.mongo(&uri).await?;
-    let ours = CachedMongoStore::builder(mongo).build().await?;
+    let touch_after = Duration::from_secs(60);
+    let ours = CachedMongoStore::builder(mongo).touch_after(touch_after).build().await?;
     let two_weeks = Expiry::OnInactivity(time::Duration::days(14));
     let layer =
         SessionManagerLayer::new(ours.clone()).with_always_save(true).with_expiry(two_weeks);
