@@ -67,6 +67,8 @@ const CHILD: &str = "SESSION_INSTRUCTIONS_CHILD";
 /// So many hits, and twice as many. A multiple of those after which moka tidies up.
 const HITS: u64 = 6_400;
 
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn main() -> Result<ExitCode> {
     if let Some(child) = Child::of_environment() {
         child.run()?;
@@ -183,10 +185,10 @@ impl Child {
             return counted_hits(self.hits, load);
         }
         let store = runtime.block_on(async {
-            let mongo = MongoStore::connect(&self.uri).await?;
-            let builder = CachedMongoStore::builder(mongo);
-            // The clock goes on as ever under valgrind.
-            let builder = builder.max_staleness(Duration::from_secs(3_600));
+            // All is slow under valgrind, and the clock goes on as ever.
+            let mongo = MongoStore::builder().uri(&self.uri).operation_timeout(PATIENCE);
+            let builder = CachedMongoStore::builder(mongo.build().await?);
+            let builder = builder.max_staleness(60 * PATIENCE);
             let store = builder.compact(matches!(self.from, Source::Compact)).build().await?;
             store.create(&mut record).await?;
             anyhow::Ok(store)
