@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mongodb::bson::doc;
+use mongodb::Collection;
+use mongodb::bson::{Document, doc};
 use tokio::task::JoinSet;
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::mongodb;
@@ -14,6 +15,7 @@ use crate::fixtures::{self, Shape};
 use crate::rounds::{Rounds, Side};
 
 const SEED: u64 = 3;
+const THEIRS: u64 = 103;
 const SHAPE: Shape = Shape::Keys(5);
 const TASKS: usize = 128;
 /// Blocks in a round.
@@ -73,27 +75,37 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     Ok(Measured::Value(rounds.throughput_ratio()))
 }
 
+/// Against updates in the same collection, as where there is one at a time.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
-    let (uri, each) = (bench.uri(), bench.size(16, 2));
-    let (driver, apart) = (fixtures::driver(&uri).await?, fixtures::driver_apart(&uri).await?);
-    let ours = fixtures::cached(&uri, false).await?;
-    for collection in [&driver, &apart] {
-        fixtures::fill(collection, SEED, SHAPE, TASKS * each).await?;
-    }
+    eprintln!("  against a collection that nobody follows:");
+    let uri = bench.uri();
+    let apart = save_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
+    eprintln!("  that is {apart:.4}; against the same collection:");
+    let uri = bench.uri();
+    let followed = save_beside(&bench, &uri, &fixtures::driver(&uri).await?).await?;
+    Ok(Measured::Value(followed))
+}
+
+async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
+    let each = bench.size(16, 2);
+    let ours = fixtures::cached(uri, false).await?;
+    fixtures::fill(&fixtures::driver(uri).await?, SEED, SHAPE, TASKS * each).await?;
+    fixtures::fill(theirs, THEIRS, SHAPE, TASKS * each).await?;
     let mut rounds = Rounds::default();
     for block in 0..=bench.rounds * BLOCKS {
         // Never what is there already.
-        let changed = |task| {
+        let changed = |seed, task| {
             let first = task * each;
             let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
-            (first..first + each).map(move |number| (fixtures::id(SEED, number), data(number)))
+            (first..first + each).map(move |number| (fixtures::id(seed, number), data(number)))
         };
         for side in rounds.turn() {
             let time = match side {
                 Side::Ours => {
                     let work = (0..TASKS).map(|task| {
-                        let records: Vec<_> =
-                            changed(task).map(|(id, data)| fixtures::record(id, data)).collect();
+                        let records: Vec<_> = changed(SEED, task)
+                            .map(|(id, data)| fixtures::record(id, data))
+                            .collect();
                         let ours = ours.clone();
                         async move {
                             for record in &records {
@@ -110,11 +122,11 @@ pub(crate) async fn save(bench: Bench) -> Result<Measured> {
                             let filter = doc! { "_id": fixtures::key(id) };
                             fixtures::update(&data).map(|update| (filter, update))
                         };
-                        let updates: Result<Vec<_>> = changed(task).map(update).collect();
-                        let apart = apart.clone();
+                        let updates: Result<Vec<_>> = changed(THEIRS, task).map(update).collect();
+                        let theirs = theirs.clone();
                         async move {
                             for (filter, update) in updates? {
-                                let done = apart.update_one(filter, update).await?;
+                                let done = theirs.update_one(filter, update).await?;
                                 ensure!(done.modified_count == 1, "an update changed nothing");
                             }
                             Ok(())
@@ -133,7 +145,7 @@ pub(crate) async fn save(bench: Bench) -> Result<Measured> {
     }
     rounds.tell("save", "update_one");
     ours.shutdown().await;
-    Ok(Measured::Value(rounds.throughput_ratio()))
+    Ok(rounds.throughput_ratio())
 }
 
 /// Runs each in a task of its own; how long until the last has ended. What they need is made before

@@ -110,6 +110,12 @@ pub(crate) async fn driver(uri: &str) -> Result<Collection<Document>> {
     plain_collection(uri, "sessions").await
 }
 
+/// Makes the index on the collection of the sessions, which takes long once there are many.
+pub(crate) async fn indexed(uri: &str) -> Result<()> {
+    MongoStore::connect(uri).await?.shutdown().await;
+    Ok(())
+}
+
 /// Another one like it, which no store follows.
 pub(crate) async fn driver_apart(uri: &str) -> Result<Collection<Document>> {
     // With the index that it would have.

@@ -27,6 +27,7 @@ impl Million {
     async fn of(bench: &Bench) -> Result<Self> {
         let (uri, count) = (bench.uri(), bench.size(1_000_000, 10_000));
         let driver = fixtures::driver(&uri).await?;
+        fixtures::indexed(&uri).await?;
         fixtures::fill(&driver, SEED, SHAPE, count).await?;
         let hits = Some((bench.rounds, bench.size(51, 3)));
         let child = Child { uri, seed: SEED, shape: SHAPE, count, compact: true, hits };
