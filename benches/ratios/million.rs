@@ -36,7 +36,10 @@ impl Million {
         let packed: Option<Vec<_>> = (0..count).map(packed).collect();
         let packed = packed.context("each can be packed")?;
         let encoded = memory::count(packed.iter().sum()) / memory::count(count);
-        driver.drop().await?;
+        // Courtesy to a server that stays; it may take longer than the driver waits.
+        if driver.drop().await.is_err() {
+            eprintln!("  the server has not dropped the sessions in time");
+        }
         Ok(Self { found, encoded })
     }
 }
