@@ -5,27 +5,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::record::WallTime;
 
-/// A moment of the steady clock: the time since that clock's own beginning.
+/// A moment of the steady clock: nanoseconds since that clock's own beginning, of which 64 bits hold
+/// five centuries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment(Duration);
+pub(crate) struct Moment(u64);
 
 impl Moment {
     /// The time from `earlier` to `self`; zero if `earlier` is the later one.
     pub(crate) fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
     pub(crate) fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(duration))
+        Self(self.0.saturating_add(nanos(duration)))
     }
 
-    /// In nanoseconds, of which 64 bits hold five centuries.
     pub(crate) fn as_nanos(self) -> u64 {
-        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+        self.0
     }
 
     pub(crate) const fn from_nanos(nanos: u64) -> Self {
-        Self(Duration::from_nanos(nanos))
+        Self(nanos)
     }
 }
 
@@ -53,7 +53,7 @@ impl Clock {
         match self {
             Self::System => Moment(steady()),
             #[cfg(test)]
-            Self::Tokio(start) => Moment(Duration::from_secs(3_600) + start.elapsed()),
+            Self::Tokio(start) => Moment(nanos(Duration::from_secs(3_600) + start.elapsed())),
         }
     }
 
@@ -67,24 +67,30 @@ impl Clock {
     }
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The system's steady clock that goes on while the machine sleeps: what was cached before a
 /// suspension is old after it. [`std::time::Instant`] stands still meanwhile on these systems.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
-fn steady() -> Duration {
+fn steady() -> u64 {
     use rustix::time::{ClockId, clock_gettime};
 
     #[cfg(target_vendor = "apple")]
     const CLOCK: ClockId = ClockId::Monotonic;
     #[cfg(not(target_vendor = "apple"))]
     const CLOCK: ClockId = ClockId::Boottime;
-    Duration::try_from(clock_gettime(CLOCK)).unwrap_or_default()
+    let time = clock_gettime(CLOCK);
+    let (secs, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+    secs.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos.unwrap_or(0))
 }
 
 /// Elsewhere the best there is: on Windows it counts the time asleep, on the BSDs it may not.
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-fn steady() -> Duration {
+fn steady() -> u64 {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    START.get_or_init(std::time::Instant::now).elapsed()
+    nanos(START.get_or_init(std::time::Instant::now).elapsed())
 }
 
 #[cfg(test)]

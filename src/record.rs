@@ -50,7 +50,10 @@ impl WallTime {
 
     /// `None` for a date outside of what `OffsetDateTime` can hold (the years -9999 to 9999).
     pub(crate) fn to_datetime(self) -> Option<OffsetDateTime> {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).ok()
+        // Not through nanoseconds, of which the division in 128 bits is most of what a hit would cost.
+        let (seconds, millis) = (self.0.div_euclid(1_000), self.0.rem_euclid(1_000));
+        let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+        at.replace_millisecond(u16::try_from(millis).ok()?).ok()
     }
 }
 

@@ -370,6 +370,7 @@ impl CachedMongoStoreBuilder {
             let opened = follower.start(&tasks, ends.clone());
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
+        tasks.spawn(cache.clone().tidy(ends.clone()));
         let tiers = Tiers {
             backend: self.mongo.backend().clone(),
             cache,

@@ -6,6 +6,8 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -20,13 +22,20 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) struct Tasks {
     runtime: Handle,
     running: TaskTracker,
+    is_shut_down: Arc<AtomicBool>,
     closed: CancellationToken,
     timeout: Duration,
 }
 
 impl Tasks {
     pub(crate) fn new(runtime: Handle, timeout: Duration) -> Self {
-        Self { runtime, running: TaskTracker::new(), closed: CancellationToken::new(), timeout }
+        Self {
+            runtime,
+            running: TaskTracker::new(),
+            is_shut_down: Arc::default(),
+            closed: CancellationToken::new(),
+            timeout,
+        }
     }
 
     /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime
@@ -107,8 +116,14 @@ impl Tasks {
         drop(self.runtime.spawn(self.running.track_future(task)));
     }
 
+    /// Whether the store is shut down, or all its handles were dropped.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.is_cancelled()
+    }
+
+    /// [`is_closed`](Self::is_closed) for who has a handle, without the token's lock.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.is_shut_down.load(Ordering::Acquire)
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -123,6 +138,7 @@ impl Tasks {
     /// Refuses new calls, ends the background tasks and waits for the calls under way, each of
     /// which ends by its deadline (one of many steps: with the step it is at).
     pub(crate) async fn shutdown(&self) {
+        self.is_shut_down.store(true, Ordering::Release);
         self.closed.cancel();
         self.running.close();
         self.running.wait().await;
@@ -136,8 +152,6 @@ pub(crate) fn timed_out(timeout: Duration) -> Error {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -179,7 +193,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_starts_after_shutdown() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        assert!(!tasks.clone().is_shut_down());
         tasks.shutdown().await;
+        assert!(tasks.is_shut_down() && tasks.is_closed());
         let error = tasks.run(async { Ok(()) }, |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
     }

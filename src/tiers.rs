@@ -165,25 +165,31 @@ impl<B: Backend> Tiers<B> {
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
-        if self.tasks.is_closed() {
+        if self.tasks.is_shut_down() {
             return Err(Error::closed());
         }
         let key = id.key();
-        let read = |landing: Landing, waited: Duration| {
-            let patience = self.tasks.timeout().saturating_sub(waited);
-            let lands = |found| landing.land(found);
-            self.tasks.start_for(patience, self.backend.find(key), lands, || ());
-        };
         match self.cache.get(key) {
-            Lookup::Hit(entry) => return entry.session().map(Some),
-            Lookup::Absent => return Ok(None),
+            Lookup::Hit(entry) => entry.session().map(Some),
+            Lookup::Absent => Ok(None),
             Lookup::Grace(entry) => {
-                self.cache.probe(key, |landing| read(landing, Duration::ZERO));
-                return entry.session().map(Some);
+                self.cache.probe(key, |landing| self.read(key, landing, Duration::ZERO));
+                entry.session().map(Some)
             }
-            Lookup::Miss | Lookup::Lapsed => {}
+            // In a box of its own: the caller's is made for each hit too.
+            Lookup::Miss | Lookup::Lapsed => Box::pin(self.fill(key)).await,
         }
+    }
+
+    async fn fill(&self, key: SessionKey) -> Result<Option<Session>> {
+        let read = |landing, waited| self.read(key, landing, waited);
         self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
+    }
+
+    /// Starts a read for a load that has `waited` already.
+    fn read(&self, key: SessionKey, landing: Landing, waited: Duration) {
+        let patience = self.tasks.timeout().saturating_sub(waited);
+        self.tasks.start_for(patience, self.backend.find(key), |found| landing.land(found), || ());
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::mem::size_of;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -84,11 +83,6 @@ impl Entry {
         self.expires
     }
 
-    /// From when its read began until its session ends.
-    pub(crate) fn lifetime(&self) -> Duration {
-        self.times.expires_at.since(self.times.read_at)
-    }
-
     pub(crate) fn times(&self) -> &Times {
         &self.times
     }
@@ -119,8 +113,9 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// What an entry takes beside what it holds: moka's own nodes and table.
-const OVERHEAD: usize = 420;
+/// What an entry takes beside what it holds: moka's own nodes and table, and what stands in them.
+/// As measured with 50,000 to 1,000,000 entries.
+const OVERHEAD: usize = 378;
 
 /// The shared block of the plain form.
 const PLAIN: usize = block(size_of::<Plain>() + 2 * size_of::<usize>());
@@ -165,18 +160,23 @@ fn heap_in(value: &Value) -> usize {
     }
 }
 
-/// The nodes of a B-tree map of so many values: eleven fit in a node, about seven are there.
+/// The nodes of a B-tree map of so many values, put there in order, as a decoder does: eleven fit in a
+/// node, and one that is full leaves six behind, and one above. Put there in another way they may take
+/// a third less.
 fn tree(len: usize) -> usize {
     const LEAF: usize = 11 * (size_of::<String>() + size_of::<Value>()) + 16;
     const INTERNAL: usize = LEAF + 12 * size_of::<usize>();
-    match len {
-        0 => 0,
-        1..=11 => block(LEAF),
-        _ => {
-            let leaves = len.div_ceil(7);
-            leaves * block(LEAF) + leaves.div_ceil(7) * block(INTERNAL)
-        }
+    let over = |most: usize, nodes: usize| 1 + nodes.saturating_sub(most).div_ceil(7);
+    if len == 0 {
+        return 0;
     }
+    let mut nodes = over(11, len);
+    let mut bytes = nodes * block(LEAF);
+    while nodes > 1 {
+        nodes = over(12, nodes);
+        bytes += nodes * block(INTERNAL);
+    }
+    bytes
 }
 
 #[cfg(test)]

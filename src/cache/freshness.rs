@@ -211,6 +211,13 @@ impl<F: Clone> Freshness<F> {
         generation
     }
 
+    /// Runs `act` under the key's lock. It may remove what nobody would be served, and nothing else:
+    /// every stamp stays as current as it is.
+    pub(crate) fn hold<R>(&self, key: SessionKey, act: impl FnOnce() -> R) -> R {
+        let _shard = self.shard(key);
+        act()
+    }
+
     /// Voids every stamp and ends the epoch. `act` must empty the cache.
     pub(crate) fn void_all<R>(&self, act: impl FnOnce() -> R) -> R {
         let _every_key: Vec<_> = self.shards.iter().map(lock).collect();

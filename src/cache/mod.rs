@@ -5,6 +5,7 @@
 
 mod bounds;
 mod echoes;
+mod ended;
 mod entry;
 mod freshness;
 mod lease;
@@ -13,7 +14,7 @@ mod packed;
 mod ticket;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -119,13 +120,11 @@ impl Cache {
             .max_capacity(bound.capacity)
             .weigher(move |_: &SessionKey, entry: &Entry| bound.weigh(entry.weight()))
             .eviction_policy(policy)
-            .expire_after(AtRecordExpiry)
             .eviction_listener(move |_, entry: Entry, cause| {
                 counted.subtract(entry.weight());
                 match cause {
                     RemovalCause::Size => causes.evicted_for_size.increment(1),
-                    RemovalCause::Expired => causes.evicted_as_expired.increment(1),
-                    RemovalCause::Explicit | RemovalCause::Replaced => {}
+                    RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
             })
             .build_with_hasher(KeyHashing::default());
@@ -390,23 +389,3 @@ impl Shared {
 
 /// Longer than anything is kept; keeps times far from the ends of their types.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-
-/// Lets moka drop an entry once its session has ended. Whether an entry *may* be served is not
-/// moka's to decide; this only gives the memory back.
-struct AtRecordExpiry;
-
-impl moka::Expiry<SessionKey, Entry> for AtRecordExpiry {
-    fn expire_after_create(&self, _: &SessionKey, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(entry.lifetime())
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &SessionKey,
-        entry: &Entry,
-        _: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(entry.lifetime())
-    }
-}

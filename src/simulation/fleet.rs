@@ -76,7 +76,7 @@ impl Fleet {
         };
         let stores = (0..profile.stores).map(|node| {
             let backend = FakeBackend::new(wire.clone(), node);
-            let limits = Limits { compact: node % 2 == 1, ..limits.clone() };
+            let limits = Limits { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
             let cache = Cache::new(&limits, clock.clone());
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();

@@ -6,6 +6,7 @@ mod crew;
 mod database;
 mod fleet;
 mod heal;
+mod memory;
 mod oracle;
 mod profile;
 mod races;
@@ -49,18 +50,13 @@ impl World {
     }
 
     fn with_max_staleness(max_staleness: Duration) -> Self {
+        Self::with(Limits { max_staleness, ..limits() })
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "made for it")]
+    fn with(limits: Limits) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
-        let limits = Limits {
-            max_bytes: 1 << 20,
-            max_entries: None,
-            max_absent: 100,
-            policy: EvictionPolicy::Lru,
-            max_staleness,
-            exclusive: false,
-            outage_grace: Duration::ZERO,
-            compact: false,
-        };
         let tiers = Tiers {
             backend: mongo.clone(),
             cache: Cache::new(&limits, clock.clone()),
@@ -140,6 +136,19 @@ impl World {
 }
 
 type Loading = tokio::task::JoinHandle<crate::Result<Option<u64>>>;
+
+fn limits() -> Limits {
+    Limits {
+        max_bytes: 1 << 20,
+        max_entries: None,
+        max_absent: 100,
+        policy: EvictionPolicy::Lru,
+        max_staleness: MAX_STALENESS,
+        exclusive: false,
+        outage_grace: Duration::ZERO,
+        compact: false,
+    }
+}
 
 fn data(version: u64) -> Data {
     Data::from([("version".to_owned(), json!(version))])

@@ -4,8 +4,6 @@
 //! It evicts nothing of its own accord. [`invalidate_all`](sync::Cache::invalidate_all) does
 //! nothing: moka's works by timestamps, so what is left to the epochs is the most it could be.
 
-use std::time::{Duration, Instant};
-
 pub(crate) mod notification {
     #[allow(dead_code, reason = "nobody is told of a removal")]
     pub(crate) enum RemovalCause {
@@ -30,25 +28,12 @@ pub(crate) mod policy {
     }
 }
 
-#[allow(dead_code, reason = "nothing expires")]
-pub(crate) trait Expiry<K, V> {
-    fn expire_after_create(&self, key: &K, value: &V, now: Instant) -> Option<Duration>;
-    fn expire_after_update(
-        &self,
-        key: &K,
-        value: &V,
-        now: Instant,
-        left: Option<Duration>,
-    ) -> Option<Duration>;
-}
-
 #[allow(dead_code, clippy::unused_self, reason = "the signatures are moka's")]
 pub(crate) mod sync {
     use std::marker::PhantomData;
     use std::sync::{Arc, Mutex, PoisonError};
     use std::time::Duration;
 
-    use super::Expiry;
     use super::notification::RemovalCause;
     use super::policy::EvictionPolicy;
     use crate::sync::{AtomicU64, Ordering};
@@ -102,6 +87,15 @@ pub(crate) mod sync {
         }
     }
 
+    impl<K, V, S> IntoIterator for &Cache<K, V, S> {
+        type Item = (Arc<K>, V);
+        type IntoIter = std::iter::Empty<Self::Item>;
+
+        fn into_iter(self) -> Self::IntoIter {
+            std::iter::empty()
+        }
+    }
+
     impl<K, V> Builder<K, V> {
         pub(crate) fn max_capacity(self, _: u64) -> Self {
             self
@@ -112,10 +106,6 @@ pub(crate) mod sync {
         }
 
         pub(crate) fn eviction_policy(self, _: EvictionPolicy) -> Self {
-            self
-        }
-
-        pub(crate) fn expire_after(self, _: impl Expiry<K, V>) -> Self {
             self
         }
 

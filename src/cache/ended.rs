@@ -1,0 +1,58 @@
+//! Gives back the memory of sessions that have ended.
+//!
+//! What has expired is served to nobody, so this is about memory alone, and a pass now and then is
+//! enough. moka would do it by itself, at the cost of a third of a look-up at each hit, and of a node
+//! for each entry.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Cache, Entry};
+
+/// How often.
+const PACE: Duration = Duration::from_secs(60);
+/// The share of one core that the passes may take: one part of so many.
+const SHARE: u32 = 200;
+
+impl Cache {
+    /// Removes what has ended, every minute, until it is told to stop.
+    pub(crate) async fn tidy(self, ends: CancellationToken) {
+        let mut pause = PACE;
+        while ends.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+            let (cache, told) = (self.clone(), ends.clone());
+            // On a thread of its own: with a million entries it takes a moment.
+            let pass = tokio::task::spawn_blocking(move || {
+                let start = Instant::now();
+                cache.remove_ended(|| told.is_cancelled());
+                start.elapsed()
+            });
+            let Ok(took) = pass.await else { return };
+            pause = PACE.max(took.saturating_mul(SHARE));
+        }
+    }
+
+    /// Removes the entries of sessions that have ended, until all are looked at or `enough` says so.
+    pub(crate) fn remove_ended(&self, enough: impl Fn() -> bool) {
+        let shared = &self.0;
+        let now = shared.clock.now();
+        for (key, entry) in &shared.sessions {
+            let key = *key;
+            if enough() {
+                return;
+            }
+            if entry.times().expires_at > now {
+                continue;
+            }
+            // Under the key's lock, where nobody places another one: it may be another one already.
+            shared.freshness.hold(key, || {
+                let ended = |entry: Entry| entry.times().expires_at <= now;
+                if shared.sessions.get(&key).is_some_and(ended) {
+                    shared.sessions.invalidate(&key);
+                    shared.metrics.evicted_as_expired.increment(1);
+                }
+            });
+        }
+        shared.sessions.run_pending_tasks();
+    }
+}
