@@ -49,10 +49,10 @@ enum Source {
 }
 
 const CASES: [Case; 5] = [
-    Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 55_500]) },
-    Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 79_500]) },
-    Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 166_000]) },
-    Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 139_000]) },
+    Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 45_100]) },
+    Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 68_300]) },
+    Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 155_700]) },
+    Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 127_800]) },
     Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
 ];
 
