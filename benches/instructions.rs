@@ -8,7 +8,7 @@
 //! the clock. It does depend on the build, so there is one bound for release builds (`bench`) and one
 //! for debug builds (`--profile dev`, which is what CI has built), and a little on the processor and
 //! the C library, for which the bounds leave some room. Valgrind knows no SHA instructions, so the
-//! digest counts as the portable one: some 1,500 more than a processor of today takes.
+//! digest counts as the portable one, which takes more than a processor of today does.
 //!
 //! The program runs itself under callgrind, which counts what happens inside of [`counted_hits`] and
 //! nowhere else, on that one thread: neither the way there nor what the store does beside it.

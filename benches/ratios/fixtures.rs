@@ -240,7 +240,7 @@ impl Seen {
     }
 }
 
-/// So many operations each take, by the time of all.
+/// How long this takes.
 pub(crate) async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<Duration> {
     let start = std::time::Instant::now();
     work.await?;
