@@ -1,0 +1,224 @@
+//! How many instructions a cached load takes, counted by valgrind, each with a bound.
+//!
+//! `cargo bench --bench instructions -- [--require] [--only NAME]…`
+//!
+//! Prints `instructions NAME COUNT bound BOUND ok|over` for each and fails if one is over. A count
+//! does not depend on how busy the machine is, and repeats from run to run to within two in a
+//! thousand: what is left is chance in the hash tables' seeds and moka's housekeeping, which looks at
+//! the clock. It does depend on the build, so there is one bound for release builds (`bench`) and one
+//! for debug builds (`--profile dev`, which is what CI has built), and a little on the processor and
+//! the C library, for which the bounds leave some room. Valgrind knows no SHA instructions, so the
+//! digest counts as the portable one, which takes more than a processor of today does.
+//!
+//! The program runs itself under callgrind, which counts what happens inside of [`counted_hits`] and
+//! nowhere else, on that one thread: neither the way there nor what the store does beside it.
+//! If there is no valgrind, it says so and succeeds, unless `--require` is given.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it counted")]
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::FutureExt;
+use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tower_sessions::SessionStore;
+use tower_sessions::session::{Id, Record};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+
+/// What is loaded, and from where.
+struct Case {
+    name: &'static str,
+    keys: usize,
+    from: Source,
+    /// For a release build and a debug build; `None` only to compare with.
+    bounds: Option<[u64; 2]>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Source {
+    Plain,
+    Compact,
+    /// SHA-256, moka and a clone.
+    Floor,
+}
+
+const CASES: [Case; 5] = [
+    Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 45_100]) },
+    Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 68_300]) },
+    Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 155_700]) },
+    Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 127_800]) },
+    Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
+];
+
+/// The variable that makes this program the one that is counted.
+const CHILD: &str = "SESSION_INSTRUCTIONS_CHILD";
+
+/// Keeps all blocks that a hit frees at hand for the next one. By default glibc keeps seven of a size,
+/// and where the others go depends on what lies beside them: by chance.
+const ROOM_FOR_BLOCKS: &str = "glibc.malloc.tcache_count=127";
+
+/// Enough that what only the first one does is no part of the count. A multiple of those after which
+/// moka tidies up.
+const HITS: u64 = 1_600;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<ExitCode> {
+    if let Some(child) = Child::of_environment() {
+        child.run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = Options::parse()?;
+    let Some(valgrind) = valgrind() else {
+        eprintln!(
+            "there is no valgrind, so nothing is counted; to install it: apt-get install valgrind \
+             (Debian, Ubuntu), dnf install valgrind (Fedora)"
+        );
+        return Ok(if options.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    };
+    let server = session_test_server::shared()?;
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    eprintln!("{valgrind}, {profile} build, server: {}", server.description());
+    let mut over = false;
+    for case in CASES.iter().filter(|case| options.chosen(case.name)) {
+        let uri = server.uri_for(&session_test_server::fresh_database());
+        let counted = Child { uri, keys: case.keys, from: case.from }.count()? / HITS;
+        ensure!(counted > 0, "nothing was counted: does the build have its symbols?");
+        let Some(bounds) = case.bounds else {
+            eprintln!("to compare with: {} {counted}", case.name);
+            continue;
+        };
+        let bound = bounds[usize::from(cfg!(debug_assertions))];
+        let verdict = if counted <= bound { "ok" } else { "over" };
+        println!("instructions {} {counted} bound {bound} {verdict}", case.name);
+        over |= counted > bound;
+    }
+    Ok(if over { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Its version, if it is there.
+fn valgrind() -> Option<String> {
+    let version = Command::new("valgrind").arg("--version").output().ok()?;
+    version.status.success().then(|| String::from_utf8_lossy(&version.stdout).trim().to_owned())
+}
+
+#[derive(Default)]
+struct Options {
+    required: bool,
+    only: Vec<String>,
+}
+
+impl Options {
+    fn parse() -> Result<Self> {
+        use lexopt::ValueExt;
+
+        let (mut options, mut args) = (Self::default(), lexopt::Parser::from_env());
+        while let Some(arg) = args.next()? {
+            match arg {
+                lexopt::Arg::Long("require") => options.required = true,
+                lexopt::Arg::Long("only") => options.only.push(args.value()?.string()?),
+                // Cargo says this to every bench.
+                lexopt::Arg::Long("bench") => {}
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        let unknown = |name: &&String| CASES.iter().all(|case| case.name != **name);
+        if let Some(name) = options.only.iter().find(unknown) {
+            bail!("nothing is counted under the name `{name}`");
+        }
+        Ok(options)
+    }
+
+    fn chosen(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+}
+
+/// One run under valgrind.
+#[derive(Serialize, Deserialize)]
+struct Child {
+    uri: String,
+    keys: usize,
+    from: Source,
+}
+
+impl Child {
+    fn of_environment() -> Option<Self> {
+        serde_json::from_str(&std::env::var(CHILD).ok()?).ok()
+    }
+
+    /// How many instructions all of its hits take.
+    fn count(&self) -> Result<u64> {
+        let child = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg("--toggle-collect=*counted_hits*")
+            .arg(std::env::current_exe()?)
+            .env(CHILD, serde_json::to_string(self)?)
+            .env("GLIBC_TUNABLES", ROOM_FOR_BLOCKS)
+            .output()?;
+        let said = String::from_utf8_lossy(&child.stderr);
+        ensure!(child.status.success(), "the counted process failed:\n{said}");
+        let line = said.lines().find_map(|line| line.split_once("Collected :"));
+        let (_, count) = line.context("callgrind says what it has collected")?;
+        Ok(count.trim().parse()?)
+    }
+
+    fn run(&self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut record = record(self.keys);
+        if let Source::Floor = self.from {
+            let floor = Cache::new(10_000);
+            floor.insert(digest(record.id), record.clone());
+            let load = || {
+                let found: Option<Record> = floor.get(&digest(*black_box(&record.id)));
+                drop(black_box(found.context("it is there")?));
+                Ok(())
+            };
+            return counted_hits(load);
+        }
+        let store = runtime.block_on(async {
+            // All is slow under valgrind, and the clock goes on as ever.
+            let mongo = MongoStore::builder().uri(&self.uri).operation_timeout(PATIENCE);
+            let builder = CachedMongoStore::builder(mongo.build().await?);
+            let builder = builder.max_staleness(60 * PATIENCE);
+            let store = builder.compact(matches!(self.from, Source::Compact)).build().await?;
+            store.create(&mut record).await?;
+            anyhow::Ok(store)
+        })?;
+        let load = || {
+            // A hit does not wait for anything.
+            let loaded = store.load(black_box(&record.id)).now_or_never();
+            drop(black_box(loaded.context("it is a hit")??.context("it is there")?));
+            Ok(())
+        };
+        counted_hits(load)
+    }
+}
+
+/// What valgrind counts, by this name.
+#[inline(never)]
+fn counted_hits(mut load: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 0..HITS {
+        load()?;
+    }
+    Ok(())
+}
+
+fn digest(id: Id) -> [u8; 32] {
+    Sha256::digest(id.0.to_le_bytes()).into()
+}
+
+/// As those of `cargo bench --bench ratios`.
+fn record(keys: usize) -> Record {
+    let small = |key: usize| json!({ "id": key, "name": "a visitor's name", "at": [key, 1.5] });
+    let data: HashMap<String, Value> =
+        (0..keys).map(|key| (format!("key_{key:02}"), small(key))).collect();
+    let expiry_date = OffsetDateTime::now_utc() + time::Duration::days(14);
+    Record { id: Id::default(), data, expiry_date }
+}

@@ -1,0 +1,164 @@
+//! Many tasks at once, beside as many that use the driver's own operations.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mongodb::Collection;
+use mongodb::bson::{Document, doc};
+use tokio::task::JoinSet;
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::mongodb;
+
+use crate::bench::{Bench, Measured};
+use crate::fixtures::{self, Shape};
+use crate::rounds::{Rounds, Side};
+
+const SEED: u64 = 3;
+const THEIRS: u64 = 103;
+const SHAPE: Shape = Shape::Keys(5);
+const TASKS: usize = 128;
+/// Blocks in a round.
+const BLOCKS: usize = 3;
+
+pub(crate) async fn load(bench: Bench) -> Result<Measured> {
+    let (uri, each) = (bench.uri(), bench.size(16, 2));
+    let driver = fixtures::driver(&uri).await?;
+    let ours = fixtures::cached(&uri, false).await?;
+    fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * BLOCKS + 1) * TASKS * each).await?;
+    let mut rounds = Rounds::default();
+    for block in 0..=bench.rounds * BLOCKS {
+        // Each session once, so that each is cold.
+        let ids = |task| {
+            let first = (block * TASKS + task) * each;
+            (first..first + each).map(|number| fixtures::id(SEED, number))
+        };
+        for side in rounds.turn() {
+            let time = match side {
+                Side::Ours => {
+                    let work = (0..TASKS).map(|task| {
+                        let (ours, ids) = (ours.clone(), ids(task).collect::<Vec<_>>());
+                        async move {
+                            for id in &ids {
+                                black_box(ours.load(id).await?.context("it was stored")?);
+                            }
+                            Ok(())
+                        }
+                    });
+                    together(work).await?
+                }
+                Side::Theirs => {
+                    let work = (0..TASKS).map(|task| {
+                        let filters: Vec<_> =
+                            ids(task).map(|id| doc! { "_id": fixtures::key(id) }).collect();
+                        let driver = driver.clone();
+                        async move {
+                            for filter in filters {
+                                black_box(driver.find_one(filter).await?.context("it was stored")?);
+                            }
+                            Ok(())
+                        }
+                    });
+                    together(work).await?
+                }
+            };
+            if block > 0 {
+                rounds.took(side, time, TASKS * each);
+            }
+        }
+        if block > 0 && block.is_multiple_of(BLOCKS) {
+            rounds.ends();
+        }
+    }
+    rounds.tell("load", "find_one");
+    ours.shutdown().await;
+    Ok(Measured::Value(rounds.throughput_ratio()))
+}
+
+/// Against updates in the same collection, as where there is one at a time.
+pub(crate) async fn save(bench: Bench) -> Result<Measured> {
+    eprintln!("  against a collection that nobody follows:");
+    let uri = bench.uri();
+    let apart = save_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
+    eprintln!("  that is {apart:.4}; against the same collection:");
+    let uri = bench.uri();
+    let followed = save_beside(&bench, &uri, &fixtures::driver(&uri).await?).await?;
+    Ok(Measured::Value(followed))
+}
+
+async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
+    let each = bench.size(16, 2);
+    let ours = fixtures::cached(uri, false).await?;
+    fixtures::fill(&fixtures::driver(uri).await?, SEED, SHAPE, TASKS * each).await?;
+    fixtures::fill(theirs, THEIRS, SHAPE, TASKS * each).await?;
+    let mut rounds = Rounds::default();
+    for block in 0..=bench.rounds * BLOCKS {
+        // Never what is there already.
+        let changed = |seed, task| {
+            let first = task * each;
+            let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
+            (first..first + each).map(move |number| (fixtures::id(seed, number), data(number)))
+        };
+        for side in rounds.turn() {
+            let time = match side {
+                Side::Ours => {
+                    let work = (0..TASKS).map(|task| {
+                        let records: Vec<_> = changed(SEED, task)
+                            .map(|(id, data)| fixtures::record(id, data))
+                            .collect();
+                        let ours = ours.clone();
+                        async move {
+                            for record in &records {
+                                ours.save(record).await?;
+                            }
+                            Ok(())
+                        }
+                    });
+                    together(work).await?
+                }
+                Side::Theirs => {
+                    let work = (0..TASKS).map(|task| {
+                        let update = |(id, data)| {
+                            let filter = doc! { "_id": fixtures::key(id) };
+                            fixtures::update(&data).map(|update| (filter, update))
+                        };
+                        let updates: Result<Vec<_>> = changed(THEIRS, task).map(update).collect();
+                        let theirs = theirs.clone();
+                        async move {
+                            for (filter, update) in updates? {
+                                let done = theirs.update_one(filter, update).await?;
+                                ensure!(done.modified_count == 1, "an update changed nothing");
+                            }
+                            Ok(())
+                        }
+                    });
+                    together(work).await?
+                }
+            };
+            if block > 0 {
+                rounds.took(side, time, TASKS * each);
+            }
+        }
+        if block > 0 && block.is_multiple_of(BLOCKS) {
+            rounds.ends();
+        }
+    }
+    rounds.tell("save", "update_one");
+    ours.shutdown().await;
+    Ok(rounds.throughput_ratio())
+}
+
+/// Runs each in a task of its own; how long until the last has ended. What they need is made before
+/// the first one starts.
+async fn together<W>(work: impl Iterator<Item = W>) -> Result<Duration>
+where
+    W: Future<Output = Result<()>> + Send + 'static,
+{
+    let work: Vec<_> = work.collect();
+    let start = Instant::now();
+    let mut tasks: JoinSet<_> = work.into_iter().collect();
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    Ok(start.elapsed())
+}

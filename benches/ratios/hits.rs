@@ -1,0 +1,126 @@
+//! Loads of cached sessions.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use moka::sync::Cache;
+use sha2::{Digest, Sha256};
+use tower_sessions::SessionStore;
+use tower_sessions::session::{Id, Record};
+use tower_sessions_moka_mongodb_store::MongoStore;
+
+use crate::bench::{Bench, Measured};
+use crate::fixtures::{self, Shape};
+use crate::naive;
+use crate::rounds::{Rounds, Side};
+
+const SEED: u64 = 1;
+/// Few enough that both sides' fit into the processor's own caches, so that the code is measured and
+/// not the memory.
+const SESSIONS: usize = 100;
+/// How often a block loads each.
+const PASSES: usize = 5;
+const BLOCKS: usize = 201;
+
+/// What no store can do without: the digest of the id, moka's look-up, the record's copy. A plain
+/// cache: no expiry, no weights, the standard hasher.
+struct Floor(Cache<[u8; 32], Record>);
+
+impl Floor {
+    fn key(id: Id) -> [u8; 32] {
+        Sha256::digest(id.0.to_le_bytes()).into()
+    }
+
+    fn load(&self, id: Id) -> Option<Record> {
+        self.0.get(&Self::key(id))
+    }
+}
+
+pub(crate) async fn against_floor(bench: Bench, keys: usize, compact: bool) -> Result<Measured> {
+    let (ids, uri) = stored(&bench, keys).await?;
+    let ours = fixtures::cached(&uri, compact).await?;
+    let floor = Floor(Cache::new(10 * SESSIONS as u64));
+    // Read in the same way, so that both lie in memory alike.
+    let mongo = MongoStore::connect(&uri).await?;
+    loads(&ours, &ids).await?;
+    for id in &ids {
+        let record = mongo.load(id).await?.context("it was just stored")?;
+        floor.0.insert(Floor::key(*id), record);
+    }
+    let mut rounds = Rounds::default();
+    for _ in 0..bench.rounds {
+        for _ in 0..bench.size(BLOCKS, 3) {
+            for side in rounds.turn() {
+                let time = match side {
+                    Side::Ours => loads(&ours, passes(&ids)).await?,
+                    Side::Theirs => {
+                        let start = Instant::now();
+                        for id in passes(&ids) {
+                            black_box(floor.load(black_box(*id)).context("it is there")?);
+                        }
+                        start.elapsed()
+                    }
+                };
+                rounds.took(side, time, PASSES * ids.len());
+            }
+            tokio::task::yield_now().await;
+        }
+        rounds.ends();
+    }
+    rounds.tell("load", "SHA-256, moka and a clone");
+    ours.shutdown().await;
+    mongo.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
+}
+
+pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
+    let (ids, uri) = stored(&bench, 5).await?;
+    let ours = fixtures::cached(&uri, false).await?;
+    let mongo = MongoStore::connect(&uri).await?;
+    let theirs = naive::pair(mongo.clone(), 10 * SESSIONS as u64);
+    // Reads them into both caches.
+    loads(&ours, &ids).await?;
+    loads(&theirs, &ids).await?;
+    let mut rounds = Rounds::default();
+    for _ in 0..bench.rounds {
+        for _ in 0..bench.size(BLOCKS, 3) {
+            for side in rounds.turn() {
+                let time = match side {
+                    Side::Ours => loads(&ours, passes(&ids)).await?,
+                    Side::Theirs => loads(&theirs, passes(&ids)).await?,
+                };
+                rounds.took(side, time, PASSES * ids.len());
+            }
+            tokio::task::yield_now().await;
+        }
+        rounds.ends();
+    }
+    rounds.tell("load", "load of the naive pair");
+    ours.shutdown().await;
+    mongo.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
+}
+
+fn passes(ids: &[Id]) -> impl Iterator<Item = &Id> {
+    ids.iter().cycle().take(PASSES * ids.len())
+}
+
+/// Loads each of these, one after the other, as the session layer would.
+pub(crate) async fn loads<'a>(
+    store: &impl SessionStore,
+    ids: impl IntoIterator<Item = &'a Id>,
+) -> Result<Duration> {
+    let start = Instant::now();
+    for id in ids {
+        black_box(store.load(black_box(id)).await?.context("it is there")?);
+    }
+    Ok(start.elapsed())
+}
+
+async fn stored(bench: &Bench, keys: usize) -> Result<(Vec<Id>, String)> {
+    let uri = bench.uri();
+    let driver = fixtures::driver(&uri).await?;
+    fixtures::fill(&driver, SEED, Shape::Keys(keys), SESSIONS).await?;
+    Ok(((0..SESSIONS).map(|number| fixtures::id(SEED, number)).collect(), uri))
+}

@@ -1,0 +1,171 @@
+//! One operation at a time, beside the driver's own on documents of the same kind.
+
+use std::hint::black_box;
+
+use anyhow::{Context, Result, ensure};
+use mongodb::Collection;
+use mongodb::bson::{Document, doc};
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::mongodb;
+
+use crate::bench::{Bench, Measured};
+use crate::fixtures::{self, Shape, timed};
+use crate::hits;
+use crate::rounds::{Rounds, Side};
+
+const SEED: u64 = 2;
+const THEIRS: u64 = 102;
+const SHAPE: Shape = Shape::Keys(5);
+const BLOCK: usize = 50;
+
+/// How many blocks there are in each round; one more, the first, warms both sides up.
+fn blocks(bench: &Bench) -> usize {
+    bench.size(21, 2)
+}
+
+pub(crate) async fn load(bench: Bench) -> Result<Measured> {
+    let uri = bench.uri();
+    let (driver, blocks) = (fixtures::driver(&uri).await?, blocks(&bench));
+    let ours = fixtures::cached(&uri, false).await?;
+    fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * blocks + 1) * BLOCK).await?;
+    let mut rounds = Rounds::default();
+    for block in 0..=bench.rounds * blocks {
+        // Each session once, so that each is cold.
+        let ids: Vec<_> =
+            (block * BLOCK..(block + 1) * BLOCK).map(|number| fixtures::id(SEED, number)).collect();
+        let filters: Vec<_> = ids.iter().map(|id| doc! { "_id": fixtures::key(*id) }).collect();
+        let finds = async |filters: Vec<_>| {
+            for filter in filters {
+                black_box(driver.find_one(filter).await?.context("it was stored")?);
+            }
+            anyhow::Ok(())
+        };
+        for side in rounds.turn() {
+            let time = match side {
+                Side::Ours => hits::loads(&ours, &ids).await?,
+                Side::Theirs => timed(finds(filters.clone())).await?,
+            };
+            if block > 0 {
+                rounds.took(side, time, BLOCK);
+            }
+        }
+        if block > 0 && block.is_multiple_of(blocks) {
+            rounds.ends();
+        }
+    }
+    rounds.tell("load", "find_one");
+    ours.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
+}
+
+/// Against updates in the same collection, which its change stream reports like ours. What the server
+/// does for that stream is a part of both; for what it is, see the figure on stderr.
+pub(crate) async fn save(bench: Bench) -> Result<Measured> {
+    eprintln!("  against a collection that nobody follows:");
+    let uri = bench.uri();
+    let apart = save_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
+    eprintln!("  that is {apart:.4}; against the same collection:");
+    let uri = bench.uri();
+    let followed = save_beside(&bench, &uri, &fixtures::driver(&uri).await?).await?;
+    Ok(Measured::Value(followed))
+}
+
+async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
+    let (driver, blocks) = (fixtures::driver(uri).await?, blocks(bench));
+    let ours = fixtures::cached(uri, false).await?;
+    fixtures::fill(&driver, SEED, SHAPE, 10 * BLOCK).await?;
+    fixtures::fill(theirs, THEIRS, SHAPE, 10 * BLOCK).await?;
+    let mut rounds = Rounds::default();
+    for block in 0..=bench.rounds * blocks {
+        let ids = |seed| (0..BLOCK).map(move |n| fixtures::id(seed, block % 10 * BLOCK + n));
+        // Never what is there already.
+        let data: Vec<_> = (0..BLOCK).map(|n| SHAPE.data(1_000_000 + block * BLOCK + n)).collect();
+        for side in rounds.turn() {
+            let time = match side {
+                Side::Ours => {
+                    let records = ids(SEED).zip(data.clone());
+                    let records: Vec<_> =
+                        records.map(|(id, data)| fixtures::record(id, data)).collect();
+                    let saves = async {
+                        for record in &records {
+                            ours.save(record).await?;
+                        }
+                        anyhow::Ok(())
+                    };
+                    timed(saves).await?
+                }
+                Side::Theirs => {
+                    let filters = ids(THEIRS).map(|id| doc! { "_id": fixtures::key(id) });
+                    let updates: Result<Vec<_>> = data.iter().map(fixtures::update).collect();
+                    let updates: Vec<_> = filters.zip(updates?).collect();
+                    let updates = async {
+                        for (filter, update) in updates {
+                            let done = theirs.update_one(filter, update).await?;
+                            ensure!(done.modified_count == 1, "an update changed nothing");
+                        }
+                        anyhow::Ok(())
+                    };
+                    timed(updates).await?
+                }
+            };
+            if block > 0 {
+                rounds.took(side, time, BLOCK);
+            }
+        }
+        if block > 0 && block.is_multiple_of(blocks) {
+            rounds.ends();
+        }
+    }
+    rounds.tell("save", "update_one");
+    ours.shutdown().await;
+    Ok(rounds.ratio())
+}
+
+pub(crate) async fn create(bench: Bench) -> Result<Measured> {
+    let (uri, blocks) = (bench.uri(), blocks(&bench));
+    let apart = fixtures::driver_apart(&uri).await?;
+    let ours = fixtures::cached(&uri, false).await?;
+    let mut rounds = Rounds::default();
+    for block in 0..=bench.rounds * blocks {
+        let ids: Vec<_> = (0..BLOCK).map(|n| fixtures::id(SEED, block * BLOCK + n)).collect();
+        let data: Vec<_> = (0..BLOCK).map(|n| SHAPE.data(block * BLOCK + n)).collect();
+        for side in rounds.turn() {
+            let time = match side {
+                Side::Ours => {
+                    let records = ids.iter().zip(data.clone());
+                    let mut records: Vec<_> =
+                        records.map(|(id, data)| fixtures::record(*id, data)).collect();
+                    let creates = async {
+                        for record in &mut records {
+                            ours.create(record).await?;
+                        }
+                        anyhow::Ok(())
+                    };
+                    timed(creates).await?
+                }
+                Side::Theirs => {
+                    let documents = ids.iter().zip(&data);
+                    let documents: Result<Vec<_>> =
+                        documents.map(|(id, data)| fixtures::document(*id, data)).collect();
+                    let documents = documents?;
+                    let inserts = async {
+                        for document in documents {
+                            apart.insert_one(document).await?;
+                        }
+                        anyhow::Ok(())
+                    };
+                    timed(inserts).await?
+                }
+            };
+            if block > 0 {
+                rounds.took(side, time, BLOCK);
+            }
+        }
+        if block > 0 && block.is_multiple_of(blocks) {
+            rounds.ends();
+        }
+    }
+    rounds.tell("create", "insert_one");
+    ours.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
+}
