@@ -101,6 +101,7 @@ impl CachedMongoStore {
                 max_staleness: Duration::from_secs(5),
                 exclusive: false,
                 outage_grace: Duration::ZERO,
+                compact: false,
             },
         }
     }
@@ -290,6 +291,14 @@ impl CachedMongoStoreBuilder {
     /// doubt, is never served. Each one served is counted in `session_store_grace_served_total`.
     pub fn outage_grace(mut self, grace: Duration) -> Self {
         self.limits.outage_grace = grace;
+        self
+    }
+
+    /// Whether cached sessions are kept packed, each in one block, and unpacked at each load. Default
+    /// no. Several times as many sessions fit into the same bytes, and each hit takes about twice as
+    /// long, still less than a microsecond for a small one.
+    pub fn compact(mut self, packed: bool) -> Self {
+        self.limits.compact = packed;
         self
     }
 

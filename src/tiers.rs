@@ -73,15 +73,15 @@ impl<B: Backend> Tiers<B> {
             self.tasks.start_for(patience, self.backend.find(key), lands, || ());
         };
         match self.cache.get(key) {
-            Lookup::Hit(entry) => return Ok(Some(entry.session())),
+            Lookup::Hit(entry) => return entry.session().map(Some),
             Lookup::Absent => return Ok(None),
             Lookup::Grace(entry) => {
                 self.cache.probe(key, |landing| read(landing, Duration::ZERO));
-                return Ok(Some(entry.session()));
+                return entry.session().map(Some);
             }
             Lookup::Miss | Lookup::Lapsed => {}
         }
-        Ok(self.cache.fill(key, read).await?.map(|entry| entry.session()))
+        self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {

@@ -112,6 +112,7 @@ mod tests {
             max_staleness: Duration::from_secs(5),
             exclusive: false,
             outage_grace: Duration::ZERO,
+            compact: false,
         })
     }
 

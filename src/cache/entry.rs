@@ -7,16 +7,28 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::packed;
 use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Data, Session, WallTime};
 
-/// A cached session. Cheap to clone: the cache, a flight and its followers share one.
+/// A cached session. Cheap to clone: the cache, a flight and its followers share what it holds.
 #[derive(Clone)]
-pub(crate) struct Entry(Arc<Held>);
-
-struct Held {
-    session: Session,
+pub(crate) struct Entry {
     times: Times,
+    expires: WallTime,
+    held: Held,
+}
+
+#[derive(Clone)]
+enum Held {
+    Plain(Arc<Plain>),
+    /// [Packed](packed), to be unpacked by each who asks.
+    Compact(Arc<str>),
+}
+
+struct Plain {
+    data: Data,
     weight: u32,
 }
 
@@ -34,46 +46,76 @@ pub(crate) struct Times {
 
 impl Entry {
     pub(crate) fn new(session: Session, times: Times) -> Self {
-        let weight = u32::try_from(OVERHEAD + heap_of(&session.data)).unwrap_or(u32::MAX);
-        Self(Arc::new(Held { session, times, weight }))
+        let Session { data, expires } = session;
+        let weight = u32::try_from(OVERHEAD + PLAIN + heap_of(&data)).unwrap_or(u32::MAX);
+        Self { times, expires, held: Held::Plain(Arc::new(Plain { data, weight })) }
+    }
+
+    /// The same entry in the form that takes the least room.
+    pub(crate) fn compacted(&self) -> Self {
+        let mut entry = self.clone();
+        if let Held::Plain(plain) = &self.held
+            && let Some(packed) = packed::pack(&plain.data)
+        {
+            entry.held = Held::Compact(packed);
+        }
+        entry
     }
 
     /// A copy of the session's data, and its expiry.
-    pub(crate) fn session(&self) -> Session {
-        self.0.session.clone()
+    pub(crate) fn session(&self) -> Result<Session> {
+        let data = match &self.held {
+            Held::Plain(plain) => plain.data.clone(),
+            Held::Compact(packed) => packed::unpack(packed).ok_or_else(unreadable)?,
+        };
+        Ok(Session { data, expires: self.expires })
     }
 
     /// The expiry of its session.
     pub(crate) fn expires(&self) -> WallTime {
-        self.0.session.expires
+        self.expires
     }
 
     /// From when its read began until its session ends.
     pub(crate) fn lifetime(&self) -> Duration {
-        self.0.times.expires_at.since(self.0.times.read_at)
+        self.times.expires_at.since(self.times.read_at)
     }
 
     pub(crate) fn times(&self) -> &Times {
-        &self.0.times
+        &self.times
     }
 
     /// Bytes of heap that the entry takes, its place in the cache's tables included.
     pub(crate) fn weight(&self) -> u32 {
-        self.0.weight
+        match &self.held {
+            Held::Plain(plain) => plain.weight,
+            Held::Compact(packed) => {
+                let bytes = OVERHEAD + block(packed.len() + 2 * size_of::<usize>());
+                u32::try_from(bytes).unwrap_or(u32::MAX)
+            }
+        }
     }
+}
+
+#[cold]
+fn unreadable() -> Error {
+    Error::new(ErrorKind::Decode, "a cached session cannot be read")
 }
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
-            .field("times", &self.0.times)
-            .field("weight", &self.0.weight)
+            .field("times", &self.times)
+            .field("weight", &self.weight())
             .finish_non_exhaustive()
     }
 }
 
-/// What an entry takes beside its data: moka's own nodes and table, and the shared block.
-const OVERHEAD: usize = 420 + block(size_of::<Held>() + 2 * size_of::<usize>());
+/// What an entry takes beside what it holds: moka's own nodes and table.
+const OVERHEAD: usize = 420;
+
+/// The shared block of the plain form.
+const PLAIN: usize = block(size_of::<Plain>() + 2 * size_of::<usize>());
 
 /// What an allocator of the usual kind takes for a block of `bytes`.
 const fn block(bytes: usize) -> usize {

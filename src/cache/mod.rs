@@ -9,6 +9,7 @@ mod entry;
 mod freshness;
 mod lease;
 mod outage;
+mod packed;
 mod ticket;
 
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub(crate) struct Limits {
     /// Nobody else changes these sessions, so `max_staleness` bounds only what is known to be absent.
     pub(crate) exclusive: bool,
     pub(crate) outage_grace: Duration,
+    /// Entries are kept packed.
+    pub(crate) compact: bool,
 }
 
 /// The cache. Clones share it.
@@ -74,6 +77,7 @@ struct Shared {
     /// under way that may bring one.
     lease_of_reads: Lease,
     outage: Outage,
+    compact: bool,
     clock: Clock,
     metrics: CacheMetrics,
 }
@@ -140,6 +144,7 @@ impl Cache {
             lease: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
             lease_of_reads: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
             outage: Outage::new(limits.outage_grace),
+            compact: limits.compact,
             clock,
             metrics,
         }))

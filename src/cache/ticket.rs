@@ -54,13 +54,14 @@ impl Ticket {
         let expires_at = shared.clock.now().after(left);
         let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
         let entry = Entry::new(session, times);
-        let (key, placed) = (stamp.key(), entry.clone());
+        let placed = if shared.compact { entry.compacted() } else { entry.clone() };
+        let (key, weight) = (stamp.key(), placed.weight());
         // What has expired on the way is an answer to those who asked before, and none for later:
         // it may have been prolonged meanwhile.
-        let admitted = shared.bound.admits(entry.weight()) && !left.is_zero();
+        let admitted = shared.bound.admits(weight) && !left.is_zero();
         shared.freshness.finish(stamp, |current| {
             if current && admitted {
-                shared.account.add(placed.weight());
+                shared.account.add(weight);
                 shared.absent.invalidate(&key);
                 shared.sessions.insert(key, placed);
             } else {
@@ -70,7 +71,7 @@ impl Ticket {
         if let Some(rev) = self.writes.take() {
             shared.echoes.acknowledges(rev);
         }
-        if shared.bound.is_large(entry.weight()) {
+        if shared.bound.is_large(weight) {
             shared.sessions.run_pending_tasks();
         }
         Some(entry)

@@ -71,9 +71,11 @@ impl Fleet {
             max_staleness: profile.promise.max_staleness,
             exclusive: profile.promise.exclusive,
             outage_grace: profile.promise.grace,
+            compact: false,
         };
         let stores = (0..profile.stores).map(|node| {
             let backend = FakeBackend::new(wire.clone(), node);
+            let limits = Limits { compact: node % 2 == 1, ..limits.clone() };
             let cache = Cache::new(&limits, clock.clone());
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();

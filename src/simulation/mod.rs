@@ -59,6 +59,7 @@ impl World {
             max_staleness,
             exclusive: false,
             outage_grace: Duration::ZERO,
+            compact: false,
         };
         let tiers = Tiers {
             backend: mongo.clone(),

@@ -136,6 +136,7 @@ impl World {
             max_staleness: BOUND,
             exclusive: false,
             outage_grace: grace.unwrap_or_default(),
+            compact: false,
         };
         let cache = Cache::new(&limits, clock.clone());
         cache.restart(true);
@@ -194,10 +195,10 @@ impl World {
         }
         self.tell(format_args!("loads, {} or later", Shown(known)));
         let found = match self.cache.get(key()) {
-            Lookup::Hit(entry) => Some(entry.session()),
+            Lookup::Hit(entry) => entry.session().ok(),
             Lookup::Grace(entry) => {
                 self.cache.probe(key(), read);
-                Some(entry.session())
+                entry.session().ok()
             }
             Lookup::Absent => None,
             Lookup::Miss | Lookup::Lapsed => {
@@ -207,7 +208,7 @@ impl World {
                     self.tell(format_args!("has no answer"));
                     return false;
                 };
-                entry.map(|entry| entry.session())
+                entry.and_then(|entry| entry.session().ok())
             }
         };
         let rank = rank_of(found.as_ref());
