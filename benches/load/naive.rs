@@ -93,7 +93,7 @@ impl SessionStore for NaiveMongo {
     async fn save(&self, record: &Record) -> Result<()> {
         let bytes = serde_json::to_vec(record).map_err(|error| Error::Encode(error.to_string()))?;
         let data = Binary { subtype: BinarySubtype::Generic, bytes };
-        let expires = DateTime::from_time_0_3(record.expiry_date);
+        let expires = DateTime::from(std::time::SystemTime::from(record.expiry_date));
         self.collection
             .update_one(
                 doc! { "_id": record.id.to_string() },

@@ -81,6 +81,9 @@ impl Store {
         }
         let mut client = ClientOptions::parse(uri).await?;
         client.command_event_handler = Some(meters.commands().handler());
+        // What our store sets by itself when it makes the client; the naive pair gets it as well.
+        client.max_pool_size.get_or_insert(100);
+        client.max_connecting.get_or_insert(8);
         let client = Client::with_options(client)?;
         if kind == Kind::Naive {
             let database = client.default_database().context("the URI names a database")?;
@@ -91,7 +94,9 @@ impl Store {
         if kind == Kind::Mongo {
             return Ok(Self::Mongo(mongo));
         }
-        let mut builder = CachedMongoStore::builder(mongo).change_stream(options.change_stream);
+        let mut builder = CachedMongoStore::builder(mongo)
+            .change_stream(options.change_stream)
+            .compact(kind == Kind::Compact);
         if let Some(bytes) = options.max_bytes {
             builder = builder.max_bytes(bytes);
         }
