@@ -34,6 +34,8 @@ What is run
   --seed N             what sessions and steps are drawn from (1)
   --client-threads N   threads that the clients run on (1)
   --server-threads N   threads that the server runs on (one a core)
+  --commands           count MongoDB commands by name as well, for --json; the driver then copies each
+                       command, which costs the server some 12 µs
   --quick              everything once and shortly: 64 sessions, one round of 0.2 s
 
 The store under test (ours and compact); what is left out is the store's own default
@@ -76,6 +78,7 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) client_threads: usize,
     pub(crate) server_threads: Option<usize>,
+    pub(crate) name_commands: bool,
     pub(crate) store: StoreOptions,
     #[serde(skip)]
     pub(crate) json: Option<PathBuf>,
@@ -127,6 +130,7 @@ impl Default for Options {
             seed: 1,
             client_threads: 1,
             server_threads: None,
+            name_commands: false,
             store: StoreOptions {
                 max_bytes: None,
                 max_entries: None,
@@ -167,6 +171,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("seed") => options.seed = parser.value()?.parse()?,
             Long("client-threads") => options.client_threads = parser.value()?.parse()?,
             Long("server-threads") => options.server_threads = Some(parser.value()?.parse()?),
+            Long("commands") => options.name_commands = true,
             Long("quick") => {
                 (options.rounds, options.seconds, options.warm_up) = (1, 0.2, 0.05);
                 sessions = sessions.or(Some(64));

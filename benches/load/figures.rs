@@ -47,6 +47,7 @@ pub(crate) struct Cell {
     pub(crate) latency_micros: Latency,
     pub(crate) hit_rate: Option<f64>,
     pub(crate) mongo_commands_per_request: f64,
+    /// By name, if that was asked for.
     pub(crate) mongo_commands: BTreeMap<String, u64>,
     pub(crate) loads: BTreeMap<String, u64>,
     /// Time on a processor for each request, and how many cores that kept busy.
@@ -113,8 +114,8 @@ impl Sum {
             unsent: tally.unsent,
             latency_micros: Latency::of(&tally.latencies),
             hit_rate: stats.hit_rate(),
-            mongo_commands_per_request: crate::float(stats.commands.values().sum()) / requests,
-            mongo_commands: stats.commands,
+            mongo_commands_per_request: crate::float(stats.commands) / requests,
+            mongo_commands: stats.named,
             loads: stats.loads,
             server_cpu_micros: each(cpu.server),
             client_cpu_micros: each(cpu.client),

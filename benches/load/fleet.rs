@@ -42,6 +42,7 @@ impl Fleet {
             options: store,
             size: options.size,
             threads: options.server_threads,
+            name_commands: options.name_commands,
         };
         let servers =
             try_join_all((0..scenario.instances()).map(|_| Server::start(&setup))).await?;

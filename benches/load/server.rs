@@ -30,6 +30,7 @@ pub(crate) struct Setup {
     pub(crate) options: StoreOptions,
     pub(crate) size: usize,
     pub(crate) threads: Option<usize>,
+    pub(crate) name_commands: bool,
 }
 
 /// Serves until stdin ends.
@@ -45,8 +46,8 @@ pub(crate) fn run() -> Result<()> {
 }
 
 async fn serve(setup: Setup) -> Result<()> {
-    let meters = Meters::install()?;
-    let store = Store::build(setup.kind, &setup.uri, &setup.options, &meters).await?;
+    let meters = Meters::install(setup.name_commands)?;
+    let store = Store::build(setup.kind, &setup.uri, &setup.options, meters.commands()).await?;
     let app = match store {
         Store::InMemory(store) => app(store, setup.size, meters),
         Store::Mongo(store) => app(store, setup.size, meters),

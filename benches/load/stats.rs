@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::registry::{AtomicStorage, Registry};
 use mongodb::event::EventHandler;
+use mongodb::event::cmap::CmapEvent;
 use mongodb::event::command::CommandEvent;
+use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};
 use tower_sessions_moka_mongodb_store::mongodb;
 
@@ -21,8 +23,10 @@ const BYTES: &str = "session_store_cache_bytes";
 pub(crate) struct Stats {
     /// Sessions asked for, by result.
     pub(crate) loads: BTreeMap<String, u64>,
-    /// Commands sent to MongoDB, by name.
-    pub(crate) commands: BTreeMap<String, u64>,
+    /// Commands sent to MongoDB, those by which a cache follows the others' changes included.
+    pub(crate) commands: u64,
+    /// The same by name, without those; empty unless it was asked for.
+    pub(crate) named: BTreeMap<String, u64>,
     /// Sessions in the cache, where the store tells.
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
@@ -38,7 +42,8 @@ impl Stats {
         };
         Self {
             loads: less(&self.loads, &before.loads),
-            commands: less(&self.commands, &before.commands),
+            commands: self.commands.saturating_sub(before.commands),
+            named: less(&self.named, &before.named),
             ..self.clone()
         }
     }
@@ -47,8 +52,9 @@ impl Stats {
         for (name, n) in &other.loads {
             *self.loads.entry(name.clone()).or_default() += n;
         }
-        for (name, n) in &other.commands {
-            *self.commands.entry(name.clone()).or_default() += n;
+        self.commands += other.commands;
+        for (name, n) in &other.named {
+            *self.named.entry(name.clone()).or_default() += n;
         }
         self.entries += other.entries;
         self.bytes += other.bytes;
@@ -74,11 +80,11 @@ pub(crate) struct Meters {
 
 impl Meters {
     /// To be called before a store is built: it registers its metrics then.
-    pub(crate) fn install() -> anyhow::Result<Self> {
+    pub(crate) fn install(names: bool) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::atomic());
         metrics::set_global_recorder(Recording(registry.clone()))
             .map_err(|_| anyhow::anyhow!("there is a metrics recorder already"))?;
-        Ok(Self { registry, commands: Commands::default() })
+        Ok(Self { registry, commands: Commands { names, ..Commands::default() } })
     }
 
     pub(crate) fn commands(&self) -> &Commands {
@@ -106,7 +112,8 @@ impl Meters {
             }
         });
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks() as u64;
-        Stats { loads, commands: self.commands.read(), entries, bytes, tasks }
+        let commands = self.commands.sent.load(Ordering::Relaxed);
+        Stats { loads, commands, named: self.commands.named(), entries, bytes, tasks }
     }
 }
 
@@ -131,9 +138,13 @@ impl Recorder for Recording {
     }
 }
 
-/// How many commands were sent, by name.
+/// How many commands were sent.
 #[derive(Clone, Default)]
-pub(crate) struct Commands(Arc<[AtomicU64; NAMES.len() + 1]>);
+pub(crate) struct Commands {
+    names: bool,
+    sent: Arc<AtomicU64>,
+    by_name: Arc<[AtomicU64; NAMES.len() + 1]>,
+}
 
 const NAMES: [&str; 7] =
     ["find", "insert", "update", "delete", "bulkWrite", "findAndModify", "aggregate"];
@@ -142,23 +153,35 @@ const NAMES: [&str; 7] =
 const BACKGROUND: [&str; 3] = ["ping", "getMore", "endSessions"];
 
 impl Commands {
-    /// What a client is to be told so that it counts into this.
-    pub(crate) fn handler(&self) -> EventHandler<CommandEvent> {
-        let counts = self.clone();
-        EventHandler::callback(move |event| {
+    /// Has a client count into this.
+    ///
+    /// Each command takes a connection from the pool, and to count those costs next to nothing. For
+    /// its name the driver makes a copy of the command and of the answer.
+    pub(crate) fn count(&self, options: &mut ClientOptions) {
+        let sent = self.sent.clone();
+        options.cmap_event_handler = Some(EventHandler::callback(move |event| {
+            if let CmapEvent::ConnectionCheckedOut(_) = event {
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        if !self.names {
+            return;
+        }
+        let counts = self.by_name.clone();
+        options.command_event_handler = Some(EventHandler::callback(move |event| {
             if let CommandEvent::Started(event) = event {
                 let name = event.command_name.as_str();
                 let at = NAMES.iter().position(|known| *known == name).unwrap_or(NAMES.len());
                 if !BACKGROUND.contains(&name) {
-                    counts.0[at].fetch_add(1, Ordering::Relaxed);
+                    counts[at].fetch_add(1, Ordering::Relaxed);
                 }
             }
-        })
+        }));
     }
 
-    fn read(&self) -> BTreeMap<String, u64> {
+    fn named(&self) -> BTreeMap<String, u64> {
         let names = NAMES.into_iter().chain(["other"]);
-        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        let counts = self.by_name.iter().map(|count| count.load(Ordering::Relaxed));
         names.zip(counts).filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
     }
 }

@@ -11,7 +11,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
 
 use crate::args::StoreOptions;
 use crate::naive::{self, NaivePair};
-use crate::stats::Meters;
+use crate::stats::Commands;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -74,13 +74,13 @@ impl Store {
         kind: Kind,
         uri: &str,
         options: &StoreOptions,
-        meters: &Meters,
+        commands: &Commands,
     ) -> Result<Self> {
         if kind == Kind::InMemory {
             return Ok(Self::InMemory(MemoryStore::default()));
         }
         let mut client = ClientOptions::parse(uri).await?;
-        client.command_event_handler = Some(meters.commands().handler());
+        commands.count(&mut client);
         // What our store sets by itself when it makes the client; the naive pair gets it as well.
         client.max_pool_size.get_or_insert(100);
         client.max_connecting.get_or_insert(8);
