@@ -14,8 +14,12 @@ use crate::record::{Data, Session, WallTime};
 /// A call to the persistence tier, ready to run in a task.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-/// Where sessions live. Private: [`MongoStore`](crate::MongoStore), and a simulated one in tests.
-pub(crate) trait Backend: Send + Sync + 'static {
+/// Where sessions live. Private: [`Dispatch`](crate::dispatch::Dispatch) to MongoDB, and a simulated
+/// database in tests.
+pub(crate) trait Backend: Clone + Send + Sync + 'static {
+    /// A place in the order of the saves of one session.
+    type Place: Send + 'static;
+
     /// Stores a new session; `None` if another one holds the key. Answers with the stored expiry.
     fn insert(
         &self,
@@ -33,6 +37,24 @@ pub(crate) trait Backend: Send + Sync + 'static {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
+
+    /// Waits for the saves of the session that were called before, to [`touch`](Self::touch) it.
+    /// `None` if one of them may change its data: a touch would not be ordered with it.
+    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Self::Place>>;
+
+    /// Prolongs a live session, of which no other instance is told; `None` if there is none.
+    fn touch(
+        &self,
+        place: Self::Place,
+        key: SessionKey,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
+
+    /// Whether no call from here, given up or not, may yet change the data of the session.
+    fn is_settled(&self, key: SessionKey) -> bool;
+
+    /// What a session that is saved now with this expiry is stored with.
+    fn expiry(&self, expires: WallTime) -> WallTime;
 
     /// Finds a session that is live by the wall clock. `None` means that the database said so.
     fn find(&self, key: SessionKey) -> Call<Option<Session>>;

@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn the_steady_clock_never_goes_back_and_keeps_pace_with_the_standard_one() {
-        let (clock, start) = (Clock::system(), std::time::Instant::now());
-        let first = clock.now();
+        let clock = Clock::system();
+        let (first, start) = (clock.now(), std::time::Instant::now());
         let mut last = first;
         while start.elapsed() < Duration::from_millis(20) {
             let now = clock.now();

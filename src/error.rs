@@ -23,6 +23,9 @@ pub enum ErrorKind {
     Config,
     /// No server was reached: down, unreachable, or the network failed on the way.
     Connection,
+    /// More calls wait for MongoDB than
+    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows. Nothing was sent.
+    Overloaded,
     /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
     Timeout,
     /// The server refused the user name, the password or the mechanism.
@@ -63,6 +66,11 @@ impl Error {
     /// Whether the database did not answer, rather than answer with a refusal.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
+    }
+
+    /// Whether the database was not asked at all.
+    pub(crate) fn was_not_sent(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Overloaded | ErrorKind::Encode)
     }
 
     /// The kind of error, to act on.

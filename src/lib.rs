@@ -83,6 +83,7 @@ mod backend;
 mod cache;
 mod clock;
 mod contract;
+mod dispatch;
 mod error;
 mod follow;
 mod key;

@@ -21,6 +21,8 @@ const BYTES: &str = "session_store_cache_bytes";
 const LIMIT: &str = "session_store_cache_limit_bytes";
 const OPERATIONS: &str = "session_store_mongo_operations_total";
 const DURATION: &str = "session_store_mongo_operation_duration_seconds";
+const TOGETHER: &str = "session_store_mongo_together_size";
+const SKIPPED: &str = "session_store_touches_skipped_total";
 const DROPPED: &str = "session_store_saves_dropped_total";
 const REFUSALS: &str = "session_store_lease_refusals_total";
 const GRACE: &str = "session_store_grace_served_total";
@@ -56,6 +58,16 @@ fn describe() {
         DURATION,
         Unit::Seconds,
         "How long an operation on MongoDB took to its answer, by verb"
+    );
+    describe_histogram!(
+        TOGETHER,
+        Unit::Count,
+        "How many calls left as one command because MongoDB was busy, by verb (find, bulk)"
+    );
+    describe_counter!(
+        SKIPPED,
+        Unit::Count,
+        "Saves that were not sent: unchanged data, and an expiry within touch_after of the stored one"
     );
     describe_counter!(
         DROPPED,
@@ -107,6 +119,7 @@ pub(crate) struct CacheMetrics {
     pub(crate) grace: Counter,
     pub(crate) grace_served: Counter,
     pub(crate) refused: Counter,
+    pub(crate) touches_skipped: Counter,
     pub(crate) evicted_for_size: Counter,
     pub(crate) evicted_as_expired: Counter,
     pub(crate) entries: Gauge,
@@ -125,6 +138,7 @@ impl CacheMetrics {
             grace: counter!(LOADS, "result" => "grace"),
             grace_served: counter!(GRACE),
             refused: counter!(REFUSALS),
+            touches_skipped: counter!(SKIPPED),
             evicted_for_size: counter!(EVICTIONS, "cause" => "size"),
             evicted_as_expired: counter!(EVICTIONS, "cause" => "expired"),
             entries: gauge!(ENTRIES),
@@ -223,6 +237,8 @@ impl Drop for StreamMetrics {
 pub(crate) enum Verb {
     Insert,
     Replace,
+    Touch,
+    Bulk,
     Find,
     Remove,
     Clear,
@@ -234,9 +250,11 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Insert,
         Self::Replace,
+        Self::Touch,
+        Self::Bulk,
         Self::Find,
         Self::Remove,
         Self::Clear,
@@ -251,6 +269,8 @@ impl Verb {
         match self {
             Self::Insert => "insert",
             Self::Replace => "replace",
+            Self::Touch => "touch",
+            Self::Bulk => "bulk",
             Self::Find => "find",
             Self::Remove => "remove",
             Self::Clear => "clear",
@@ -268,6 +288,8 @@ impl Verb {
 pub(crate) struct MongoMetrics {
     verbs: [VerbMetrics; Verb::ALL.len()],
     pub(crate) saves_dropped: Counter,
+    finds_together: Histogram,
+    writes_together: Histogram,
 }
 
 #[derive(Clone, Debug)]
@@ -297,7 +319,22 @@ impl<T> From<&Result<T>> for Outcome {
 impl MongoMetrics {
     pub(crate) fn new() -> Self {
         describe();
-        Self { verbs: Verb::ALL.map(VerbMetrics::new), saves_dropped: counter!(DROPPED) }
+        Self {
+            verbs: Verb::ALL.map(VerbMetrics::new),
+            saves_dropped: counter!(DROPPED),
+            finds_together: histogram!(TOGETHER, "verb" => Verb::Find.name()),
+            writes_together: histogram!(TOGETHER, "verb" => Verb::Bulk.name()),
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
+    pub(crate) fn finds_together(&self, calls: usize) {
+        self.finds_together.record(calls as f64);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
+    pub(crate) fn writes_together(&self, calls: usize) {
+        self.writes_together.record(calls as f64);
     }
 
     pub(crate) fn record(&self, verb: Verb, outcome: Outcome, took: Duration) {

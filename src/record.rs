@@ -36,6 +36,12 @@ impl WallTime {
         Self(self.0.saturating_add(millis).min(Self::LAST.0))
     }
 
+    /// The time from `earlier` to `self`; zero if `earlier` is the later one.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        let millis = self.0.saturating_sub(earlier.0);
+        Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+    }
+
     pub(crate) fn from_datetime(at: OffsetDateTime) -> Self {
         // A date of the last day of the year 9999 may lie past its end in UTC.
         let millis = at.unix_timestamp_nanos().div_euclid(1_000_000).min(Self::LAST.0.into());

@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 use crate::follow::{self, Follower};
 use crate::key::SessionKey;
 use crate::metrics::StreamMetrics;
-use crate::mongo::{LiveSessions, MongoStore, StoredSession};
+use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::tiers::Tiers;
+use crate::tiers::{Tiers, Touching};
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
 /// MongoDB.
@@ -48,7 +48,8 @@ use crate::tiers::Tiers;
 /// database is.
 #[derive(Clone)]
 pub struct CachedMongoStore {
-    tiers: Arc<Tiers<MongoStore>>,
+    tiers: Arc<Tiers<MongoBackend>>,
+    mongo: MongoStore,
 }
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
@@ -57,6 +58,7 @@ pub struct CachedMongoStore {
 pub struct CachedMongoStoreBuilder {
     mongo: MongoStore,
     limits: Limits,
+    touch_after: Duration,
     follows: bool,
 }
 
@@ -92,6 +94,7 @@ impl CachedMongoStore {
     pub fn builder(mongo: MongoStore) -> CachedMongoStoreBuilder {
         CachedMongoStoreBuilder {
             mongo,
+            touch_after: Duration::ZERO,
             follows: true,
             limits: Limits {
                 max_bytes: 64 << 20,
@@ -116,7 +119,7 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time.
     pub async fn length(&self) -> Result<u64> {
-        self.tiers.backend.length().await
+        self.mongo.length().await
     }
 
     /// About how many live sessions there are, at a cost that does not grow with them; see
@@ -130,7 +133,7 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time.
     pub async fn estimated_length(&self) -> Result<u64> {
-        self.tiers.backend.estimated_length().await
+        self.mongo.estimated_length().await
     }
 
     /// Whether MongoDB holds a live session with this id; the cache is not asked.
@@ -143,12 +146,12 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time.
     pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
-        self.tiers.backend.contains(id).await
+        self.mongo.contains(id).await
     }
 
     /// A stream of the live sessions, without their ids; see [`MongoStore::all`].
     pub fn all(&self) -> LiveSessions {
-        self.tiers.backend.all()
+        self.mongo.all()
     }
 
     /// Removes every session from MongoDB, then empties the cache, and answers with how many were
@@ -168,7 +171,7 @@ impl CachedMongoStore {
     /// The collection itself; see [`MongoStore::collection`].
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
-        self.tiers.backend.collection()
+        self.mongo.collection()
     }
 
     /// Creates the expiry index if it is missing; see [`MongoStore::ensure_indexes`].
@@ -181,7 +184,7 @@ impl CachedMongoStore {
     ///
     /// As [`MongoStore::ensure_indexes`].
     pub async fn ensure_indexes(&self) -> Result<()> {
-        self.tiers.backend.ensure_indexes().await
+        self.mongo.ensure_indexes().await
     }
 
     /// Ends background tasks, closes the connections and empties the cache; see
@@ -191,7 +194,7 @@ impl CachedMongoStore {
     ///
     /// As [`MongoStore::shutdown`].
     pub async fn shutdown(&self) {
-        self.tiers.backend.shutdown().await;
+        self.mongo.shutdown().await;
         self.tiers.cache.clear();
     }
 
@@ -217,7 +220,7 @@ impl CachedMongoStore {
     }
 
     pub(crate) async fn remove_expired(&self) -> Result<()> {
-        self.tiers.backend.remove_expired().await
+        self.mongo.remove_expired().await
     }
 }
 
@@ -302,6 +305,20 @@ impl CachedMongoStoreBuilder {
         self
     }
 
+    /// How much later a session must end than it does, for a save that changes nothing else to be
+    /// sent. Default zero: each later expiry is stored.
+    ///
+    /// An app that saves on every request (`with_always_save(true)`) to keep sessions alive writes as
+    /// often as it reads. With one minute here it writes once a minute for each session, and a
+    /// session may end up to a minute early, never late. Of a session's lifetime no more than a
+    /// tenth is lost, however much is given here.
+    ///
+    /// Such a save stores the expiry alone, and no other instance is told, whatever this is.
+    pub fn touch_after(mut self, duration: Duration) -> Self {
+        self.touch_after = duration;
+        self
+    }
+
     /// Which entry goes when the cache is full. Default [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
         self.limits.policy = policy;
@@ -354,20 +371,19 @@ impl CachedMongoStoreBuilder {
             drop(tokio::time::timeout(tasks.timeout(), opened).await);
         }
         let tiers = Tiers {
-            backend: self.mongo,
+            backend: self.mongo.backend().clone(),
             cache,
             tasks,
             revs: RevSource::new(),
+            touching: Touching { after: self.touch_after, clock: Clock::system() },
             _ends_following: ends.drop_guard(),
         };
-        Ok(CachedMongoStore { tiers: Arc::new(tiers) })
+        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo })
     }
 }
 
 impl fmt::Debug for CachedMongoStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedMongoStore")
-            .field("mongo", &self.tiers.backend)
-            .finish_non_exhaustive()
+        f.debug_struct("CachedMongoStore").field("mongo", &self.mongo).finish_non_exhaustive()
     }
 }

@@ -4,12 +4,43 @@ use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
 
-use crate::backend::{Backend, RevSource};
+use crate::backend::{Backend, Call, RevSource};
 use crate::cache::{Cache, Landing, Lookup};
+use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::key::SessionKey;
 use crate::mongo::no_free_id;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
+
+/// A save that changes no data.
+enum Touch<B: Backend> {
+    /// It is none.
+    No,
+    /// What is stored ends about as late.
+    Needless,
+    /// The expiry alone is to be stored.
+    Due(Call<B::Place>, WallTime),
+}
+
+/// When it is worth it to store nothing but a later expiry.
+#[derive(Clone, Debug)]
+pub(crate) struct Touching {
+    pub(crate) after: Duration,
+    pub(crate) clock: Clock,
+}
+
+impl Touching {
+    /// Whether a session that ends at `stored` need not be prolonged to `expires`.
+    fn is_needless(&self, stored: WallTime, expires: WallTime) -> bool {
+        let left = expires.since(self.clock.wall());
+        expires.since(stored) < self.after.min(left / SHARE)
+    }
+}
+
+/// A session that is in use must not expire for want of a touch: it loses no more than this part of
+/// its lifetime.
+const SHARE: u32 = 10;
 
 /// The verbs over both tiers, for any backend.
 pub(crate) struct Tiers<B> {
@@ -17,6 +48,7 @@ pub(crate) struct Tiers<B> {
     pub(crate) cache: Cache,
     pub(crate) tasks: Tasks,
     pub(crate) revs: RevSource,
+    pub(crate) touching: Touching,
     pub(crate) _ends_following: DropGuard,
 }
 
@@ -46,16 +78,86 @@ impl<B: Backend> Tiers<B> {
     }
 
     pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
-        let (cache, key, rev) = (self.cache.clone(), id.key(), self.revs.next());
+        let key = id.key();
+        match self.as_touch(key, data, expires) {
+            Touch::Needless => {
+                self.cache.skips_touch();
+                Ok(())
+            }
+            Touch::Due(turn, expires) => self.touch(turn, key, expires).await,
+            Touch::No => self.replace(key, data, expires).await,
+        }
+    }
+
+    /// What a save comes down to if what is cached has the same data already. It is ordered before
+    /// whatever else changes the session by then, here or elsewhere.
+    fn as_touch(&self, key: SessionKey, data: &Data, expires: WallTime) -> Touch<B> {
+        // In this order. A save that was called before and has left its lane is on its way to the
+        // cache; once it is done there, what it stored is what is seen here.
+        if self.tasks.is_closed() || !self.backend.is_settled(key) || !self.cache.is_settled(key) {
+            return Touch::No;
+        }
+        let Some(entry) = self.cache.peek(key) else { return Touch::No };
+        let expires = self.backend.expiry(expires);
+        // Others must hear of a session that is to end sooner.
+        if expires < entry.expires() || !entry.holds(data) {
+            return Touch::No;
+        }
+        if self.touching.is_needless(entry.expires(), expires) {
+            return Touch::Needless;
+        }
+        self.backend.turn_to_touch(key).map_or(Touch::No, |turn| Touch::Due(turn, expires))
+    }
+
+    async fn touch(&self, turn: Call<B::Place>, key: SessionKey, expires: WallTime) -> Result<()> {
+        let (backend, cache, touching) =
+            (self.backend.clone(), self.cache.clone(), self.touching.clone());
+        let noted = cache.clone();
+        let touch = async move {
+            let place = turn.await?;
+            // The ticket comes before the look: what is found is what the touch prolongs, unless
+            // something changes from here on.
+            let ticket = cache.ticket_to_touch(key);
+            let found = cache.peek(key);
+            if found.as_ref().is_some_and(|it| touching.is_needless(it.expires(), expires)) {
+                ticket.release();
+                cache.skips_touch();
+                return Ok(());
+            }
+            match (backend.touch(place, key, expires).await, found) {
+                (Ok(Some(expires)), Some(entry)) => ticket.prolong(&entry, expires),
+                (Ok(None), _) => ticket.forget(),
+                (Ok(Some(_)), None) => ticket.release(),
+                (Err(error), _) => {
+                    ticket.release();
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        let end = move |outcome| {
+            noted.note(&outcome);
+            outcome
+        };
+        self.tasks.run(touch, end, || ()).await
+    }
+
+    async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
+        let (cache, rev) = (self.cache.clone(), self.revs.next());
         let ticket = cache.ticket_for(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
         let noted = cache.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
             noted.note(&outcome);
-            match outcome? {
-                Some(expires) => drop(ticket.publish(Session { data, expires })),
-                None => ticket.forget(),
+            match outcome {
+                Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
+                Ok(None) => ticket.forget(),
+                Err(error) if error.was_not_sent() => {
+                    ticket.release();
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
             }
             Ok(())
         };

@@ -71,6 +71,14 @@ impl Entry {
         Ok(Session { data, expires: self.expires })
     }
 
+    /// Whether its session has this data.
+    pub(crate) fn holds(&self, data: &Data) -> bool {
+        match &self.held {
+            Held::Plain(plain) => plain.data == *data,
+            Held::Compact(packed) => packed::unpack(packed).is_some_and(|held| held == *data),
+        }
+    }
+
     /// The expiry of its session.
     pub(crate) fn expires(&self) -> WallTime {
         self.expires

@@ -34,6 +34,8 @@ type Shard<F> = HashMap<SessionKey, Slot<F>, KeyHashing>;
 struct Slot<F> {
     generation: u64,
     stamps: usize,
+    /// How many of the stamps may change the session's data.
+    changes: usize,
     departures: u64,
     flight: Option<Flying<F>>,
 }
@@ -47,6 +49,13 @@ struct Flying<F> {
     flight: F,
 }
 
+impl<F> Slot<F> {
+    fn returns(&mut self, stamp: &Stamp) {
+        self.stamps -= 1;
+        self.changes -= usize::from(stamp.changes);
+    }
+}
+
 /// A key's generation as it was when an operation began. Must be handed back to
 /// [`finish`](Freshness::finish) or [`release`](Freshness::release), which is why it cannot be copied.
 #[derive(Debug)]
@@ -57,6 +66,8 @@ pub(crate) struct Stamp {
     epoch: u64,
     /// The number of the flight that it leads.
     leads: Option<u64>,
+    /// Whether its operation may change the session's data.
+    changes: bool,
 }
 
 impl Stamp {
@@ -102,10 +113,16 @@ impl<F: Clone> Freshness<F> {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes a stamp for an operation that is about to begin.
-    pub(crate) fn stamp(&self, key: SessionKey) -> Stamp {
+    /// Takes a stamp for an operation that is about to begin, and whether that may change the
+    /// session's data.
+    pub(crate) fn stamp(&self, key: SessionKey, changes: bool) -> Stamp {
         let mut shard = self.shard(key);
-        self.take_stamp(&mut shard, key)
+        self.take_stamp(&mut shard, key, changes)
+    }
+
+    /// Whether no operation that may change the session's data is under way.
+    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
+        self.shard(key).get(&key).is_none_or(|slot| slot.changes == 0)
     }
 
     /// Joins the flight of a load of `key`, or starts one `now`. What departed at a moment that is
@@ -132,7 +149,7 @@ impl<F: Clone> Freshness<F> {
         if let Some(found) = look() {
             return Boarding::Found(found);
         }
-        let mut stamp = self.take_stamp(&mut shard, key);
+        let mut stamp = self.take_stamp(&mut shard, key, false);
         let flight = depart();
         if let Some(slot) = shard.get_mut(&key) {
             let (number, generation) = (slot.departures, slot.generation);
@@ -156,7 +173,7 @@ impl<F: Clone> Freshness<F> {
             let state = slot.get_mut();
             current = (state.generation, self.epoch()) == (stamp.generation, stamp.epoch);
             state.generation += 1;
-            state.stamps -= 1;
+            state.returns(&stamp);
             if state.stamps == 0 {
                 slot.remove();
             }
@@ -174,7 +191,7 @@ impl<F: Clone> Freshness<F> {
             if state.flight.as_ref().map(|flying| flying.number) == stamp.leads {
                 state.flight = None;
             }
-            state.stamps -= 1;
+            state.returns(&stamp);
             if state.stamps == 0 {
                 slot.remove();
             }
@@ -208,11 +225,12 @@ impl<F: Clone> Freshness<F> {
         lock(&self.shards[index])
     }
 
-    fn take_stamp(&self, shard: &mut Shard<F>, key: SessionKey) -> Stamp {
-        let new = Slot { generation: 0, stamps: 0, departures: 0, flight: None };
+    fn take_stamp(&self, shard: &mut Shard<F>, key: SessionKey, changes: bool) -> Stamp {
+        let new = Slot { generation: 0, stamps: 0, changes: 0, departures: 0, flight: None };
         let slot = shard.entry(key).or_insert(new);
         slot.stamps += 1;
-        Stamp { key, generation: slot.generation, epoch: self.epoch(), leads: None }
+        slot.changes += usize::from(changes);
+        Stamp { key, generation: slot.generation, epoch: self.epoch(), leads: None, changes }
     }
 
     #[cfg(test)]
@@ -243,10 +261,14 @@ mod tests {
     #[test]
     fn the_first_to_finish_is_current_and_those_who_overlapped_it_are_not() {
         let freshness = Freshness::<()>::new();
-        let (a, b, c) = (freshness.stamp(key()), freshness.stamp(key()), freshness.stamp(key()));
+        let (a, b, c) = (
+            freshness.stamp(key(), true),
+            freshness.stamp(key(), true),
+            freshness.stamp(key(), true),
+        );
         assert!(freshness.finish(b, |current| current));
         assert!(!freshness.finish(a, |current| current));
-        let d = freshness.stamp(key());
+        let d = freshness.stamp(key(), true);
         assert!(!freshness.finish(c, |current| current));
         assert!(!freshness.finish(d, |current| current), "c finished while d was under way");
         assert_eq!(freshness.slots(), 0);
@@ -255,7 +277,7 @@ mod tests {
     #[test]
     fn keys_do_not_disturb_each_other() {
         let freshness = Freshness::<()>::new();
-        let (a, b) = (freshness.stamp(key()), freshness.stamp(SessionKey::of(2)));
+        let (a, b) = (freshness.stamp(key(), true), freshness.stamp(SessionKey::of(2), true));
         assert!(freshness.finish(a, |current| current));
         assert!(freshness.finish(b, |current| current));
     }
@@ -263,7 +285,7 @@ mod tests {
     #[test]
     fn a_change_from_elsewhere_voids_the_stamps_of_its_key() {
         let freshness = Freshness::<()>::new();
-        let (a, other) = (freshness.stamp(key()), freshness.stamp(SessionKey::of(2)));
+        let (a, other) = (freshness.stamp(key(), true), freshness.stamp(SessionKey::of(2), true));
         freshness.void(key(), || ());
         assert!(!freshness.finish(a, |current| current));
         assert!(freshness.finish(other, |current| current));
@@ -272,7 +294,7 @@ mod tests {
     #[test]
     fn a_void_of_all_ends_the_epoch_and_every_stamp() {
         let freshness = Freshness::<()>::new();
-        let (epoch, stamp) = (freshness.epoch(), freshness.stamp(key()));
+        let (epoch, stamp) = (freshness.epoch(), freshness.stamp(key(), true));
         freshness.void_all(|| ());
         assert_ne!(freshness.epoch(), epoch);
         assert!(!freshness.finish(stamp, |current| current));
@@ -296,7 +318,7 @@ mod tests {
     #[test]
     fn a_release_changes_nothing_but_ends_its_own_flight() {
         let freshness = Freshness::new();
-        let write = freshness.stamp(key());
+        let write = freshness.stamp(key(), true);
         let Boarding::Lead(first, _) = board(&freshness, || None, || 1) else { panic!() };
         freshness.release(first);
         let Boarding::Lead(second, 2) = board(&freshness, || None, || 2) else { panic!() };
@@ -314,7 +336,7 @@ mod tests {
     fn a_write_that_was_seen_in_the_database_is_current_until_something_else_changes() {
         for foreign_change_after in [false, true] {
             let freshness = Freshness::<()>::new();
-            let (mut write, load) = (freshness.stamp(key()), freshness.stamp(key()));
+            let (mut write, load) = (freshness.stamp(key(), true), freshness.stamp(key(), true));
             let landed = freshness.void(key(), || ());
             if foreign_change_after {
                 freshness.void(key(), || ());

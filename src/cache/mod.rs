@@ -249,7 +249,31 @@ impl Cache {
     /// A ticket for an operation that is about to begin.
     pub(crate) fn ticket(&self, key: SessionKey) -> Ticket {
         let now = self.0.clock.now();
-        self.ticket_of(self.0.freshness.stamp(key), now)
+        self.ticket_of(self.0.freshness.stamp(key, true), now)
+    }
+
+    /// A ticket for an operation that changes no more than the session's expiry.
+    pub(crate) fn ticket_to_touch(&self, key: SessionKey) -> Ticket {
+        let now = self.0.clock.now();
+        self.ticket_of(self.0.freshness.stamp(key, false), now)
+    }
+
+    /// Whether no operation that may change the session's data is under way here.
+    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
+        self.0.freshness.is_settled(key)
+    }
+
+    /// What a load would be served now. Counts as no load.
+    pub(crate) fn peek(&self, key: SessionKey) -> Option<Entry> {
+        match self.look(key) {
+            Lookup::Hit(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// A touch was not sent, since it was not worth it.
+    pub(crate) fn skips_touch(&self) {
+        self.0.metrics.touches_skipped.increment(1);
     }
 
     /// A ticket for a write that is about to begin, and that the database will report as `rev`.

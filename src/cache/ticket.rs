@@ -11,7 +11,7 @@ use super::{A_CENTURY, Absent, Answer, Cache};
 use crate::backend::Rev;
 use crate::clock::Moment;
 use crate::error::Result;
-use crate::record::Session;
+use crate::record::{Session, WallTime};
 
 /// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
 /// entry: an operation of which the end is not known must leave none.
@@ -41,7 +41,20 @@ impl Ticket {
     }
 
     /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
-    pub(crate) fn publish(mut self, session: Session) -> Option<Entry> {
+    pub(crate) fn publish(self, session: Session) -> Option<Entry> {
+        let read_at = self.read_at;
+        self.leave(session, read_at)
+    }
+
+    /// Leaves `entry` with another expiry, on the same terms. It was looked up under this ticket;
+    /// what it knows of the session's data grows no younger.
+    pub(crate) fn prolong(self, entry: &Entry, expires: WallTime) {
+        // One that cannot be read is removed with the ticket.
+        let Ok(session) = entry.session() else { return };
+        self.leave(Session { expires, ..session }, entry.times().read_at);
+    }
+
+    fn leave(mut self, session: Session, read_at: Moment) -> Option<Entry> {
         let mut stamp = self.stamp.take()?;
         let shared = &self.cache.0;
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
@@ -52,7 +65,7 @@ impl Ticket {
         let left = session.expires.millis().saturating_sub(shared.clock.wall().millis() + 1);
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY);
         let expires_at = shared.clock.now().after(left);
-        let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
+        let times = Times { epoch: stamp.epoch(), read_at, expires_at };
         let entry = Entry::new(session, times);
         let placed = if shared.compact { entry.compacted() } else { entry.clone() };
         let (key, weight) = (stamp.key(), placed.weight());
@@ -95,8 +108,8 @@ impl Ticket {
         drop(self);
     }
 
-    /// Leaves everything as it is: nothing was learned.
-    fn release(mut self) {
+    /// Leaves everything as it is: nothing was learned, and no data was written.
+    pub(crate) fn release(mut self) {
         if let Some(stamp) = self.stamp.take() {
             self.cache.0.freshness.release(stamp);
         }
@@ -146,7 +159,7 @@ impl Landing {
                 Ok(None)
             }
             // What is cached stays, for as long as its lease or the grace lasts.
-            Err(error) if error.is_outage() => {
+            Err(error) if error.is_outage() || error.was_not_sent() => {
                 self.ticket.release();
                 Err(error)
             }

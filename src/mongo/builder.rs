@@ -17,12 +17,15 @@ use super::connection::Connection;
 use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry};
 use crate::backend::RevSource;
 use crate::clock::Clock;
+use crate::dispatch::{self, Dispatch};
 use crate::error::{Error, Result};
 use crate::metrics::{MongoMetrics, Outcome, Verb};
 use crate::tasks::Tasks;
 
 /// The operation timeout when none is given.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many loads, and how many saves, may wait when no number is given.
+const MAX_WAITING: u32 = 10_000;
 
 /// Sessions expire, and the server measures time, in whole milliseconds.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -45,6 +48,7 @@ pub struct MongoStoreBuilder {
     ttl: Option<Duration>,
     removal: ExpiredRemoval,
     leave_indexes_alone: bool,
+    max_waiting: Option<u32>,
 }
 
 impl MongoStoreBuilder {
@@ -211,6 +215,15 @@ impl MongoStoreBuilder {
         self
     }
 
+    /// How many loads may wait for MongoDB at a time, and apart from them how many saves. At least 1;
+    /// default 10,000. What comes beyond that is an [`Overloaded`](crate::ErrorKind::Overloaded)
+    /// error at once, with nothing sent: a server that stands still must not fill this process's
+    /// memory with calls.
+    pub fn max_waiting(mut self, calls: u32) -> Self {
+        self.max_waiting = Some(calls);
+        self
+    }
+
     /// Connects, looks whether the server answers, and creates the expiry index if it is missing.
     ///
     /// # Errors
@@ -245,6 +258,13 @@ impl MongoStoreBuilder {
                 "`operation_timeout` must be at least 1 ms and at most 2,147,483,647 ms",
             ));
         }
+        let waiting = self.max_waiting.unwrap_or(MAX_WAITING);
+        if waiting == 0 {
+            return Err(Error::config(
+                "`max_waiting` is zero, which lets no call through: give at least 1",
+            ));
+        }
+        let limits = dispatch::Limits::of(usize::try_from(waiting).unwrap_or(usize::MAX));
         let (documents, own_pool) = self.connection.collection(COLLECTION, timeout).await?;
         let tasks = Tasks::new(runtime, timeout);
         let ends_with_the_store = tasks.closed().clone().drop_guard();
@@ -254,12 +274,13 @@ impl MongoStoreBuilder {
             ttl: self.ttl,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
-            lanes: super::lanes::Lanes::default(),
             seen: super::seen::Seen::default(),
+            no_bulk: Arc::default(),
             closed: tasks.closed().clone(),
         };
         let store = MongoStore {
             inner: Arc::new(Inner {
+                dispatch: Dispatch::new(sessions.clone(), &tasks, limits),
                 sessions: sessions.clone(),
                 tasks,
                 revs: RevSource::new(),

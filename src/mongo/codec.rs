@@ -26,15 +26,15 @@ const MAX_DEPTH: usize = 98;
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
 const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
-/// Encodes a session's data.
-pub(super) fn encode(data: &Data) -> Result<Document> {
+/// Encodes a session's data; answers with how many bytes of BSON that is, too.
+pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
     let mut encoder = Encoder { bytes: 5 };
     let mut document = Document::new();
     for (key, value) in data {
         let key = encoder.key(key)?;
         document.insert(key, encoder.value(value, 1)?);
     }
-    Ok(document)
+    Ok((document, encoder.bytes))
 }
 
 struct Encoder {

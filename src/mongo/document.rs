@@ -101,7 +101,7 @@ pub(super) fn insertion(
     Ok(doc! {
         "_id": id(key),
         "format": FORMAT,
-        "data": codec::encode(data)?,
+        "data": codec::encode(data)?.0,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "created": date(now),
@@ -113,20 +113,34 @@ pub(super) fn insertion(
 /// entry past the expiry that it knows is a miss.
 pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 
-/// The update that gives a session new data and a new expiry.
+/// The update that gives a session new data and a new expiry, and about how many bytes it has.
 pub(super) fn replacement(
     rev: Rev,
     data: &Data,
     expires: WallTime,
     now: WallTime,
-) -> Result<Document> {
-    Ok(doc! { "$set": {
+) -> Result<(Document, usize)> {
+    let (data, bytes) = codec::encode(data)?;
+    let update = doc! { "$set": {
         "format": FORMAT,
-        "data": codec::encode(data)?,
+        "data": data,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "updated": date(now),
-    } })
+    } };
+    Ok((update, bytes))
+}
+
+/// The update that prolongs a session and does nothing else. Of two that cross, the one that lasts
+/// longer stays.
+pub(super) fn touch(expires: WallTime, now: WallTime) -> Document {
+    doc! { "$max": { TOUCHED[0]: date(expires) }, "$set": { TOUCHED[1]: date(now) } }
+}
+
+/// The key of a document, if it has one of ours.
+pub(super) fn key(document: &RawDocument) -> Option<SessionKey> {
+    let id = document.get_binary("_id").ok()?;
+    SessionKey::from_bytes(id.bytes)
 }
 
 /// Reads a session back.

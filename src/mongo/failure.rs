@@ -53,6 +53,14 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
     Error::new(kind, message)
 }
 
+/// What one operation of a command became that the server refused with this code.
+pub(super) fn refused(doing: &str, code: i32) -> Error {
+    Error::new(
+        ErrorKind::Server,
+        format!("MongoDB answered with error {code} when asked to {doing}"),
+    )
+}
+
 /// Whether an insert met a document with the same key.
 pub(super) fn is_duplicate(error: &mongodb::error::Error) -> bool {
     code(error) == Some(DUPLICATE_KEY)
@@ -68,6 +76,7 @@ pub(super) fn code(error: &mongodb::error::Error) -> Option<i32> {
         Driver::Command(command) => Some(command.code),
         Driver::Write(WriteFailure::WriteError(write)) => Some(write.code),
         Driver::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
+        Driver::BulkWrite(bulk) => bulk.write_concern_errors.first().map(|concern| concern.code),
         _ => None,
     }
 }

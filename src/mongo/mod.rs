@@ -1,12 +1,12 @@
 //! The persistence tier: sessions in a MongoDB collection.
 
 mod builder;
+mod bulk;
 mod codec;
 mod connection;
 mod document;
 mod expiry;
 mod failure;
-mod lanes;
 mod listing;
 mod operations;
 mod seen;
@@ -17,6 +17,7 @@ mod watch;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bson::Document;
@@ -26,12 +27,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use self::builder::MongoStoreBuilder;
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
-use self::lanes::Lanes;
 pub use self::listing::LiveSessions;
 use self::seen::Seen;
 use self::watch::Watch;
 use crate::backend::{Backend, RevSource};
 use crate::clock::Clock;
+use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
 use crate::metrics::MongoMetrics;
@@ -72,6 +73,7 @@ pub struct MongoStore {
 
 struct Inner {
     sessions: Sessions,
+    dispatch: MongoBackend,
     tasks: Tasks,
     revs: RevSource,
     removal: ExpiredRemoval,
@@ -80,16 +82,20 @@ struct Inner {
     _ends_background_tasks: DropGuard,
 }
 
+/// The operations on the collection, sent as they are best sent.
+pub(crate) type MongoBackend = Dispatch<Sessions>;
+
 /// The collection and what every operation on it needs. Cheap to clone into a task.
 #[derive(Clone)]
-struct Sessions {
+pub(crate) struct Sessions {
     documents: Collection<Document>,
     timeout: Duration,
     ttl: Option<Duration>,
     clock: Clock,
     metrics: Arc<MongoMetrics>,
-    lanes: Lanes,
     seen: Seen,
+    /// The server has no `bulkWrite`.
+    no_bulk: Arc<AtomicBool>,
     closed: CancellationToken,
 }
 
@@ -198,7 +204,7 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
-        let clear = Backend::clear(self);
+        let clear = self.backend().clear();
         self.inner.tasks.run_paged(clear, |outcome| outcome).await
     }
 
@@ -248,7 +254,7 @@ impl MongoStore {
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
         for _ in 0..DRAWS {
             let id = RawId::draw();
-            let insert = self.insert(id.key(), self.inner.revs.next(), data, expires);
+            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
             if self.run(insert).await?.is_some() {
                 return Ok(id);
             }
@@ -262,16 +268,16 @@ impl MongoStore {
         data: &Data,
         expires: WallTime,
     ) -> Result<()> {
-        let replace = self.replace(id.key(), self.inner.revs.next(), data, expires);
+        let replace = self.backend().replace(id.key(), self.inner.revs.next(), data, expires);
         self.run(replace).await.map(drop)
     }
 
     pub(crate) async fn load_session(&self, id: RawId) -> Result<Option<Session>> {
-        self.run(self.find(id.key())).await
+        self.run(self.backend().find(id.key())).await
     }
 
     pub(crate) async fn delete_session(&self, id: RawId) -> Result<()> {
-        self.run(self.remove(id.key())).await
+        self.run(self.backend().remove(id.key())).await
     }
 
     pub(crate) async fn remove_expired(&self) -> Result<()> {
@@ -288,6 +294,11 @@ impl MongoStore {
             ));
         }
         Ok(Watch::new(self.inner.sessions.clone(), pace))
+    }
+
+    /// What a cache in front of this asks.
+    pub(crate) fn backend(&self) -> &MongoBackend {
+        &self.inner.dispatch
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

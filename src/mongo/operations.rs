@@ -1,17 +1,31 @@
 //! The operations on one session, and on their number.
 
-use bson::{RawDocumentBuf, doc};
+use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 
 use super::timer::Timer;
-use super::{MongoStore, Sessions, document, failure};
-use crate::backend::{Backend, Call, Rev};
+use super::{Sessions, document, failure};
+use crate::backend::{Call, Rev};
+use crate::dispatch::Commands;
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::record::{Data, Session, WallTime};
 
-impl Backend for MongoStore {
+/// A change of one session, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Update {
+    pub(super) key: SessionKey,
+    pub(super) document: Document,
+    /// Of its data, about.
+    bytes: usize,
+    pub(super) expires: WallTime,
+    verb: Verb,
+}
+
+impl Commands for Sessions {
+    type Update = Update;
+
     fn insert(
         &self,
         key: SessionKey,
@@ -19,9 +33,9 @@ impl Backend for MongoStore {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let sessions = self.inner.sessions.clone();
-        let (now, expires) = sessions.times(expires);
-        let document = document::insertion(key, rev, data, expires, now);
+        let sessions = self.clone();
+        let expires = self.expiry(expires);
+        let document = document::insertion(key, rev, data, expires, sessions.clock.wall());
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -41,47 +55,55 @@ impl Backend for MongoStore {
         })
     }
 
-    fn replace(
+    fn replacement(
         &self,
         key: SessionKey,
         rev: Rev,
         data: &Data,
         expires: WallTime,
-    ) -> Call<Option<WallTime>> {
-        let sessions = self.inner.sessions.clone();
-        let (now, expires) = sessions.times(expires);
-        let update = document::replacement(rev, data, expires, now);
-        let mut place = sessions.lanes.enter(key);
+    ) -> Result<Update> {
+        let expires = self.expiry(expires);
+        let (document, bytes) = document::replacement(rev, data, expires, self.clock.wall())?;
+        Ok(Update { key, document, bytes, expires, verb: Verb::Replace })
+    }
+
+    fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
+        let document = document::touch(expires, self.clock.wall());
+        Update { key, document, bytes: 64, expires, verb: Verb::Touch }
+    }
+
+    fn bytes(update: &Update) -> usize {
+        update.bytes
+    }
+
+    fn update(&self, update: Update) -> Call<Option<WallTime>> {
+        let sessions = self.clone();
         Box::pin(async move {
-            let update = update?;
-            place.turn(sessions.timeout).await?;
-            let now = sessions.clock.wall();
-            let timer = sessions.timer(Verb::Replace);
-            let filter =
-                doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } };
+            let timer = sessions.timer(update.verb);
+            let filter = sessions.live(update.key);
             let updated = async {
                 let mut session = sessions.causal().await?;
-                let update = sessions.documents.update_one(filter, update);
-                let updated = update.session(&mut session).await;
+                let updates = sessions.documents.update_one(filter, update.document);
+                let updated = updates.session(&mut session).await;
                 sessions.seen.learn(&session);
                 updated
             };
             match updated.await {
-                Ok(done) if done.matched_count > 0 => timer.ends(Outcome::Ok, Ok(Some(expires))),
-                Ok(_) => {
-                    sessions.metrics.saves_dropped.increment(1);
-                    tracing::warn!(
-                        "a save was dropped, since its session was deleted or has expired meanwhile"
-                    );
-                    timer.ends(Outcome::Ok, Ok(None))
+                Ok(done) => {
+                    let stored = sessions.stored(done.matched_count, update.expires);
+                    timer.ends(Outcome::Ok, Ok(stored))
                 }
                 Err(error) => timer.fails("save a session", &error),
             }
         })
     }
 
+    fn update_all(&self, updates: Vec<Update>) -> Call<Vec<Result<Option<WallTime>>>> {
+        Box::pin(self.clone().bulk(updates))
+    }
+
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        let sessions = self.inner.sessions.clone();
+        let sessions = self.clone();
         Box::pin(async move {
             let timer = sessions.timer(Verb::Find);
             let found = async {
@@ -94,20 +116,20 @@ impl Backend for MongoStore {
             };
             match found.await {
                 Ok(found) => {
-                    let found = found.map(|found| document::session(&found)).transpose();
-                    let now = sessions.clock.wall();
-                    timer.ends(
-                        Outcome::from(&found),
-                        found.map(|found| found.filter(|session| session.expires > now)),
-                    )
+                    let found = found.map_or(Ok(None), |found| sessions.read(&found));
+                    timer.ends(Outcome::from(&found), found)
                 }
                 Err(error) => timer.fails("load a session", &error),
             }
         })
     }
 
+    fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
+        Box::pin(self.clone().find_many(keys))
+    }
+
     fn remove(&self, key: SessionKey) -> Call<()> {
-        let sessions = self.inner.sessions.clone();
+        let sessions = self.clone();
         Box::pin(async move {
             let timer = sessions.timer(Verb::Remove);
             let removed = async {
@@ -125,15 +147,40 @@ impl Backend for MongoStore {
     }
 
     fn clear(&self) -> Call<u64> {
-        Box::pin(self.inner.sessions.clone().remove_all())
+        Box::pin(self.clone().remove_all())
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        self.ttl.map_or(expires, |ttl| self.clock.wall().after(ttl))
     }
 }
 
 impl Sessions {
-    /// Now, and when a session written now ends.
-    fn times(&self, expires: WallTime) -> (WallTime, WallTime) {
-        let now = self.clock.wall();
-        (now, self.ttl.map_or(expires, |ttl| now.after(ttl)))
+    /// What finds a session that has not expired.
+    pub(super) fn live(&self, key: SessionKey) -> Document {
+        doc! { "_id": document::id(key), "expires": { "$gt": document::date(self.clock.wall()) } }
+    }
+
+    /// What an update has stored, from how many sessions it has found.
+    pub(super) fn stored<N: Default + PartialEq>(
+        &self,
+        matched: N,
+        expires: WallTime,
+    ) -> Option<WallTime> {
+        if matched != N::default() {
+            return Some(expires);
+        }
+        self.metrics.saves_dropped.increment(1);
+        tracing::warn!(
+            "a save was dropped, since its session was deleted or has expired meanwhile"
+        );
+        None
+    }
+
+    /// The session in a document, if it has not expired.
+    pub(super) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
+        let session = document::session(document)?;
+        Ok((session.expires > self.clock.wall()).then_some(session))
     }
 
     /// A session for one operation, whose reads are as new as anything that was seen.
@@ -147,8 +194,7 @@ impl Sessions {
 
     pub(super) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
-        let filter = doc! { "_id": document::id(key), "expires": { "$gt": document::date(self.clock.wall()) } };
-        let find = self.documents.find_one(filter).projection(doc! { "_id": 1 });
+        let find = self.documents.find_one(self.live(key)).projection(doc! { "_id": 1 });
         match find.max_time(self.timeout).await {
             Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),
             Err(error) => timer.fails("look for a session", &error),

@@ -129,7 +129,11 @@ impl Watch {
             { "operationType": "update", "$or": [
                 { "updateDescription.updatedFields.rev": { "$exists": true } },
                 { "updateDescription.removedFields.0": { "$exists": true } },
-                { "$expr": { "$not": [{ "$setEquals": [changed, document::TOUCHED.to_vec()] }] } },
+                { "updateDescription.truncatedArrays.0": { "$exists": true } },
+                { "$expr": { "$not": [{ "$and": [
+                    { "$setIsSubset": [changed.clone(), document::TOUCHED.to_vec()] },
+                    { "$in": [document::TOUCHED[1], changed] },
+                ] }] } },
             ] },
         ] };
         // Beside `_id`, the resume token, which must stay: about 70 bytes.

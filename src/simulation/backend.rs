@@ -127,6 +127,8 @@ fn written(outcome: Outcome) -> Option<Option<WallTime>> {
 }
 
 impl Backend for FakeBackend {
+    type Place = ();
+
     fn insert(
         &self,
         key: SessionKey,
@@ -145,6 +147,22 @@ impl Backend for FakeBackend {
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
         self.call(Operation::Replace(key, rev, Session { data: data.clone(), expires }), written)
+    }
+
+    fn turn_to_touch(&self, _: SessionKey) -> Option<Call<()>> {
+        Some(Box::pin(async { Ok(()) }))
+    }
+
+    fn touch(&self, (): (), key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
+        self.call(Operation::Touch(key, expires), written)
+    }
+
+    fn is_settled(&self, _: SessionKey) -> bool {
+        true
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        expires
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {

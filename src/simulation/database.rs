@@ -148,11 +148,11 @@ impl Database {
         there.len() as u64
     }
 
-    /// Prolongs a live session, of which the log does not tell.
-    pub(super) fn touch(&mut self, key: SessionKey, expires: WallTime) {
+    /// Prolongs a live session, of which the log does not tell; `false` if there is none.
+    pub(super) fn touch(&mut self, key: SessionKey, expires: WallTime) -> bool {
         let number = self.number(key);
         if !self.is_live(number) {
-            return;
+            return false;
         }
         self.tick();
         let state = self.histories[number].last_mut().unwrap();
@@ -160,6 +160,7 @@ impl Database {
         if held.expires() < expires {
             held.expiries.push(expires);
         }
+        true
     }
 
     /// Removes what has expired, as the database does by itself.

@@ -20,7 +20,7 @@ use crate::follow::{self, Follower};
 use crate::metrics::StreamMetrics;
 use crate::record::{RawId, WallTime};
 use crate::tasks::Tasks;
-use crate::tiers::Tiers;
+use crate::tiers::{Tiers, Touching};
 
 /// Clones share it.
 #[derive(Clone)]
@@ -96,6 +96,7 @@ impl Fleet {
                 cache,
                 tasks,
                 revs: RevSource::new(),
+                touching: Touching { after: Duration::ZERO, clock: clock.clone() },
                 _ends_following: ends.drop_guard(),
             }
         });

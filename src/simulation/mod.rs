@@ -28,7 +28,7 @@ use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
-use crate::tiers::Tiers;
+use crate::tiers::{Tiers, Touching};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_STALENESS: Duration = Duration::from_secs(5);
@@ -66,6 +66,7 @@ impl World {
             cache: Cache::new(&limits, clock.clone()),
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
+            touching: Touching { after: Duration::ZERO, clock: clock.clone() },
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }

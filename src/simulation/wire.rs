@@ -92,6 +92,7 @@ pub(super) struct Record {
 pub(crate) enum Operation {
     Insert(SessionKey, Session),
     Replace(SessionKey, Rev, Session),
+    Touch(SessionKey, WallTime),
     Find(SessionKey),
     Remove(SessionKey),
     Clear,
@@ -120,6 +121,7 @@ impl Operation {
             Self::Replace(key, _, session) => {
                 format!("replace {} {}", database.number(*key), super::version(&session.data))
             }
+            Self::Touch(key, _) => format!("touch {}", database.number(*key)),
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
             Self::Clear => "clear".to_owned(),
@@ -267,6 +269,10 @@ impl State {
             Operation::Replace(key, rev, session) => {
                 let replaced = self.database.replace(*key, Some(*rev), session, by);
                 Outcome::Written(replaced.then_some(session.expires))
+            }
+            Operation::Touch(key, expires) => {
+                let touched = self.database.touch(*key, *expires);
+                Outcome::Written(touched.then_some(*expires))
             }
             Operation::Find(key) => Outcome::Found(self.database.find(*key)),
             Operation::Remove(key) => {

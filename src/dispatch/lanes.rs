@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::key::{KeyHashing, SessionKey};
@@ -17,18 +18,22 @@ use crate::tasks::timed_out;
 
 /// The lanes that somebody is in. An idle store has none.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lanes(Arc<Mutex<HashMap<SessionKey, Tail, KeyHashing>>>);
+pub(super) struct Lanes(Arc<Mutex<Map>>);
+
+type Map = HashMap<SessionKey, Tail, KeyHashing>;
 
 /// The last in a lane.
 #[derive(Debug)]
 struct Tail {
     number: u64,
+    /// All in this lane change nothing but an expiry.
+    touches: bool,
     leaves: oneshot::Receiver<()>,
 }
 
 /// A place in a lane. Dropping it lets the next one go.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     lanes: Lanes,
     key: SessionKey,
     number: u64,
@@ -38,23 +43,57 @@ pub(super) struct Place {
 }
 
 impl Lanes {
-    /// Takes the last place in the lane of a key. The order is that of these calls.
+    /// Takes the last place in the lane of a key, for a save. The order is that of these calls.
     pub(super) fn enter(&self, key: SessionKey) -> Place {
-        let (left, leaves) = oneshot::channel();
         let mut lanes = self.lock();
         let before = lanes.remove(&key);
-        let number = before.as_ref().map_or(0, |tail| tail.number + 1);
-        lanes.insert(key, Tail { number, leaves });
-        let before = before.map(|tail| tail.leaves);
-        Place { lanes: self.clone(), key, number, before, entered: Instant::now(), _left: left }
+        self.enter_after(before, lanes, key, false)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionKey, Tail, KeyHashing>> {
+    /// The same for a touch. `None` if a save is in the lane, with which it would not be ordered:
+    /// a touch has nothing to put in the place of what that save stores.
+    pub(super) fn enter_to_touch(&self, key: SessionKey) -> Option<Place> {
+        let mut lanes = self.lock();
+        let before = lanes.remove(&key);
+        if let Some(tail) = before.as_ref()
+            && !tail.touches
+        {
+            lanes.extend(before.map(|tail| (key, tail)));
+            return None;
+        }
+        Some(self.enter_after(before, lanes, key, true))
+    }
+
+    /// Whether no save is in the lane of a key.
+    pub(super) fn is_settled(&self, key: SessionKey) -> bool {
+        self.lock().get(&key).is_none_or(|tail| tail.touches)
+    }
+
+    fn enter_after(
+        &self,
+        before: Option<Tail>,
+        mut lanes: MutexGuard<'_, Map>,
+        key: SessionKey,
+        touches: bool,
+    ) -> Place {
+        let (left, leaves) = oneshot::channel();
+        let number = before.as_ref().map_or(0, |tail| tail.number + 1);
+        lanes.insert(key, Tail { number, touches, leaves });
+        let (before, entered) = (before.map(|tail| tail.leaves), Instant::now());
+        Place { lanes: self.clone(), key, number, before, entered, _left: left }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Map> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
+    /// When the place was taken.
+    pub(super) fn entered(&self) -> Instant {
+        self.entered
+    }
+
     /// Waits until all who came before have left. An error if that took the whole timeout: the
     /// caller has been told by now, and the write need not be sent any more.
     pub(super) async fn turn(&mut self, timeout: Duration) -> Result<()> {
@@ -103,6 +142,26 @@ mod tests {
         drop(b);
         drop(c);
         assert!(lanes.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_touch_follows_touches_and_keeps_out_of_the_way_of_saves() {
+        let lanes = Lanes::default();
+        let key = SessionKey::of(1);
+        let mut first = lanes.enter_to_touch(key).unwrap();
+        let mut second = lanes.enter_to_touch(key).unwrap();
+        assert!(lanes.is_settled(key));
+        first.turn(LONG).await.unwrap();
+        assert!(second.turn(LONG).now_or_never().is_none());
+        let mut save = lanes.enter(key);
+        assert!(lanes.enter_to_touch(key).is_none() && !lanes.is_settled(key));
+        drop(first);
+        second.turn(LONG).await.unwrap();
+        drop(second);
+        save.turn(LONG).await.unwrap();
+        assert!(lanes.enter_to_touch(key).is_none(), "it is under way");
+        drop(save);
+        assert!(lanes.is_settled(key) && lanes.enter_to_touch(key).is_some());
     }
 
     #[tokio::test]

@@ -1,0 +1,241 @@
+//! How reads and saves leave for the database: at once while it has little to do, together while it
+//! is busy, and the saves of one session one after the other.
+//!
+//! A command costs the driver and the server many times what the document in it does. While as many
+//! commands are under way as keep the server busy, what comes then could not be served sooner
+//! anyway; it waits, and leaves as one command. No timer runs and nothing waits otherwise.
+
+mod lanes;
+mod queue;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use self::lanes::{Lanes, Place};
+pub(crate) use self::queue::Limits;
+use self::queue::{Freight, Queue};
+use crate::backend::{Backend, Call, Rev};
+use crate::error::Result;
+use crate::key::SessionKey;
+use crate::record::{Data, Session, WallTime};
+use crate::tasks::Tasks;
+
+/// The commands of a database. Private: those of MongoDB, and of a simulated one in tests.
+pub(crate) trait Commands: Send + Sync + 'static {
+    /// A change of one session that exists, ready to be sent.
+    type Update: Send + 'static;
+
+    /// See [`Backend::insert`].
+    fn insert(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
+
+    /// The update that gives a session other data and another expiry.
+    fn replacement(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Self::Update>;
+
+    /// The update that gives a session another expiry, of which no other instance is told.
+    fn touch(&self, key: SessionKey, expires: WallTime) -> Self::Update;
+
+    /// About how many bytes an update has.
+    fn bytes(update: &Self::Update) -> usize;
+
+    /// Carries out an update, if its session is live; answers with the stored expiry.
+    fn update(&self, update: Self::Update) -> Call<Option<WallTime>>;
+
+    /// Carries out updates of different sessions, each of which succeeds or fails by itself.
+    fn update_all(&self, updates: Vec<Self::Update>) -> Call<Vec<Result<Option<WallTime>>>>;
+
+    /// See [`Backend::find`].
+    fn find(&self, key: SessionKey) -> Call<Option<Session>>;
+
+    /// Finds sessions of different keys. In the order of the keys.
+    fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>>;
+
+    /// See [`Backend::remove`].
+    fn remove(&self, key: SessionKey) -> Call<()>;
+
+    /// See [`Backend::clear`].
+    fn clear(&self) -> Call<u64>;
+
+    /// See [`Backend::expiry`].
+    fn expiry(&self, expires: WallTime) -> WallTime;
+}
+
+/// A database whose reads and saves are sent together when there are many. Clones share it.
+pub(crate) struct Dispatch<C: Commands> {
+    commands: Arc<C>,
+    lanes: Lanes,
+    reads: Queue<Reads<C>>,
+    saves: Queue<Saves<C>>,
+}
+
+impl<C: Commands> Clone for Dispatch<C> {
+    fn clone(&self) -> Self {
+        Self {
+            commands: Arc::clone(&self.commands),
+            lanes: self.lanes.clone(),
+            reads: self.reads.clone(),
+            saves: self.saves.clone(),
+        }
+    }
+}
+
+impl<C: Commands> Dispatch<C> {
+    pub(crate) fn new(commands: C, tasks: &Tasks, limits: Limits) -> Self {
+        let commands = Arc::new(commands);
+        Self {
+            reads: Queue::new(Reads(Arc::clone(&commands)), tasks.clone(), limits),
+            saves: Queue::new(Saves(Arc::clone(&commands)), tasks.clone(), limits),
+            lanes: Lanes::default(),
+            commands,
+        }
+    }
+
+    /// Waits in a lane.
+    fn turn(&self, mut place: Place) -> Call<Place> {
+        let timeout = self.saves.timeout();
+        Box::pin(async move { place.turn(timeout).await.map(|()| place) })
+    }
+
+    async fn send(self, update: C::Update, place: Place) -> Result<Option<WallTime>> {
+        let began = place.entered();
+        self.saves.send((update, place), began).await
+    }
+}
+
+impl<C: Commands> Backend for Dispatch<C> {
+    type Place = Place;
+
+    fn insert(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
+        self.commands.insert(key, rev, data, expires)
+    }
+
+    fn replace(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
+        let update = self.commands.replacement(key, rev, data, expires);
+        let (turn, saves) = (self.turn(self.lanes.enter(key)), self.clone());
+        Box::pin(async move { saves.send(update?, turn.await?).await })
+    }
+
+    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Place>> {
+        self.lanes.enter_to_touch(key).map(|place| self.turn(place))
+    }
+
+    fn touch(&self, place: Place, key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
+        Box::pin(self.clone().send(self.commands.touch(key, expires), place))
+    }
+
+    fn is_settled(&self, key: SessionKey) -> bool {
+        self.lanes.is_settled(key)
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        self.commands.expiry(expires)
+    }
+
+    fn find(&self, key: SessionKey) -> Call<Option<Session>> {
+        let (reads, began) = (self.reads.clone(), Instant::now());
+        Box::pin(async move { reads.send(key, began).await })
+    }
+
+    fn remove(&self, key: SessionKey) -> Call<()> {
+        self.commands.remove(key)
+    }
+
+    fn clear(&self) -> Call<u64> {
+        self.commands.clear()
+    }
+}
+
+struct Reads<C>(Arc<C>);
+
+impl<C: Commands> Freight for Reads<C> {
+    type Item = SessionKey;
+    type Answer = Option<Session>;
+
+    fn alone(&self, key: SessionKey) -> Call<Option<Session>> {
+        self.0.find(key)
+    }
+
+    fn together(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
+        // Without a cache above, one session may be asked for several times.
+        let mut places = HashMap::with_capacity(keys.len());
+        let mut distinct = Vec::with_capacity(keys.len());
+        let places: Vec<_> = keys
+            .into_iter()
+            .map(|key| {
+                *places.entry(key).or_insert_with(|| {
+                    distinct.push(key);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        let all_differ = distinct.len() == places.len();
+        let found = self.0.find_all(distinct);
+        Box::pin(async move {
+            let found = found.await?;
+            if all_differ {
+                return Ok(found);
+            }
+            Ok(places.into_iter().filter_map(|place| found.get(place).cloned()).collect())
+        })
+    }
+
+    fn bytes(_: &SessionKey) -> usize {
+        size_of::<SessionKey>()
+    }
+}
+
+struct Saves<C>(Arc<C>);
+
+impl<C: Commands> Freight for Saves<C> {
+    /// With its place in the lane of its session, which is held until the driver has ended.
+    type Item = (C::Update, Place);
+    type Answer = Option<WallTime>;
+
+    fn alone(&self, (update, place): (C::Update, Place)) -> Call<Option<WallTime>> {
+        let updated = self.0.update(update);
+        Box::pin(async move {
+            let updated = updated.await;
+            drop(place);
+            updated
+        })
+    }
+
+    fn together(&self, items: Vec<(C::Update, Place)>) -> Call<Vec<Result<Option<WallTime>>>> {
+        let (updates, places): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+        let updated = self.0.update_all(updates);
+        Box::pin(async move {
+            let updated = updated.await;
+            drop(places);
+            updated
+        })
+    }
+
+    fn bytes((update, _): &(C::Update, Place)) -> usize {
+        C::bytes(update)
+    }
+}

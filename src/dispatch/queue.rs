@@ -1,0 +1,269 @@
+//! A queue of calls of one kind: each leaves at once while few commands are under way, and with the
+//! others that wait while many are.
+//!
+//! Nobody waits here for long. Who does not see a command end within [`Limits::patience`] leaves
+//! anyway, with all who wait: so a few connections that stand still hold up nobody else, and a far
+//! server gets as many commands as it takes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::backend::Call;
+use crate::error::{Error, ErrorKind, Result};
+use crate::tasks::{Tasks, timed_out};
+
+/// When calls leave, and how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// So many commands under way keep the server busy: what comes then waits for one to end.
+    pub(crate) commands: usize,
+    /// How many calls leave together at most.
+    pub(crate) together: usize,
+    /// How many bytes they may be, unless it is one alone.
+    pub(crate) bytes: usize,
+    /// How long a call waits for a command to end. Doubles for each further [`commands`](Self::commands)
+    /// under way.
+    pub(crate) patience: Duration,
+    /// How many calls there may be at a time, under way and waiting.
+    pub(crate) calls: usize,
+}
+
+impl Limits {
+    /// See `DESIGN.md` for how they were chosen.
+    pub(crate) const fn of(calls: usize) -> Self {
+        let patience = Duration::from_millis(5);
+        Self { commands: 4, together: 128, bytes: 4 << 20, patience, calls }
+    }
+}
+
+/// What is sent: alone, or together with others of its kind.
+pub(super) trait Freight: Send + Sync + 'static {
+    type Item: Send + 'static;
+    type Answer: Send + 'static;
+
+    fn alone(&self, item: Self::Item) -> Call<Self::Answer>;
+
+    /// One command for two items or more, and an answer for each, in their order. The command's own
+    /// failure is that of all.
+    fn together(&self, items: Vec<Self::Item>) -> Call<Vec<Result<Self::Answer>>>;
+
+    /// About how large an item is on its way.
+    fn bytes(item: &Self::Item) -> usize;
+}
+
+/// Clones share it.
+pub(super) struct Queue<F: Freight>(Arc<Shared<F>>);
+
+struct Shared<F: Freight> {
+    freight: F,
+    tasks: Tasks,
+    limits: Limits,
+    state: Mutex<State<F>>,
+}
+
+struct State<F: Freight> {
+    commands: usize,
+    calls: usize,
+    waiting: VecDeque<Waiting<F>>,
+}
+
+struct Waiting<F: Freight> {
+    item: F::Item,
+    /// When its call began, from which its deadline counts.
+    began: Instant,
+    since: Instant,
+    answer: oneshot::Sender<Result<F::Answer>>,
+}
+
+/// A call that is counted.
+struct Seat<F: Freight>(Queue<F>);
+
+/// A command under way. Where it ends, those who wait leave.
+struct Slot<F: Freight>(Queue<F>);
+
+enum Turn<F: Freight> {
+    Goes(F::Item, Slot<F>),
+    Waits(oneshot::Receiver<Result<F::Answer>>, Duration),
+}
+
+impl<F: Freight> Queue<F> {
+    pub(super) fn new(freight: F, tasks: Tasks, limits: Limits) -> Self {
+        let state = State { commands: 0, calls: 0, waiting: VecDeque::new() };
+        Self(Arc::new(Shared { freight, tasks, limits, state: Mutex::new(state) }))
+    }
+
+    /// Sends an item of a call that began at `began`, and waits for its answer. To be run in the
+    /// call's own task: one that is dropped while it waits is not sent.
+    pub(super) async fn send(&self, item: F::Item, began: Instant) -> Result<F::Answer> {
+        let _seat = self.sit()?;
+        let (mut answer, patience) = match self.enter(item, began) {
+            Turn::Goes(item, slot) => {
+                let outcome = self.0.freight.alone(item).await;
+                drop(slot);
+                return outcome;
+            }
+            Turn::Waits(answer, patience) => (answer, patience),
+        };
+        let outcome = match timeout(patience, &mut answer).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.leave_all();
+                answer.await
+            }
+        };
+        outcome.unwrap_or_else(|_| Err(Error::cut_off()))
+    }
+
+    /// How long a call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.0.tasks.timeout()
+    }
+
+    fn sit(&self) -> Result<Seat<F>> {
+        let mut state = self.lock();
+        if state.calls >= self.0.limits.calls {
+            return Err(overloaded(state.calls));
+        }
+        state.calls += 1;
+        drop(state);
+        Ok(Seat(self.clone()))
+    }
+
+    fn enter(&self, item: F::Item, began: Instant) -> Turn<F> {
+        let limits = &self.0.limits;
+        let mut state = self.lock();
+        if state.commands < limits.commands {
+            state.commands += 1;
+            drop(state);
+            return Turn::Goes(item, Slot(self.clone()));
+        }
+        let (answer, answered) = oneshot::channel();
+        state.waiting.push_back(Waiting { item, began, since: Instant::now(), answer });
+        let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
+        Turn::Waits(answered, limits.patience.saturating_mul(1 << excess))
+    }
+
+    /// All who wait leave, though as many commands are under way as there should be.
+    fn leave_all(&self) {
+        loop {
+            let mut state = self.lock();
+            let group = self.group(&mut state);
+            if group.is_empty() {
+                return;
+            }
+            state.commands += 1;
+            drop(state);
+            self.depart(group, Slot(self.clone()));
+        }
+    }
+
+    /// Takes those who leave next, of whom nobody may have waited in vain.
+    fn group(&self, state: &mut State<F>) -> Vec<Waiting<F>> {
+        let (limits, timeout) = (&self.0.limits, self.0.tasks.timeout());
+        let (mut group, mut bytes) = (Vec::new(), 0_usize);
+        while group.len() < limits.together
+            && let Some(next) = state.waiting.pop_front()
+        {
+            // Its caller has been told by now, or is gone with its task: it need not be sent.
+            if next.answer.is_closed() || next.began.elapsed() >= timeout {
+                drop(next.answer.send(Err(timed_out(timeout))));
+                continue;
+            }
+            bytes = bytes.saturating_add(F::bytes(&next.item));
+            if bytes > limits.bytes && !group.is_empty() {
+                state.waiting.push_front(next);
+                break;
+            }
+            group.push(next);
+        }
+        group
+    }
+
+    /// Sends a group in a task of its own, which lasts no longer than the most impatient of its
+    /// calls does: where that call is given up, the database is not written to any more.
+    fn depart(&self, group: Vec<Waiting<F>>, slot: Slot<F>) {
+        let queue = self.clone();
+        self.0.tasks.spawn(async move {
+            let longest = queue.0.tasks.timeout();
+            let oldest = group.iter().map(|waiting| waiting.began).min();
+            let ends = oldest.unwrap_or_else(Instant::now) + longest.saturating_mul(2);
+            let (items, answers): (Vec<_>, Vec<_>) =
+                group.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
+            let outcome = timeout_at(ends, queue.carry(items)).await;
+            // The next ones leave before these are answered.
+            drop(slot);
+            match outcome.unwrap_or_else(|_| Err(timed_out(longest))) {
+                Ok(outcomes) => {
+                    for (answer, outcome) in answers.into_iter().zip(outcomes) {
+                        drop(answer.send(outcome));
+                    }
+                }
+                Err(error) => {
+                    for answer in answers {
+                        drop(answer.send(Err(error.clone())));
+                    }
+                }
+            }
+        });
+    }
+
+    async fn carry(&self, mut items: Vec<F::Item>) -> Result<Vec<Result<F::Answer>>> {
+        let freight = &self.0.freight;
+        match items.pop() {
+            Some(only) if items.is_empty() => Ok(vec![freight.alone(only).await]),
+            Some(last) => {
+                items.push(last);
+                freight.together(items).await
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<F>> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Freight> Drop for Seat<F> {
+    fn drop(&mut self) {
+        self.0.lock().calls -= 1;
+    }
+}
+
+impl<F: Freight> Drop for Slot<F> {
+    fn drop(&mut self) {
+        let (queue, limits) = (&self.0, &self.0.0.limits);
+        let mut state = queue.lock();
+        // Beyond the usual number a command is followed by another one only if it is missed.
+        let missed = state.waiting.front().is_some_and(|next| {
+            state.commands <= limits.commands || next.since.elapsed() >= limits.patience
+        });
+        let group = if missed { queue.group(&mut state) } else { Vec::new() };
+        if group.is_empty() {
+            state.commands -= 1;
+            return;
+        }
+        drop(state);
+        queue.depart(group, Slot(queue.clone()));
+    }
+}
+
+impl<F: Freight> Clone for Queue<F> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+fn overloaded(calls: usize) -> Error {
+    Error::new(
+        ErrorKind::Overloaded,
+        format!(
+            "{calls} calls wait for MongoDB already, which `max_waiting` does not let grow: it is \
+             slow or stands still, or has less capacity than the app needs"
+        ),
+    )
+}
