@@ -96,6 +96,7 @@ impl Store {
         }
         let mut builder = CachedMongoStore::builder(mongo)
             .change_stream(options.change_stream)
+            .touch_after(options.touch_after)
             .compact(kind == Kind::Compact);
         if let Some(bytes) = options.max_bytes {
             builder = builder.max_bytes(bytes);
