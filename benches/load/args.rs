@@ -59,6 +59,7 @@ Ten million loads and a million saves on one store, in this process
 
   --help               this
 
+RUST_LOG=error in the environment shows on stderr what the servers log.
 Exits with 1 if any answer was wrong, or if a soak grows.";
 
 /// The shape of a run.

@@ -17,7 +17,9 @@ mod figures;
 mod fleet;
 mod machine;
 mod naive;
+mod plot;
 mod process;
+mod report;
 mod run;
 mod scenario;
 mod server;
@@ -73,7 +75,10 @@ fn main() -> Result<ExitCode> {
     let cells = runtime.block_on(run_all(&options, mongo))?;
     let ratios = figures::ratios(&cells);
     if !ratios.is_empty() {
-        println!("\nratios of medians\n{}", table::ratios(&ratios));
+        println!("\nratios of medians\n{}", table::plain(&table::ratios(&ratios)));
+        for line in table::goals(&ratios) {
+            println!("{line}");
+        }
     }
     println!("\n{}", table::LEGEND);
     let findings = Findings { machine, options, cells, ratios };
@@ -98,7 +103,8 @@ async fn run_all(options: &Options, mongo: &TestServer) -> Result<Vec<Cell>> {
             continue;
         }
         progress.suspend(|| {
-            println!("\n{}: {}\n{}", scenario.key(), scenario.about(), table::of(&cells));
+            let table = table::plain(&table::figures(cells.iter()));
+            println!("\n{}: {}\n{}", scenario.key(), scenario.about(), table);
             for cell in &cells {
                 for text in &cell.wrong_answers {
                     println!("  wrong, {}: {text}", cell.store.title());
@@ -115,6 +121,10 @@ fn write(findings: &Findings) -> Result<()> {
     if let Some(path) = &findings.options.json {
         fs::write(path, serde_json::to_vec_pretty(findings)?)?;
         println!("figures in {}", path.display());
+    }
+    if let Some(path) = &findings.options.html {
+        fs::write(path, report::of(findings)?)?;
+        println!("report in {}", path.display());
     }
     Ok(())
 }

@@ -33,8 +33,12 @@ pub(crate) struct Setup {
     pub(crate) name_commands: bool,
 }
 
-/// Serves until stdin ends.
+/// Serves until stdin ends. What is logged, with `RUST_LOG` set, goes to stderr.
 pub(crate) fn run() -> Result<()> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     let setup: Setup = serde_json::from_str(&line).context("read the settings")?;

@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::figures::{Cell, Ratio};
+use crate::stores::Kind;
 
 const HEAD: [&str; 14] = [
     "store",
@@ -26,20 +27,13 @@ requests/s: the median of the rounds. Mongo ops: commands for each request. serv
 time on a processor for each request. cores s/c/M: kept busy by server, clients and MongoDB.
 stale: reads on B that showed a version before the last that was written on A.";
 
-pub(crate) fn of(cells: &[Cell]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(HEAD);
-    for cell in cells {
-        table.add_row(row(cell));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+/// What is known of each store in one scenario.
+pub(crate) fn figures<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Vec<String>> {
+    let head = HEAD.iter().map(|text| (*text).to_owned()).collect();
+    [head].into_iter().chain(cells.map(|cell| row(cell).into())).collect()
 }
 
-/// The texts of one line, as in the report.
-pub(crate) fn row(cell: &Cell) -> [String; HEAD.len()] {
+fn row(cell: &Cell) -> [String; HEAD.len()] {
     let latency = &cell.latency_micros;
     let percent = |part: u64| {
         if part == 0 {
@@ -71,29 +65,63 @@ pub(crate) fn row(cell: &Cell) -> [String; HEAD.len()] {
     ]
 }
 
-pub(crate) fn head() -> &'static [&'static str] {
-    &HEAD
+/// A line for each scenario, a column for each two stores.
+pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
+    let (mut scenarios, mut pairs) = (Vec::new(), Vec::new());
+    for ratio in ratios {
+        if !scenarios.contains(&ratio.scenario) {
+            scenarios.push(ratio.scenario);
+        }
+        if !pairs.contains(&(ratio.peer, ratio.store)) {
+            pairs.push((ratio.peer, ratio.store));
+        }
+    }
+    pairs.sort_unstable();
+    let title = |(peer, store): &(Kind, Kind)| format!("{} / {}", store.key(), peer.key());
+    let mut lines =
+        vec![["scenario".to_owned()].into_iter().chain(pairs.iter().map(title)).collect()];
+    for scenario in scenarios {
+        let of = |pair: &(Kind, Kind)| {
+            ratios
+                .iter()
+                .find(|ratio| ratio.scenario == scenario && (ratio.peer, ratio.store) == *pair)
+        };
+        let value = |pair| of(pair).map_or_else(String::new, |ratio| format!("{:.2}", ratio.value));
+        let values = pairs.iter().map(value);
+        lines.push([scenario.key().to_owned()].into_iter().chain(values).collect());
+    }
+    lines
 }
 
-pub(crate) fn ratios(ratios: &[Ratio]) -> Table {
+/// Lines of equal columns: the first the head, in each the first text to the left.
+pub(crate) fn plain(lines: &[Vec<String>]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    for ratio in ratios {
-        table.add_row(ratio_row(ratio));
+    let mut lines = lines.iter();
+    table.set_header(lines.next().into_iter().flatten());
+    for line in lines {
+        table.add_row(line);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
-pub(crate) fn ratio_row(ratio: &Ratio) -> [String; 4] {
-    let goal = ratio.goal.map_or_else(String::new, |goal| {
-        format!("goal {goal:.2} {}", if ratio.value >= goal { "ok" } else { "short" })
-    });
-    [
-        ratio.scenario.key().to_owned(),
-        format!("{} / {}", ratio.store.title(), ratio.peer.title()),
-        format!("{:.2}", ratio.value),
-        goal,
-    ]
+/// What was asked of `ours`, and whether it is so.
+pub(crate) fn goals(ratios: &[Ratio]) -> Vec<String> {
+    let line = |ratio: &Ratio| {
+        let Ratio { scenario, store, peer, value, goal } = ratio;
+        let goal = (*goal)?;
+        Some(format!(
+            "ratio {}_{}_by_{} {value:.2} goal {goal:.2} {}",
+            scenario.key(),
+            store.key(),
+            peer.key(),
+            if *value >= goal { "ok" } else { "short" }
+        ))
+    };
+    ratios.iter().filter_map(line).collect()
 }
 
 fn micros(value: f64) -> String {
