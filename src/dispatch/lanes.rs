@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 
 use crate::error::Result;
@@ -20,26 +20,27 @@ use crate::tasks::timed_out;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lanes(Arc<Mutex<Map>>);
 
-type Map = HashMap<SessionKey, Tail, KeyHashing>;
+type Map = HashMap<SessionKey, Ahead, KeyHashing>;
 
-/// The last in a lane.
+/// Somebody in a lane, as the one behind them sees it.
 #[derive(Debug)]
-struct Tail {
+struct Ahead {
     number: u64,
-    /// All in this lane change nothing but an expiry.
+    /// They and all before them change nothing but an expiry.
     touches: bool,
-    leaves: oneshot::Receiver<()>,
+    leaves: oneshot::Receiver<Ahead>,
 }
 
-/// A place in a lane. Dropping it lets the next one go.
+/// A place in a lane. Dropping it lets the next one go, or wait for those before it if they are
+/// still there.
 #[derive(Debug)]
 pub(crate) struct Place {
     lanes: Lanes,
     key: SessionKey,
     number: u64,
-    before: Option<oneshot::Receiver<()>>,
+    before: Option<Ahead>,
     entered: Instant,
-    _left: oneshot::Sender<()>,
+    left: Option<oneshot::Sender<Ahead>>,
 }
 
 impl Lanes {
@@ -71,16 +72,16 @@ impl Lanes {
 
     fn enter_after(
         &self,
-        before: Option<Tail>,
+        before: Option<Ahead>,
         mut lanes: MutexGuard<'_, Map>,
         key: SessionKey,
         touches: bool,
     ) -> Place {
         let (left, leaves) = oneshot::channel();
         let number = before.as_ref().map_or(0, |tail| tail.number + 1);
-        lanes.insert(key, Tail { number, touches, leaves });
-        let (before, entered) = (before.map(|tail| tail.leaves), Instant::now());
-        Place { lanes: self.clone(), key, number, before, entered, _left: left }
+        lanes.insert(key, Ahead { number, touches, leaves });
+        let entered = Instant::now();
+        Place { lanes: self.clone(), key, number, before, entered, left: Some(left) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {
@@ -97,9 +98,9 @@ impl Place {
     /// Waits until all who came before have left. An error if that took the whole timeout: the
     /// caller has been told by now, and the write need not be sent any more.
     pub(super) async fn turn(&mut self, timeout: Duration) -> Result<()> {
-        if let Some(before) = self.before.take() {
-            // Nothing is ever sent: who leaves drops their end.
-            let _left = before.await;
+        while let Some(before) = self.before.as_mut() {
+            // Who leaves before their turn tells of those that are still there.
+            self.before = (&mut before.leaves).await.ok();
         }
         if self.entered.elapsed() < timeout { Ok(()) } else { Err(timed_out(timeout)) }
     }
@@ -107,9 +108,29 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut lanes = self.lanes.lock();
+        let lanes = self.lanes.clone();
+        let mut lanes = lanes.lock();
+        // From here on, and still under the lock, who is behind sees this place as left.
+        let left = self.left.take();
+        let before = self.before.take().and_then(Ahead::still_there);
         if lanes.get(&self.key).is_some_and(|tail| tail.number == self.number) {
             lanes.remove(&self.key);
+            lanes.extend(before.map(|before| (self.key, before)));
+        } else if let (Some(before), Some(left)) = (before, left) {
+            drop(left.send(before));
+        }
+    }
+}
+
+impl Ahead {
+    /// Those, or the last before them who has not left.
+    fn still_there(mut self) -> Option<Self> {
+        loop {
+            match self.leaves.try_recv() {
+                Ok(earlier) => self = earlier,
+                Err(TryRecvError::Empty) => return Some(self),
+                Err(TryRecvError::Closed) => return None,
+            }
         }
     }
 }
@@ -141,6 +162,27 @@ mod tests {
         drop(a);
         drop(b);
         drop(c);
+        assert!(lanes.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_leaves_before_their_turn_lets_nobody_overtake() {
+        let lanes = Lanes::default();
+        let key = SessionKey::of(1);
+        let mut first = lanes.enter(key);
+        let impatient = lanes.enter(key);
+        let mut second = lanes.enter(key);
+        drop((impatient, lanes.enter(key)));
+        first.turn(LONG).await.unwrap();
+        assert!(second.turn(LONG).now_or_never().is_none());
+        let mut third = lanes.enter(key);
+        assert!(third.turn(LONG).now_or_never().is_none());
+        drop(first);
+        second.turn(LONG).await.unwrap();
+        assert!(third.turn(LONG).now_or_never().is_none());
+        drop(second);
+        third.turn(LONG).await.unwrap();
+        drop(third);
         assert!(lanes.lock().is_empty());
     }
 

@@ -135,9 +135,12 @@ impl<C: Commands> Backend for Dispatch<C> {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let update = self.commands.replacement(key, rev, data, expires);
+        let update = match self.commands.replacement(key, rev, data, expires) {
+            Ok(update) => update,
+            Err(error) => return Box::pin(async move { Err(error) }),
+        };
         let (turn, saves) = (self.turn(self.lanes.enter(key)), self.clone());
-        Box::pin(async move { saves.send(update?, turn.await?).await })
+        Box::pin(async move { saves.send(update, turn.await?).await })
     }
 
     fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Place>> {
@@ -227,11 +230,11 @@ impl<C: Commands> Freight for Saves<C> {
 
     fn together(&self, items: Vec<(C::Update, Place)>) -> Call<Vec<Result<Option<WallTime>>>> {
         let (updates, places): (Vec<_>, Vec<_>) = items.into_iter().unzip();
-        let updated = self.0.update_all(updates);
+        let outcomes = self.0.update_all(updates);
         Box::pin(async move {
-            let updated = updated.await;
+            let outcomes = outcomes.await;
             drop(places);
-            updated
+            outcomes
         })
     }
 

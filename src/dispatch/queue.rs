@@ -33,10 +33,9 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// See `DESIGN.md` for how they were chosen.
-    pub(crate) const fn of(calls: usize) -> Self {
+    pub(crate) const fn of(commands: usize, calls: usize) -> Self {
         let patience = Duration::from_millis(5);
-        Self { commands: 4, together: 128, bytes: 4 << 20, patience, calls }
+        Self { commands, together: 128, bytes: 4 << 20, patience, calls }
     }
 }
 
@@ -108,12 +107,11 @@ impl<F: Freight> Queue<F> {
             }
             Turn::Waits(answer, patience) => (answer, patience),
         };
-        let outcome = match timeout(patience, &mut answer).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.leave_all();
-                answer.await
-            }
+        let outcome = if let Ok(outcome) = timeout(patience, &mut answer).await {
+            outcome
+        } else {
+            self.leave_all();
+            answer.await
         };
         outcome.unwrap_or_else(|_| Err(Error::cut_off()))
     }

@@ -113,7 +113,9 @@ impl Sessions {
         &self,
         updates: &[Update],
     ) -> mongodb::error::Result<HashMap<usize, UpdateResult>> {
-        let mut session = self.causal().await?;
+        // Of what was seen the server need not be told: with that, the driver adds a read concern,
+        // which not every server takes here.
+        let mut session = self.seen.blank(self.documents.client()).await?;
         let namespace = self.documents.namespace();
         let models = updates.iter().map(|update| {
             let model = UpdateOneModel::builder().namespace(namespace.clone());
@@ -137,7 +139,7 @@ impl Sessions {
         failed: impl Fn(usize) -> Error,
     ) -> Vec<Saved> {
         let saved = expiries.iter().enumerate().map(|(index, expires)| match results.get(&index) {
-            Some(result) => Ok(self.stored(result.matched_count, *expires)),
+            Some(result) => Ok(self.stored(result.matched_count > 0, *expires)),
             None => Err(failed(index)),
         });
         saved.collect()

@@ -83,14 +83,14 @@ impl Commands for Sessions {
             let filter = sessions.live(update.key);
             let updated = async {
                 let mut session = sessions.causal().await?;
-                let updates = sessions.documents.update_one(filter, update.document);
-                let updated = updates.session(&mut session).await;
+                let change = sessions.documents.update_one(filter, update.document);
+                let changed = change.session(&mut session).await;
                 sessions.seen.learn(&session);
-                updated
+                changed
             };
             match updated.await {
                 Ok(done) => {
-                    let stored = sessions.stored(done.matched_count, update.expires);
+                    let stored = sessions.stored(done.matched_count > 0, update.expires);
                     timer.ends(Outcome::Ok, Ok(stored))
                 }
                 Err(error) => timer.fails("save a session", &error),
@@ -161,13 +161,9 @@ impl Sessions {
         doc! { "_id": document::id(key), "expires": { "$gt": document::date(self.clock.wall()) } }
     }
 
-    /// What an update has stored, from how many sessions it has found.
-    pub(super) fn stored<N: Default + PartialEq>(
-        &self,
-        matched: N,
-        expires: WallTime,
-    ) -> Option<WallTime> {
-        if matched != N::default() {
+    /// What an update has stored, if it has found its session.
+    pub(super) fn stored(&self, matched: bool, expires: WallTime) -> Option<WallTime> {
+        if matched {
             return Some(expires);
         }
         self.metrics.saves_dropped.increment(1);

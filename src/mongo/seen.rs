@@ -24,7 +24,7 @@ impl Seen {
 
     /// A session whose reads are at least as new as what has been seen.
     pub(super) async fn session(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
-        let mut session = client.start_session().causal_consistency(true).await?;
+        let mut session = self.blank(client).await?;
         let seen = self.0.load(Ordering::Acquire);
         if seen != 0 {
             #[allow(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
@@ -32,6 +32,12 @@ impl Seen {
             session.advance_operation_time(Timestamp { time, increment });
         }
         Ok(session)
+    }
+
+    /// A session that knows of nothing yet, to [learn](Self::learn) from.
+    #[allow(clippy::unused_self, reason = "what is learned goes here")]
+    pub(super) async fn blank(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
+        client.start_session().causal_consistency(true).await
     }
 
     /// Takes note of what an operation in `session` has brought about.

@@ -11,6 +11,8 @@ use crate::common::{PATIENCE, Store, cached, create, on_both_tiers};
 
 on_both_tiers! {
     an_abandoned_save_does_not_overwrite_a_later_one = abandoned_saves_keep_their_order;
+    a_save_that_cannot_be_stored_lets_nobody_overtake = unstorable_saves_keep_the_order;
+    an_abandoned_save_does_not_overwrite_a_later_one_of_the_old_data = old_data_stays_last;
     an_abandoned_save_does_not_undo_a_later_delete = abandoned_saves_stay_before_a_delete;
     clear_removes_every_session_beside_documents_of_others = clear_beside_others;
     a_list_that_is_cut_off_does_not_look_complete = cut_off_list;
@@ -39,6 +41,34 @@ async fn abandoned_saves_keep_their_order(store: impl Store) {
         assert_eq!(stored.data["version"], json!(2), "round {round}");
         let served = store.load(&record.id).await.unwrap().unwrap();
         assert_eq!(served.data["version"], json!(2), "round {round}");
+    }
+}
+
+async fn unstorable_saves_keep_the_order(store: impl Store) {
+    for round in 0..50 {
+        let record = create(&store).await;
+        abandon(store.save(&version(&record, 1))).await;
+        let mut deep = version(&record, 9);
+        deep.data.insert("deep".to_owned(), (0..200).fold(json!(1), |inner, _| json!([inner])));
+        let error = store.save(&deep).await.unwrap_err();
+        assert!(matches!(error, session_store::Error::Encode(_)), "{error}");
+        store.save(&version(&record, 2)).await.unwrap();
+        let stored = store.another().await.load(&record.id).await.unwrap().unwrap();
+        assert_eq!(stored.data["version"], json!(2), "round {round}");
+    }
+}
+
+/// What the cache holds is what is saved last, while another save is under way.
+async fn old_data_stays_last(store: impl Store) {
+    for round in 0..50 {
+        let record = create(&store).await;
+        let mut later = record.clone();
+        later.expiry_date += time::Duration::minutes(1);
+        abandon(store.save(&version(&record, 1))).await;
+        store.save(&later).await.unwrap();
+        let stored = store.another().await.load(&record.id).await.unwrap().unwrap();
+        assert_eq!(stored.data, record.data, "round {round}");
+        assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
     }
 }
 

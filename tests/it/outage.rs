@@ -69,6 +69,10 @@ async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
     assert!(kinds.contains(&error.kind()), "{error:?}");
     assert!(store.load(&warm.id).await.unwrap().is_some(), "others' failures leave it cached");
     assert!(store.save(&warm).await.is_err());
+    assert!(store.load(&warm.id).await.unwrap().is_some(), "a failed touch changed nothing");
+    let mut changed = warm.clone();
+    changed.data.insert("changed".to_owned(), true.into());
+    assert!(store.save(&changed).await.is_err());
     assert!(store.load(&warm.id).await.is_err(), "a write that failed leaves nothing cached");
     assert!(mongo.clear().await.is_err() && store.clear().await.is_err());
 }
