@@ -44,6 +44,7 @@ The store under test (ours and compact); what is left out is the store's own def
                        --sessions for both
   --max-staleness S    how old a cached session may be
   --touch-after S      how long a save that moves nothing but the expiry may wait (60)
+  --max-in-flight N    how many commands keep MongoDB busy (also of `mongo`)
   --no-change-stream   do not follow the changes of other instances
   --exclusive          the only instance; `two-instances` is then left out
 
@@ -96,6 +97,7 @@ pub(crate) struct StoreOptions {
     pub(crate) max_entries: Option<u64>,
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) touch_after: Duration,
+    pub(crate) max_in_flight: Option<u32>,
     pub(crate) change_stream: bool,
     pub(crate) exclusive: bool,
 }
@@ -137,6 +139,7 @@ impl Default for Options {
                 max_entries: None,
                 max_staleness: None,
                 touch_after: Duration::from_secs(60),
+                max_in_flight: None,
                 change_stream: true,
                 exclusive: false,
             },
@@ -181,6 +184,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("max-entries") => options.store.max_entries = Some(parser.value()?.parse()?),
             Long("max-staleness") => options.store.max_staleness = Some(seconds(&mut parser)?),
             Long("touch-after") => options.store.touch_after = seconds(&mut parser)?,
+            Long("max-in-flight") => options.store.max_in_flight = Some(parser.value()?.parse()?),
             Long("no-change-stream") => options.store.change_stream = false,
             Long("exclusive") => options.store.exclusive = true,
             Long("json") => options.json = Some(parser.value()?.into()),

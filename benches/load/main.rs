@@ -23,6 +23,7 @@ mod report;
 mod run;
 mod scenario;
 mod server;
+mod soak;
 mod stats;
 mod stores;
 mod table;
@@ -66,6 +67,11 @@ fn main() -> Result<ExitCode> {
     }
     if !machine::is_optimised() {
         println!("WARNING   debug assertions are on: these figures say nothing about speed");
+    }
+    if let Some(plan) = options.soak {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let flat = runtime.block_on(soak::run(plan, &options, mongo))?;
+        return Ok(if flat { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut runtime = match options.client_threads {
         1 => tokio::runtime::Builder::new_current_thread(),

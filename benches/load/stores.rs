@@ -90,7 +90,11 @@ impl Store {
             let collection = database.collection("sessions");
             return Ok(Self::Naive(naive::pair(collection, options.max_entries)));
         }
-        let mongo = MongoStore::builder().client(client).build().await?;
+        let mut mongo = MongoStore::builder().client(client);
+        if let Some(commands) = options.max_in_flight {
+            mongo = mongo.max_in_flight(commands);
+        }
+        let mongo = mongo.build().await?;
         if kind == Kind::Mongo {
             return Ok(Self::Mongo(mongo));
         }
