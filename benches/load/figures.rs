@@ -134,12 +134,15 @@ impl Sum {
 impl Latency {
     fn of(taken: &Histogram<u64>) -> Self {
         let at = |share: f64| crate::float(taken.value_at_quantile(share)) / 1_000.0;
-        // Nine points to each further nine, as far as there are requests to speak of.
+        // Nine points to each further nine, from a tenth of the requests, as far as there are requests to speak of.
         let nines = (0..5_i32).flat_map(|nines| (0..9_i32).map(move |step| (nines, step)));
         let shares =
             nines.map(|(nines, step)| 1.0 - 0.1_f64.powi(nines) * (1.0 - 0.1 * f64::from(step)));
         let last = 1.0 - 1.0 / crate::float(taken.len().max(1));
-        let curve = shares.filter(|share| *share <= last).map(|share| (share, at(share))).collect();
+        let curve = shares
+            .filter(|share| (0.05..=last).contains(share))
+            .map(|share| (share, at(share)))
+            .collect();
         Self { p50: at(0.5), p95: at(0.95), p99: at(0.99), p999: at(0.999), max: at(1.0), curve }
     }
 }

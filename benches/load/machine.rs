@@ -1,5 +1,6 @@
 //! What the figures were measured on and with.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
 
@@ -16,7 +17,7 @@ pub(crate) struct Machine {
     pub(crate) rustc: String,
     pub(crate) build: &'static str,
     /// Of this crate and of what has a part in the figures.
-    pub(crate) versions: Vec<(String, String)>,
+    pub(crate) versions: BTreeMap<String, String>,
     pub(crate) mongo: String,
     pub(crate) command: String,
 }
@@ -89,18 +90,19 @@ fn rustc() -> String {
     said.map_or_else(|| "rustc unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-fn versions() -> Vec<(String, String)> {
+/// Of what is there twice, the newer version, which is the second in the file.
+fn versions() -> BTreeMap<String, String> {
     let quoted = |line: &str, key: &str| -> Option<String> {
         Some(line.strip_prefix(key)?.trim_matches('"').to_owned())
     };
     let lock = include_str!("../../Cargo.lock");
     let mut lines = lock.lines();
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     while let Some(line) = lines.next() {
         if let Some(name) = quoted(line, "name = ").filter(|name| WATCHED.contains(&name.as_str()))
             && let Some(version) = lines.next().and_then(|line| quoted(line, "version = "))
         {
-            found.push((name, version));
+            found.insert(name, version);
         }
     }
     found

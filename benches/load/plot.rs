@@ -103,7 +103,7 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::LowerRight)
             .background_style(WHITE.mix(0.8))
             .label_font((FONT, 12))
             .draw()

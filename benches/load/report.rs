@@ -12,7 +12,7 @@ body { font: 15px/1.45 sans-serif; color: #222; max-width: 1080px; margin: 2em a
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin: 2em 0 .3em }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 td, th { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left }
+td:first-child, th:first-child, .facts td { text-align: left }
 .wide { overflow-x: auto } .plots { display: flex; flex-wrap: wrap; gap: 16px; align-items: end }
 figure { margin: .5em 0 } figcaption { font-size: 13px; color: #555 }
 .short, .wrong { color: #b00020; font-weight: bold } pre { white-space: pre-wrap }";
@@ -28,7 +28,9 @@ pub(crate) fn of(findings: &Findings) -> Result<String> {
     let facts = findings.machine.lines();
     let facts = facts.iter().map(|(what, text)| vec![(*what).to_owned(), text.clone()]);
     let facts: Vec<_> = [vec![String::new(); 2]].into_iter().chain(facts).collect();
+    html.push_str("<div class=\"facts\">\n");
     rows(&mut html, &facts)?;
+    html.push_str("</div>\n");
     if findings.machine.build != "release" {
         html.push_str(
             "<p class=\"wrong\">Debug assertions are on: these figures say nothing about speed.</p>\n",

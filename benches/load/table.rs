@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::figures::{Cell, Ratio};
 use crate::stores::Kind;
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "store",
     "requests/s",
     "p50 µs",
@@ -15,6 +15,7 @@ const HEAD: [&str; 14] = [
     "hits %",
     "Mongo ops",
     "server µs",
+    "Mongo µs",
     "cores s/c/M",
     "RSS MiB",
     "wrong",
@@ -23,8 +24,8 @@ const HEAD: [&str; 14] = [
 ];
 
 pub(crate) const LEGEND: &str = "\
-requests/s: the median of the rounds. Mongo ops: commands for each request. server µs: the server's
-time on a processor for each request. cores s/c/M: kept busy by server, clients and MongoDB.
+requests/s: the median of the rounds. Mongo ops: commands for each request. server µs, Mongo µs: time on
+a processor for each request. cores s/c/M: kept busy by server, clients and MongoDB.
 stale: reads on B that showed a version before the last that was written on A.";
 
 /// What is known of each store in one scenario.
@@ -52,6 +53,7 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
         cell.hit_rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.1}", rate * 100.0)),
         format!("{:.3}", cell.mongo_commands_per_request),
         format!("{:.1}", cell.server_cpu_micros),
+        cell.mongo_cpu_micros.map_or_else(|| "?".to_owned(), |micros| format!("{micros:.1}")),
         format!(
             "{:.2}/{:.2}/{}",
             cell.server_cores,
