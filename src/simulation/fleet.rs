@@ -60,6 +60,7 @@ impl Fleet {
             says_complete: profile.says_complete,
             busy: profile.busy.then(|| RawId(-1).key()),
             shares_time: profile.shares_time,
+            lags: profile.lags,
             healed: false,
         };
         let wire = Wire::new(clock.clone(), chance.clone(), manners);
@@ -174,6 +175,8 @@ impl Fleet {
                 state.oracle.judge(whose, begun, answer, promise, truth, manners, now);
             }
             Err(error) => {
+                let (whose, kind, it) = ((node, id.key()), error.kind(), &mut *state);
+                it.oracle.judge_failure(whose, begun, kind, &it.records, &it.manners);
                 drop(state);
                 self.failed(node, None, begun, &error);
                 state = self.wire.state();

@@ -7,6 +7,8 @@ use super::database::{Database, Span};
 use super::wire::{Manners, Operation, Outcome, Record};
 use crate::backend::Fault;
 use crate::clock::Moment;
+use crate::error::ErrorKind;
+use crate::key::SessionKey;
 use crate::record::{Session, WallTime};
 
 #[derive(Default)]
@@ -205,6 +207,31 @@ impl Oracle {
             ));
         };
         self.raise(node, number, Floor { step, rank, invariant: "I3" });
+    }
+
+    /// A load failed: a read of its session must have, and not before the load began.
+    pub(super) fn judge_failure(
+        &mut self,
+        (node, key): (usize, SessionKey),
+        begun: Begun,
+        kind: ErrorKind,
+        records: &[Record],
+        manners: &Manners,
+    ) {
+        let asleep_at = self.asleep_at;
+        let may_be_why = |record: &Record| {
+            let reads = matches!(record.operation, Operation::Find(it) if it == key);
+            let open = record.ended.is_none_or(|end| end > begun.step);
+            let woke_at = asleep_at.filter(|at| *at > record.asked);
+            let noticed = woke_at.max(Some(record.asked.after(manners.timeout)));
+            let overdue = noticed >= Some(begun.at);
+            record.node == node && reads && open && (kind != ErrorKind::Timeout || overdue)
+        };
+        if !records.iter().rev().any(may_be_why) {
+            let step = begun.step;
+            let text = format!("{kind:?}, of no read of a load at store {node}, begun at {step}");
+            self.violated(text);
+        }
     }
 
     /// Whether a store may have seen no answer of the database after some failure.

@@ -22,6 +22,9 @@ pub(super) struct Profile {
     pub(super) says_complete: bool,
     pub(super) busy: bool,
     pub(super) shares_time: f64,
+    pub(super) lags: f64,
+    /// How often a session is asked for whether it is there or not.
+    pub(super) curious: f64,
     /// How long a step takes at most, most of the time.
     pub(super) tick: Duration,
     pub(super) rates: Rates,
@@ -138,6 +141,8 @@ impl Profile {
             says_complete: !says_time || chance.happens(0.3),
             busy: chance.happens(0.15),
             shares_time: chance.pick(&[0.0, 0.3, 0.8]),
+            lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
+            curious: chance.pick(&[0.15, 0.15, 0.5]),
             tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
             rates,
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::wire::Operation;
 use super::*;
+use crate::backend::Change;
 use crate::error::ErrorKind;
 
 fn is_remove(operation: &Operation) -> bool {
@@ -78,6 +79,29 @@ async fn of_two_saves_whose_answers_cross_neither_leaves_an_entry_that_the_other
     world.mongo.answer(call_2);
     first.await.unwrap().unwrap();
     assert_eq!(world.load(id).await, Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
+    let world = World::new();
+    let id = world.stored(1);
+    world.tiers.cache.restart(true);
+    world.load(id).await;
+    let (tiers, expires) = (world.tiers.clone(), world.in_an_hour());
+    let save = tokio::spawn(async move { tiers.save(id, &data(2), expires).await });
+    let call = world.mongo.arrival(is_replace).await;
+    let rev = world.mongo.waiting().into_iter().find_map(|(_, operation)| match operation {
+        Operation::Replace(_, rev, _) => Some(rev),
+        _ => None,
+    });
+    world.mongo.apply(call);
+    let news = world.tiers.cache.hear(&Change { key: id.key(), rev });
+    assert!(news, "what was loaded before is cached still");
+    world.mongo.answer(call);
+    save.await.unwrap().unwrap();
+    let made = world.mongo.made();
+    assert_eq!(world.load(id).await, Some(2));
+    assert_eq!(world.mongo.made(), made);
 }
 
 #[tokio::test(start_paused = true)]

@@ -81,8 +81,16 @@ impl State {
     ) -> (Cursor, Handed) {
         let (log, healed) = (&self.database.log, self.manners.healed);
         let there = log.len() - cursor.position;
-        let few = !healed && chance.happens(0.3);
-        let mut end = cursor.position + if few { chance.below(there + 1) } else { there };
+        let handed = if healed {
+            there
+        } else if chance.happens(self.manners.lags) {
+            chance.below(2).min(there)
+        } else if chance.happens(0.3) {
+            chance.below(there + 1)
+        } else {
+            there
+        };
+        let mut end = cursor.position + handed;
         let drops = (cursor.position..end).find(|place| log[*place].change.is_none());
         let ended = drops.is_some();
         end = drops.unwrap_or(end);

@@ -133,9 +133,7 @@ impl Walk {
         let unknown = if crowded { 0.2 } else { 0.02 };
         let (id, live) = self.choose();
         let verb = match chance.below(1_000) {
-            _ if chance.happens(unknown) => {
-                Verb::Load(RawId(1_000_000 + i128::try_from(chance.below(1 << 30)).unwrap()))
-            }
+            _ if chance.happens(unknown) => Verb::Load(self.invent()),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),
             580..930 => Verb::Save(id, self.version(), self.expiry()),
@@ -146,6 +144,15 @@ impl Walk {
         self.fleet.start(&self.crew, node, verb);
     }
 
+    /// An id that nobody was given, of a session that somebody may yet put there.
+    fn invent(&self) -> RawId {
+        let id = RawId(1_000_000 + i128::try_from(self.chance().below(1 << 30)).unwrap());
+        if self.fleet.profile.kind != Kind::Crowded {
+            self.fleet.ids.lock().unwrap().push(id);
+        }
+        id
+    }
+
     /// A session, mostly one that is there, and whether it is.
     fn choose(&self) -> (RawId, bool) {
         let (chance, ids) = (self.chance(), self.fleet.ids());
@@ -153,7 +160,7 @@ impl Walk {
         let live: Vec<_> =
             ids.iter().copied().filter(|id| state.database.find(id.key()).is_some()).collect();
         let few = &live[live.len().saturating_sub(self.fleet.profile.sessions + 1)..];
-        if few.is_empty() || chance.happens(0.15) {
+        if few.is_empty() || chance.happens(self.fleet.profile.curious) {
             let recent = &ids[ids.len().saturating_sub(6)..];
             return (chance.pick(recent), !live.is_empty());
         }

@@ -61,6 +61,8 @@ pub(super) struct Manners {
     /// There is always another change to tell of.
     pub(super) busy: Option<SessionKey>,
     pub(super) shares_time: f64,
+    /// How often a stream hands over one change at most, however many there are.
+    pub(super) lags: f64,
     /// All is well from now on: everything is answered at once.
     pub(super) healed: bool,
 }
