@@ -45,6 +45,9 @@ The store under test (ours and compact); what is left out is the store's own def
   --max-staleness S    how old a cached session may be
   --touch-after S      how long a save that moves nothing but the expiry may wait (60)
   --max-in-flight N    how many commands keep MongoDB busy (also of `mongo`)
+  --tiny-lfu           keep what is read often, not what was read last; the naive pair does so
+  --no-ttl-index       leave expired sessions to somebody else (also of `mongo`; the naive pair has no
+                       such index in any case)
   --no-change-stream   do not follow the changes of other instances
   --exclusive          the only instance; `two-instances` is then left out
 
@@ -98,6 +101,8 @@ pub(crate) struct StoreOptions {
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) touch_after: Duration,
     pub(crate) max_in_flight: Option<u32>,
+    pub(crate) tiny_lfu: bool,
+    pub(crate) ttl_index: bool,
     pub(crate) change_stream: bool,
     pub(crate) exclusive: bool,
 }
@@ -110,7 +115,7 @@ pub(crate) struct Soak {
 
 /// What is to be done.
 pub(crate) enum Asked {
-    Run(Options),
+    Run(Box<Options>),
     /// Be the server, which the load test starts by itself.
     Server,
     Help,
@@ -140,6 +145,8 @@ impl Default for Options {
                 max_staleness: None,
                 touch_after: Duration::from_secs(60),
                 max_in_flight: None,
+                tiny_lfu: false,
+                ttl_index: true,
                 change_stream: true,
                 exclusive: false,
             },
@@ -185,6 +192,8 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("max-staleness") => options.store.max_staleness = Some(seconds(&mut parser)?),
             Long("touch-after") => options.store.touch_after = seconds(&mut parser)?,
             Long("max-in-flight") => options.store.max_in_flight = Some(parser.value()?.parse()?),
+            Long("tiny-lfu") => options.store.tiny_lfu = true,
+            Long("no-ttl-index") => options.store.ttl_index = false,
             Long("no-change-stream") => options.store.change_stream = false,
             Long("exclusive") => options.store.exclusive = true,
             Long("json") => options.json = Some(parser.value()?.into()),
@@ -202,7 +211,7 @@ pub(crate) fn parse() -> Result<Asked> {
     options.soak = soaks.then_some(soak);
     options.sessions = sessions.unwrap_or(if soaks { 40_000 } else { options.sessions });
     check(&mut options)?;
-    Ok(Asked::Run(options))
+    Ok(Asked::Run(Box::new(options)))
 }
 
 fn check(options: &mut Options) -> Result<()> {

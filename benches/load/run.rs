@@ -32,10 +32,12 @@ pub(crate) async fn scenario(
         fleets.push((Fleet::start(kind, scenario, options, mongo).await?, Sum::new()?));
     }
     let mut usage = Usage::new();
-    for (fleet, _) in &mut fleets {
+    for (fleet, sum) in &mut fleets {
         let warm_up = Duration::from_secs_f64(options.warm_up);
-        // What was wrong now is wrong later as well, or it was the start.
-        drive::round(fleet, warm_up, options.rate).await?;
+        let tally = drive::round(fleet, warm_up, options.rate).await?;
+        // Of this the figures know nothing, but for what must not be at any time.
+        sum.tally.wrong += tally.wrong;
+        sum.tally.told.extend(tally.told);
         progress.inc(1);
     }
     for round in 0..options.rounds {

@@ -7,7 +7,9 @@ use mongodb::Client;
 use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};
 use tower_sessions::{MemoryStore, SessionStore};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, EvictionPolicy, ExpiredRemoval, MongoStore, mongodb,
+};
 
 use crate::args::StoreOptions;
 use crate::naive::{self, NaivePair};
@@ -94,6 +96,9 @@ impl Store {
         if let Some(commands) = options.max_in_flight {
             mongo = mongo.max_in_flight(commands);
         }
+        if !options.ttl_index {
+            mongo = mongo.expired_removal(ExpiredRemoval::Off);
+        }
         let mongo = mongo.build().await?;
         if kind == Kind::Mongo {
             return Ok(Self::Mongo(mongo));
@@ -110,6 +115,9 @@ impl Store {
         }
         if let Some(bound) = options.max_staleness {
             builder = builder.max_staleness(bound);
+        }
+        if options.tiny_lfu {
+            builder = builder.eviction_policy(EvictionPolicy::TinyLfu);
         }
         if options.exclusive {
             builder = builder.exclusive();
