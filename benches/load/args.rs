@@ -95,6 +95,7 @@ pub(crate) struct Options {
 
 /// How our store is set; `None` leaves its own default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "switches, each by itself")]
 pub(crate) struct StoreOptions {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) max_entries: Option<u64>,

@@ -70,8 +70,9 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     };
     let all: Vec<_> = cells.iter().flat_map(|cell| points(cell)).collect();
     let nines = all.iter().map(|point| point.0).fold(1.0, f64::max);
-    let lowest = all.iter().map(|point| point.1).fold(f64::MAX, f64::min).min(1e6) * 0.8;
-    let highest = all.iter().map(|point| point.1).fold(10.0, f64::max) * 1.25;
+    let lowest = all.iter().map(|point| point.1).fold(1e6, f64::min);
+    let highest = all.iter().map(|point| point.1).fold(10.0, f64::max);
+    let (lowest, highest) = (decade(lowest.log10().floor()), decade(highest.log10().ceil()));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (560, 260)).into_drawing_area();
@@ -87,6 +88,7 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
             .light_line_style(TRANSPARENT)
             .label_style((FONT, 12))
             .x_labels(6)
+            .y_labels(4)
             .x_label_formatter(&|nines| share(*nines))
             .y_label_formatter(&|micros| time(*micros))
             .draw()
@@ -113,8 +115,12 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     Ok(svg)
 }
 
+fn decade(power: f64) -> f64 {
+    10.0_f64.powf(power)
+}
+
 fn share(nines: f64) -> String {
-    let percent = 100.0 * (1.0 - 10.0_f64.powf(-nines));
+    let percent = 100.0 * (1.0 - decade(-nines));
     let digits = if nines > 2.5 { 2 } else { usize::from(nines > 1.2) };
     format!("{percent:.digits$} %")
 }

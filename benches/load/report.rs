@@ -11,8 +11,8 @@ const STYLE: &str = "\
 body { font: 15px/1.45 sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin: 2em 0 .3em }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-td, th { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child, .facts td { text-align: left }
+td, th { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+td:first-child, th:first-child, .facts td { text-align: left } .facts td { white-space: normal }
 .wide { overflow-x: auto } .plots { display: flex; flex-wrap: wrap; gap: 16px; align-items: end }
 figure { margin: .5em 0 } figcaption { font-size: 13px; color: #555 }
 .short, .wrong { color: #b00020; font-weight: bold } pre { white-space: pre-wrap }";
