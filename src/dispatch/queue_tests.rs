@@ -194,7 +194,7 @@ async fn a_command_is_no_larger_than_it_may_be_unless_it_is_one_alone() {
 async fn who_waits_in_vain_leaves_with_all_others_and_the_next_ones_wait_longer() {
     let line = Line::new(limits());
     let mut sent = line.send_all([1, 2, 3, 4]).await;
-    advance(PATIENCE - Duration::from_millis(1)).await;
+    advance(PATIENCE.saturating_sub(Duration::from_millis(1))).await;
     settle().await;
     assert_eq!(line.departed().len(), 2);
     sent.push(line.send(5).await);
@@ -233,7 +233,7 @@ async fn who_has_given_up_is_not_sent() {
     let line = Line::new(Limits { patience: 10 * TIMEOUT, ..limits() });
     let _busy = line.send_all([1, 2]).await;
     let (gone, stays) = (line.send(3).await, line.send(4).await);
-    advance(TIMEOUT - Duration::from_millis(1)).await;
+    advance(TIMEOUT.saturating_sub(Duration::from_millis(1))).await;
     let young = line.send(5).await;
     gone.abort();
     advance(Duration::from_millis(1)).await;
@@ -288,7 +288,7 @@ async fn a_command_lasts_no_longer_than_its_most_impatient_call() {
     let began = Instant::now();
     let _busy = line.send_all([1, 2]).await;
     let old = line.send(3).await;
-    sleep(TIMEOUT - Duration::from_secs(1)).await;
+    sleep(TIMEOUT.saturating_sub(Duration::from_secs(1))).await;
     let young = line.send(4).await;
     line.numbers.open(0);
     settle().await;

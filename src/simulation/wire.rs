@@ -213,7 +213,9 @@ impl Wire {
                 |(call, it): (&usize, &Waiting)| (it.command == Some(command)).then_some(*call);
             state.calls.iter().filter_map(part).collect::<Vec<_>>()
         };
-        calls.into_iter().for_each(|call| self.fail(call, fault));
+        for call in calls {
+            self.fail(call, fault);
+        }
     }
 
     /// The calls that have not been answered.

@@ -128,7 +128,7 @@ impl Run {
         let state = *turn;
         let least = if touch {
             // A step is a second of the expiry, and less than `touch_after` is not worth it.
-            let spare = self.settings.touch_after(instance).as_secs().saturating_sub(1);
+            let spare = Settings::touch_after(instance).as_secs().saturating_sub(1);
             let spare = u32::try_from(spare).unwrap_or(u32::MAX);
             let since = session.version_since.load(Ordering::Relaxed);
             state.step.saturating_sub(spare).max(since)

@@ -53,7 +53,7 @@ impl Default for Settings {
 
 impl Settings {
     /// `touch_after` of an instance: every other one leaves out what is not worth it.
-    pub(crate) fn touch_after(&self, instance: u8) -> Duration {
+    pub(crate) fn touch_after(instance: u8) -> Duration {
         if instance.is_multiple_of(2) { TOUCH_AFTER } else { Duration::ZERO }
     }
 

@@ -53,7 +53,7 @@ impl Cluster {
             let mongo = mongo.build().await.map_err(|error| error.to_string())?;
             let store = CachedMongoStore::builder(mongo)
                 .max_staleness(settings.max_staleness)
-                .touch_after(settings.touch_after(instance));
+                .touch_after(Settings::touch_after(instance));
             instances.push(store.build().await.map_err(|error| error.to_string())?);
             proxies.push(proxy);
         }

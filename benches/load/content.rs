@@ -1,0 +1,48 @@
+//! What a session holds: five keys, in the size that was asked for.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+pub(crate) type Data = HashMap<String, Value>;
+
+/// The data of all sessions but for the owner, made once.
+pub(crate) struct Content {
+    data: Data,
+}
+
+impl Content {
+    /// `size` is that of the data as JSON, give or take the owner's digits.
+    pub(crate) fn new(size: usize) -> Self {
+        let mut data: Data = [
+            ("owner".to_owned(), json!(0)),
+            ("version".to_owned(), json!(0)),
+            ("theme".to_owned(), json!("dark")),
+            ("seen".to_owned(), json!(["terms", "news"])),
+        ]
+        .into();
+        let so_far = json!(data).to_string().len() + r#","cart":[]"#.len();
+        data.insert("cart".to_owned(), cart(size.saturating_sub(so_far)));
+        Self { data }
+    }
+
+    pub(crate) fn of(&self, owner: u64) -> Data {
+        let mut data = self.data.clone();
+        data.insert("owner".to_owned(), json!(owner));
+        data
+    }
+}
+
+/// A list of texts that is about so many bytes long as JSON.
+fn cart(mut bytes: usize) -> Value {
+    const ITEM: usize = 36;
+    const QUOTES_AND_COMMA: usize = 3;
+
+    let mut items = Vec::new();
+    while bytes > QUOTES_AND_COMMA {
+        let length = if bytes < 2 * ITEM { bytes } else { ITEM } - QUOTES_AND_COMMA;
+        items.push(Value::from("x".repeat(length)));
+        bytes -= length + QUOTES_AND_COMMA;
+    }
+    Value::from(items)
+}

@@ -1,0 +1,86 @@
+//! Server processes, as the load test starts, reads and ends them, and what processes use.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hyper::{Method, StatusCode, Uri};
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::client::Connection;
+use crate::server::Setup;
+use crate::stats::Stats;
+
+/// A server process, which ends when this is dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) pid: u32,
+    /// For `/stats`, beside the clients' own.
+    connection: Connection,
+}
+
+impl Server {
+    pub(crate) async fn start(setup: &Setup) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("server")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start a server process")?;
+        let pid = child.id().context("the server process has ended")?;
+        let mut line = serde_json::to_vec(setup)?;
+        line.push(b'\n');
+        // It stays open in `child`: its end is the server's.
+        let stdin = child.stdin.as_mut().context("stdin is piped")?;
+        stdin.write_all(&line).await?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let mut said = String::new();
+        BufReader::new(stdout).read_line(&mut said).await?;
+        let port = said.trim().strip_prefix("port ").context("the server did not start")?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse()?));
+        let connection = Connection::open(address).await?;
+        Ok(Self { child, address, pid, connection })
+    }
+
+    pub(crate) async fn stats(&mut self) -> Result<Stats> {
+        let path = Uri::from_static("/stats");
+        let answer = self.connection.ask(Method::GET, path, None).await?;
+        ensure!(answer.status == StatusCode::OK, "{} for the statistics", answer.status);
+        Ok(serde_json::from_slice(&answer.body)?)
+    }
+
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        self.child.wait().await?;
+        Ok(())
+    }
+}
+
+/// What processes have used so far.
+pub(crate) struct Usage {
+    system: System,
+}
+
+impl Usage {
+    pub(crate) fn new() -> Self {
+        Self { system: System::new() }
+    }
+
+    /// The time on a processor, and the resident bytes, of these processes together.
+    pub(crate) fn of(&mut self, pids: &[u32]) -> (Duration, u64) {
+        let pids: Vec<_> = pids.iter().map(|pid| Pid::from_u32(*pid)).collect();
+        let what = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
+        self.system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, what);
+        let mut used = (Duration::ZERO, 0);
+        for process in pids.iter().filter_map(|pid| self.system.process(*pid)) {
+            used.0 += Duration::from_millis(process.accumulated_cpu_time());
+            used.1 += process.memory();
+        }
+        used
+    }
+}

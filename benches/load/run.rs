@@ -1,0 +1,93 @@
+//! A scenario: the servers of all its stores stand side by side, and are driven in turns, so that the
+//! machine's moods are shared.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use session_test_server::TestServer;
+
+use crate::args::Options;
+use crate::drive;
+use crate::figures::{Cell, Cpu, Sum};
+use crate::fleet::Fleet;
+use crate::process::Usage;
+use crate::scenario::Scenario;
+
+/// How many steps of progress a scenario is.
+pub(crate) fn steps(scenario: Scenario, options: &Options) -> u64 {
+    let stores = options.stores.iter().filter(|kind| scenario.suits(**kind)).count();
+    (stores * (options.rounds + 1)) as u64
+}
+
+pub(crate) async fn scenario(
+    scenario: Scenario,
+    options: &Options,
+    mongo: &TestServer,
+    progress: &ProgressBar,
+) -> Result<Vec<Cell>> {
+    let mut fleets = Vec::new();
+    for kind in options.stores.iter().copied().filter(|kind| scenario.suits(*kind)) {
+        progress.set_message(format!("{}: {}, sessions", scenario.key(), kind.title()));
+        fleets.push((Fleet::start(kind, scenario, options, mongo).await?, Sum::new()?));
+    }
+    let mut usage = Usage::new();
+    for (fleet, sum) in &mut fleets {
+        let warm_up = Duration::from_secs_f64(options.warm_up);
+        let tally = drive::round(fleet, warm_up, options.rate).await?;
+        // Of this the figures know nothing, but for what must not be at any time.
+        sum.tally.wrong += tally.wrong;
+        sum.tally.told.extend(tally.told);
+        progress.inc(1);
+    }
+    for round in 0..options.rounds {
+        for turn in 0..fleets.len() {
+            let at = (turn + round) % fleets.len();
+            let (fleet, sum) = &mut fleets[at];
+            progress.set_message(format!("{}: {}", scenario.key(), fleet.kind.title()));
+            measure(fleet, sum, options, mongo, &mut usage).await?;
+            progress.inc(1);
+        }
+    }
+    let mut cells = Vec::new();
+    for (fleet, sum) in fleets {
+        cells.push(sum.cell(scenario, fleet.kind));
+        fleet.stop().await?;
+    }
+    Ok(cells)
+}
+
+/// One round of one store.
+async fn measure(
+    fleet: &mut Fleet,
+    sum: &mut Sum,
+    options: &Options,
+    mongo: &TestServer,
+    usage: &mut Usage,
+) -> Result<()> {
+    if fleet.scenario.is_stampede() {
+        fleet.restart().await?;
+    }
+    let pids = fleet.pids();
+    let own = [std::process::id()];
+    let mongo_pid: Vec<_> = mongo.pid().into_iter().collect();
+    let stats = fleet.stats().await?;
+    let mut spent = || [usage.of(&pids), usage.of(&own), usage.of(&mongo_pid)];
+    let before = spent();
+    let tally = drive::round(fleet, Duration::from_secs_f64(options.seconds), options.rate).await?;
+    let after = spent();
+    let [server, client, mongo] = [0, 1, 2].map(|at| after[at].0.saturating_sub(before[at].0));
+    let now = fleet.stats().await?;
+    let since = now.since(&stats);
+    // Counters add up over the rounds; what is a state is as it is at the end.
+    (sum.stats.entries, sum.stats.bytes, sum.stats.tasks) = (0, 0, 0);
+    sum.stats.add(&since);
+    sum.resident = after[0].1;
+    sum.cpu = Cpu {
+        server: sum.cpu.server + server,
+        client: sum.cpu.client + client,
+        mongo: (!mongo_pid.is_empty()).then(|| sum.cpu.mongo.unwrap_or_default() + mongo),
+    };
+    sum.rounds.push(crate::float(tally.requests) / tally.elapsed.as_secs_f64());
+    sum.tally.add(tally)
+}

@@ -1,0 +1,136 @@
+//! The stores that are compared, and how each is built.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use mongodb::Client;
+use mongodb::options::ClientOptions;
+use serde::{Deserialize, Serialize};
+use tower_sessions::{MemoryStore, SessionStore};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, EvictionPolicy, ExpiredRemoval, MongoStore, mongodb,
+};
+
+use crate::args::StoreOptions;
+use crate::naive::{self, NaivePair};
+use crate::stats::Commands;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    InMemory,
+    Mongo,
+    Naive,
+    Ours,
+    Compact,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::InMemory, Self::Mongo, Self::Naive, Self::Ours, Self::Compact];
+
+    /// What the command line calls it.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::InMemory => "in-memory",
+            Self::Mongo => "mongo",
+            Self::Naive => "naive",
+            Self::Ours => "ours",
+            Self::Compact => "compact",
+        }
+    }
+
+    /// What tables and plots call it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::InMemory => "in-memory",
+            Self::Mongo => "Mongo alone",
+            Self::Naive => "naive pair",
+            Self::Ours => "ours",
+            Self::Compact => "ours, compact",
+        }
+    }
+
+    /// Whether a second instance, and a restart, finds what the first one stored.
+    pub(crate) fn is_persistent(self) -> bool {
+        self != Self::InMemory
+    }
+
+    /// Whether the store bounds how stale a read on another instance may be. The naive pair does not:
+    /// what its cache holds there stays.
+    pub(crate) fn bounds_staleness(self) -> bool {
+        self != Self::Naive
+    }
+}
+
+/// Any of the stores.
+pub(crate) enum Store {
+    InMemory(MemoryStore),
+    Mongo(MongoStore),
+    Naive(NaivePair),
+    Cached(CachedMongoStore),
+}
+
+impl Store {
+    pub(crate) async fn build(
+        kind: Kind,
+        uri: &str,
+        options: &StoreOptions,
+        commands: &Commands,
+    ) -> Result<Self> {
+        if kind == Kind::InMemory {
+            return Ok(Self::InMemory(MemoryStore::default()));
+        }
+        let mut client = ClientOptions::parse(uri).await?;
+        commands.count(&mut client);
+        // What our store sets by itself when it makes the client; the naive pair gets it as well.
+        client.max_pool_size.get_or_insert(100);
+        client.max_connecting.get_or_insert(8);
+        let client = Client::with_options(client)?;
+        if kind == Kind::Naive {
+            let database = client.default_database().context("the URI names a database")?;
+            let collection = database.collection("sessions");
+            return Ok(Self::Naive(naive::pair(collection, options.max_entries)));
+        }
+        let mut mongo = MongoStore::builder().client(client);
+        if let Some(commands) = options.max_in_flight {
+            mongo = mongo.max_in_flight(commands);
+        }
+        if !options.ttl_index {
+            mongo = mongo.expired_removal(ExpiredRemoval::Off);
+        }
+        let mongo = mongo.build().await?;
+        if kind == Kind::Mongo {
+            return Ok(Self::Mongo(mongo));
+        }
+        let mut builder = CachedMongoStore::builder(mongo)
+            .change_stream(options.change_stream)
+            .touch_after(options.touch_after)
+            .compact(kind == Kind::Compact);
+        if let Some(bytes) = options.max_bytes {
+            builder = builder.max_bytes(bytes);
+        }
+        if let Some(entries) = options.max_entries {
+            builder = builder.max_entries(entries);
+        }
+        if let Some(bound) = options.max_staleness {
+            builder = builder.max_staleness(bound);
+        }
+        if options.tiny_lfu {
+            builder = builder.eviction_policy(EvictionPolicy::TinyLfu);
+        }
+        if options.exclusive {
+            builder = builder.exclusive();
+        }
+        Ok(Self::Cached(builder.build().await?))
+    }
+
+    pub(crate) fn shared(self) -> Arc<dyn SessionStore> {
+        match self {
+            Self::InMemory(store) => Arc::new(store),
+            Self::Mongo(store) => Arc::new(store),
+            Self::Naive(store) => Arc::new(store),
+            Self::Cached(store) => Arc::new(store),
+        }
+    }
+}
