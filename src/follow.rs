@@ -98,7 +98,10 @@ impl<C: Changes> Follower<C> {
                     // If the server answers other questions, it has more of its history to walk
                     // through than there is patience for.
                     let answers = matches!(self.in_time(self.changes.fence()).await, Ok(Ok(_)));
-                    failed.too_slow += u32::from(answers);
+                    if answers {
+                        self.cache.note(&Ok(()));
+                        failed.too_slow += 1;
+                    }
                     Fault::Passing
                 }
             };
