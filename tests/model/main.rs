@@ -38,15 +38,6 @@ mod tasks;
 mod tiers;
 mod world;
 
-/// What the tiers need to create a session, which they are not asked to here.
-mod mongo {
-    pub(crate) const DRAWS: usize = 1;
-
-    pub(crate) fn no_free_id() -> crate::error::Error {
-        crate::error::Error::new(crate::error::ErrorKind::Server, "no free id")
-    }
-}
-
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
