@@ -82,7 +82,7 @@ impl Oracle {
         self.node(node).under_way.insert(call);
     }
 
-    /// The stream of a store has handed something over.
+    /// A fence of a store was answered.
     pub(super) fn hears(&mut self, node: usize, now: Moment) {
         self.node(node).answered_at = Some(now);
     }

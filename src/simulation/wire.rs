@@ -375,9 +375,8 @@ impl State {
         }
         let Self { records, database, oracle, manners, .. } = self;
         let record = &records[call];
-        if let Some(Ok(Outcome::Handed(_, batch))) = outcome
-            && !batch.ended
-        {
+        // Not what the stream brings: a deposed primary may feed it.
+        if let Some(Ok(Outcome::Time(_))) = outcome {
             oracle.hears(record.node, now);
         }
         if record.operation.is_of_a_stream() || record.operation.is_queued() {
