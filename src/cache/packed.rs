@@ -1,6 +1,6 @@
 //! Session data in one block of memory: the compact form of an entry.
 //!
-//! Like MessagePack, with one difference. All of it is valid UTF-8: what is no text is written in
+//! Like `MessagePack`, with one difference. All of it is valid UTF-8: what is no text is written in
 //! bytes below 128. So a text is a slice of it, and none is validated again at each hit.
 //!
 //! | byte | what follows |
@@ -93,7 +93,8 @@ impl Writer {
         Some(())
     }
 
-    /// A number comes back as it was, which is checked here: with serde_json's `arbitrary_precision` it may
+    /// A number comes back as it was, which is checked here: with the feature `arbitrary_precision` of
+    /// `serde_json` it may
     /// be any text, and one that reads as a float may be written in many ways.
     fn number(&mut self, number: &Number) {
         if let Some(unsigned) = number.as_u64()

@@ -7,7 +7,7 @@ use tower_sessions::session::Id;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
-use crate::common::{FOREVER, Meters, PATIENCE, create, eventually, in_the_future, uri};
+use crate::common::{FOREVER, Meters, PATIENCE, create, eventually, uri};
 use crate::proxy::Proxy;
 
 const HITS: &str = "session_store_loads_total{result=hit}";
