@@ -352,8 +352,10 @@ impl Cache {
     fn look(&self, key: SessionKey) -> Lookup {
         let shared = &self.0;
         let (epoch, lease) = (shared.freshness.epoch(), shared.lease.stands());
+        // Before the look-up: a load is to be answered as of when it asked, and a processor waits at a
+        // reading of the clock for all that it has begun.
+        let now = shared.clock.now();
         if let Some(entry) = shared.sessions.get(&key) {
-            let now = shared.clock.now();
             let times = *entry.times();
             // An entry past its expiry is a miss and no answer: another instance may have
             // prolonged the session, of which nobody tells us.
@@ -371,9 +373,7 @@ impl Cache {
         }
         let lease = shared.lease_of_reads.stands();
         match shared.absent.get(&key) {
-            Some(absent)
-                if absent.epoch == epoch && lease.holds(absent.read_at, shared.clock.now()) =>
-            {
+            Some(absent) if absent.epoch == epoch && lease.holds(absent.read_at, now) => {
                 Lookup::Absent
             }
             _ => Lookup::Miss,

@@ -93,7 +93,8 @@ impl Writer {
         Some(())
     }
 
-    /// A number comes back as it was, which is checked here: with `serde_json`'s `arbitrary_precision` it may
+    /// A number comes back as it was, which is checked here: with the feature `arbitrary_precision` of
+    /// `serde_json` it may
     /// be any text, and one that reads as a float may be written in many ways.
     fn number(&mut self, number: &Number) {
         if let Some(unsigned) = number.as_u64()

