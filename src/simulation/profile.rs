@@ -13,6 +13,8 @@ pub(super) struct Profile {
     pub(super) stores: usize,
     pub(super) sessions: usize,
     pub(super) steps: usize,
+    /// How many operations there are at a time. More are of no use.
+    pub(super) most_running: usize,
     pub(super) promise: Promise,
     pub(super) timeout: Duration,
     pub(super) max_entries: Option<u64>,
@@ -71,11 +73,15 @@ pub(super) enum Kind {
     Bounded,
     /// More sessions than fit.
     Crowded,
+    /// More calls than leave at once.
+    Busy,
 }
 
 impl Profile {
     pub(super) fn draw(chance: &Chance) -> Self {
-        use Kind::{Bounded, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Slow, Stalled};
+        use Kind::{
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Slow, Stalled,
+        };
 
         let kind = chance.pick(&[
             Calm,
@@ -92,6 +98,8 @@ impl Profile {
             Exclusive,
             Bounded,
             Crowded,
+            Busy,
+            Busy,
         ]);
         let max_staleness =
             Duration::from_millis(chance.pick(&[200, 300, 500, 1_000, 2_000, 5_000]));
@@ -127,6 +135,7 @@ impl Profile {
                 Rates { cut_stream: 0.03, lose_history: 0.03, drop_collection: 0.003, ..base }
             }
             Outage => Rates { outage: 0.02, fail: 0.03, begin: 0.6, leap: 0.02, ..base },
+            Busy => Rates { begin: 1.0, serve: 0.3, fail: 0.03, ..base },
             Exclusive | Bounded => Rates { fail: 0.04, drop_collection: 0.0, ..base },
         };
         let rates = if kind == Exclusive { Rates { foreign: 0.0, ..rates } } else { rates };
@@ -134,7 +143,12 @@ impl Profile {
         Self {
             kind,
             stores,
-            sessions: if crowded { 12 } else { chance.pick(&[1, 1, 2, 3]) },
+            sessions: match kind {
+                Crowded => 12,
+                Busy => 6,
+                _ => chance.pick(&[1, 1, 2, 3]),
+            },
+            most_running: if kind == Busy { 40 } else { 12 },
             steps: chance.pick(&[100, 150, 200, 300]),
             promise: Promise { max_staleness, grace, exclusive: kind == Exclusive },
             timeout,
@@ -151,17 +165,17 @@ impl Profile {
             curious: chance.pick(&[0.15, 0.15, 0.5]),
             tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
             rates,
-            limits: Self::limits(chance, timeout),
+            limits: Self::limits(kind, chance, timeout),
             touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
             unchanged: chance.pick(&[0.0, 0.3, 0.7]),
         }
     }
 
     /// Small enough for calls to wait, and to leave together.
-    fn limits(chance: &Chance, timeout: Duration) -> Limits {
+    fn limits(kind: Kind, chance: &Chance, timeout: Duration) -> Limits {
         let together = 2 + chance.below(7);
         Limits {
-            commands: 1 + chance.below(4),
+            commands: if kind == Kind::Busy { 1 } else { 1 + chance.below(4) },
             together,
             bytes: bytes_of(chance.pick(&[1, 3, together])),
             patience: chance.pick(&[Duration::from_millis(1), timeout / 20, timeout / 4]),

@@ -16,9 +16,6 @@ use crate::backend::Fault;
 use crate::clock::Moment;
 use crate::record::{RawId, Session, WallTime};
 
-/// More operations at a time than are of use.
-const MOST_RUNNING: usize = 12;
-
 pub(super) struct Walk {
     pub(super) fleet: Fleet,
     pub(super) crew: Crew,
@@ -107,7 +104,7 @@ impl Walk {
 
     async fn step(&mut self) {
         let (rates, chance) = (self.fleet.profile.rates, self.chance());
-        if self.crew.under_way() < MOST_RUNNING && chance.happens(rates.begin) {
+        if self.crew.under_way() < self.fleet.profile.most_running && chance.happens(rates.begin) {
             self.begin();
         }
         let under_way = self.crew.under_way();
