@@ -6,8 +6,9 @@
 use futures::future::join_all;
 
 use super::chance::Chance;
+use super::operation::{Operation, Outcome};
 use super::stream::{Cursor, Handed};
-use super::wire::{Manners, Operation, Outcome, Wire};
+use super::wire::{Manners, Wire};
 use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, Rev, ServerTime};
 use crate::clock::Clock;
 use crate::dispatch::Commands;

@@ -2,8 +2,9 @@
 //! task, in the same turn in which the store takes what came of it.
 
 use super::backend::{FakeBackend, UPDATE_BYTES};
+use super::operation::Operation;
 use super::oracle::End;
-use super::wire::{Operation, Wire};
+use super::wire::Wire;
 use crate::backend::{Backend, Call, Rev};
 use crate::dispatch::{Dispatch, Limits};
 use crate::error::{Error, ErrorKind, Result};

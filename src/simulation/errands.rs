@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::database::{Database, Held};
+use super::operation::Operation;
 use super::oracle::{Begun, Oracle};
-use super::wire::{Operation, Record};
+use super::wire::Record;
 use crate::backend::Rev;
 use crate::clock::Moment;
 use crate::key::SessionKey;

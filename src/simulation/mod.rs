@@ -9,6 +9,7 @@ mod errands;
 mod fleet;
 mod heal;
 mod memory;
+mod operation;
 mod oracle;
 mod profile;
 mod queues;
@@ -26,7 +27,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use self::backend::FakeBackend;
-use self::wire::Operation;
+use self::operation::Operation;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;

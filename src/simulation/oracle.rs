@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::database::{Database, Span};
-use super::wire::{Manners, Operation, Record};
+use super::operation::Operation;
+use super::wire::{Manners, Record};
 use crate::clock::Moment;
 use crate::error::ErrorKind;
 use crate::key::SessionKey;

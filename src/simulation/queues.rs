@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
-use super::wire::Operation;
+use super::operation::Operation;
 use super::*;
 use crate::dispatch::{self, Dispatch};
 use crate::error::{ErrorKind, Result};

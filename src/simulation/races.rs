@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::wire::Operation;
+use super::operation::Operation;
 use super::*;
 use crate::backend::Change;
 use crate::error::ErrorKind;

@@ -1,7 +1,8 @@
 //! The change stream of the simulated database: as mean as what it vouches for allows.
 
 use super::chance::Chance;
-use super::wire::{Operation, State};
+use super::operation::Operation;
+use super::wire::State;
 use crate::backend::{Batch, Change, Fault, ServerTime};
 
 /// An open stream: a cursor on the log.

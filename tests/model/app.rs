@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Backend, Call, Rev, RevSource};
 use crate::cache::Cache;
 use crate::clock::Clock;
+use crate::database::{Database, EXPIRES, GONE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::sync::{Condvar, Mutex, PoisonError, lock};
 use crate::tasks::Tasks;
 use crate::tiers::{Tiers, Touching};
-use crate::world::{Database, EXPIRES, World};
+use crate::world::World;
 
 /// The id of the one session.
 const ID: RawId = RawId(1);
@@ -240,7 +241,7 @@ impl World {
         let deleted = self.bell.wait_for(self.app.tiers.delete(ID));
         self.check(deleted.is_ok(), "a delete failed");
         self.tell(format_args!("the app has deleted"));
-        self.knows(crate::world::GONE);
+        self.knows(GONE);
     }
 
     fn app_save(&self, data: u64) -> Result<()> {

@@ -19,6 +19,7 @@ mod backend;
 #[path = "../../src/cache/mod.rs"]
 mod cache;
 mod clock;
+mod database;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/error.rs"]
 mod error;
