@@ -19,7 +19,9 @@ const LOADERS: u64 = 16;
 const WRITERS: u64 = 16;
 /// Loads on end, and the pause after them: the timer has a resolution of a millisecond.
 const LOADS: u32 = 4;
-const LOAD_PAUSE: Duration = Duration::from_millis(5);
+const LOAD_PAUSE: Duration = Duration::from_millis(15);
+/// How often the writers of all instances wake, all at once: so their saves leave together.
+const BURST: Duration = Duration::from_millis(50);
 /// How long loads of a deleted session go on beyond the time for which it may be served.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
@@ -82,7 +84,9 @@ fn now_and_then(rng: &mut ChaCha8Rng, one_in: u32) -> Option<Duration> {
 
 async fn writer(run: Arc<Run>, instance: u8, mut rng: ChaCha8Rng) {
     while !run.has_ended() {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(5..30))).await;
+        let burst = u64::try_from(BURST.as_nanos()).unwrap_or(u64::MAX);
+        let ahead = Duration::from_nanos(burst - run.clock.now() % burst);
+        tokio::time::sleep(ahead + Duration::from_micros(rng.random_range(0..2_000))).await;
         if run.pool().len() < SESSIONS {
             let lives = Duration::from_millis(rng.random_range(2_000..12_000));
             let mortal = rng.random_ratio(4, 5);

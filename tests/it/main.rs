@@ -18,4 +18,5 @@ mod outage;
 mod proxy;
 mod races;
 mod secrets;
+mod touch;
 mod verbs;

@@ -1,0 +1,92 @@
+//! Saves that change no data store the expiry alone, if that.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+
+use crate::common::{FOREVER, create, mongo, uri};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A cache that nobody tells anything: what it does not see for itself it does not know.
+async fn caching(mongo: MongoStore, touch_after: Duration) -> CachedMongoStore {
+    let cached = CachedMongoStore::builder(mongo).max_staleness(FOREVER).change_stream(false);
+    cached.touch_after(touch_after).build().await.unwrap()
+}
+
+async fn save_until(store: &CachedMongoStore, record: &Record, expiry: OffsetDateTime) {
+    store.save(&Record { expiry_date: expiry, ..record.clone() }).await.unwrap();
+}
+
+/// The one document.
+async fn stored(store: &CachedMongoStore) -> Document {
+    let documents = store.collection().clone_with_type::<Document>();
+    documents.find_one(doc! {}).await.unwrap().unwrap()
+}
+
+async fn ends(store: &CachedMongoStore) -> i64 {
+    stored(store).await.get_datetime("expires").unwrap().timestamp_millis() / 1_000
+}
+
+#[tokio::test]
+async fn of_two_touches_that_cross_the_longer_lasts() {
+    let uri = uri();
+    let (ours, theirs) = (
+        caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await,
+        caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await,
+    );
+    let record = create(&ours).await;
+    theirs.load(&record.id).await.unwrap().unwrap();
+    let before = stored(&ours).await;
+    let (sooner, later) = (record.expiry_date + HOUR, record.expiry_date + 2 * HOUR);
+    save_until(&ours, &record, later).await;
+    save_until(&theirs, &record, sooner).await;
+    assert_eq!(ends(&ours).await, later.unix_timestamp());
+    let after = stored(&ours).await;
+    assert_eq!(after.get("rev"), before.get("rev"), "nobody was told");
+}
+
+#[tokio::test]
+async fn a_session_that_is_to_end_sooner_does_and_others_are_told() {
+    let store = caching(mongo().await, HOUR).await;
+    let record = create(&store).await;
+    let before = stored(&store).await;
+    let sooner = record.expiry_date - Duration::from_secs(1);
+    save_until(&store, &record, sooner).await;
+    assert_eq!(ends(&store).await, sooner.unix_timestamp());
+    assert_ne!(stored(&store).await.get("rev"), before.get("rev"));
+}
+
+#[tokio::test]
+async fn what_is_not_worth_a_touch_is_not_sent_and_adds_up_to_one() {
+    let store = caching(mongo().await, Duration::from_secs(60)).await;
+    let record = create(&store).await;
+    let before = stored(&store).await;
+    for seconds in [0, 1, 59] {
+        let expiry = record.expiry_date + Duration::from_secs(seconds);
+        save_until(&store, &record, expiry).await;
+        assert_eq!(stored(&store).await, before, "after {seconds} s");
+    }
+    let expiry = record.expiry_date + Duration::from_secs(61);
+    save_until(&store, &record, expiry).await;
+    assert_eq!(ends(&store).await, expiry.unix_timestamp());
+    let served = store.load(&record.id).await.unwrap().unwrap();
+    assert_eq!(served.expiry_date.unix_timestamp(), expiry.unix_timestamp());
+}
+
+#[tokio::test]
+async fn however_much_may_be_left_out_a_session_loses_no_more_than_a_tenth_of_its_life() {
+    let store = caching(mongo().await, FOREVER).await;
+    let mut record = create(&store).await;
+    let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
+    record.expiry_date = now + Duration::from_secs(100);
+    store.save(&record).await.unwrap();
+    save_until(&store, &record, now + Duration::from_secs(109)).await;
+    assert_eq!(ends(&store).await, (now + Duration::from_secs(100)).unix_timestamp());
+    save_until(&store, &record, now + Duration::from_secs(112)).await;
+    assert_eq!(ends(&store).await, (now + Duration::from_secs(112)).unix_timestamp());
+}
