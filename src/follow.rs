@@ -42,6 +42,9 @@ const REFUSALS: u32 = 3;
 /// Where there are none, to resume now and then costs little and loses nothing. In no hurry either:
 /// what is behind renews no lease, so nothing is served past its bound meanwhile.
 const LONGEST_BEHIND: Duration = Duration::from_secs(30);
+/// After a batch of nothing but this store's own writes the next one is asked for so much later, with
+/// more in it: an instance that writes much would be told of each write by an answer of its own.
+const BREATH: Duration = Duration::from_millis(5);
 /// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
 /// more than five seconds. A lost question must not cost the lease that the next one would renew.
 const FENCES_PATIENCE: u32 = 5;
@@ -167,8 +170,10 @@ impl<C: Changes> Follower<C> {
         let reads = async {
             let (mut stream, mut batch, mut number) = (stream, first, 0);
             loop {
-                if let Err(fault) = self.take(&batch, number, &fences, position) {
-                    return fault;
+                match self.take(&batch, number, &fences, position) {
+                    Ok(news) if !news && !batch.changes.is_empty() => sleep(BREATH).await,
+                    Ok(_) => {}
+                    Err(fault) => return fault,
                 }
                 number = fences.asks();
                 let more = self.in_time(self.changes.more(stream));
@@ -188,15 +193,18 @@ impl<C: Changes> Follower<C> {
         }
     }
 
+    /// Whether anything in a batch was news.
     fn take(
         &self,
         batch: &Batch<C::Position>,
         number: u64,
         fences: &Fences,
         position: &mut Option<C::Position>,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
+        let mut any_news = false;
         for change in &batch.changes {
             let news = self.cache.hear(change);
+            any_news |= news;
             if news { &self.metrics.foreign } else { &self.metrics.echoes }.increment(1);
         }
         if batch.ended {
@@ -214,7 +222,7 @@ impl<C: Changes> Follower<C> {
         if behind.is_some_and(|behind| behind > most) {
             return Err(Fault::Passing);
         }
-        Ok(())
+        Ok(any_news)
     }
 
     async fn ask_for_fences(&self, fences: &Fences) -> Infallible {

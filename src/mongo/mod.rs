@@ -237,6 +237,7 @@ impl MongoStore {
     /// New operations are refused from the first poll on; call it again to wait for the rest.
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
+        self.inner.sessions.seen.lets_go();
         if self.inner.own_pool.is_some() {
             let client = self.inner.sessions.documents.client().clone();
             let closes = client.shutdown().immediate(true).into_future();

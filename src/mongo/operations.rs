@@ -82,8 +82,7 @@ impl Commands for Sessions {
             let inserted = async {
                 let mut session = sessions.causal().await?;
                 let inserted = sessions.documents.insert_one(document).session(&mut session).await;
-                sessions.seen.learn(&session);
-                inserted
+                sessions.seen.returns(session, inserted)
             };
             match inserted.await {
                 Ok(_) => timer.ends(Outcome::Ok, Ok(Some(expires))),
@@ -125,8 +124,7 @@ impl Commands for Sessions {
                 let mut session = sessions.causal().await?;
                 let change = sessions.documents.update_one(filter, vec![stage]);
                 let changed = change.session(&mut session).await;
-                sessions.seen.learn(&session);
-                changed
+                sessions.seen.returns(session, changed)
             };
             match updated.await {
                 Ok(done) => {
@@ -151,8 +149,7 @@ impl Commands for Sessions {
                 let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
                 let find = documents.find_one(doc! { "_id": document::id(key) });
                 let found = find.max_time(sessions.timeout).session(&mut session).await;
-                sessions.seen.learn(&session);
-                found
+                sessions.seen.returns(session, found)
             };
             match found.await {
                 Ok(found) => {
@@ -176,8 +173,7 @@ impl Commands for Sessions {
                 let mut session = sessions.causal().await?;
                 let remove = sessions.documents.delete_one(doc! { "_id": document::id(key) });
                 let removed = remove.session(&mut session).await;
-                sessions.seen.learn(&session);
-                removed
+                sessions.seen.returns(session, removed)
             };
             match removed.await {
                 Ok(_) => timer.ends(Outcome::Ok, Ok(())),
@@ -230,8 +226,7 @@ impl Sessions {
             let live = live(key, self.clock.wall());
             let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
             let found = find.max_time(self.timeout).session(&mut session).await;
-            self.seen.learn(&session);
-            found
+            self.seen.returns(session, found)
         };
         match found.await {
             Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),

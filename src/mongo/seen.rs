@@ -7,31 +7,73 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bson::Timestamp;
 use mongodb::{Client, ClientSession};
 
 use crate::backend::ServerTime;
+use crate::sync::{Mutex, lock};
+
+/// More sessions than are in use at a time, as a rule.
+const KEPT: usize = 32;
+/// The server forgets a session after 30 minutes.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// The latest time of the database that is known here. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Seen(Arc<AtomicU64>);
+#[derive(Clone, Default)]
+pub(super) struct Seen(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    time: AtomicU64,
+    /// Sessions to be used again, each with when it was used last. The driver starts a task for each
+    /// session, which costs more than what such a session is needed for.
+    idle: Mutex<Vec<(ClientSession, Instant)>>,
+}
 
 impl Seen {
     pub(super) fn advance(&self, to: ServerTime) {
-        self.0.fetch_max(to.0, Ordering::AcqRel);
+        self.0.time.fetch_max(to.0, Ordering::AcqRel);
     }
 
     /// A session whose reads are at least as new as what has been seen.
     pub(super) async fn session(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
-        let mut session = self.blank(client).await?;
-        let seen = self.0.load(Ordering::Acquire);
+        let kept = lock(&self.0.idle).pop().filter(|(_, used)| used.elapsed() < FRESH);
+        let mut session = match kept {
+            Some((session, _)) => session,
+            None => self.blank(client).await?,
+        };
+        let seen = self.0.time.load(Ordering::Acquire);
         if seen != 0 {
             #[allow(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
             let (time, increment) = ((seen >> 32) as u32, seen as u32);
             session.advance_operation_time(Timestamp { time, increment });
         }
         Ok(session)
+    }
+
+    /// Takes note of what an operation in `session` has brought about, and keeps the session if that
+    /// went well.
+    pub(super) fn returns<T>(
+        &self,
+        session: ClientSession,
+        outcome: mongodb::error::Result<T>,
+    ) -> mongodb::error::Result<T> {
+        self.learn(&session);
+        if outcome.is_ok() {
+            let mut idle = lock(&self.0.idle);
+            if idle.len() < KEPT {
+                idle.push((session, Instant::now()));
+            }
+        }
+        outcome
+    }
+
+    /// Lets go of the sessions that are kept: the client is about to be closed.
+    pub(super) fn lets_go(&self) {
+        let sessions = std::mem::take(&mut *lock(&self.0.idle));
+        drop(sessions);
     }
 
     /// A session that knows of nothing yet, to [learn](Self::learn) from.
@@ -66,6 +108,6 @@ mod tests {
         let seen = Seen::default();
         seen.advance(late);
         seen.advance(early);
-        assert_eq!(seen.0.load(Ordering::Acquire), late.0);
+        assert_eq!(seen.0.time.load(Ordering::Acquire), late.0);
     }
 }

@@ -10,6 +10,9 @@ use loom::thread::ThreadId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::world::run;
 
+/// Has ended by the time that it is made.
+pub(crate) type Attended<R> = std::future::Ready<R>;
+
 #[derive(Default)]
 pub(crate) struct Tasks {
     /// The threads whose next call is given up. Not seen by loom: each cares for itself alone.
@@ -32,14 +35,15 @@ impl Tasks {
     }
 
     #[allow(clippy::unused_self, reason = "as the crate's tasks are asked")]
-    pub(crate) fn start_for<T>(
+    pub(crate) fn attend<T, R>(
         &self,
         _: Duration,
         call: impl Future<Output = Result<T>>,
-        end: impl FnOnce(Result<T>),
+        end: impl FnOnce(Result<T>) -> R,
         _: impl FnOnce(),
-    ) {
-        end(run(call));
+        _: fn() -> R,
+    ) -> Attended<R> {
+        std::future::ready(end(run(call)))
     }
 
     pub(crate) async fn run<T, R>(

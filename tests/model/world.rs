@@ -139,9 +139,10 @@ impl World {
             }
             Lookup::Absent => None,
             Lookup::Miss | Lookup::Lapsed => {
-                let Ok(entry) =
-                    self.bell.wait_for(self.cache.fill(key(), |landing, _| read(landing)))
-                else {
+                let Ok(entry) = self.bell.wait_for(self.cache.fill(key(), |landing, _| {
+                    read(landing);
+                    std::future::ready(())
+                })) else {
                     self.tell(format_args!("has no answer"));
                     return false;
                 };
