@@ -85,7 +85,6 @@
 //! `DESIGN.md` in the repository has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod attended;
 mod backend;
 mod cache;
 mod clock;

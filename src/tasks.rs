@@ -1,12 +1,14 @@
-//! Runs calls to MongoDB to their end, each under the operation timeout.
+//! Runs calls to MongoDB in tasks of their own, each under the operation timeout.
 //!
 //! A handler may be dropped at any await (its client left), and the driver asks that its futures be
-//! polled to their end. So a call that was begun goes on in a task of its own when its caller leaves,
-//! and what must happen at its end happens there. The follower of the changes alone drops its futures
-//! at their deadline, and when it ends: they only read, so nothing is left half done but a connection,
-//! which the driver closes, and a cursor, which times out.
+//! polled to their end. So no caller ever holds a driver future: it waits for a task, and what must
+//! happen at the end of the call happens in the task, whether the caller is still there or not. The
+//! follower of the changes alone drops its futures at their deadline, and when it ends: they only read,
+//! so nothing is left half done but a connection, which the driver closes, and a cursor, which times
+//! out.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +18,6 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attended::Attended;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where a store's calls run, and how long they may take.
@@ -40,53 +41,62 @@ impl Tasks {
         }
     }
 
-    /// Runs `call` and hands its outcome to `end`, exactly once unless the runtime itself goes away:
-    /// the result, or a timeout error once a caller who has no more patience than this is to be told.
+    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime
+    /// itself goes away: the result, or a timeout error at the deadline.
     ///
-    /// Begins when it is first polled, and from then on goes on to its end though it is dropped. A call
-    /// that has passed its deadline is not dropped at once: it may run for twice the timeout, so that
-    /// the driver can bring its connection and session to a clean end. `late` is run then, since the
-    /// call may have done its work after all. If something in it panics, the answer is `or`.
-    pub(crate) fn attend<T: Send + 'static, R: Send + 'static>(
+    /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
+    /// that the driver can bring its connection and session to a clean end. `late` is run then,
+    /// since the call may have done its work after all.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
+    ) {
+        self.start_for(self.timeout, call, end, late);
+    }
+
+    /// [`start`](Self::start) of a call whose caller has no more patience than this.
+    pub(crate) fn start_for<T: Send + 'static>(
         &self,
         patience: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
-        end: impl FnOnce(Result<T>) -> R + Send + 'static,
+        end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
-        or: fn() -> R,
-    ) -> Attended<R> {
-        let tasks = self.clone();
-        let attended = async move {
-            if tasks.is_closed() {
-                return end(Err(Error::closed()));
-            }
-            let mut call = Box::pin(call);
+    ) {
+        if self.is_closed() {
+            return end(Err(Error::closed()));
+        }
+        let (timeout, closed) = (self.timeout, self.closed.clone());
+        self.spawn(async move {
+            let mut call = pin!(call);
             if let Ok(outcome) = tokio::time::timeout(patience, &mut call).await {
                 return end(outcome);
             }
-            let told = end(Err(timed_out(tasks.timeout)));
-            let longer = tasks.timeout.saturating_mul(2).saturating_sub(patience);
-            let closed = tasks.closed.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    _ = tokio::time::timeout(longer, call) => {}
-                    () = closed.cancelled() => {}
-                }
-                late();
-            });
-            told
-        };
-        Attended::new(attended, self.running.token(), self.runtime.clone(), or)
+            end(Err(timed_out(timeout)));
+            let longer = timeout.saturating_mul(2).saturating_sub(patience);
+            tokio::select! {
+                _ = tokio::time::timeout(longer, call) => {}
+                () = closed.cancelled() => {}
+            }
+            late();
+        });
     }
 
-    /// [`attend`](Self::attend) with the whole timeout.
+    /// [`start`](Self::start), and the wait for what `end` makes of the outcome.
     pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
         late: impl FnOnce() + Send + 'static,
     ) -> Result<R> {
-        self.attend(self.timeout, call, end, late, || Err(Error::cut_off())).await
+        let (reply, answer) = oneshot::channel();
+        let end = move |outcome| {
+            // The caller may have gone, which is no error: the work is done all the same.
+            drop(reply.send(end(outcome)));
+        };
+        self.start(call, end, late);
+        answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
     /// [`run`](Self::run) for a call of many steps, each of which keeps to the timeout by itself and
@@ -134,9 +144,7 @@ impl Tasks {
         self.is_shut_down.store(true, Ordering::Release);
         self.closed.cancel();
         self.running.close();
-        // Somebody may hold a call that they do not poll any more.
-        let ends = self.timeout.saturating_mul(2);
-        drop(tokio::time::timeout(ends, self.running.wait()).await);
+        self.running.wait().await;
     }
 }
 
@@ -201,7 +209,7 @@ mod tests {
         let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
         drop(gone);
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let outcome = here.block_on(tasks.run(pending::<Result<()>>(), |outcome| outcome, || ()));
+        let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome, || ()));
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
     }
 }

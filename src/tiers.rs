@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
 
-use crate::attended::Attended;
 use crate::backend::{Backend, Call, DRAWS, RevSource, no_free_id};
 use crate::cache::{Cache, Landing, Lookup};
 use crate::clock::Clock;
@@ -189,8 +188,7 @@ impl<B: Backend> Tiers<B> {
             Lookup::Hit(entry) => entry.session().map(Some),
             Lookup::Absent => Ok(None),
             Lookup::Grace(entry) => {
-                // Nobody waits for it: dropped, it goes on by itself.
-                self.cache.probe(key, |landing| drop(self.read(key, landing, Duration::ZERO)));
+                self.cache.probe(key, |landing| self.read(key, landing, Duration::ZERO));
                 entry.session().map(Some)
             }
             // In a box of its own: the caller's is made for each hit too.
@@ -203,11 +201,10 @@ impl<B: Backend> Tiers<B> {
         self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
     }
 
-    /// A read for a load that has `waited` already.
-    fn read(&self, key: SessionKey, landing: Landing, waited: Duration) -> Attended<()> {
+    /// Starts a read for a load that has `waited` already.
+    fn read(&self, key: SessionKey, landing: Landing, waited: Duration) {
         let patience = self.tasks.timeout().saturating_sub(waited);
-        let lands = |found| landing.land(found);
-        self.tasks.attend(patience, self.backend.find(key), lands, || (), || ())
+        self.tasks.start_for(patience, self.backend.find(key), |found| landing.land(found), || ());
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {

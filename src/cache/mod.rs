@@ -165,13 +165,13 @@ impl Cache {
         found
     }
 
-    /// The session of `key`, by one read that all who ask for it meanwhile share. `read` is told how
-    /// long the caller has waited by then, and what it makes must go on to its end though it is
-    /// dropped: nobody's cancellation ends it.
-    pub(crate) async fn fill<R: Future<Output = ()>>(
+    /// The session of `key`, by one read that all who ask for it meanwhile share. `read` starts it
+    /// and must not wait for it; it is told how long the caller has waited by then. Nobody's
+    /// cancellation ends it.
+    pub(crate) async fn fill(
         &self,
         key: SessionKey,
-        read: impl FnOnce(Landing, Duration) -> R,
+        read: impl FnOnce(Landing, Duration),
     ) -> Result<Option<Entry>> {
         let (metrics, clock) = (&self.0.metrics, &self.0.clock);
         let (began, began_at, mut read) = (clock.wall(), clock.now(), Some(read));
@@ -192,7 +192,7 @@ impl Cache {
                 Boarding::Lead(landing, flight) => {
                     metrics.misses.increment(1);
                     if let Some(read) = read.take() {
-                        read(landing, clock.now().since(began_at)).await;
+                        read(landing, clock.now().since(began_at));
                     }
                     (flight, false)
                 }

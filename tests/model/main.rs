@@ -34,7 +34,6 @@ mod record;
 mod scenarios;
 mod sync;
 mod tasks;
-use tasks as attended;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/tiers.rs"]
 mod tiers;

@@ -10,9 +10,6 @@ use loom::thread::ThreadId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::world::run;
 
-/// Has ended by the time that it is made.
-pub(crate) type Attended<R> = std::future::Ready<R>;
-
 #[derive(Default)]
 pub(crate) struct Tasks {
     /// The threads whose next call is given up. Not seen by loom: each cares for itself alone.
@@ -35,15 +32,14 @@ impl Tasks {
     }
 
     #[allow(clippy::unused_self, reason = "as the crate's tasks are asked")]
-    pub(crate) fn attend<T, R>(
+    pub(crate) fn start_for<T>(
         &self,
         _: Duration,
         call: impl Future<Output = Result<T>>,
-        end: impl FnOnce(Result<T>) -> R,
+        end: impl FnOnce(Result<T>),
         _: impl FnOnce(),
-        _: fn() -> R,
-    ) -> Attended<R> {
-        std::future::ready(end(run(call)))
+    ) {
+        end(run(call));
     }
 
     pub(crate) async fn run<T, R>(

@@ -139,10 +139,9 @@ impl World {
             }
             Lookup::Absent => None,
             Lookup::Miss | Lookup::Lapsed => {
-                let Ok(entry) = self.bell.wait_for(self.cache.fill(key(), |landing, _| {
-                    read(landing);
-                    std::future::ready(())
-                })) else {
+                let Ok(entry) =
+                    self.bell.wait_for(self.cache.fill(key(), |landing, _| read(landing)))
+                else {
                     self.tell(format_args!("has no answer"));
                     return false;
                 };
