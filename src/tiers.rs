@@ -132,7 +132,10 @@ impl<B: Backend> Tiers<B> {
                 return Ok(Asked::No);
             }
             match (backend.touch(place, key, expires).await, found) {
-                (Ok(Some(expires)), Some(entry)) => ticket.prolong(&entry, expires),
+                // The later one is what is stored.
+                (Ok(Some(expires)), Some(entry)) => {
+                    ticket.prolong(&entry, expires.max(entry.expires()));
+                }
                 (Ok(None), _) => ticket.forget(),
                 (Ok(Some(_)), None) => ticket.release(),
                 (Err(error), _) => {

@@ -27,7 +27,8 @@ impl Cache {
                 cache.remove_ended(|| told.is_cancelled());
                 start.elapsed()
             });
-            let Ok(took) = pass.await else { return };
+            // A pass that panicked, in a metrics recorder say, is no reason to make no more.
+            let took = pass.await.unwrap_or_default();
             pause = PACE.max(took.saturating_mul(SHARE));
         }
     }

@@ -78,8 +78,10 @@ impl Entry {
     /// Whether its session has this data.
     pub(crate) fn holds(&self, data: &Data) -> bool {
         match &self.held {
-            Held::Plain(plain) => plain.data == *data,
-            Held::Compact(packed) => packed::unpack(packed).is_some_and(|held| held == *data),
+            Held::Plain(plain) => same_data(&plain.data, data),
+            Held::Compact(packed) => {
+                packed::unpack(packed).is_some_and(|held| same_data(&held, data))
+            }
         }
     }
 
@@ -101,6 +103,33 @@ impl Entry {
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             }
         }
+    }
+}
+
+/// Whether two are the same as they are stored: unlike `==`, this tells `0.0` from `-0.0`.
+fn same_data(one: &Data, other: &Data) -> bool {
+    one.len() == other.len()
+        && one.iter().all(|(key, value)| other.get(key).is_some_and(|other| same(value, other)))
+}
+
+fn same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => {
+            one == other
+                && (!one.is_f64()
+                    || one.as_f64().map(f64::to_bits) == other.as_f64().map(f64::to_bits))
+        }
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
+        }
+        // In the same order too, where a map has one.
+        (Value::Object(one), Value::Object(other)) => {
+            let same = |(one, other): ((&String, &Value), (&String, &Value))| {
+                one.0 == other.0 && same(one.1, other.1)
+            };
+            one.len() == other.len() && one.iter().zip(other).all(same)
+        }
+        (one, other) => one == other,
     }
 }
 
@@ -206,6 +235,20 @@ mod tests {
         let nested =
             weigh(&json!({ "list": (0..1000).map(|n| json!({"n": n})).collect::<Vec<_>>() }));
         assert!(nested > 600_000, "a map of one value takes a whole node: {nested}");
+    }
+
+    #[test]
+    fn the_same_data_is_the_same_to_the_sign_of_zero() {
+        let data = |value: Value| Data::from([("a".to_owned(), json!([{ "b": value }]))]);
+        for (one, other) in
+            [(json!(0.0), json!(-0.0)), (json!(1), json!(1.0)), (json!(1), json!("1"))]
+        {
+            assert!(!same_data(&data(one.clone()), &data(other.clone())), "{one} {other}");
+            assert!(same_data(&data(one.clone()), &data(one)));
+            assert!(same_data(&data(other.clone()), &data(other)));
+        }
+        assert!(!same_data(&data(json!(1)), &Data::new()));
+        assert!(!same_data(&data(json!([])), &data(json!([1]))));
     }
 
     #[test]

@@ -232,7 +232,11 @@ impl<C: Commands> Freight for Reads<C> {
             if all_differ {
                 return Ok(found);
             }
-            Ok(places.into_iter().filter_map(|place| found.get(place).cloned()).collect())
+            let of = |place: usize| found.get(place).cloned();
+            Ok(places
+                .into_iter()
+                .map(|at| of(at).unwrap_or_else(|| Err(Error::cut_off())))
+                .collect())
         })
     }
 

@@ -6,14 +6,12 @@
 //! number of sessions modified: as a rule all of them. Otherwise a look at what is live tells which
 //! were gone, since no id is ever used again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
-use tokio::task::JoinSet;
 
 use super::operations::Update;
 use super::{Sessions, document, failure};
-use crate::dispatch::Commands;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
@@ -70,9 +68,8 @@ impl Sessions {
 
     /// Sends updates of different sessions as one command.
     ///
-    /// If that fails as a whole, each is sent by itself, as the driver sends it: with its one retry
-    /// after a step-down or a lost connection. To carry out a save twice does no harm: until it is
-    /// acknowledged it may come before or after any other.
+    /// If that fails as a whole, all are in doubt, and it is not sent again: carried out a second
+    /// time, a save could come over another one that was acknowledged in between.
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk);
         self.metrics.writes_together(updates.len());
@@ -81,10 +78,7 @@ impl Sessions {
                 drop(timer.ends(Outcome::Ok, Ok(())));
                 Ok(self.outcomes(&updates, &reply).await)
             }
-            Err(error) => {
-                drop(timer.fails::<()>("save sessions", &error));
-                Ok(self.one_by_one(updates).await)
-            }
+            Err(error) => timer.fails("save sessions", &error),
         }
     }
 
@@ -125,46 +119,34 @@ impl Sessions {
             }
         }
         let all = number(reply, "nModified") == Some(updates.len());
-        let live = if all { Ok(HashSet::new()) } else { self.live_among(updates).await };
+        let live = if all { Ok(HashMap::new()) } else { self.live_among(updates).await };
         let outcome = |(index, update): (usize, &Update)| match refusals.remove(&index) {
             Some(refusal) => Err(refusal),
             None if all => Ok(Some(update.expires)),
-            None => {
-                let live = live.as_ref().map_err(Error::clone)?;
-                Ok(self.stored(live.contains(&update.key), update.expires))
-            }
+            None => match live.as_ref().map_err(Error::clone)?.get(&update.key) {
+                Some(rev) if update.is_of(rev) => Ok(Some(update.expires)),
+                // Overwritten since; or it had expired, and was prolonged by a touch that came late.
+                // Either way this is not what is stored.
+                Some(_) => Ok(None),
+                None => Ok(self.stored(false, update.expires)),
+            },
         };
         updates.iter().enumerate().map(outcome).collect()
     }
 
-    /// Which of the sessions are there and have not expired.
-    async fn live_among(&self, updates: &[Update]) -> Result<HashSet<SessionKey>> {
+    /// Which of the sessions are there and have not expired, and the `rev` of each.
+    async fn live_among(&self, updates: &[Update]) -> Result<HashMap<SessionKey, Vec<u8>>> {
         let timer = self.timer(Verb::Find);
         let keys: Vec<_> = updates.iter().map(|update| update.key).collect();
-        match self.find_documents(&keys, Some(doc! { "expires": 1 })).await {
+        match self.find_documents(&keys, Some(doc! { "expires": 1, "rev": 1 })).await {
             Ok(found) => {
                 let now = self.clock.wall();
-                let is_live = |document: &RawDocumentBuf| document::expires_after(document, now);
-                let live = found.into_iter().filter(|(_, document)| is_live(document));
-                timer.ends(Outcome::Ok, Ok(live.map(|(key, _)| key).collect()))
+                let live = found.into_iter().filter(|(_, it)| document::expires_after(it, now));
+                let live = live.map(|(key, it)| (key, document::rev(&it).to_vec()));
+                timer.ends(Outcome::Ok, Ok(live.collect()))
             }
             Err(error) => timer.fails("see which sessions were saved", &error),
         }
-    }
-
-    async fn one_by_one(self, updates: Vec<Update>) -> Vec<Saved> {
-        let mut saved: Vec<Saved> = updates.iter().map(|_| Err(Error::cut_off())).collect();
-        let mut tasks = JoinSet::new();
-        for (index, update) in updates.into_iter().enumerate() {
-            let update = self.update(update);
-            tasks.spawn(async move { (index, update.await) });
-        }
-        while let Some(done) = tasks.join_next().await {
-            if let Ok((index, outcome)) = done {
-                saved[index] = outcome;
-            }
-        }
-        saved
     }
 }
 

@@ -163,6 +163,11 @@ pub(super) fn expires_after(document: &RawDocument, now: WallTime) -> bool {
     document.get_datetime("expires").is_ok_and(|at| at > date(now))
 }
 
+/// The bytes of a document's `rev`; none if it has none.
+pub(super) fn rev(document: &RawDocument) -> &[u8] {
+    document.get_binary("rev").map_or(&[], |rev| rev.bytes)
+}
+
 /// Reads a session back.
 pub(super) fn session(document: &RawDocument) -> Result<Session> {
     let fields = Fields::of(document)?;

@@ -26,14 +26,14 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// To these fields.
-    Replace(Document),
+    Replace(Document, Rev),
     Touch(Document),
 }
 
 impl Update {
     fn verb(&self) -> Verb {
         match self.change {
-            Change::Replace(_) => Verb::Replace,
+            Change::Replace(..) => Verb::Replace,
             Change::Touch(_) => Verb::Touch,
         }
     }
@@ -41,10 +41,18 @@ impl Update {
     /// The filter, and the one stage of the update, to be sent now.
     pub(super) fn query(&self, now: WallTime) -> (Document, Document) {
         match &self.change {
-            Change::Replace(fields) => {
+            Change::Replace(fields, _) => {
                 (doc! { "_id": document::id(self.key) }, document::replaces(fields, now))
             }
             Change::Touch(stage) => (live(self.key, now), stage.clone()),
+        }
+    }
+
+    /// Whether what is stored under this `rev` may be what this has stored.
+    pub(super) fn is_of(&self, rev: &[u8]) -> bool {
+        match &self.change {
+            Change::Replace(_, ours) => ours.as_bytes() == rev,
+            Change::Touch(_) => true,
         }
     }
 
@@ -52,7 +60,7 @@ impl Update {
     pub(super) fn is_done(&self, result: &UpdateResult) -> bool {
         match self.change {
             // Its `rev` is new, so there is always something to modify.
-            Change::Replace(_) => result.modified_count > 0,
+            Change::Replace(..) => result.modified_count > 0,
             Change::Touch(_) => result.matched_count > 0,
         }
     }
@@ -103,7 +111,7 @@ impl Commands for Sessions {
     ) -> Result<Update> {
         let expires = self.expiry(expires);
         let (fields, bytes) = document::replacement(rev, data, expires, self.clock.wall())?;
-        Ok(Update { key, expires, change: Change::Replace(fields), bytes })
+        Ok(Update { key, expires, change: Change::Replace(fields, rev), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
