@@ -1,6 +1,7 @@
 //! The integration tests: one binary, since each relinks the driver.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod batches;
 mod bounds;
 mod cancellation;
 mod common;
