@@ -73,9 +73,15 @@
 //! | `session_store_stream_events_total` | `origin`: `own`, `other` | changes reported; an `other` evicts |
 //! | `session_store_stream_resumes_total` | | streams that went on where they had broken off |
 //! | `session_store_stream_gaps_total` | `cause`: `history_lost`, `collection_gone`, `refused` | streams that could not; `refused` says that the server would not go on from there, or not within the operation timeout |
-//! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
+//! | `session_store_touches_skipped_total` | | saves that were not sent: unchanged data, and an expiry within `touch_after` of the stored one |
+//! | `session_store_mongo_together_size` | `verb`: `find`, `bulk` | how many calls left as one command since MongoDB was busy |
+//! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `touch`, `bulk`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
 //! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
 //! | `session_store_saves_dropped_total` | | saves of a session that was gone |
+//!
+//! # Known limits
+//!
+#![doc = include_str!("limits.md")]
 //!
 //! # Where things are
 //!
