@@ -161,8 +161,8 @@ impl<F: Freight> Queue<F> {
         state.waited += 1;
         state.waiting.push_back(Waiting { item, number, began, since: Instant::now(), answer });
         let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
-        // Never so long that a call would miss its deadline here.
-        let longest = self.0.tasks.timeout() / 8;
+        // Doubled, it is never so long that a call would miss its deadline here.
+        let longest = limits.patience.max(self.0.tasks.timeout() / 8);
         let patience = limits.patience.saturating_mul(1 << excess).min(longest);
         Turn::Waits(answered, patience, number)
     }
