@@ -49,10 +49,10 @@ enum Source {
 }
 
 const CASES: [Case; 5] = [
-    Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 45_100]) },
-    Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 68_300]) },
-    Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 155_700]) },
-    Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 127_800]) },
+    Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 51_900]) },
+    Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 75_100]) },
+    Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 162_500]) },
+    Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 134_600]) },
     Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
 ];
 
