@@ -26,7 +26,7 @@ pub(crate) struct Limits {
     /// How many bytes they may be, unless it is one alone.
     pub(crate) bytes: usize,
     /// How long a call waits for a command to end. Doubles for each further [`commands`](Self::commands)
-    /// under way.
+    /// under way, up to an eighth of the timeout.
     pub(crate) patience: Duration,
     /// How many calls there may be at a time, under way and waiting.
     pub(crate) calls: usize,

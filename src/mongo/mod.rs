@@ -55,9 +55,9 @@ use crate::tasks::Tasks;
 /// - `delete` of a session that is not there is `Ok`.
 ///
 /// Each is one round trip under the operation timeout
-/// ([5 s by default](MongoStoreBuilder::operation_timeout)). Reads go to the primary with read
-/// concern `majority`; writes have the write concern that the connection gives, `majority` if it
-/// gives none.
+/// ([5 s by default](MongoStoreBuilder::operation_timeout)); of saves that leave together a second
+/// one looks how they ended, if some session was gone. Reads go to the primary with read concern
+/// `majority`; writes have the write concern that the connection gives, `majority` if it gives none.
 ///
 /// # Cancel safety
 ///
