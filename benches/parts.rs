@@ -16,7 +16,7 @@ mod cache;
 #[path = "../src/clock.rs"]
 mod clock;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
-#[path = "../src/mongo/codec.rs"]
+#[path = "../src/mongo/codec/mod.rs"]
 mod codec;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../src/error.rs"]
@@ -41,12 +41,13 @@ mod sync;
 use std::hint::black_box;
 use std::time::Duration;
 
-use bson::RawDocumentBuf;
+use bson::RawBson;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::json;
 
 use crate::cache::{Cache, EvictionPolicy, Limits, Lookup};
 use crate::clock::Clock;
+use crate::codec::Form;
 use crate::freshness::Freshness;
 use crate::key::SessionKey;
 use crate::record::{Data, Session};
@@ -86,16 +87,18 @@ fn key(criterion: &mut Criterion) {
 
 fn stored(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("codec");
-    for keys in KEYS {
-        let data = data(keys);
-        let encode = || codec::encode(black_box(&data));
-        let raw = encode().ok().and_then(|(document, _)| RawDocumentBuf::try_from(&document).ok());
-        let Some(raw) = raw else { panic!("the data cannot be encoded") };
-        assert!(codec::decode(&raw).is_ok_and(|decoded| decoded == data), "the codec is broken");
-        group.bench_function(BenchmarkId::new("encode", keys), |bencher| bencher.iter(encode));
-        group.bench_function(BenchmarkId::new("decode", keys), |bencher| {
-            bencher.iter(|| codec::decode(black_box(&raw)));
-        });
+    for (name, form) in [("text", Form::Text), ("native", Form::Native)] {
+        for keys in KEYS {
+            let data = data(keys);
+            let encode = || codec::encode(black_box(&data), form);
+            let raw = encode().ok().and_then(|(stored, _)| RawBson::try_from(stored).ok());
+            let Some(raw) = raw else { panic!("the data cannot be encoded") };
+            let decode = || codec::decode(black_box(raw.as_raw_bson_ref()));
+            assert!(decode().is_ok_and(|decoded| decoded == data), "the codec is broken");
+            let id = |what: &str| BenchmarkId::new(format!("{what}_{name}"), keys);
+            group.bench_function(id("encode"), |bencher| bencher.iter(encode));
+            group.bench_function(id("decode"), |bencher| bencher.iter(decode));
+        }
     }
     group.finish();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
-use mongodb::bson::{self, Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
+use mongodb::bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
 use mongodb::event::{EventHandler, command::CommandEvent};
 use mongodb::options::{ClientOptions, WriteConcern};
 use mongodb::{Client, Collection};
@@ -70,7 +70,7 @@ pub(crate) fn document(id: Id, data: &Data) -> Result<Document> {
     Ok(doc! {
         "_id": key(id),
         "format": 1,
-        "data": bson::serialize_to_document(data)?,
+        "data": serde_json::to_string(data)?,
         "expires": in_two_weeks(),
         "rev": rev(),
         "created": now,
@@ -81,7 +81,7 @@ pub(crate) fn document(id: Id, data: &Data) -> Result<Document> {
 /// What a save of a session changes.
 pub(crate) fn update(data: &Data) -> Result<Document> {
     Ok(doc! { "$set": {
-        "data": bson::serialize_to_document(data)?,
+        "data": serde_json::to_string(data)?,
         "expires": in_two_weeks(),
         "rev": rev(),
         "updated": DateTime::now(),

@@ -121,10 +121,19 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     Ok(rounds.ratio())
 }
 
+/// Against inserts into the same collection, as with [`save`].
 pub(crate) async fn create(bench: Bench) -> Result<Measured> {
-    let (uri, blocks) = (bench.uri(), blocks(&bench));
-    let apart = fixtures::driver_apart(&uri).await?;
-    let ours = fixtures::cached(&uri, false).await?;
+    eprintln!("  against a collection that nobody follows:");
+    let uri = bench.uri();
+    let apart = create_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
+    eprintln!("  that is {apart:.4}; against the same collection:");
+    let uri = bench.uri();
+    let followed = create_beside(&bench, &uri, &fixtures::driver(&uri).await?).await?;
+    Ok(Measured::Value(followed))
+}
+
+async fn create_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
+    let (ours, blocks) = (fixtures::cached(uri, false).await?, blocks(bench));
     let mut rounds = Rounds::default();
     for block in 0..=bench.rounds * blocks {
         let ids: Vec<_> = (0..BLOCK).map(|n| fixtures::id(SEED, block * BLOCK + n)).collect();
@@ -150,7 +159,7 @@ pub(crate) async fn create(bench: Bench) -> Result<Measured> {
                     let documents = documents?;
                     let inserts = async {
                         for document in documents {
-                            apart.insert_one(document).await?;
+                            theirs.insert_one(document).await?;
                         }
                         anyhow::Ok(())
                     };
@@ -167,5 +176,5 @@ pub(crate) async fn create(bench: Bench) -> Result<Measured> {
     }
     rounds.tell("create", "insert_one");
     ours.shutdown().await;
-    Ok(Measured::Value(rounds.ratio()))
+    Ok(rounds.ratio())
 }

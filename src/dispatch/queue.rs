@@ -1,5 +1,9 @@
 //! A queue of calls of one kind: each leaves at once while few commands are under way, and with the
-//! others that wait while many are.
+//! others that wait while many are, or large ones.
+//!
+//! A command leaves once as many calls wait as one of those under way has, on average. So a few calls
+//! go one by one, side by side; and where there are many, each command is as large as those before it,
+//! instead of one large one that is followed by many small ones of those whom it kept waiting.
 //!
 //! Nobody waits here for long. Who does not see a command end within [`Limits::patience`] leaves
 //! anyway, with all who wait: so a few connections that stand still hold up nobody else, and a far
@@ -66,7 +70,11 @@ struct Shared<F: Freight> {
 
 struct State<F: Freight> {
     commands: usize,
+    /// How many calls those commands carry.
+    carried: usize,
     calls: usize,
+    /// Somebody lets go those who wait, and looks again after each group.
+    leaving: bool,
     /// How many have waited so far.
     waited: u64,
     waiting: VecDeque<Waiting<F>>,
@@ -85,8 +93,11 @@ struct Waiting<F: Freight> {
 /// A call that is counted.
 pub(super) struct Seat<F: Freight>(Queue<F>);
 
-/// A command under way. Where it ends, those who wait leave.
-struct Slot<F: Freight>(Queue<F>);
+/// A command under way, of so many calls. Where it ends, those who wait may leave.
+struct Slot<F: Freight> {
+    queue: Queue<F>,
+    calls: usize,
+}
 
 enum Turn<F: Freight> {
     Goes(F::Item, Slot<F>),
@@ -96,7 +107,14 @@ enum Turn<F: Freight> {
 
 impl<F: Freight> Queue<F> {
     pub(super) fn new(freight: F, tasks: Tasks, limits: Limits) -> Self {
-        let state = State { commands: 0, calls: 0, waited: 0, waiting: VecDeque::new() };
+        let state = State {
+            commands: 0,
+            carried: 0,
+            calls: 0,
+            leaving: false,
+            waited: 0,
+            waiting: VecDeque::new(),
+        };
         Self(Arc::new(Shared { freight, tasks, limits, state: Mutex::new(state) }))
     }
 
@@ -151,10 +169,8 @@ impl<F: Freight> Queue<F> {
     fn enter(&self, item: F::Item, began: Instant) -> Turn<F> {
         let limits = &self.0.limits;
         let mut state = self.lock();
-        if state.commands < limits.commands {
-            state.commands += 1;
-            drop(state);
-            return Turn::Goes(item, Slot(self.clone()));
+        if state.waiting.is_empty() && self.is_worth_a_command(&state, 1) {
+            return Turn::Goes(item, self.slot(&mut state, 1));
         }
         let (answer, answered) = oneshot::channel();
         let number = state.waited;
@@ -164,7 +180,45 @@ impl<F: Freight> Queue<F> {
         // Doubled, it is never so long that a call would miss its deadline here.
         let longest = limits.patience.max(self.0.tasks.timeout() / 8);
         let patience = limits.patience.saturating_mul(1 << excess).min(longest);
+        self.let_go(state);
         Turn::Waits(answered, patience, number)
+    }
+
+    /// Whether so many calls, if they left now, were no fewer than the commands under way carry, and
+    /// those are few enough.
+    fn is_worth_a_command(&self, state: &State<F>, calls: usize) -> bool {
+        let commands = state.commands;
+        commands < self.0.limits.commands && calls.saturating_mul(commands) >= state.carried
+    }
+
+    fn slot(&self, state: &mut State<F>, calls: usize) -> Slot<F> {
+        state.commands += 1;
+        state.carried += calls;
+        Slot { queue: self.clone(), calls }
+    }
+
+    /// Lets those leave who may.
+    fn let_go<'a>(&'a self, mut state: MutexGuard<'a, State<F>>) {
+        // Where the runtime is gone a command ends in here, and the one below sees to the rest.
+        if std::mem::replace(&mut state.leaving, true) {
+            return;
+        }
+        while let Some(next) = state.waiting.front() {
+            // Beyond the usual number a command is followed by another one only if it is missed.
+            let missed = next.since.elapsed() >= self.0.limits.patience;
+            if !missed && !self.is_worth_a_command(&state, state.waiting.len()) {
+                break;
+            }
+            let group = self.group(&mut state);
+            if group.is_empty() {
+                break;
+            }
+            let slot = self.slot(&mut state, group.len());
+            drop(state);
+            self.depart(group, slot);
+            state = self.lock();
+        }
+        state.leaving = false;
     }
 
     /// All who wait leave, though as many commands are under way as there should be; unless the one
@@ -179,9 +233,9 @@ impl<F: Freight> Queue<F> {
             if group.is_empty() {
                 return;
             }
-            state.commands += 1;
+            let slot = self.slot(&mut state, group.len());
             drop(state);
-            self.depart(group, Slot(self.clone()));
+            self.depart(group, slot);
             state = self.lock();
         }
     }
@@ -261,19 +315,10 @@ impl<F: Freight> Drop for Seat<F> {
 
 impl<F: Freight> Drop for Slot<F> {
     fn drop(&mut self) {
-        let (queue, limits) = (&self.0, &self.0.0.limits);
-        let mut state = queue.lock();
-        // Beyond the usual number a command is followed by another one only if it is missed.
-        let missed = state.waiting.front().is_some_and(|next| {
-            state.commands <= limits.commands || next.since.elapsed() >= limits.patience
-        });
-        let group = if missed { queue.group(&mut state) } else { Vec::new() };
-        if group.is_empty() {
-            state.commands -= 1;
-            return;
-        }
-        drop(state);
-        queue.depart(group, Slot(queue.clone()));
+        let mut state = self.queue.lock();
+        state.commands -= 1;
+        state.carried -= self.calls;
+        self.queue.let_go(state);
     }
 }
 

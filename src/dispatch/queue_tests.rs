@@ -170,12 +170,46 @@ async fn what_comes_while_it_is_busy_leaves_together_once_a_command_ends_and_in_
     assert_eq!(line.departed()[2..], [vec![3, 4, 5]]);
     line.numbers.open(1);
     settle().await;
-    assert_eq!(line.departed()[3..], [vec![6]], "no more of them than may leave together");
+    assert_eq!(line.departed().len(), 3, "one call is few beside three");
     line.numbers.open(2);
+    settle().await;
+    assert_eq!(line.departed()[3..], [vec![6]], "no more of them than may leave together");
     line.numbers.open(3);
     for (sent, item) in sent.into_iter().zip(1..) {
         assert_eq!(outcome(sent).await, Ok(2 * item), "each gets its own answer");
     }
+    assert!(line.is_at_rest());
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_large_command_no_smaller_one_leaves_until_it_is_missed() {
+    let line = Line::new(limits());
+    let _first = line.send_all(1..=5).await;
+    line.numbers.open(0);
+    line.numbers.open(1);
+    settle().await;
+    assert_eq!(line.departed()[2..], [vec![3, 4, 5]]);
+    let _few = line.send_all([6, 7]).await;
+    assert_eq!(line.departed().len(), 3, "though one command more may be under way");
+    let _enough = line.send(8).await;
+    assert_eq!(line.departed()[3..], [vec![6, 7, 8]], "as many as the other one has");
+    line.numbers.open(2);
+    settle().await;
+    let _one = line.send(9).await;
+    assert_eq!(line.departed().len(), 4);
+    sleep(PATIENCE + Duration::from_millis(1)).await;
+    assert_eq!(line.departed()[4..], [vec![9]]);
+    let alone = line.send(10).await;
+    line.numbers.open(3);
+    line.numbers.open(4);
+    settle().await;
+    assert_eq!(
+        line.departed()[5..],
+        [vec![10]],
+        "once nothing is under way, whatever waits leaves"
+    );
+    line.numbers.open(5);
+    assert_eq!(outcome(alone).await, Ok(20));
     assert!(line.is_at_rest());
 }
 

@@ -13,6 +13,7 @@ use mongodb::options::{
 use mongodb::{Client, Collection, Database};
 use tokio::runtime::Handle;
 
+use super::codec::Form;
 use super::connection::Connection;
 use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry};
 use crate::backend::RevSource;
@@ -49,6 +50,7 @@ pub struct MongoStoreBuilder {
     connection: Connection,
     ttl: Option<Duration>,
     removal: ExpiredRemoval,
+    form: Form,
     leave_indexes_alone: bool,
     max_in_flight: Option<u32>,
     max_waiting: Option<u32>,
@@ -194,6 +196,13 @@ impl MongoStoreBuilder {
         self
     }
 
+    /// Whether data is stored as a document that MongoDB can query, and not as JSON text. Default no:
+    /// a text is faster to write and to read. Both are read in any case.
+    pub fn queryable(mut self, queryable: bool) -> Self {
+        self.form = if queryable { Form::Native } else { Form::Text };
+        self
+    }
+
     /// Who removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
     pub fn expired_removal(mut self, removal: ExpiredRemoval) -> Self {
         self.removal = removal;
@@ -279,6 +288,7 @@ impl MongoStoreBuilder {
             documents: with_concerns(&documents)?,
             timeout,
             ttl: self.ttl,
+            form: self.form,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
             seen: super::seen::Seen::default(),

@@ -1,14 +1,14 @@
 //! The stored document: one session as MongoDB keeps it.
 //!
 //! ```text
-//! { _id: Binary(32), format: 1, data: {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! { _id: Binary(32), format: 1, data: "{…}" or {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
 //! ```
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, DateTime, Document, RawBsonRef, RawDocument, doc};
+use bson::{Binary, Bson, DateTime, Document, RawBson, RawBsonRef, RawDocument, doc};
 use serde::{Deserialize, Serialize};
 
-use super::codec;
+use super::codec::{self, Form};
 use crate::backend::Rev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -30,8 +30,10 @@ pub struct StoredSession {
     pub key: Binary,
     /// The version of this format; 1.
     pub format: i32,
-    /// The session's data. In keys, `%`, `.`, NUL and a leading `$` are percent-escaped.
-    pub data: Document,
+    /// The session's data: JSON text, or a document of a store that is
+    /// [`queryable`](crate::MongoStoreBuilder::queryable), in whose keys `%`, `.`, NUL and a leading
+    /// `$` are percent-escaped. [`data`](Self::data) reads both.
+    pub data: Bson,
     /// When the session ends.
     pub expires: DateTime,
     /// New on each write of a store that other instances must hear of, 16 bytes.
@@ -41,6 +43,18 @@ pub struct StoredSession {
     pub created: DateTime,
     /// When the session was last written, by the writing app's clock.
     pub updated: DateTime,
+}
+
+impl StoredSession {
+    /// Reads the session's data.
+    ///
+    /// # Errors
+    ///
+    /// [`Decode`](ErrorKind::Decode) if it is in no form that this release writes.
+    pub fn data(&self) -> Result<Data> {
+        let stored = RawBson::try_from(self.data.clone());
+        codec::decode(stored.map_err(|_| unreadable("its BSON is malformed"))?.as_raw_bson_ref())
+    }
 }
 
 impl std::fmt::Debug for StoredSession {
@@ -95,14 +109,14 @@ pub(super) fn date(at: WallTime) -> DateTime {
 pub(super) fn insertion(
     key: SessionKey,
     rev: Rev,
-    data: &Data,
+    (data, form): (&Data, Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<Document> {
     Ok(doc! {
         "_id": id(key),
         "format": FORMAT,
-        "data": codec::encode(data)?.0,
+        "data": codec::encode(data, form)?.0,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "created": date(now),
@@ -117,11 +131,11 @@ pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
 pub(super) fn replacement(
     rev: Rev,
-    data: &Data,
+    (data, form): (&Data, Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<(Document, usize)> {
-    let (data, bytes) = codec::encode(data)?;
+    let (data, bytes) = codec::encode(data, form)?;
     let fields = doc! {
         "format": FORMAT,
         "data": data,
@@ -226,12 +240,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn data(&self) -> Result<&'a RawDocument> {
-        match self.data {
-            Some(RawBsonRef::Document(data)) => Ok(data),
-            Some(other) => Err(wrong_type("data", "a document", other)),
-            None => Err(unreadable("it has no `data`")),
-        }
+    fn data(&self) -> Result<RawBsonRef<'a>> {
+        self.data.ok_or_else(|| unreadable("it has no `data`"))
     }
 
     fn expires(&self) -> Result<DateTime> {
@@ -270,7 +280,7 @@ fn unreadable(what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use bson::{Bson, RawDocumentBuf};
+    use bson::RawDocumentBuf;
     use serde_json::json;
 
     use super::*;
@@ -279,7 +289,8 @@ mod tests {
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
         let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
-        insertion(SessionKey::of(7), RevSource::new().next(), &data, at, now).unwrap()
+        insertion(SessionKey::of(7), RevSource::new().next(), (&data, Form::Native), at, now)
+            .unwrap()
     }
 
     fn read(document: &Document) -> Result<Session> {
@@ -312,7 +323,8 @@ mod tests {
         let data = Data::new();
         let at = WallTime::from_millis(2_000);
         let document =
-            insertion(SessionKey::of(id), RevSource::new().next(), &data, at, at).unwrap();
+            insertion(SessionKey::of(id), RevSource::new().next(), (&data, Form::Text), at, at)
+                .unwrap();
         let bytes = document.to_vec().unwrap();
         assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
     }
@@ -324,7 +336,8 @@ mod tests {
             ("format", Some(Bson::Int32(2)), "its format is 2"),
             ("format", Some(Bson::String("1".into())), "String"),
             ("data", None, "no `data`"),
-            ("data", Some(Bson::String("{}".into())), "should be a document and is a String"),
+            ("data", Some(Bson::Int32(1)), "should be a text or a document and is a Int32"),
+            ("data", Some(Bson::String("{".into())), "JSON is truncated"),
             ("expires", None, "no `expires`"),
             ("expires", Some(Bson::Int64(5)), "should be a date and is a Int64"),
         ] {

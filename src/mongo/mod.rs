@@ -24,6 +24,7 @@ use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::builder::MongoStoreBuilder;
+use self::codec::Form;
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
 pub use self::listing::LiveSessions;
@@ -90,6 +91,7 @@ pub(crate) struct Sessions {
     documents: Collection<Document>,
     timeout: Duration,
     ttl: Option<Duration>,
+    form: Form,
     clock: Clock,
     metrics: Arc<MongoMetrics>,
     seen: Seen,

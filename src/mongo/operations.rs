@@ -83,7 +83,8 @@ impl Commands for Sessions {
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         let expires = self.expiry(expires);
-        let document = document::insertion(key, rev, data, expires, sessions.clock.wall());
+        let document =
+            document::insertion(key, rev, (data, sessions.form), expires, sessions.clock.wall());
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -110,7 +111,8 @@ impl Commands for Sessions {
         expires: WallTime,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
-        let (fields, bytes) = document::replacement(rev, data, expires, self.clock.wall())?;
+        let (fields, bytes) =
+            document::replacement(rev, (data, self.form), expires, self.clock.wall())?;
         Ok(Update { key, expires, change: Change::Replace(fields, rev), bytes })
     }
 

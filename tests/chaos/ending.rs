@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use mongodb::Client;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::doc;
 use tower_sessions::SessionStore;
-use tower_sessions_moka_mongodb_store::{SessionKey, mongodb};
+use tower_sessions_moka_mongodb_store::{SessionKey, StoredSession, mongodb};
 
 use crate::actions::Run;
 use crate::checker::{Expected, Violation};
@@ -70,15 +70,13 @@ fn note(run: &Run, session: &Judged, instance: Option<u8>, outcome: Result<(), V
 }
 
 /// Everything that is stored, read past the store and the proxies.
-async fn documents(cluster: &Cluster) -> mongodb::error::Result<HashMap<Vec<u8>, Document>> {
+async fn documents(cluster: &Cluster) -> mongodb::error::Result<HashMap<Vec<u8>, StoredSession>> {
     let client = Client::with_uri_str(&cluster.direct).await?;
-    let sessions = client.database(&cluster.database).collection::<Document>("sessions");
+    let sessions = client.database(&cluster.database).collection::<StoredSession>("sessions");
     let mut all = sessions.find(doc! {}).await?;
     let mut documents = HashMap::new();
     while let Some(document) = all.try_next().await? {
-        if let Some(Bson::Binary(id)) = document.get("_id") {
-            documents.insert(id.bytes.clone(), document);
-        }
+        documents.insert(document.key.bytes.clone(), document);
     }
     Ok(documents)
 }

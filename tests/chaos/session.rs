@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mongodb::bson::{Bson, Document};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::mongodb;
+use tower_sessions_moka_mongodb_store::StoredSession;
 
 use crate::history::{Event, Nanos, Seen, State};
 
@@ -97,21 +96,14 @@ impl Script {
     }
 
     /// What a document of the collection shows.
-    pub(crate) fn stored(&self, number: u64, document: &Document) -> Seen {
+    pub(crate) fn stored(&self, number: u64, document: &StoredSession) -> Seen {
         let stored = || {
-            let stored = document.get_document("data").ok()?;
-            let whole = |name: &str| u64::try_from(stored.get(name).and_then(whole_number)?).ok();
-            let expires = document.get_datetime("expires").ok()?;
-            let expires = i128::from(expires.timestamp_millis()) * 1_000_000;
+            let stored = document.data().ok()?;
+            let whole = |name| stored.get(name).and_then(Value::as_u64);
+            let expires = i128::from(document.expires.timestamp_millis()) * 1_000_000;
             let expires = OffsetDateTime::from_unix_timestamp_nanos(expires).ok()?;
             let state = self.state(whole("version"), whole("writer"), expires)?;
-            let wanted = data(number, state);
-            let same = |(name, value): (&String, &Value)| match value {
-                Value::Number(wanted) => whole(name) == wanted.as_u64(),
-                Value::String(wanted) => stored.get_str(name).is_ok_and(|found| found == wanted),
-                _ => false,
-            };
-            (stored.len() == wanted.len() && wanted.iter().all(same)).then_some(state)
+            (stored == data(number, state)).then_some(state)
         };
         stored().map_or(Seen::Foreign, Seen::State)
     }
@@ -131,11 +123,6 @@ impl Script {
         Some(State { step, version, writer })
     }
 }
-
-fn whole_number(value: &Bson) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_i32().map(i64::from))
-}
-
 /// All of it follows from the number and the state, so a mixture of two states is found out.
 fn data(number: u64, state: State) -> HashMap<String, Value> {
     let State { version, writer, .. } = state;

@@ -241,6 +241,7 @@ mod generation_015 {
     contract!(memory, tower_sessions, tower_sessions::MemoryStore::default());
     contract!(uncached, tower_sessions, crate::common::mongo().await);
     contract!(cached, tower_sessions, crate::common::cached().await);
+    contract!(queryable, tower_sessions, crate::contract::queryable().await);
     our_contract!(our_uncached, tower_sessions, super::connect_uncached);
     our_contract!(our_cached, tower_sessions, super::connect_cached);
 }
@@ -253,6 +254,11 @@ mod generation_014 {
     contract!(cached, tower_sessions_014, crate::common::cached().await);
     our_contract!(our_uncached, tower_sessions_014, super::connect_uncached);
     our_contract!(our_cached, tower_sessions_014, super::connect_cached);
+}
+
+async fn queryable() -> MongoStore {
+    let builder = MongoStore::builder().uri(crate::common::uri()).queryable(true);
+    builder.build().await.unwrap()
 }
 
 async fn connect_uncached(uri: String) -> MongoStore {

@@ -104,6 +104,8 @@ async fn errors(store: impl Store) {
     { "key": { "data.card-number": 1 }, "name": "one", "unique": true }] };
     store.clear().await.unwrap();
     let sessions = store.collection();
+    let queryable = MongoStore::builder().collection_handle(sessions.clone()).queryable(true);
+    let store = queryable.build().await.unwrap();
     sessions.client().database(&sessions.namespace().db).run_command(unique).await.unwrap();
     let (mut first, mut second) = (secret_record(), create(&store).await);
     store.create(&mut first).await.unwrap();

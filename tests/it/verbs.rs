@@ -155,7 +155,8 @@ async fn foreign_documents(store: impl Store) {
     for (broken, said) in [
         (doc! { "$set": { "format": 2 } }, "its format is 2"),
         (doc! { "$unset": { "format": 1 } }, "no `format`"),
-        (doc! { "$set": { "data": "{}" } }, "`data` should be a document"),
+        (doc! { "$set": { "data": 7 } }, "`data` should be a text or a document"),
+        (doc! { "$set": { "data": "{" } }, "its JSON is truncated"),
         (doc! { "$set": { "data": { "a": f64::NAN } } }, "not finite"),
         (doc! { "$set": { "data": { "%zz": 1 } } }, "no known escape"),
     ] {
@@ -279,4 +280,31 @@ async fn every_verb_is_one_round_trip() {
     one_more("contains");
     SessionStore::delete(&store, &record.id).await.unwrap();
     one_more("delete");
+}
+
+#[tokio::test]
+async fn data_is_a_text_or_a_document_and_every_store_reads_both() {
+    let texts = MongoStore::connect(uri()).await.unwrap();
+    let builder = MongoStore::builder().collection_handle(texts.collection()).queryable(true);
+    let documents = builder.build().await.unwrap();
+    let (mut one, mut other) = (record(), record());
+    one.data.insert("plan.name".to_owned(), json!("pro"));
+    other.data.insert("plan.name".to_owned(), json!("free"));
+    texts.create(&mut one).await.unwrap();
+    documents.create(&mut other).await.unwrap();
+    let sessions = texts.collection();
+    let by_plan = doc! { "data.plan%2Ename": "free" };
+    assert_eq!(sessions.count_documents(by_plan.clone()).await.unwrap(), 1);
+    for store in [&texts, &documents] {
+        for record in [&one, &other] {
+            assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
+        }
+    }
+    let stored: Vec<_> = sessions.find(doc! {}).await.unwrap().try_collect().await.unwrap();
+    assert!(stored.iter().all(|it| [&one.data, &other.data].contains(&&it.data().unwrap())));
+    assert_eq!(stored.iter().filter(|it| it.data.as_str().is_some()).count(), 1);
+
+    // Each save stores it as its own store does.
+    texts.save(&other).await.unwrap();
+    assert_eq!(sessions.count_documents(by_plan).await.unwrap(), 0);
 }

@@ -150,7 +150,7 @@ async fn what_only_prolongs_a_session_is_not_reported_and_all_else_is() {
     let touch = doc! { "$set": { "expires": date(), "updated": date() } };
     sessions.update_one(by_key(&record), touch).await.unwrap();
     let by_hand = [
-        doc! { "$set": { "data.name": "by hand" } },
+        doc! { "$set": { "data": { "name": "by hand" } } },
         doc! { "$unset": { "data.name": 1 } },
         doc! { "$set": { "expires": DateTime::from_millis(4_000_000_000_001) } },
         doc! { "$set": { "expires": date(), "updated": DateTime::now(), "data.more": 1 } },
@@ -246,7 +246,7 @@ async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
         let (sessions, busy) = (store.collection().clone_with_type::<Document>(), by_key(&busy));
         async move {
             for n in 0_i64.. {
-                let change = doc! { "$set": { "data.n": n } };
+                let change = doc! { "$set": { "data": { "n": n } } };
                 sessions.update_one(busy.clone(), change).await.unwrap();
             }
         }

@@ -1,4 +1,4 @@
-//! The codec: a session's JSON data to BSON and back, without loss.
+//! Data as a document that MongoDB can query.
 //!
 //! | JSON | BSON |
 //! |---|---|
@@ -15,16 +15,9 @@ use std::borrow::Cow;
 use bson::{Bson, Decimal128, Document, RawBsonRef, RawDocument};
 use serde_json::{Map, Number, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use super::{MAX_BYTES, MAX_DEPTH, too_deep, too_large, unreadable, unstorable};
+use crate::error::{Error, Result};
 use crate::record::Data;
-
-/// The server keeps documents of at most 100 levels; two are taken by the document and its `data`.
-/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
-const MAX_DEPTH: usize = 98;
-
-/// The server keeps documents of at most 16 MiB; some is left for the fields beside the data.
-/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
-const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
 /// Encodes a session's data; answers with how many bytes of BSON that is, too.
 pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
@@ -48,7 +41,7 @@ impl Encoder {
         if self.bytes <= MAX_BYTES {
             return Ok(());
         }
-        Err(unstorable(&format!("its data is larger than {MAX_BYTES} bytes of BSON")))
+        Err(too_large("BSON"))
     }
 
     /// Accounts for an element's type, key and the key's end.
@@ -93,7 +86,7 @@ impl Encoder {
 
     fn nest(&mut self, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
-            return Err(unstorable(&format!("its data is nested deeper than {MAX_DEPTH} levels")));
+            return Err(too_deep());
         }
         self.take(5)
     }
@@ -232,18 +225,10 @@ fn unescape(key: &str) -> Result<String> {
     }
 }
 
-fn unstorable(why: &str) -> Error {
-    Error::new(ErrorKind::Encode, format!("the session cannot be stored: {why}"))
-}
-
-fn unreadable(what: impl AsRef<str>) -> Error {
-    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", what.as_ref()))
-}
-
 fn malformed() -> Error {
     unreadable("its BSON is truncated or malformed")
 }
 
 #[cfg(test)]
-#[path = "codec_tests.rs"]
+#[path = "native_tests.rs"]
 mod tests;
