@@ -24,7 +24,8 @@ pub enum ErrorKind {
     /// No server was reached: down, unreachable, or the network failed on the way.
     Connection,
     /// More calls wait for MongoDB than
-    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows. Nothing was sent.
+    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows, or 256 saves of one session.
+    /// Nothing was sent.
     Overloaded,
     /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
     Timeout,

@@ -6,13 +6,14 @@
 //! (invariants I2 and I6). A save that may still be under way holds its lane until it has ended.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{KeyHashing, SessionKey};
 use crate::tasks::timed_out;
 
@@ -20,7 +21,17 @@ use crate::tasks::timed_out;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lanes(Arc<Mutex<Map>>);
 
-type Map = HashMap<SessionKey, Ahead, KeyHashing>;
+type Map = HashMap<SessionKey, Lane, KeyHashing>;
+
+/// How many may be in a lane. A visitor who saves faster than MongoDB takes it must not use up what all
+/// may wait for.
+const LONGEST: usize = 256;
+
+#[derive(Debug)]
+struct Lane {
+    tail: Ahead,
+    places: usize,
+}
 
 /// Somebody in a lane, as the one behind them sees it.
 #[derive(Debug)]
@@ -44,30 +55,23 @@ pub(crate) struct Place {
 }
 
 impl Lanes {
-    /// Takes the last place in the lane of a key, for a save. The order is that of these calls.
-    pub(super) fn enter(&self, key: SessionKey) -> Place {
-        let mut lanes = self.lock();
-        let before = lanes.remove(&key);
-        self.enter_after(before, lanes, key, false)
+    /// Takes the last place in the lane of a key, for a save. The order is that of these calls. An
+    /// error if the lane is full.
+    pub(super) fn enter(&self, key: SessionKey) -> Result<Place> {
+        self.enter_last(self.lock(), key, false)
     }
 
     /// The same for a touch. `None` if a save is in the lane, with which it would not be ordered:
     /// a touch has nothing to put in the place of what that save stores.
-    pub(super) fn enter_to_touch(&self, key: SessionKey) -> Option<Place> {
-        let mut lanes = self.lock();
-        let before = lanes.remove(&key);
-        if let Some(tail) = before.as_ref()
-            && !tail.touches
-        {
-            lanes.extend(before.map(|tail| (key, tail)));
-            return None;
-        }
-        Some(self.enter_after(before, lanes, key, true))
+    pub(super) fn enter_to_touch(&self, key: SessionKey) -> Option<Result<Place>> {
+        let lanes = self.lock();
+        let is_free = lanes.get(&key).is_none_or(|lane| lane.tail.touches);
+        is_free.then(|| self.enter_last(lanes, key, true))
     }
 
     /// Whether no save is in the lane of a key.
     pub(super) fn is_settled(&self, key: SessionKey) -> bool {
-        self.lock().get(&key).is_none_or(|tail| tail.touches)
+        self.lock().get(&key).is_none_or(|lane| lane.tail.touches)
     }
 
     #[cfg(test)]
@@ -75,18 +79,32 @@ impl Lanes {
         self.lock().len()
     }
 
-    fn enter_after(
+    fn enter_last(
         &self,
-        before: Option<Ahead>,
         mut lanes: MutexGuard<'_, Map>,
         key: SessionKey,
         touches: bool,
-    ) -> Place {
+    ) -> Result<Place> {
         let (left, leaves) = oneshot::channel();
-        let number = before.as_ref().map_or(0, |tail| tail.number + 1);
-        lanes.insert(key, Ahead { number, touches, leaves });
+        let mut ahead = Ahead { number: 0, touches, leaves };
+        let before = match lanes.entry(key) {
+            Entry::Occupied(lane) => {
+                let lane = lane.into_mut();
+                if lane.places >= LONGEST {
+                    return Err(full());
+                }
+                ahead.number = lane.tail.number + 1;
+                lane.places += 1;
+                Some(std::mem::replace(&mut lane.tail, ahead))
+            }
+            Entry::Vacant(lane) => {
+                lane.insert(Lane { tail: ahead, places: 1 });
+                None
+            }
+        };
+        let number = before.as_ref().map_or(0, |before| before.number + 1);
         let entered = Instant::now();
-        Place { lanes: self.clone(), key, number, before, entered, left: Some(left) }
+        Ok(Place { lanes: self.clone(), key, number, before, entered, left: Some(left) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {
@@ -118,11 +136,16 @@ impl Drop for Place {
         // From here on, and still under the lock, who is behind sees this place as left.
         let left = self.left.take();
         let before = self.before.take().and_then(Ahead::still_there);
-        if lanes.get(&self.key).is_some_and(|tail| tail.number == self.number) {
-            lanes.remove(&self.key);
-            lanes.extend(before.map(|before| (self.key, before)));
-        } else if let (Some(before), Some(left)) = (before, left) {
-            drop(left.send(before));
+        let Entry::Occupied(mut lane) = lanes.entry(self.key) else { return };
+        lane.get_mut().places -= 1;
+        if lane.get().tail.number != self.number {
+            if let (Some(before), Some(left)) = (before, left) {
+                drop(left.send(before));
+            }
+        } else if let Some(before) = before {
+            lane.get_mut().tail = before;
+        } else {
+            lane.remove();
         }
     }
 }
@@ -140,6 +163,16 @@ impl Ahead {
     }
 }
 
+fn full() -> Error {
+    Error::new(
+        ErrorKind::Overloaded,
+        format!(
+            "{LONGEST} saves of one session wait for MongoDB already, and no more than that may: is \
+             its visitor sending requests without a limit?"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
@@ -151,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_whose_time_is_up_is_not_sent() {
         let lanes = Lanes::default();
-        let mut place = lanes.enter(SessionKey::of(1));
+        let mut place = lanes.enter(SessionKey::of(1)).unwrap();
         let error = place.turn(Duration::ZERO).await.unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Timeout);
     }
@@ -160,7 +193,8 @@ mod tests {
     async fn a_lane_is_left_in_the_order_in_which_it_was_entered() {
         let lanes = Lanes::default();
         let key = SessionKey::of(1);
-        let (mut a, mut b, mut c) = (lanes.enter(key), lanes.enter(key), lanes.enter(key));
+        let (mut a, mut b, mut c) =
+            (lanes.enter(key).unwrap(), lanes.enter(key).unwrap(), lanes.enter(key).unwrap());
         a.turn(LONG).await.unwrap();
         assert!(c.turn(LONG).now_or_never().is_none());
         assert!(b.turn(LONG).now_or_never().is_none());
@@ -174,13 +208,13 @@ mod tests {
     async fn who_leaves_before_their_turn_lets_nobody_overtake() {
         let lanes = Lanes::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enter(key);
-        let impatient = lanes.enter(key);
-        let mut second = lanes.enter(key);
-        drop((impatient, lanes.enter(key)));
+        let mut first = lanes.enter(key).unwrap();
+        let impatient = lanes.enter(key).unwrap();
+        let mut second = lanes.enter(key).unwrap();
+        drop((impatient, lanes.enter(key).unwrap()));
         first.turn(LONG).await.unwrap();
         assert!(second.turn(LONG).now_or_never().is_none());
-        let mut third = lanes.enter(key);
+        let mut third = lanes.enter(key).unwrap();
         assert!(third.turn(LONG).now_or_never().is_none());
         drop(first);
         second.turn(LONG).await.unwrap();
@@ -195,12 +229,12 @@ mod tests {
     async fn a_touch_follows_touches_and_keeps_out_of_the_way_of_saves() {
         let lanes = Lanes::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enter_to_touch(key).unwrap();
-        let mut second = lanes.enter_to_touch(key).unwrap();
+        let mut first = lanes.enter_to_touch(key).unwrap().unwrap();
+        let mut second = lanes.enter_to_touch(key).unwrap().unwrap();
         assert!(lanes.is_settled(key));
         first.turn(LONG).await.unwrap();
         assert!(second.turn(LONG).now_or_never().is_none());
-        let mut save = lanes.enter(key);
+        let mut save = lanes.enter(key).unwrap();
         assert!(lanes.enter_to_touch(key).is_none() && !lanes.is_settled(key));
         drop(first);
         second.turn(LONG).await.unwrap();
@@ -214,11 +248,28 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_in_a_lane_holds_up_nobody_in_another() {
         let lanes = Lanes::default();
-        let mut a = lanes.enter(SessionKey::of(1));
-        let mut b = lanes.enter(SessionKey::of(2));
+        let mut a = lanes.enter(SessionKey::of(1)).unwrap();
+        let mut b = lanes.enter(SessionKey::of(2)).unwrap();
         b.turn(LONG).await.unwrap();
         a.turn(LONG).await.unwrap();
         drop(a);
         assert_eq!(lanes.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_takes_nobody_more_until_one_leaves_and_other_lanes_do() {
+        let lanes = Lanes::default();
+        let key = SessionKey::of(1);
+        let mut places: Vec<_> = (0..LONGEST).map(|_| lanes.enter(key).unwrap()).collect();
+        assert_eq!(lanes.enter(key).unwrap_err().kind(), ErrorKind::Overloaded);
+        assert!(lanes.enter(SessionKey::of(2)).is_ok());
+        // From anywhere: the one at the end, one in between, and the first.
+        for at in [LONGEST - 1, LONGEST / 2, 0] {
+            drop(places.remove(at));
+            places.push(lanes.enter(key).unwrap());
+            assert_eq!(lanes.enter(key).unwrap_err().kind(), ErrorKind::Overloaded);
+        }
+        drop(places);
+        assert!(lanes.lock().is_empty());
     }
 }

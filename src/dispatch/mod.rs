@@ -157,7 +157,11 @@ impl<C: Commands> Backend for Dispatch<C> {
             Ok(seat) => seat,
             Err(error) => return failed(error),
         };
-        let (turn, saves) = (self.turn(seat, self.lanes.enter(key)), self.clone());
+        let place = match self.lanes.enter(key) {
+            Ok(place) => place,
+            Err(error) => return failed(error),
+        };
+        let (turn, saves) = (self.turn(seat, place), self.clone());
         Box::pin(async move { saves.send(update, turn.await?).await })
     }
 
@@ -166,7 +170,8 @@ impl<C: Commands> Backend for Dispatch<C> {
             Ok(seat) => seat,
             Err(error) => return Some(failed(error)),
         };
-        self.lanes.enter_to_touch(key).map(|place| self.turn(seat, place))
+        let place = self.lanes.enter_to_touch(key)?;
+        Some(place.map_or_else(failed, |place| self.turn(seat, place)))
     }
 
     fn touch(&self, turn: Turn<C>, key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {

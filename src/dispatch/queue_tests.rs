@@ -199,18 +199,6 @@ async fn beside_a_large_command_no_smaller_one_leaves_until_it_is_missed() {
     assert_eq!(line.departed().len(), 4);
     sleep(PATIENCE + Duration::from_millis(1)).await;
     assert_eq!(line.departed()[4..], [vec![9]]);
-    let alone = line.send(10).await;
-    line.numbers.open(3);
-    line.numbers.open(4);
-    settle().await;
-    assert_eq!(
-        line.departed()[5..],
-        [vec![10]],
-        "once nothing is under way, whatever waits leaves"
-    );
-    line.numbers.open(5);
-    assert_eq!(outcome(alone).await, Ok(20));
-    assert!(line.is_at_rest());
 }
 
 #[tokio::test(start_paused = true)]
