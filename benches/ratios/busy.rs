@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures::FutureExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
 use tokio::task::JoinSet;
@@ -26,15 +27,15 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     let driver = fixtures::driver(&uri).await?;
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * BLOCKS + 1) * TASKS * each).await?;
-    let mut rounds = Rounds::default();
-    for block in 0..=bench.rounds * BLOCKS {
-        // Each session once, so that each is cold.
-        let ids = |task| {
-            let first = (block * TASKS + task) * each;
-            (first..first + each).map(|number| fixtures::id(SEED, number))
-        };
-        for side in rounds.turn() {
-            let time = match side {
+    let (ours, driver) = (&ours, &driver);
+    let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
+        async move {
+            // Each session once, so that each is cold.
+            let ids = |task| {
+                let first = (block * TASKS + task) * each;
+                (first..first + each).map(|number| fixtures::id(SEED, number))
+            };
+            match side {
                 Side::Ours => {
                     let work = (0..TASKS).map(|task| {
                         let (ours, ids) = (ours.clone(), ids(task).collect::<Vec<_>>());
@@ -45,7 +46,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
                             Ok(())
                         }
                     });
-                    together(work).await?
+                    together(work).await
                 }
                 Side::Theirs => {
                     let work = (0..TASKS).map(|task| {
@@ -59,17 +60,13 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
                             Ok(())
                         }
                     });
-                    together(work).await?
+                    together(work).await
                 }
-            };
-            if block > 0 {
-                rounds.took(side, time, TASKS * each);
             }
         }
-        if block > 0 && block.is_multiple_of(BLOCKS) {
-            rounds.ends();
-        }
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("load", "find_one");
     ours.shutdown().await;
     Ok(Measured::Value(rounds.throughput_ratio()))
@@ -91,22 +88,21 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     let ours = fixtures::cached(uri, false).await?;
     fixtures::fill(&fixtures::driver(uri).await?, SEED, SHAPE, TASKS * each).await?;
     fixtures::fill(theirs, THEIRS, SHAPE, TASKS * each).await?;
-    let mut rounds = Rounds::default();
-    for block in 0..=bench.rounds * BLOCKS {
-        // Never what is there already.
-        let changed = |seed, task| {
-            let first = task * each;
-            let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
-            (first..first + each).map(move |number| (fixtures::id(seed, number), data(number)))
-        };
-        for side in rounds.turn() {
-            let time = match side {
+    let ours = &ours;
+    let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
+        async move {
+            // Never what is there already.
+            let changed = |seed, task| {
+                let first = task * each;
+                let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
+                (first..first + each).map(move |number| (fixtures::id(seed, number), data(number)))
+            };
+            match side {
                 Side::Ours => {
                     let work = (0..TASKS).map(|task| {
-                        let records: Vec<_> = changed(SEED, task)
-                            .map(|(id, data)| fixtures::record(id, data))
-                            .collect();
-                        let ours = ours.clone();
+                        let records =
+                            changed(SEED, task).map(|(id, data)| fixtures::record(id, data));
+                        let (ours, records) = (ours.clone(), records.collect::<Vec<_>>());
                         async move {
                             for record in &records {
                                 ours.save(record).await?;
@@ -114,7 +110,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                             Ok(())
                         }
                     });
-                    together(work).await?
+                    together(work).await
                 }
                 Side::Theirs => {
                     let work = (0..TASKS).map(|task| {
@@ -132,17 +128,13 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                             Ok(())
                         }
                     });
-                    together(work).await?
+                    together(work).await
                 }
-            };
-            if block > 0 {
-                rounds.took(side, time, TASKS * each);
             }
         }
-        if block > 0 && block.is_multiple_of(BLOCKS) {
-            rounds.ends();
-        }
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("save", "update_one");
     ours.shutdown().await;
     Ok(rounds.throughput_ratio())

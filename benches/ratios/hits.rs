@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures::FutureExt;
 use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use tower_sessions::SessionStore;
@@ -48,26 +49,24 @@ pub(crate) async fn against_floor(bench: Bench, keys: usize, compact: bool) -> R
         let record = mongo.load(id).await?.context("it was just stored")?;
         floor.0.insert(Floor::key(*id), record);
     }
-    let mut rounds = Rounds::default();
-    for _ in 0..bench.rounds {
-        for _ in 0..bench.size(BLOCKS, 3) {
-            for side in rounds.turn() {
-                let time = match side {
-                    Side::Ours => loads(&ours, passes(&ids)).await?,
-                    Side::Theirs => {
-                        let start = Instant::now();
-                        for id in passes(&ids) {
-                            black_box(floor.load(black_box(*id)).context("it is there")?);
-                        }
-                        start.elapsed()
+    let (ours, floor, ids) = (&ours, &floor, &ids);
+    let shape = [bench.rounds, bench.size(BLOCKS, 3), PASSES * ids.len()];
+    let rounds = Rounds::run(shape, |side, _| {
+        async move {
+            match side {
+                Side::Ours => loads(ours, passes(ids)).await,
+                Side::Theirs => {
+                    let start = Instant::now();
+                    for id in passes(ids) {
+                        black_box(floor.load(black_box(*id)).context("it is there")?);
                     }
-                };
-                rounds.took(side, time, PASSES * ids.len());
+                    Ok(start.elapsed())
+                }
             }
-            tokio::task::yield_now().await;
         }
-        rounds.ends();
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("load", "SHA-256, moka and a clone");
     ours.shutdown().await;
     mongo.shutdown().await;
@@ -82,20 +81,18 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
     // Reads them into both caches.
     loads(&ours, &ids).await?;
     loads(&theirs, &ids).await?;
-    let mut rounds = Rounds::default();
-    for _ in 0..bench.rounds {
-        for _ in 0..bench.size(BLOCKS, 3) {
-            for side in rounds.turn() {
-                let time = match side {
-                    Side::Ours => loads(&ours, passes(&ids)).await?,
-                    Side::Theirs => loads(&theirs, passes(&ids)).await?,
-                };
-                rounds.took(side, time, PASSES * ids.len());
+    let (ours, theirs, ids) = (&ours, &theirs, &ids);
+    let shape = [bench.rounds, bench.size(BLOCKS, 3), PASSES * ids.len()];
+    let rounds = Rounds::run(shape, |side, _| {
+        async move {
+            match side {
+                Side::Ours => loads(ours, passes(ids)).await,
+                Side::Theirs => loads(theirs, passes(ids)).await,
             }
-            tokio::task::yield_now().await;
         }
-        rounds.ends();
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("load", "load of the naive pair");
     ours.shutdown().await;
     mongo.shutdown().await;

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use anyhow::{Context, Result, ensure};
+use futures::FutureExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
 use tower_sessions::SessionStore;
@@ -28,31 +29,30 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     let (driver, blocks) = (fixtures::driver(&uri).await?, blocks(&bench));
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * blocks + 1) * BLOCK).await?;
-    let mut rounds = Rounds::default();
-    for block in 0..=bench.rounds * blocks {
-        // Each session once, so that each is cold.
-        let ids: Vec<_> =
-            (block * BLOCK..(block + 1) * BLOCK).map(|number| fixtures::id(SEED, number)).collect();
-        let filters: Vec<_> = ids.iter().map(|id| doc! { "_id": fixtures::key(*id) }).collect();
-        let finds = async |filters: Vec<_>| {
-            for filter in filters {
-                black_box(driver.find_one(filter).await?.context("it was stored")?);
-            }
-            anyhow::Ok(())
-        };
-        for side in rounds.turn() {
-            let time = match side {
-                Side::Ours => hits::loads(&ours, &ids).await?,
-                Side::Theirs => timed(finds(filters.clone())).await?,
-            };
-            if block > 0 {
-                rounds.took(side, time, BLOCK);
+    let (ours, driver) = (&ours, &driver);
+    let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
+        async move {
+            // Each session once, so that each is cold.
+            let ids: Vec<_> = (block * BLOCK..(block + 1) * BLOCK)
+                .map(|number| fixtures::id(SEED, number))
+                .collect();
+            let filters: Vec<_> = ids.iter().map(|id| doc! { "_id": fixtures::key(*id) }).collect();
+            match side {
+                Side::Ours => hits::loads(ours, &ids).await,
+                Side::Theirs => {
+                    let finds = async {
+                        for filter in filters {
+                            black_box(driver.find_one(filter).await?.context("it was stored")?);
+                        }
+                        anyhow::Ok(())
+                    };
+                    timed(finds).await
+                }
             }
         }
-        if block > 0 && block.is_multiple_of(blocks) {
-            rounds.ends();
-        }
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("load", "find_one");
     ours.shutdown().await;
     Ok(Measured::Value(rounds.ratio()))
@@ -75,15 +75,16 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     let ours = fixtures::cached(uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, 10 * BLOCK).await?;
     fixtures::fill(theirs, THEIRS, SHAPE, 10 * BLOCK).await?;
-    let mut rounds = Rounds::default();
-    for block in 0..=bench.rounds * blocks {
-        let ids = |seed| (0..BLOCK).map(move |n| fixtures::id(seed, block % 10 * BLOCK + n));
-        // Never what is there already.
-        let data: Vec<_> = (0..BLOCK).map(|n| SHAPE.data(1_000_000 + block * BLOCK + n)).collect();
-        for side in rounds.turn() {
-            let time = match side {
+    let ours = &ours;
+    let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
+        async move {
+            let ids = |seed| (0..BLOCK).map(move |n| fixtures::id(seed, block % 10 * BLOCK + n));
+            // Never what is there already.
+            let data: Vec<_> =
+                (0..BLOCK).map(|n| SHAPE.data(1_000_000 + block * BLOCK + n)).collect();
+            match side {
                 Side::Ours => {
-                    let records = ids(SEED).zip(data.clone());
+                    let records = ids(SEED).zip(data);
                     let records: Vec<_> =
                         records.map(|(id, data)| fixtures::record(id, data)).collect();
                     let saves = async {
@@ -92,7 +93,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                         }
                         anyhow::Ok(())
                     };
-                    timed(saves).await?
+                    timed(saves).await
                 }
                 Side::Theirs => {
                     let filters = ids(THEIRS).map(|id| doc! { "_id": fixtures::key(id) });
@@ -105,17 +106,13 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                         }
                         anyhow::Ok(())
                     };
-                    timed(updates).await?
+                    timed(updates).await
                 }
-            };
-            if block > 0 {
-                rounds.took(side, time, BLOCK);
             }
         }
-        if block > 0 && block.is_multiple_of(blocks) {
-            rounds.ends();
-        }
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("save", "update_one");
     ours.shutdown().await;
     Ok(rounds.ratio())
@@ -134,46 +131,39 @@ pub(crate) async fn create(bench: Bench) -> Result<Measured> {
 
 async fn create_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
     let (ours, blocks) = (fixtures::cached(uri, false).await?, blocks(bench));
-    let mut rounds = Rounds::default();
-    for block in 0..=bench.rounds * blocks {
-        let ids: Vec<_> = (0..BLOCK).map(|n| fixtures::id(SEED, block * BLOCK + n)).collect();
-        let data: Vec<_> = (0..BLOCK).map(|n| SHAPE.data(block * BLOCK + n)).collect();
-        for side in rounds.turn() {
-            let time = match side {
+    let ours = &ours;
+    let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
+        async move {
+            let ids = (0..BLOCK).map(|n| fixtures::id(SEED, block * BLOCK + n));
+            let data = (0..BLOCK).map(|n| SHAPE.data(block * BLOCK + n));
+            match side {
                 Side::Ours => {
-                    let records = ids.iter().zip(data.clone());
                     let mut records: Vec<_> =
-                        records.map(|(id, data)| fixtures::record(*id, data)).collect();
+                        ids.zip(data).map(|(id, data)| fixtures::record(id, data)).collect();
                     let creates = async {
                         for record in &mut records {
                             ours.create(record).await?;
                         }
                         anyhow::Ok(())
                     };
-                    timed(creates).await?
+                    timed(creates).await
                 }
                 Side::Theirs => {
-                    let documents = ids.iter().zip(&data);
-                    let documents: Result<Vec<_>> =
-                        documents.map(|(id, data)| fixtures::document(*id, data)).collect();
-                    let documents = documents?;
+                    let documents = ids.zip(data).map(|(id, data)| fixtures::document(id, &data));
+                    let documents: Vec<_> = documents.collect::<Result<_>>()?;
                     let inserts = async {
                         for document in documents {
                             theirs.insert_one(document).await?;
                         }
                         anyhow::Ok(())
                     };
-                    timed(inserts).await?
+                    timed(inserts).await
                 }
-            };
-            if block > 0 {
-                rounds.took(side, time, BLOCK);
             }
         }
-        if block > 0 && block.is_multiple_of(blocks) {
-            rounds.ends();
-        }
-    }
+        .boxed()
+    });
+    let rounds = rounds.await?;
     rounds.tell("create", "insert_one");
     ours.shutdown().await;
     Ok(rounds.ratio())

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use futures::future::BoxFuture;
+
 /// Which of the two is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -18,6 +21,29 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
+    /// Measures both sides of each block by turns: `blocks` of them in each round, and one before that
+    /// does not count. A block is so many `operations`.
+    pub(crate) async fn run<'a>(
+        [rounds, blocks, operations]: [usize; 3],
+        measure: impl Fn(Side, usize) -> BoxFuture<'a, Result<Duration>>,
+    ) -> Result<Self> {
+        let mut this = Self::default();
+        for block in 0..=rounds * blocks {
+            for side in this.turn() {
+                let time = measure(side, block).await?;
+                if block > 0 {
+                    this.took(side, time, operations);
+                }
+            }
+            if block > 0 && block.is_multiple_of(blocks) {
+                this.ends();
+            }
+            // What the store does beside its calls has its turn too.
+            tokio::task::yield_now().await;
+        }
+        Ok(this)
+    }
+
     /// Who is measured next: both, and each as often the first.
     pub(crate) fn turn(&mut self) -> [Side; 2] {
         self.turns += 1;
