@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hyper::{Method, StatusCode, Uri};
-use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, Signal, System};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -69,6 +69,17 @@ pub(crate) struct Usage {
 impl Usage {
     pub(crate) fn new() -> Self {
         Self { system: System::new() }
+    }
+
+    /// Stops these processes or lets them go on, where the system can: what they ask MongoDB for by
+    /// themselves, such as their change streams, is no part of what is measured beside them.
+    pub(crate) fn pause(&mut self, pids: &[u32], pause: bool) {
+        let signal = if pause { Signal::Stop } else { Signal::Continue };
+        self.of(pids);
+        for process in pids.iter().filter_map(|pid| self.system.process(Pid::from_u32(*pid))) {
+            // `None` where there is no such signal.
+            let _ = process.kill_with(signal);
+        }
     }
 
     /// The time on a processor, and the resident bytes, of these processes together.

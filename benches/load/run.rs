@@ -1,5 +1,5 @@
 //! A scenario: the servers of all its stores stand side by side, and are driven in turns, so that the
-//! machine's moods are shared.
+//! machine's moods are shared. Whose turn it is not stands still.
 
 use std::time::Duration;
 
@@ -32,12 +32,10 @@ pub(crate) async fn scenario(
         fleets.push((Fleet::start(kind, scenario, options, mongo).await?, Sum::new()?));
     }
     let mut usage = Usage::new();
+    let warm_up = Duration::from_secs_f64(options.warm_up);
     for (fleet, sum) in &mut fleets {
-        let warm_up = Duration::from_secs_f64(options.warm_up);
-        let tally = drive::round(fleet, warm_up, options.rate).await?;
-        // Of this the figures know nothing, but for what must not be at any time.
-        sum.tally.wrong += tally.wrong;
-        sum.tally.told.extend(tally.told);
+        warms_up(fleet, sum, warm_up, options).await?;
+        usage.pause(&fleet.pids(), true);
         progress.inc(1);
     }
     for round in 0..options.rounds {
@@ -45,16 +43,33 @@ pub(crate) async fn scenario(
             let at = (turn + round) % fleets.len();
             let (fleet, sum) = &mut fleets[at];
             progress.set_message(format!("{}: {}", scenario.key(), fleet.kind.title()));
+            usage.pause(&fleet.pids(), false);
+            warms_up(fleet, sum, warm_up / 4, options).await?;
             measure(fleet, sum, options, mongo, &mut usage).await?;
+            usage.pause(&fleet.pids(), true);
             progress.inc(1);
         }
     }
     let mut cells = Vec::new();
     for (fleet, sum) in fleets {
+        usage.pause(&fleet.pids(), false);
         cells.push(sum.cell(scenario, fleet.kind));
         fleet.stop().await?;
     }
     Ok(cells)
+}
+
+/// Drives a store of which the figures know nothing, but for what must not be at any time.
+async fn warms_up(
+    fleet: &mut Fleet,
+    sum: &mut Sum,
+    time: Duration,
+    options: &Options,
+) -> Result<()> {
+    let tally = drive::round(fleet, time, options.rate).await?;
+    sum.tally.wrong += tally.wrong;
+    sum.tally.told.extend(tally.told);
+    Ok(())
 }
 
 /// One round of one store.
