@@ -2,8 +2,8 @@
 //! is busy, and the saves of one session one after the other.
 //!
 //! A command costs the driver and the server many times what the document in it does. While as many
-//! commands are under way as keep the server busy, what comes then could not be served sooner
-//! anyway; it waits, and leaves as one command. No timer runs and nothing waits otherwise.
+//! commands are under way as keep the server busy, or larger ones, what comes then could not be served
+//! sooner anyway; it waits, and leaves as one command. No timer runs and nothing waits otherwise.
 
 mod lanes;
 mod queue;
@@ -149,12 +149,12 @@ impl<C: Commands> Backend for Dispatch<C> {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let update = match self.commands.replacement(key, rev, data, expires) {
-            Ok(update) => update,
-            Err(error) => return failed(error),
-        };
         let seat = match self.saves.sit() {
             Ok(seat) => seat,
+            Err(error) => return failed(error),
+        };
+        let update = match self.commands.replacement(key, rev, data, expires) {
+            Ok(update) => update,
             Err(error) => return failed(error),
         };
         let place = match self.lanes.enter(key) {
@@ -219,12 +219,12 @@ impl<C: Commands> Freight for Reads<C> {
 
     fn together(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
         // Without a cache above, one session may be asked for several times.
-        let mut places = HashMap::with_capacity(keys.len());
+        let mut seen = HashMap::with_capacity(keys.len());
         let mut distinct = Vec::with_capacity(keys.len());
         let places: Vec<_> = keys
             .into_iter()
             .map(|key| {
-                *places.entry(key).or_insert_with(|| {
+                *seen.entry(key).or_insert_with(|| {
                     distinct.push(key);
                     distinct.len() - 1
                 })

@@ -5,11 +5,12 @@
 //! go one by one, side by side; and where there are many, each command is as large as those before it,
 //! instead of one large one that is followed by many small ones of those whom it kept waiting.
 //!
-//! Nobody waits here for long. Who does not see a command end within [`Limits::patience`] leaves
-//! anyway, with all who wait: so a few connections that stand still hold up nobody else, and a far
-//! server gets as many commands as it takes.
+//! Nobody waits here for long. Who has waited for [`Limits::patience`] leaves anyway, with all who wait,
+//! and how large the commands under way are counts no more: so a few connections that stand still
+//! hold up nobody else, and a far server gets as many commands as it takes.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,14 +24,14 @@ use crate::tasks::{Tasks, timed_out};
 /// When calls leave, and how many.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// So many commands under way keep the server busy: what comes then waits for one to end.
+    /// So many commands under way keep the server busy: what comes then waits.
     pub(crate) commands: usize,
     /// How many calls leave together at most.
     pub(crate) together: usize,
     /// How many bytes they may be, unless it is one alone.
     pub(crate) bytes: usize,
-    /// How long a call waits for a command to end. Doubles for each further [`commands`](Self::commands)
-    /// under way, up to an eighth of the timeout.
+    /// How long a call waits. Doubles for each further [`commands`](Self::commands) under way, up to an
+    /// eighth of the timeout, and is never more than half of what is left of it.
     pub(crate) patience: Duration,
     /// How many calls there may be at a time, under way and waiting.
     pub(crate) calls: usize,
@@ -70,8 +71,12 @@ struct Shared<F: Freight> {
 
 struct State<F: Freight> {
     commands: usize,
-    /// How many calls those commands carry.
+    /// How many calls those commands carry that began in this era, which ends when somebody has waited
+    /// in vain.
     carried: usize,
+    era: u64,
+    /// Commands that have ended since those who wait were looked at.
+    ended: usize,
     calls: usize,
     /// Somebody lets go those who wait, and looks again after each group.
     leaving: bool,
@@ -97,9 +102,10 @@ pub(super) struct Seat<F: Freight>(Queue<F>);
 struct Slot<F: Freight> {
     queue: Queue<F>,
     calls: usize,
+    era: u64,
 }
 
-enum Turn<F: Freight> {
+enum Entered<F: Freight> {
     Goes(F::Item, Slot<F>),
     /// For so long, under this number.
     Waits(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
@@ -110,6 +116,8 @@ impl<F: Freight> Queue<F> {
         let state = State {
             commands: 0,
             carried: 0,
+            era: 0,
+            ended: 0,
             calls: 0,
             leaving: false,
             waited: 0,
@@ -127,12 +135,12 @@ impl<F: Freight> Queue<F> {
         began: Instant,
     ) -> Result<F::Answer> {
         let (mut answer, patience, number) = match self.enter(item, began) {
-            Turn::Goes(item, slot) => {
+            Entered::Goes(item, slot) => {
                 let outcome = self.0.freight.alone(item).await;
                 drop(slot);
                 return outcome;
             }
-            Turn::Waits(answer, patience, number) => (answer, patience, number),
+            Entered::Waits(answer, patience, number) => (answer, patience, number),
         };
         let outcome = if let Ok(outcome) = timeout(patience, &mut answer).await {
             outcome
@@ -166,26 +174,28 @@ impl<F: Freight> Queue<F> {
         Ok(Seat(self.clone()))
     }
 
-    fn enter(&self, item: F::Item, began: Instant) -> Turn<F> {
+    fn enter(&self, item: F::Item, began: Instant) -> Entered<F> {
         let limits = &self.0.limits;
         let mut state = self.lock();
         if state.waiting.is_empty() && self.is_worth_a_command(&state, 1) {
-            return Turn::Goes(item, self.slot(&mut state, 1));
+            return Entered::Goes(item, self.slot(&mut state, 1));
         }
         let (answer, answered) = oneshot::channel();
         let number = state.waited;
         state.waited += 1;
         state.waiting.push_back(Waiting { item, number, began, since: Instant::now(), answer });
         let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
-        // Doubled, it is never so long that a call would miss its deadline here.
-        let longest = limits.patience.max(self.0.tasks.timeout() / 8);
+        let timeout = self.0.tasks.timeout();
+        // A call that has waited in its lane before has less time left.
+        let left = timeout.saturating_sub(began.elapsed());
+        let longest = limits.patience.max(timeout / 8).min(left / 2);
         let patience = limits.patience.saturating_mul(1 << excess).min(longest);
         self.let_go(state);
-        Turn::Waits(answered, patience, number)
+        Entered::Waits(answered, patience, number)
     }
 
-    /// Whether so many calls, if they left now, were no fewer than the commands under way carry, and
-    /// those are few enough.
+    /// Whether so many calls, if they left now, were no fewer than a command under way carries on
+    /// average, and those commands are few enough.
     fn is_worth_a_command(&self, state: &State<F>, calls: usize) -> bool {
         let commands = state.commands;
         commands < self.0.limits.commands && calls.saturating_mul(commands) >= state.carried
@@ -194,7 +204,7 @@ impl<F: Freight> Queue<F> {
     fn slot(&self, state: &mut State<F>, calls: usize) -> Slot<F> {
         state.commands += 1;
         state.carried += calls;
-        Slot { queue: self.clone(), calls }
+        Slot { queue: self.clone(), calls, era: state.era }
     }
 
     /// Lets those leave who may.
@@ -204,11 +214,13 @@ impl<F: Freight> Queue<F> {
             return;
         }
         while let Some(next) = state.waiting.front() {
-            // Beyond the usual number a command is followed by another one only if it is missed.
-            let missed = next.since.elapsed() >= self.0.limits.patience;
-            if !missed && !self.is_worth_a_command(&state, state.waiting.len()) {
+            // Beyond the usual number, a command that has ended is followed by another one if it is
+            // missed.
+            let follows = state.ended > 0 && next.since.elapsed() >= self.0.limits.patience;
+            if !follows && !self.is_worth_a_command(&state, state.waiting.len()) {
                 break;
             }
+            state.ended = state.ended.saturating_sub(1);
             let group = self.group(&mut state);
             if group.is_empty() {
                 break;
@@ -218,17 +230,20 @@ impl<F: Freight> Queue<F> {
             self.depart(group, slot);
             state = self.lock();
         }
-        state.leaving = false;
+        (state.ended, state.leaving) = (0, false);
     }
 
-    /// All who wait leave, though as many commands are under way as there should be; unless the one
-    /// of this number, who has waited in vain, has left already, and waits for the answer alone.
+    /// All who wait leave, though as many commands are under way as there should be, or larger ones;
+    /// unless the one of this number, who has waited in vain, has left already, and waits for the
+    /// answer alone. Those who come meanwhile wait themselves.
     fn leave_with_all(&self, number: u64) {
         let mut state = self.lock();
         if state.waiting.front().is_none_or(|first| first.number > number) {
             return;
         }
-        loop {
+        (state.carried, state.era) = (0, state.era + 1);
+        let last = state.waited;
+        while state.waiting.front().is_some_and(|first| first.number < last) {
             let group = self.group(&mut state);
             if group.is_empty() {
                 return;
@@ -240,7 +255,7 @@ impl<F: Freight> Queue<F> {
         }
     }
 
-    /// Takes those who leave next, of whom nobody may have waited in vain.
+    /// Takes those who leave next, of whom nobody may have been given up.
     fn group(&self, state: &mut State<F>) -> Vec<Waiting<F>> {
         let (limits, timeout) = (&self.0.limits, self.0.tasks.timeout());
         let (mut group, mut bytes) = (Vec::new(), 0_usize);
@@ -263,16 +278,24 @@ impl<F: Freight> Queue<F> {
     }
 
     /// Sends a group in a task of its own, which lasts no longer than the most impatient of its
-    /// calls does: where that call is given up, the database is not written to any more.
+    /// calls does: twice the timeout, or the timeout if the store is shut down.
     fn depart(&self, group: Vec<Waiting<F>>, slot: Slot<F>) {
         let queue = self.clone();
         self.0.tasks.spawn(async move {
             let longest = queue.0.tasks.timeout();
             let oldest = group.iter().map(|waiting| waiting.began).min();
-            let ends = oldest.unwrap_or_else(Instant::now) + longest.saturating_mul(2);
+            let deadline = oldest.unwrap_or_else(Instant::now) + longest;
             let (items, answers): (Vec<_>, Vec<_>) =
                 group.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
-            let outcome = timeout_at(ends, queue.carry(items)).await;
+            let mut work = pin!(queue.carry(items));
+            let outcome = match timeout_at(deadline, &mut work).await {
+                Ok(outcome) => Ok(outcome),
+                // As each call does by itself.
+                Err(_) => tokio::select! {
+                    outcome = timeout_at(deadline + longest, work) => outcome,
+                    () = queue.0.tasks.closed().cancelled() => Ok(Err(timed_out(longest))),
+                },
+            };
             // The next ones leave before these are answered.
             drop(slot);
             match outcome.unwrap_or_else(|_| Err(timed_out(longest))) {
@@ -317,7 +340,10 @@ impl<F: Freight> Drop for Slot<F> {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
         state.commands -= 1;
-        state.carried -= self.calls;
+        state.ended += 1;
+        if self.era == state.era {
+            state.carried -= self.calls;
+        }
         self.queue.let_go(state);
     }
 }
@@ -332,7 +358,7 @@ fn overloaded(calls: usize) -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{calls} calls wait for MongoDB already, which `max_waiting` does not let grow: it is \
+            "{calls} calls to MongoDB are under way or wait, which `max_waiting` does not let grow: it is \
              slow or stands still, or has less capacity than the app needs"
         ),
     )

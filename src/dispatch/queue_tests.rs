@@ -1,7 +1,6 @@
 //! A queue over a small freight of its own, on paused time.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
@@ -9,6 +8,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep};
 
 use super::*;
+
+#[path = "queue_failures.rs"]
+mod failures;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -251,145 +253,60 @@ async fn who_waits_in_vain_leaves_with_all_others_and_the_next_ones_wait_longer(
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_given_up_is_not_sent() {
-    let line = Line::new(Limits { patience: 10 * TIMEOUT, ..limits() });
-    let _busy = line.send_all([1, 2]).await;
-    let (gone, stays) = (line.send(3).await, line.send(4).await);
-    advance(TIMEOUT.saturating_sub(Duration::from_millis(1))).await;
-    let young = line.send(5).await;
-    gone.abort();
-    advance(Duration::from_millis(1)).await;
+async fn who_comes_later_does_not_shorten_the_wait_of_those_before() {
+    let line = Line::new(limits());
+    let _stuck = line.send_all(1..=2).await;
+    for command in 2..6 {
+        let _stuck = line.send(10 + command).await;
+        while line.departed().len() == usize::try_from(command).unwrap() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+    assert_eq!(line.departed().len(), 6, "of two that there should be");
+    let _first = line.send(20).await;
+    sleep(PATIENCE + Duration::from_millis(1)).await;
+    let _second = line.send(21).await;
+    assert_eq!(line.departed().len(), 6, "with six it is four times as long");
+    // One that ends is followed by one, and not by all who have waited for so long.
+    let _third = line.send_all(22..28).await;
+    sleep(PATIENCE + Duration::from_millis(1)).await;
     line.numbers.open(0);
-    assert_eq!(outcome(stays).await, Err(ErrorKind::Timeout), "its caller has been told");
     settle().await;
-    assert_eq!(line.departed()[2..], [vec![5]]);
+    assert_eq!(line.departed()[6..], [vec![20, 21, 22]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_command_that_stands_still_holds_up_nobody_but_the_first_who_waits() {
+    let line = Line::new(limits());
+    let _first = line.send_all(1..=5).await;
+    line.numbers.open(0);
     line.numbers.open(1);
-    line.numbers.open(2);
-    assert_eq!(outcome(young).await, Ok(10));
     settle().await;
-    assert!(line.is_at_rest());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_failure_of_its_own_is_nobody_elses_and_that_of_the_command_everybodys() {
-    let line = Line::new(limits());
-    let sent = line.send_all([1, 2, 3, FAILS, 4, 5, BREAKS, 6, 7, NO_WORD]).await;
-    for command in 0..5 {
-        line.numbers.open(command);
-        settle().await;
-    }
-    let mut outcomes = Vec::new();
-    for sent in sent {
-        outcomes.push(outcome(sent).await);
-    }
-    let (own, whole) = (Err(ErrorKind::Server), Err(ErrorKind::Connection));
-    assert_eq!(outcomes[..8], [Ok(2), Ok(4), Ok(6), own, Ok(8), whole, whole, whole]);
-    assert_eq!(outcomes[8..], [Ok(14), Err(ErrorKind::Closed)], "of the last there was no word");
-    assert!(line.is_at_rest());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_full_queue_refuses_at_once_and_has_room_again_when_a_call_ends() {
-    let line = Line::new(Limits { calls: 4, ..limits() });
-    let mut sent = line.send_all(1..=4).await;
-    let error = line.send(5).await.await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Overloaded);
-    assert!(error.to_string().contains("`max_waiting`"), "{error}");
-    sent.pop().unwrap().abort();
-    settle().await;
-    let _fifth = line.send(6).await;
-    assert_eq!(line.queue.under_way()[1], 4);
-    line.numbers.open(0);
-    settle().await;
-    assert_eq!(line.departed()[2..], [vec![3, 6]], "nothing was sent of the one refused");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_command_lasts_no_longer_than_its_most_impatient_call() {
-    let line = Line::new(Limits { patience: 10 * TIMEOUT, ..limits() });
-    let began = Instant::now();
-    let _busy = line.send_all([1, 2]).await;
-    let old = line.send(3).await;
-    sleep(TIMEOUT.saturating_sub(Duration::from_secs(1))).await;
-    let young = line.send(4).await;
-    line.numbers.open(0);
-    settle().await;
-    assert_eq!(line.departed()[2..], [vec![3, 4]]);
-    assert_eq!(outcome(young).await, Err(ErrorKind::Timeout));
-    assert_eq!(outcome(old).await, Err(ErrorKind::Timeout));
-    let ends = began + 2 * TIMEOUT;
-    let late = |(_, at): &(u32, Instant)| at.duration_since(ends);
-    let cut_off = line.numbers.cut_off();
-    assert_eq!(cut_off.len(), 2, "{cut_off:?}");
-    assert!(cut_off.iter().all(|it| late(it) < Duration::from_millis(2)), "{cut_off:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_panic_in_a_command_leaves_nothing_behind() {
-    let line = Line::new(limits());
-    let alone = line.send(PANICS).await;
-    let _other = line.send(1).await;
-    let together = line.send_all([2, PANICS, 3]).await;
-    let after = line.send(4).await;
-    line.numbers.open(0);
-    assert!(alone.await.unwrap_err().is_panic());
-    settle().await;
-    line.numbers.open(2);
-    for sent in together {
-        assert_eq!(outcome(sent).await, Err(ErrorKind::Closed));
-    }
-    settle().await;
+    assert_eq!(line.departed()[2..], [vec![3, 4, 5]], "which stands still");
+    let _missed = line.send(6).await;
+    sleep(PATIENCE + Duration::from_millis(1)).await;
+    assert_eq!(line.departed()[3..], [vec![6]]);
     line.numbers.open(3);
-    assert_eq!(outcome(after).await, Ok(8));
-    line.numbers.open(1);
+    settle().await;
+    for item in 7..10 {
+        let sent = line.send(item).await;
+        assert_eq!(line.departed().last(), Some(&vec![item]), "at once");
+        line.numbers.open(line.departed().len() - 1);
+        assert_eq!(outcome(sent).await, Ok(2 * item));
+    }
+    line.numbers.open(2);
     settle().await;
     assert!(line.is_at_rest());
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_leave_leave_nothing_behind() {
+async fn who_has_waited_elsewhere_waits_for_half_of_the_rest_at_most() {
     let line = Line::new(limits());
-    let sent = line.send_all(1..=8).await;
-    // Those that wait first: where a command ends, they would leave.
-    sent.iter().rev().for_each(JoinHandle::abort);
-    settle().await;
-    assert!(line.is_at_rest(), "{:?}", line.queue.under_way());
-    assert_eq!(line.numbers.cut_off().len(), 2);
-    assert_eq!(line.departed().len(), 2, "and what waited was not sent");
-}
-
-#[test]
-fn a_runtime_that_is_gone_leaves_nothing_behind() {
-    let gone = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let numbers = Numbers::default();
-    let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
-    // So many that none may end inside of another.
-    let limits = Limits { together: 1, calls: 100_000, ..limits() };
-    let queue = Queue::new(numbers.clone(), tasks, limits);
-    let here = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    here.block_on(async {
-        let send = |item| {
-            let queue = queue.clone();
-            async move { queue.send(queue.sit()?, item, Instant::now()).await }
-        };
-        let mut first = pin!(send(1));
-        let mut second = pin!(send(2));
-        assert!(
-            futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending()
-        );
-        let rest: Vec<_> = (3..30_000).map(send).collect();
-        let mut rest: Vec<_> = rest.into_iter().map(Box::pin).collect();
-        for sent in &mut rest {
-            assert!(futures::poll!(sent).is_pending());
-        }
-        gone.shutdown_background();
-        numbers.open(0);
-        assert_eq!(first.await.unwrap(), 2);
-        for sent in rest {
-            assert_eq!(sent.await.unwrap_err().kind(), ErrorKind::Closed);
-        }
-        numbers.open(1);
-        assert_eq!(second.await.unwrap(), 4);
-    });
-    assert_eq!(queue.under_way(), [0; 3]);
+    let _busy = line.send_all(1..=2).await;
+    let queue = line.queue.clone();
+    let began = Instant::now();
+    advance(TIMEOUT.saturating_sub(Duration::from_millis(8))).await;
+    let _late = tokio::spawn(async move { queue.send(queue.sit()?, 3, began).await });
+    sleep(Duration::from_millis(5)).await;
+    assert_eq!(line.departed()[2..], [vec![3]]);
 }
