@@ -41,8 +41,8 @@ impl Tasks {
         }
     }
 
-    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime
-    /// itself goes away: the result, or a timeout error at the deadline.
+    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the call panics or
+    /// the runtime itself goes away: the result, or a timeout error at the deadline.
     ///
     /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
     /// that the driver can bring its connection and session to a clean end. `late` is run then,

@@ -25,7 +25,7 @@ What is run
   --size BYTES         a session's data as JSON, at least 80 (502)
   --rounds N           rounds of each store, in turns with the other stores (5)
   --seconds S          length of a round (1.0)
-  --warm-up S          unmeasured round of each store before them, and a quarter of it before each (1.0)
+  --warm-up S          unmeasured time of each store before each of its rounds (1.0)
   --rate R             open loop: R requests a second, whatever the answers take, and latencies
                        counted from the moment at which a request was due. Default: closed loop, each
                        connection sends when it has its answer

@@ -44,7 +44,8 @@ pub(crate) async fn scenario(
             let (fleet, sum) = &mut fleets[at];
             progress.set_message(format!("{}: {}", scenario.key(), fleet.kind.title()));
             usage.pause(&fleet.pids(), false);
-            warms_up(fleet, sum, warm_up / 4, options).await?;
+            // As long, since a lease has lapsed meanwhile and the next fence may take half a second.
+            warms_up(fleet, sum, warm_up, options).await?;
             measure(fleet, sum, options, mongo, &mut usage).await?;
             usage.pause(&fleet.pids(), true);
             progress.inc(1);

@@ -105,7 +105,7 @@ fn in_two_weeks() -> DateTime {
 }
 
 /// The collection of the sessions, by a client of its own with the driver's defaults, but that its
-/// writes wait for a majority as ours do.
+/// writes wait for a majority, and its pool is as large, as ours.
 pub(crate) async fn driver(uri: &str) -> Result<Collection<Document>> {
     plain_collection(uri, "sessions").await
 }
@@ -124,7 +124,10 @@ pub(crate) async fn driver_apart(uri: &str) -> Result<Collection<Document>> {
 }
 
 async fn plain_collection(uri: &str, name: &str) -> Result<Collection<Document>> {
-    let client = Client::with_uri_str(uri).await?;
+    let mut options = ClientOptions::parse(uri).await?;
+    options.max_pool_size.get_or_insert(100);
+    options.max_connecting.get_or_insert(8);
+    let client = Client::with_options(options)?;
     let database = client.default_database().context("the URI names a database")?;
     let majority = WriteConcern::majority();
     let options = mongodb::options::CollectionOptions::builder().write_concern(majority).build();

@@ -24,8 +24,8 @@ const SESSIONS: usize = 100;
 const PASSES: usize = 5;
 const BLOCKS: usize = 201;
 
-/// What no store can do without: the digest of the id, moka's look-up, the record's copy. A plain
-/// cache: no expiry, no weights, the standard hasher.
+/// The digest of the id, moka's look-up, the record's copy. A plain cache: no expiry, no weights, and
+/// the standard hasher, which is why a store with a cheaper one may go below it.
 struct Floor(Cache<[u8; 32], Record>);
 
 impl Floor {

@@ -1,7 +1,7 @@
 //! Gives back the memory of sessions that have ended.
 //!
 //! What has expired is served to nobody, so this is about memory alone, and a pass now and then is
-//! enough. moka would do it by itself, at the cost of a third of a look-up at each hit, and of a node
+//! enough. moka would do it by itself, at the cost of a quarter of a look-up at each hit, and of a node
 //! for each entry.
 
 use std::time::{Duration, Instant};

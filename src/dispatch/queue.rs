@@ -288,13 +288,14 @@ impl<F: Freight> Queue<F> {
             let (items, answers): (Vec<_>, Vec<_>) =
                 group.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
             let mut work = pin!(queue.carry(items));
-            let outcome = match timeout_at(deadline, &mut work).await {
-                Ok(outcome) => Ok(outcome),
+            let outcome = if let Ok(outcome) = timeout_at(deadline, &mut work).await {
+                Ok(outcome)
+            } else {
                 // As each call does by itself.
-                Err(_) => tokio::select! {
+                tokio::select! {
                     outcome = timeout_at(deadline + longest, work) => outcome,
                     () = queue.0.tasks.closed().cancelled() => Ok(Err(timed_out(longest))),
-                },
+                }
             };
             // The next ones leave before these are answered.
             drop(slot);

@@ -98,8 +98,8 @@ impl MongoStoreBuilder {
     }
 
     /// How many reads are sent to MongoDB side by side, and apart from them how many saves. At
-    /// least 1; default 4. What comes while so many are under way leaves together with others,
-    /// as one command, once one of them has ended or 5 ms have passed: that is several times as fast
+    /// least 1; default 4. What comes while so many are under way, or larger ones, leaves together with
+    /// others, as one command, once as many wait, or one of them has ended, or 5 ms have passed: that is several times as fast
     /// where the server has enough to do, and up to so much later where it has not. A server
     /// with many cores, or far away, takes more.
     pub fn max_in_flight(mut self, commands: u32) -> Self {
@@ -107,8 +107,8 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// How many loads may wait for MongoDB at a time, and apart from them how many saves. At least 1;
-    /// default 10,000. What comes beyond that is an [`Overloaded`](crate::ErrorKind::Overloaded)
+    /// How many loads may be under way or wait for MongoDB at a time, and apart from them how many
+    /// saves; creates and deletes do not count. At least 1; default 10,000. What comes beyond that is an [`Overloaded`](crate::ErrorKind::Overloaded)
     /// error at once, with nothing sent: a server that stands still must not fill this process's
     /// memory with calls.
     pub fn max_waiting(mut self, calls: u32) -> Self {

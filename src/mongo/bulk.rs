@@ -4,13 +4,13 @@
 //! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
 //! but took a quarter longer, and servers before 8.0 do not have it. Of an `update` the answer is the
 //! number of sessions modified: as a rule all of them. Otherwise a look at what is live tells which
-//! were gone, since no id is ever used again.
+//! were gone, or have another `rev`.
 
 use std::collections::HashMap;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
-use super::operations::Update;
+use super::operations::{Sent, Update};
 use super::{Sessions, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -28,13 +28,14 @@ impl Sessions {
         let timer = self.timer(Verb::Find);
         self.metrics.finds_together(keys.len());
         match self.find_documents(&keys, None).await {
-            Ok(mut found) => timer.ends(
-                Outcome::Ok,
-                Ok(keys
-                    .iter()
-                    .map(|key| found.remove(key).map_or(Ok(None), |found| self.read(&found)))
-                    .collect()),
-            ),
+            Ok(mut found) => {
+                let read = |key| found.remove(key).map_or(Ok(None), |found| self.read(&found));
+                let read: Vec<_> = keys.iter().map(read).collect();
+                // One that cannot be read counts as it would alone.
+                let outcome =
+                    read.iter().find(|read| read.is_err()).map_or(Outcome::Ok, Outcome::from);
+                timer.ends(outcome, Ok(read))
+            }
             Err(error) => timer.fails("load sessions", &error),
         }
     }
@@ -62,8 +63,8 @@ impl Sessions {
                 found.insert(key, document.to_owned());
             }
         }
-        self.seen.learn(&session);
-        Ok(found)
+        drop(cursor);
+        self.seen.returns(session, Ok(found))
     }
 
     /// Sends updates of different sessions as one command.
@@ -73,29 +74,39 @@ impl Sessions {
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk);
         self.metrics.writes_together(updates.len());
-        match self.write(&updates).await {
+        let (sent, reply) = self.write(updates).await;
+        match reply {
             Ok(reply) => {
-                drop(timer.ends(Outcome::Ok, Ok(())));
-                Ok(self.outcomes(&updates, &reply).await)
+                let judged = Judged::of(&reply, sent.len());
+                drop(timer.ends(judged.outcome(), Ok(())));
+                Ok(self.outcomes(&sent, judged).await)
             }
             Err(error) => timer.fails("save sessions", &error),
         }
     }
 
-    async fn write(&self, updates: &[Update]) -> mongodb::error::Result<Document> {
+    async fn write(&self, updates: Vec<Update>) -> (Vec<Sent>, mongodb::error::Result<Document>) {
+        let now = self.clock.wall();
+        let (sent, statements): (Vec<_>, Vec<_>) = updates
+            .into_iter()
+            .map(|update| {
+                let (sent, filter, stage) = update.into_query(now);
+                (sent, doc! { "q": filter, "u": [stage] })
+            })
+            .unzip();
+        (sent, self.write_statements(statements).await)
+    }
+
+    async fn write_statements(
+        &self,
+        statements: Vec<Document>,
+    ) -> mongodb::error::Result<Document> {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
-        // which is not for a write.
+        // which is not for a write. So it is none of the sessions that are used again.
         let mut session = self.seen.blank(self.documents.client()).await?;
-        let (namespace, now) = (self.documents.namespace(), self.clock.wall());
-        let statements = updates.iter().map(|update| {
-            let (filter, stage) = update.query(now);
-            doc! { "q": filter, "u": [stage] }
-        });
-        let mut command = doc! {
-            "update": namespace.coll,
-            "updates": statements.collect::<Vec<_>>(),
-            "ordered": false,
-        };
+        let namespace = self.documents.namespace();
+        let mut command =
+            doc! { "update": namespace.coll, "updates": statements, "ordered": false };
         if let Some(concern) = self.documents.write_concern() {
             command.insert("writeConcern", bson::serialize_to_bson(concern)?);
         }
@@ -105,39 +116,34 @@ impl Sessions {
         reply
     }
 
-    async fn outcomes(&self, updates: &[Update], reply: &Document) -> Vec<Saved> {
-        if let Ok(concern) = reply.get_document("writeConcernError") {
+    async fn outcomes(&self, sent: &[Sent], mut judged: Judged) -> Vec<Saved> {
+        if let Some(concern) = judged.concern {
             // Nothing is acknowledged where the write concern was not met.
-            return updates.iter().map(|_| Err(refused(concern))).collect();
+            return sent.iter().map(|_| Err(concern.clone())).collect();
         }
-        let mut refusals = HashMap::new();
-        for error in reply.get_array("writeErrors").into_iter().flatten() {
-            if let Some(error) = error.as_document()
-                && let Some(index) = number(error, "index")
-            {
-                refusals.insert(index, refused(error));
-            }
+        let live = if judged.all { None } else { Some(self.live_among(sent).await) };
+        let mut outcomes = Vec::with_capacity(sent.len());
+        for (index, sent) in sent.iter().enumerate() {
+            outcomes.push(match (judged.refusals.remove(&index), &live) {
+                (Some(refusal), _) => Err(refusal),
+                (None, None) => Ok(Some(sent.expires)),
+                (None, Some(Err(error))) => Err(error.clone()),
+                (None, Some(Ok(live))) => match live.get(&sent.key) {
+                    Some(rev) if sent.is_of(rev) => Ok(Some(sent.expires)),
+                    // Overwritten since; or it had expired, and was prolonged by a touch that came
+                    // late. Either way this is not what is stored.
+                    Some(_) => Ok(None),
+                    None => Ok(self.stored(false, sent.expires)),
+                },
+            });
         }
-        let all = number(reply, "nModified") == Some(updates.len());
-        let live = if all { Ok(HashMap::new()) } else { self.live_among(updates).await };
-        let outcome = |(index, update): (usize, &Update)| match refusals.remove(&index) {
-            Some(refusal) => Err(refusal),
-            None if all => Ok(Some(update.expires)),
-            None => match live.as_ref().map_err(Error::clone)?.get(&update.key) {
-                Some(rev) if update.is_of(rev) => Ok(Some(update.expires)),
-                // Overwritten since; or it had expired, and was prolonged by a touch that came late.
-                // Either way this is not what is stored.
-                Some(_) => Ok(None),
-                None => Ok(self.stored(false, update.expires)),
-            },
-        };
-        updates.iter().enumerate().map(outcome).collect()
+        outcomes
     }
 
     /// Which of the sessions are there and have not expired, and the `rev` of each.
-    async fn live_among(&self, updates: &[Update]) -> Result<HashMap<SessionKey, Vec<u8>>> {
+    async fn live_among(&self, sent: &[Sent]) -> Result<HashMap<SessionKey, Vec<u8>>> {
         let timer = self.timer(Verb::Find);
-        let keys: Vec<_> = updates.iter().map(|update| update.key).collect();
+        let keys: Vec<_> = sent.iter().map(|sent| sent.key).collect();
         match self.find_documents(&keys, Some(doc! { "expires": 1, "rev": 1 })).await {
             Ok(found) => {
                 let now = self.clock.wall();
@@ -147,6 +153,37 @@ impl Sessions {
             }
             Err(error) => timer.fails("see which sessions were saved", &error),
         }
+    }
+}
+
+/// What the answer to many updates says.
+#[derive(Debug)]
+struct Judged {
+    /// The write concern was not met.
+    concern: Option<Error>,
+    /// Those that were refused, by their place.
+    refusals: HashMap<usize, Error>,
+    /// Each of them has modified its session.
+    all: bool,
+}
+
+impl Judged {
+    fn of(reply: &Document, sent: usize) -> Self {
+        let refusals = reply.get_array("writeErrors").into_iter().flatten();
+        let refusals = refusals.filter_map(|error| {
+            let error = error.as_document()?;
+            Some((number(error, "index")?, refused(error)))
+        });
+        Self {
+            concern: reply.get_document("writeConcernError").ok().map(refused),
+            refusals: refusals.collect(),
+            all: number(reply, "nModified") == Some(sent),
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let failed = self.concern.as_ref().or_else(|| self.refusals.values().next());
+        failed.map_or(Outcome::Ok, |error| Outcome::Failed(error.kind()))
     }
 }
 
@@ -171,4 +208,47 @@ fn number(document: &Document, field: &str) -> Option<usize> {
         _ => return None,
     };
     usize::try_from(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_saved_if_as_many_were_modified_as_were_sent() {
+        for modified in [Bson::Int32(2), Bson::Int64(2), Bson::Double(2.0)] {
+            let judged = Judged::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
+            assert!(judged.all && judged.refusals.is_empty() && judged.concern.is_none());
+            assert!(matches!(judged.outcome(), Outcome::Ok));
+        }
+        for modified in [Bson::Int32(1), Bson::Double(1.5), Bson::Int32(-2), Bson::Null] {
+            assert!(!Judged::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
+        }
+        assert!(!Judged::of(&doc! { "ok": 1 }, 2).all);
+    }
+
+    #[test]
+    fn what_is_refused_is_so_by_its_place_and_without_its_text() {
+        let reply = doc! { "n": 1, "nModified": 1, "writeErrors": [
+            { "index": 0, "code": 11000, "errmsg": "dup key: 4111" },
+            { "index": 2_i64, "code": 13, "errmsg": "4111" },
+        ] };
+        let judged = Judged::of(&reply, 3);
+        let mut places: Vec<_> = judged.refusals.keys().copied().collect();
+        places.sort_unstable();
+        assert_eq!(places, [0, 2]);
+        assert_eq!(judged.refusals[&2].kind(), ErrorKind::Permission);
+        assert!(judged.refusals.values().all(|error| !error.to_string().contains("4111")));
+        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn a_write_concern_that_was_not_met_is_an_error_though_all_were_modified() {
+        let reply = doc! {
+            "n": 2, "nModified": 2, "writeConcernError": { "code": 64, "errmsg": "timed out" },
+        };
+        let judged = Judged::of(&reply, 2);
+        assert!(judged.all && judged.concern.is_some());
+        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+    }
 }

@@ -8,9 +8,9 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBson, RawBsonRef, RawDocument, doc};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, Form};
+use super::codec::{self, Form, MALFORMED, unreadable};
 use crate::backend::Rev;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
 
@@ -50,10 +50,10 @@ impl StoredSession {
     ///
     /// # Errors
     ///
-    /// [`Decode`](ErrorKind::Decode) if it is in no form that this release writes.
+    /// [`Decode`](crate::ErrorKind::Decode) if it is in no form that this release writes.
     pub fn data(&self) -> Result<Data> {
         let stored = RawBson::try_from(self.data.clone());
-        codec::decode(stored.map_err(|_| unreadable("its BSON is malformed"))?.as_raw_bson_ref())
+        codec::decode(stored.map_err(|_| unreadable(MALFORMED))?.as_raw_bson_ref())
     }
 }
 
@@ -151,10 +151,10 @@ pub(super) fn replacement(
 ///
 /// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
 /// the server's fast path: with another field in it an update took a quarter longer.
-pub(super) fn replaces(fields: &Document, now: WallTime) -> Document {
+pub(super) fn replaces(fields: Document, now: WallTime) -> Document {
     doc! { "$replaceWith": { "$cond": [
         { "$gt": ["$expires", date(now)] },
-        { "$mergeObjects": ["$$ROOT", { "$literal": fields.clone() }] },
+        { "$mergeObjects": ["$$ROOT", { "$literal": fields }] },
         "$$ROOT",
     ] } }
 }
@@ -216,7 +216,7 @@ impl<'a> Fields<'a> {
         let mut format = None;
         for element in document {
             let Ok((key, value)) = element else {
-                return Err(unreadable("its BSON is truncated or malformed"));
+                return Err(unreadable(MALFORMED));
             };
             match key.as_str() {
                 "format" => format = Some(value),
@@ -252,7 +252,7 @@ impl<'a> Fields<'a> {
         match value {
             Some(RawBsonRef::DateTime(date)) => Ok(date),
             Some(other) => Err(wrong_type(name, "a date", other)),
-            None => Err(unreadable(&format!("it has no `{name}`"))),
+            None => Err(unreadable(format!("it has no `{name}`"))),
         }
     }
 }
@@ -264,18 +264,14 @@ fn calendar(date: DateTime) -> Result<time::OffsetDateTime> {
 }
 
 fn foreign_format(found: i64) -> Error {
-    unreadable(&format!(
+    unreadable(format!(
         "its format is {found} and this version reads format {FORMAT}; a newer version may have \
          written it"
     ))
 }
 
 fn wrong_type(field: &str, wanted: &str, found: RawBsonRef<'_>) -> Error {
-    unreadable(&format!("its `{field}` should be {wanted} and is a {:?}", found.element_type()))
-}
-
-fn unreadable(what: &str) -> Error {
-    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {what}"))
+    unreadable(format!("its `{field}` should be {wanted} and is a {:?}", found.element_type()))
 }
 
 #[cfg(test)]
@@ -285,6 +281,7 @@ mod tests {
 
     use super::*;
     use crate::backend::RevSource;
+    use crate::error::ErrorKind;
 
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);

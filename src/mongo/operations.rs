@@ -16,8 +16,8 @@ use crate::record::{Data, Session, WallTime};
 /// A change of one session, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Update {
-    pub(super) key: SessionKey,
-    pub(super) expires: WallTime,
+    key: SessionKey,
+    expires: WallTime,
     change: Change,
     /// Of its data, about.
     bytes: usize,
@@ -30,39 +30,43 @@ enum Change {
     Touch(Document),
 }
 
-impl Update {
-    fn verb(&self) -> Verb {
-        match self.change {
-            Change::Replace(..) => Verb::Replace,
-            Change::Touch(_) => Verb::Touch,
-        }
-    }
+/// What is known of an update that was sent.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) key: SessionKey,
+    pub(super) expires: WallTime,
+    /// Under which it has stored its data, unless it is a touch.
+    rev: Option<Rev>,
+}
 
+impl Update {
     /// The filter, and the one stage of the update, to be sent now.
-    pub(super) fn query(&self, now: WallTime) -> (Document, Document) {
-        match &self.change {
-            Change::Replace(fields, _) => {
-                (doc! { "_id": document::id(self.key) }, document::replaces(fields, now))
+    pub(super) fn into_query(self, now: WallTime) -> (Sent, Document, Document) {
+        let Self { key, expires, change, .. } = self;
+        let (rev, filter, stage) = match change {
+            Change::Replace(fields, rev) => {
+                (Some(rev), doc! { "_id": document::id(key) }, document::replaces(fields, now))
             }
-            Change::Touch(stage) => (live(self.key, now), stage.clone()),
-        }
+            Change::Touch(stage) => (None, live(key, now), stage),
+        };
+        (Sent { key, expires, rev }, filter, stage)
+    }
+}
+
+impl Sent {
+    fn verb(&self) -> Verb {
+        if self.rev.is_some() { Verb::Replace } else { Verb::Touch }
     }
 
     /// Whether what is stored under this `rev` may be what this has stored.
     pub(super) fn is_of(&self, rev: &[u8]) -> bool {
-        match &self.change {
-            Change::Replace(_, ours) => ours.as_bytes() == rev,
-            Change::Touch(_) => true,
-        }
+        self.rev.is_none_or(|ours| ours.as_bytes() == rev)
     }
 
     /// Whether the session was there and live.
-    pub(super) fn is_done(&self, result: &UpdateResult) -> bool {
-        match self.change {
-            // Its `rev` is new, so there is always something to modify.
-            Change::Replace(..) => result.modified_count > 0,
-            Change::Touch(_) => result.matched_count > 0,
-        }
+    fn is_done(&self, result: &UpdateResult) -> bool {
+        // The `rev` of a replacement is new, so there is always something to modify.
+        if self.rev.is_some() { result.modified_count > 0 } else { result.matched_count > 0 }
     }
 }
 
@@ -128,8 +132,8 @@ impl Commands for Sessions {
     fn update(&self, update: Update) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         Box::pin(async move {
-            let timer = sessions.timer(update.verb());
-            let (filter, stage) = update.query(sessions.clock.wall());
+            let (sent, filter, stage) = update.into_query(sessions.clock.wall());
+            let timer = sessions.timer(sent.verb());
             let updated = async {
                 let mut session = sessions.causal().await?;
                 let change = sessions.documents.update_one(filter, vec![stage]);
@@ -138,7 +142,7 @@ impl Commands for Sessions {
             };
             match updated.await {
                 Ok(done) => {
-                    let stored = sessions.stored(update.is_done(&done), update.expires);
+                    let stored = sessions.stored(sent.is_done(&done), sent.expires);
                     timer.ends(Outcome::Ok, Ok(stored))
                 }
                 Err(error) => timer.fails("save a session", &error),

@@ -138,7 +138,7 @@ impl CachedMongoStoreBuilder {
     }
 
     /// Whether cached sessions are kept packed, each in one block, and unpacked at each load. Default
-    /// no. A session of five small objects takes 590 bytes instead of 4,700, so that many more fit into
+    /// no. A session of five small objects takes 590 bytes instead of 4,780, so that many more fit into
     /// the same bytes, and a hit takes about 1.4 times as long.
     pub fn compact(mut self, packed: bool) -> Self {
         self.limits.compact = packed;

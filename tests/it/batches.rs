@@ -42,7 +42,7 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
     first.reached().await;
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
-    batch.reached().await;
+    assert_eq!(batch.reached().await, 2, "they left together");
     // The server has carried it out; another instance sees it, and saves on top of it.
     let seen = theirs.load(&a.id).await.unwrap().unwrap();
     assert_eq!(seen.data["version"], json!(1));
@@ -74,7 +74,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     first.reached().await;
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
-    batch.reached().await;
+    assert_eq!(batch.reached().await, 2, "they left together");
     // A touch of another instance, which found it live, lands late.
     expires(DateTime::now().timestamp_millis() + 600_000).await;
     batch.deliver();

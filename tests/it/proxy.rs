@@ -27,14 +27,15 @@ type Traps = Arc<Mutex<Vec<Trap>>>;
 
 struct Trap {
     command: &'static str,
-    reached: oneshot::Sender<()>,
+    /// Told how many updates the command carries.
+    reached: oneshot::Sender<usize>,
     abandoned: oneshot::Sender<()>,
     verdict: oneshot::Receiver<Verdict>,
 }
 
 /// A reply that the server has given and that the store has not got.
 pub(crate) struct HeldReply {
-    reached: oneshot::Receiver<()>,
+    reached: oneshot::Receiver<usize>,
     abandoned: oneshot::Receiver<()>,
     verdict: oneshot::Sender<Verdict>,
 }
@@ -94,10 +95,10 @@ impl Proxy {
 }
 
 impl HeldReply {
-    /// Waits until the server has carried the command out.
-    pub(crate) async fn reached(&mut self) {
+    /// Waits until the server has carried the command out. Answers with how many updates it carries.
+    pub(crate) async fn reached(&mut self) -> usize {
         let reached = tokio::time::timeout(crate::common::PATIENCE, &mut self.reached);
-        reached.await.expect("the command was sent").unwrap();
+        reached.await.expect("the command was sent").unwrap()
     }
 
     /// Waits until the store has closed the connection on which it had asked.
@@ -123,20 +124,25 @@ impl HeldReply {
     }
 }
 
-type Held = Arc<Mutex<Vec<(u32, Trap)>>>;
+type Held = Arc<Mutex<Vec<(u32, usize, Trap)>>>;
 
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps, held: Held) {
     while let Ok(message) = message(&mut from).await {
         if let Some(name) = command(&message) {
             let mut traps = traps.lock().unwrap();
             if let Some(at) = traps.iter().position(|trap| trap.command.as_bytes() == name) {
-                held.lock().unwrap().push((word(&message, 4), traps.remove(at)));
+                held.lock().unwrap().push((word(&message, 4), updates(&message), traps.remove(at)));
             }
         }
         if to.write_all(&message).await.is_err() {
             return;
         }
     }
+}
+
+/// Each update of a command has its query as a document under `q`.
+fn updates(message: &[u8]) -> usize {
+    message.windows(3).filter(|window| *window == b"\x03q\0").count()
 }
 
 async fn replies(
@@ -149,10 +155,10 @@ async fn replies(
         let answered = word(&message, 8);
         let trap = {
             let mut held = held.lock().unwrap();
-            held.iter().position(|(id, _)| *id == answered).map(|at| held.remove(at).1)
+            held.iter().position(|(id, ..)| *id == answered).map(|at| held.remove(at))
         };
-        if let Some(trap) = trap {
-            let _ = trap.reached.send(());
+        if let Some((_, updates, trap)) = trap {
+            let _ = trap.reached.send(updates);
             let verdict = tokio::select! {
                 verdict = trap.verdict => verdict,
                 _ = hung_up.changed() => {

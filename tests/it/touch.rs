@@ -33,7 +33,7 @@ async fn ends(store: &CachedMongoStore) -> i64 {
 }
 
 #[tokio::test]
-async fn of_two_touches_that_cross_the_longer_lasts() {
+async fn of_two_touches_the_longer_lasts_whichever_comes_last() {
     let uri = uri();
     let (ours, theirs) = (
         caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await,

@@ -69,6 +69,8 @@ fn unstorable(why: &str) -> Error {
     Error::new(ErrorKind::Encode, format!("the session cannot be stored: {why}"))
 }
 
-fn unreadable(what: impl AsRef<str>) -> Error {
+pub(super) const MALFORMED: &str = "its BSON is truncated or malformed";
+
+pub(super) fn unreadable(what: impl AsRef<str>) -> Error {
     Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", what.as_ref()))
 }

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use bson::{Bson, Decimal128, Document, RawBsonRef, RawDocument};
 use serde_json::{Map, Number, Value};
 
-use super::{MAX_BYTES, MAX_DEPTH, too_deep, too_large, unreadable, unstorable};
+use super::{MALFORMED, MAX_BYTES, MAX_DEPTH, too_deep, too_large, unreadable, unstorable};
 use crate::error::{Error, Result};
 use crate::record::Data;
 
@@ -226,7 +226,7 @@ fn unescape(key: &str) -> Result<String> {
 }
 
 fn malformed() -> Error {
-    unreadable("its BSON is truncated or malformed")
+    unreadable(MALFORMED)
 }
 
 #[cfg(test)]

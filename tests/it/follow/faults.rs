@@ -119,7 +119,7 @@ async fn a_start_that_is_dropped_leaves_nobody_following() {
     let build = CachedMongoStore::builder(mongo.clone()).build();
     tokio::select! {
         _ = build => panic!("the stream cannot be open"),
-        () = held.reached() => {}
+        _ = held.reached() => {}
     }
     held.abandoned().await;
     mongo.shutdown().await;
