@@ -29,7 +29,7 @@ mod freshness;
 #[path = "../src/key.rs"]
 mod key;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
-#[path = "../src/metrics.rs"]
+#[path = "../src/metrics/mod.rs"]
 mod metrics;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../src/record.rs"]
@@ -75,7 +75,7 @@ fn empty_cache(compact: bool) -> Cache {
         outage_grace: Duration::ZERO,
         compact,
     };
-    Cache::new(&limits, Clock::system())
+    Cache::new(&limits, Clock::system(), &Series::default())
 }
 
 fn key(criterion: &mut Criterion) {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::operations::Update;
+use super::seen::Seen;
 use super::{Sessions, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -85,7 +86,7 @@ impl Sessions {
     async fn write(&self, updates: &[Update]) -> mongodb::error::Result<Document> {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
         // which is not for a write.
-        let mut session = self.seen.blank(self.documents.client()).await?;
+        let mut session = Seen::blank(self.documents.client()).await?;
         let (namespace, now) = (self.documents.namespace(), self.clock.wall());
         let statements = updates.iter().map(|update| {
             let (filter, stage) = update.query(now);
