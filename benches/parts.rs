@@ -49,6 +49,7 @@ use crate::cache::{Cache, EvictionPolicy, Limits, Lookup};
 use crate::clock::Clock;
 use crate::freshness::Freshness;
 use crate::key::SessionKey;
+use crate::metrics::Series;
 use crate::record::{Data, Session};
 
 const KEYS: [usize; 3] = [1, 5, 20];
@@ -142,5 +143,13 @@ fn rules(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(parts, key, stored, cached, rules);
+/// What counting a hit costs by itself, with no recorder installed: as a hit does it.
+fn counted(criterion: &mut Criterion) {
+    let metrics = metrics::CacheMetrics::new(&Series::default());
+    criterion.bench_function("metrics/hit", |bencher| {
+        bencher.iter(|| black_box(&metrics).hits.increment(1));
+    });
+}
+
+criterion_group!(parts, key, stored, cached, rules, counted);
 criterion_main!(parts);

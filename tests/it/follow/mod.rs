@@ -182,6 +182,7 @@ async fn a_collection_that_is_dropped_empties_the_caches_and_they_go_on() {
     sees(&other, &record, None).await;
     sees(&one, &record, None).await;
     eventually("a new stream is open", async || meters.value(EMPTIED) >= 2.0).await;
+    assert!(meters.value("session_store_stream_gaps_total{cause=collection_gone}") > 0.5);
     let record = create(&one).await;
     sees(&other, &record, Some(&record)).await;
     one.delete(&record.id).await.unwrap();
