@@ -61,7 +61,7 @@ struct Sums {
     bytes: AtomicI64,
     gauges: [Gauge; 2],
     limits: (u64, Option<u64>),
-    _limits: [Portion; 2],
+    _taken_back: [Portion; 2],
 }
 
 impl Account {
@@ -70,12 +70,18 @@ impl Account {
         for gauge in &gauges {
             gauge.increment(0);
         }
-        let _limits = [
+        let portions = [
             Portion::new(metrics.limit_bytes.clone(), limits.max_bytes),
             Portion::new(metrics.limit_entries.clone(), limits.max_entries.unwrap_or(0)),
         ];
         let limits = (limits.max_bytes, limits.max_entries);
-        Self(Arc::new(Sums { entries: 0.into(), bytes: 0.into(), gauges, limits, _limits }))
+        Self(Arc::new(Sums {
+            entries: 0.into(),
+            bytes: 0.into(),
+            gauges,
+            limits,
+            _taken_back: portions,
+        }))
     }
 
     /// The bounds in bytes and in entries.

@@ -27,9 +27,19 @@ fn table() -> String {
             unit => &format!(", {}", unit.as_str()),
         };
         let labels: Vec<_> = labels.iter().map(cell).collect();
-        writeln!(table, "| `{name}` | {kind}{unit} | {} | {help} |", labels.join("; ")).unwrap();
+        let (labels, help) = (labels.join("; "), marked(help));
+        writeln!(table, "| `{name}` | {kind}{unit} | {labels} | {help} |").unwrap();
     }
     table
+}
+
+/// A text with the names of options marked as such.
+fn marked(text: &str) -> String {
+    let mark = |word: &str| {
+        let name = word.trim_end_matches([',', ';']);
+        if name.contains('_') { word.replace(name, &format!("`{name}`")) } else { word.to_owned() }
+    };
+    text.split(' ').map(mark).collect::<Vec<_>>().join(" ")
 }
 
 fn cell(Label { name, values }: &Label) -> String {
