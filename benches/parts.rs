@@ -29,7 +29,7 @@ mod freshness;
 #[path = "../src/key.rs"]
 mod key;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
-#[path = "../src/metrics.rs"]
+#[path = "../src/metrics/mod.rs"]
 mod metrics;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../src/record.rs"]
@@ -50,6 +50,7 @@ use crate::clock::Clock;
 use crate::codec::Form;
 use crate::freshness::Freshness;
 use crate::key::SessionKey;
+use crate::metrics::Series;
 use crate::record::{Data, Session};
 
 const KEYS: [usize; 3] = [1, 5, 20];
@@ -76,7 +77,7 @@ fn empty_cache(compact: bool) -> Cache {
         outage_grace: Duration::ZERO,
         compact,
     };
-    Cache::new(&limits, Clock::system())
+    Cache::new(&limits, Clock::system(), &Series::default())
 }
 
 fn key(criterion: &mut Criterion) {
@@ -145,5 +146,13 @@ fn rules(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(parts, key, stored, cached, rules);
+/// What counting a hit costs by itself, with no recorder installed: as a hit does it.
+fn counted(criterion: &mut Criterion) {
+    let metrics = metrics::CacheMetrics::new(&Series::default());
+    criterion.bench_function("metrics/hit", |bencher| {
+        bencher.iter(|| black_box(&metrics).hits.increment(1));
+    });
+}
+
+criterion_group!(parts, key, stored, cached, rules, counted);
 criterion_main!(parts);

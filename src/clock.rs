@@ -20,6 +20,10 @@ impl Moment {
         Self(self.0.saturating_add(nanos(duration)))
     }
 
+    pub(crate) fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(duration)))
+    }
+
     pub(crate) fn as_nanos(self) -> u64 {
         self.0
     }

@@ -19,7 +19,7 @@ use self::fences::Fences;
 use crate::backend::{Asked, Batch, Changes, Fault};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::metrics::{Gap, StreamMetrics};
+use crate::metrics::{Gap, StreamMetrics, Void};
 use crate::tasks::Tasks;
 
 /// How long an empty answer of the stream takes at most, and how often a fence is asked for.
@@ -65,9 +65,8 @@ pub(crate) struct Follower<C> {
 impl<C: Changes> Follower<C> {
     /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
     /// cache is followed for the first time, or it is known that it cannot be.
-    pub(crate) fn start(mut self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
+    pub(crate) fn start(self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
         let (opened, is_opened) = oneshot::channel();
-        self.metrics.begins(self.clock.now());
         tasks.spawn(async move {
             let _says_if = Panics;
             tokio::select! {
@@ -82,15 +81,15 @@ impl<C: Changes> Follower<C> {
 
     async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
-        let mut listens = false;
+        let (mut listens, mut is_first) = (false, true);
         let mut chance = self.chance.clone();
         let mut failed = Failures::default();
         loop {
             let resumes = position.is_some();
             let fault = match self.in_time(self.changes.open(position.clone())).await {
                 Ok(Ok((stream, first))) => {
-                    self.opened(resumes);
-                    listens = true;
+                    self.opened(resumes, is_first);
+                    (listens, is_first) = (true, false);
                     opened.take().map(|opened| opened.send(()));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
@@ -140,6 +139,7 @@ impl<C: Changes> Follower<C> {
                 }
                 Fault::Unsupported(why) => {
                     position = None;
+                    self.metrics.unavailable();
                     self.listens_no_more(&mut listens);
                     if !warned {
                         tracing::warn!(
@@ -151,10 +151,12 @@ impl<C: Changes> Follower<C> {
                     }
                     opened.take().map(|opened| opened.send(()));
                     sleep(SECOND_THOUGHTS).await;
+                    self.metrics.retries.increment(1);
                     continue;
                 }
             }
             sleep(pause(failed.in_a_row, &mut chance)).await;
+            self.metrics.retries.increment(1);
         }
     }
 
@@ -203,9 +205,9 @@ impl<C: Changes> Follower<C> {
     ) -> Result<bool, Fault> {
         let mut any_news = false;
         for change in &batch.changes {
-            let news = self.cache.hear(change);
-            any_news |= news;
-            if news { &self.metrics.foreign } else { &self.metrics.echoes }.increment(1);
+            let report = self.cache.hear(change);
+            any_news |= report.is_news();
+            self.metrics.event(report.is_own());
         }
         if batch.ended {
             return Err(Fault::Ended);
@@ -240,13 +242,16 @@ impl<C: Changes> Follower<C> {
 
     /// The stream is open. All is heard from here on; what was cached before may have changed
     /// meanwhile, unless the stream goes on from where the last one ended.
-    fn opened(&self, resumes: bool) {
+    fn opened(&self, resumes: bool, is_first: bool) {
         if resumes {
             tracing::info!("the stream of changes goes on where it was");
             self.metrics.resumes.increment(1);
         } else {
             self.cache.restart(true);
-            self.metrics.flushes.increment(1);
+            // At the start it is empty, or as good as that: no gap that anybody should look into.
+            if !is_first {
+                self.cache.was_emptied(Void::Gap);
+            }
         }
         self.metrics.opened();
     }
@@ -255,7 +260,7 @@ impl<C: Changes> Follower<C> {
     fn listens_no_more(&self, listens: &mut bool) {
         if std::mem::take(listens) {
             self.cache.restart(false);
-            self.metrics.flushes.increment(1);
+            self.cache.was_emptied(Void::Gap);
         }
     }
 

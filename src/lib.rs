@@ -50,34 +50,15 @@
 //! # Metrics
 //!
 //! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
-//! store is built. Every series is there from the start, at zero, but for those of the
-//! change stream where none is followed (`session_store_stream_*` and
-//! `session_store_cache_flushes_total`), and for histograms, which exporters may show with their first
-//! value. With metrics-exporter-prometheus,
-//! the durations are histograms once you give it buckets
-//! (`set_buckets`), and without its HTTP listener your app must call `run_upkeep` now and then. Two
-//! stores in one process add up in the same series, but for `session_store_stream_lag_seconds`, which
-//! shows the one that was told last.
+//! store is built. From then on every series of its tiers is there, at zero, with each value of its
+//! labels; histograms may be shown with their first value only. An app with several stores gives each a
+//! [name](MongoStoreBuilder::name), which all its series carry as the label `store`; what unnamed ones
+//! count adds up, but for `session_store_stream_lag_seconds` and `session_store_max_staleness_seconds`,
+//! of which the one told last is seen. With metrics-exporter-prometheus, the durations are histograms
+//! once you give it buckets (`set_buckets`), and without its HTTP listener your app must call
+//! `run_upkeep` now and then.
 //!
-//! | metric | labels | what |
-//! |---|---|---|
-//! | `session_store_loads_total` | `result`: `hit`, `miss`, `absent`, `shared`, `grace` | sessions asked for; `shared` waited for another load's read, `grace` was served at once in an outage |
-//! | `session_store_lease_refusals_total` | | loads that found a session too old to be served, and so asked MongoDB |
-//! | `session_store_grace_served_total` | | sessions served past their lease in an outage, as `outage_grace` allows: those of `result="grace"`, and those whose own read had failed |
-//! | `session_store_cache_evictions_total` | `cause`: `size`, `expired` | entries that the cache let go by itself |
-//! | `session_store_cache_flushes_total` | | how often the cache was emptied: a change stream was opened anew (once at the start), the collection is gone, or the stream may not be opened any more. A `clear()` is not counted |
-//! | `session_store_cache_entries` | | sessions held |
-//! | `session_store_cache_bytes`, `session_store_cache_limit_bytes` | | heap that they take, and may take |
-//! | `session_store_stream_open` | | change streams that are open, one for each cached store |
-//! | `session_store_stream_lag_seconds` | | how long ago the moment is up to which every change is known to have reached the cache; past `max_staleness`, cached sessions are refused |
-//! | `session_store_stream_events_total` | `origin`: `own`, `other` | changes reported; an `other` evicts |
-//! | `session_store_stream_resumes_total` | | streams that went on where they had broken off |
-//! | `session_store_stream_gaps_total` | `cause`: `history_lost`, `collection_gone`, `refused` | streams that could not; `refused` says that the server would not go on from there, or not within the operation timeout |
-//! | `session_store_touches_skipped_total` | | saves that were not sent: unchanged data, and an expiry within `touch_after` of the stored one |
-//! | `session_store_mongo_together_size` | `verb`: `find`, `bulk` | how many calls left as one command since MongoDB was busy |
-//! | `session_store_mongo_operations_total` | `verb`: `insert`, `replace`, `touch`, `bulk`, `find`, `remove`, `clear`, `count`, `list`, `expire`, `index`, `ping`; `outcome`: `ok`, `duplicate`, `timeout`, `unreachable`, `error` | operations sent to MongoDB |
-//! | `session_store_mongo_operation_duration_seconds` | `verb` | how long they took |
-//! | `session_store_saves_dropped_total` | | saves of a session that was gone |
+#![doc = include_str!("metrics.md")]
 //!
 //! # Known limits
 //!
@@ -98,6 +79,7 @@ mod contract;
 mod dispatch;
 mod error;
 mod follow;
+mod health;
 mod key;
 mod metrics;
 mod mongo;
@@ -114,6 +96,7 @@ pub use mongodb;
 
 pub use self::cache::EvictionPolicy;
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use self::key::SessionKey;
 pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,

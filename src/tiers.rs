@@ -10,6 +10,7 @@ use crate::cache::{Cache, Landing, Lookup};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
+use crate::metrics::Void;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
 
@@ -136,7 +137,7 @@ impl<B: Backend> Tiers<B> {
                 (Ok(Some(expires)), Some(entry)) => {
                     ticket.prolong(&entry, expires.max(entry.expires()));
                 }
-                (Ok(None), _) => ticket.forget(),
+                (Ok(None), _) => ticket.forget(Void::Gone),
                 (Ok(Some(_)), None) => ticket.release(),
                 (Err(error), _) => {
                     ticket.release();
@@ -167,7 +168,7 @@ impl<B: Backend> Tiers<B> {
             cache.note(&outcome);
             match outcome {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
-                Ok(None) => ticket.forget(),
+                Ok(None) => ticket.forget(Void::Gone),
                 Err(error) => {
                     if error.was_not_sent() {
                         ticket.release();
@@ -216,7 +217,7 @@ impl<B: Backend> Tiers<B> {
         let noted = cache.clone();
         let end = move |outcome| {
             noted.note(&outcome);
-            ticket.forget();
+            ticket.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
             outcome
         };
         self.tasks.run(self.backend.remove(key), end, move || cache.forget(key)).await
@@ -238,5 +239,6 @@ struct ClearOnDrop(Cache);
 impl Drop for ClearOnDrop {
     fn drop(&mut self) {
         self.0.clear();
+        self.0.was_emptied(Void::Clear);
     }
 }

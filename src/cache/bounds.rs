@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use metrics::Gauge;
 
 use super::Limits;
-use crate::metrics::CacheMetrics;
+use crate::metrics::{CacheMetrics, Portion};
 
 /// moka knows one bound, a sum of weights. Were each entry to weigh at least its share of the
 /// capacity, no more than the given number would fit.
@@ -59,17 +59,42 @@ pub(super) struct Account(Arc<Sums>);
 struct Sums {
     entries: AtomicI64,
     bytes: AtomicI64,
-    gauges: [Gauge; 3],
-    limit: f64,
+    gauges: [Gauge; 2],
+    limits: (u64, Option<u64>),
+    _taken_back: [Portion; 2],
 }
 
 impl Account {
-    pub(super) fn new(metrics: &CacheMetrics, limit: u64) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        let limit = limit as f64;
-        metrics.limit.increment(limit);
-        let gauges = [metrics.entries.clone(), metrics.bytes.clone(), metrics.limit.clone()];
-        Self(Arc::new(Sums { entries: 0.into(), bytes: 0.into(), gauges, limit }))
+    pub(super) fn new(metrics: &CacheMetrics, limits: &Limits) -> Self {
+        let gauges = [metrics.entries.clone(), metrics.bytes.clone()];
+        for gauge in &gauges {
+            gauge.increment(0);
+        }
+        let portions = [
+            Portion::new(metrics.limit_bytes.clone(), limits.max_bytes),
+            Portion::new(metrics.limit_entries.clone(), limits.max_entries.unwrap_or(0)),
+        ];
+        let limits = (limits.max_bytes, limits.max_entries);
+        Self(Arc::new(Sums {
+            entries: 0.into(),
+            bytes: 0.into(),
+            gauges,
+            limits,
+            _taken_back: portions,
+        }))
+    }
+
+    /// The bounds in bytes and in entries.
+    pub(super) fn limits(&self) -> (u64, Option<u64>) {
+        self.0.limits
+    }
+
+    /// How many entries, and how many bytes.
+    pub(super) fn held(&self) -> (u64, u64) {
+        let [entries, bytes] =
+            [&self.0.entries, &self.0.bytes].map(|sum| sum.load(Ordering::Relaxed));
+        // They are counted one after the other, so for a moment there may be less than nothing.
+        (entries.try_into().unwrap_or(0), bytes.try_into().unwrap_or(0))
     }
 
     pub(super) fn add(&self, bytes: u32) {
@@ -92,7 +117,6 @@ impl Drop for Sums {
     fn drop(&mut self) {
         self.gauges[0].decrement(*self.entries.get_mut() as f64);
         self.gauges[1].decrement(*self.bytes.get_mut() as f64);
-        self.gauges[2].decrement(self.limit);
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::backend::Rev;
+use crate::metrics::Void;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// More than ever are under way at once; beyond it writes evict what they left.
@@ -25,6 +26,27 @@ enum State {
     Landed(u64),
     /// Answered, and the cache has taken it; its report says nothing new.
     Acknowledged,
+}
+
+/// What a reported change is to this store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// A write of its own of which all is known.
+    Echo,
+    /// A write of its own that has not been answered yet.
+    Early,
+    /// Another's, or one of which it knows nothing.
+    Foreign,
+}
+
+impl Report {
+    pub(crate) fn is_news(self) -> bool {
+        self != Self::Echo
+    }
+
+    pub(crate) fn is_own(self) -> bool {
+        self != Self::Foreign
+    }
 }
 
 impl Echoes {
@@ -65,19 +87,19 @@ impl Echoes {
     }
 
     /// The database reports a write. Unless that says nothing new, `void` must remove what is
-    /// cached; it answers with the generation that begins. Whether it was run is the answer.
-    pub(crate) fn reports(&self, rev: Option<Rev>, void: impl FnOnce() -> u64) -> bool {
+    /// cached; it answers with the generation that begins.
+    pub(crate) fn reports(&self, rev: Option<Rev>, void: impl FnOnce(Void) -> u64) -> Report {
         // Locked while `void` runs: the write may be acknowledged before this or after, not amidst.
         let mut writes = lock(&self.writes);
         match rev.and_then(|rev| writes.get_mut(&rev).map(|state| (rev, state))) {
             Some((rev, State::Acknowledged)) => {
                 writes.remove(&rev);
-                false
+                Report::Echo
             }
             Some((rev, state @ State::UnderWay(_))) => {
                 // A read from before the write may have left an entry: the answer that would
                 // remove it can be as late as the operation timeout.
-                let begins = void();
+                let begins = void(Void::Echo);
                 // The write stays as current as it was, and no more: of two that overlap, the later
                 // one may have been acknowledged already, whose report will say nothing new.
                 if *state == State::UnderWay(begins.wrapping_sub(1)) {
@@ -85,11 +107,11 @@ impl Echoes {
                 } else {
                     writes.remove(&rev);
                 }
-                true
+                Report::Early
             }
             Some((_, State::Landed(_))) | None => {
-                void();
-                true
+                void(Void::Remote);
+                Report::Foreign
             }
         }
     }
@@ -123,8 +145,8 @@ mod tests {
         echoes.sends(rev, 6);
         assert_eq!(echoes.landed(rev), None);
         echoes.acknowledges(rev);
-        assert!(!echoes.reports(Some(rev), || 1));
-        assert!(echoes.reports(Some(rev), || 1), "told twice");
+        assert!(!echoes.reports(Some(rev), |_| 1).is_news());
+        assert!(echoes.reports(Some(rev), |_| 1).is_news(), "told twice");
         assert_eq!(echoes.len(), 0);
     }
 
@@ -132,7 +154,7 @@ mod tests {
     fn a_report_before_the_answer_removes_what_older_reads_left() {
         let (echoes, rev) = (listening(), RevSource::new().next());
         echoes.sends(rev, 6);
-        assert!(echoes.reports(Some(rev), || 7));
+        assert!(echoes.reports(Some(rev), |_| 7).is_news());
         assert_eq!(echoes.landed(rev), Some(7));
         echoes.acknowledges(rev);
         assert_eq!(echoes.len(), 0);
@@ -143,7 +165,7 @@ mod tests {
         let (echoes, rev) = (listening(), RevSource::new().next());
         echoes.sends(rev, 6);
         assert_eq!(echoes.landed(rev), None);
-        assert!(echoes.reports(Some(rev), || 7));
+        assert!(echoes.reports(Some(rev), |_| 7).is_news());
         echoes.acknowledges(rev);
         assert_eq!(echoes.len(), 0);
     }
@@ -152,7 +174,7 @@ mod tests {
     fn a_report_does_not_make_a_write_current_that_was_overtaken_before() {
         let (echoes, rev) = (listening(), RevSource::new().next());
         echoes.sends(rev, 6);
-        assert!(echoes.reports(Some(rev), || 8));
+        assert!(echoes.reports(Some(rev), |_| 8).is_news());
         assert_eq!(echoes.landed(rev), None);
         echoes.acknowledges(rev);
         assert_eq!(echoes.len(), 0);
@@ -164,9 +186,9 @@ mod tests {
         let (doubtful, foreign) = (revs.next(), RevSource::new().next());
         echoes.sends(doubtful, 6);
         echoes.doubts(doubtful);
-        assert!(echoes.reports(Some(doubtful), || 1));
-        assert!(echoes.reports(Some(foreign), || 1));
-        assert!(echoes.reports(None, || 1));
+        assert!(echoes.reports(Some(doubtful), |_| 1).is_news());
+        assert!(echoes.reports(Some(foreign), |_| 1).is_news());
+        assert!(echoes.reports(None, |_| 1).is_news());
         assert_eq!(echoes.landed(doubtful), None);
         echoes.acknowledges(doubtful);
         assert_eq!(echoes.len(), 0);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Entry};
+use crate::metrics::Eviction;
 
 /// How often.
 const PACE: Duration = Duration::from_secs(60);
@@ -16,7 +17,7 @@ const PACE: Duration = Duration::from_secs(60);
 const SHARE: u32 = 200;
 
 impl Cache {
-    /// Removes what has ended, every minute, until it is told to stop.
+    /// Removes what has ended, every minute, until it is told to stop, and then everything.
     pub(crate) async fn tidy(self, ends: CancellationToken) {
         let mut pause = PACE;
         while ends.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
@@ -31,6 +32,8 @@ impl Cache {
             let took = pass.await.unwrap_or_default();
             pause = PACE.max(took.saturating_mul(SHARE));
         }
+        // The store is shut down, or has gone: nothing is served any more.
+        self.empty();
     }
 
     /// Removes the entries of sessions that have ended, until all are looked at or `enough` says so.
@@ -50,7 +53,7 @@ impl Cache {
                 let ended = |entry: Entry| entry.times().expires_at <= now;
                 if shared.sessions.get(&key).is_some_and(ended) {
                     shared.sessions.invalidate(&key);
-                    shared.metrics.evicted_as_expired.increment(1);
+                    shared.metrics.evicts(Eviction::Expired);
                 }
             });
         }

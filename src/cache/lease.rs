@@ -22,6 +22,10 @@ impl Lease {
         Self { max_staleness, synced_at: AtomicU64::new(0) }
     }
 
+    pub(crate) fn bound(&self) -> Option<Duration> {
+        self.max_staleness
+    }
+
     /// The lease as it stands. To be taken before the entry that it is to judge is looked up: once a
     /// change has removed an entry, the lease may be renewed, which must not prolong what was taken
     /// from the cache before.

@@ -9,8 +9,10 @@ mod ended;
 mod entry;
 mod freshness;
 mod lease;
+mod limits;
 mod outage;
 mod packed;
+mod standing;
 mod ticket;
 
 use std::sync::Arc;
@@ -20,46 +22,21 @@ use tokio::sync::watch;
 
 use self::bounds::{Account, Bound};
 use self::echoes::Echoes;
+pub(crate) use self::echoes::Report;
 pub(crate) use self::entry::Entry;
 use self::freshness::{Boarding, Freshness};
 use self::lease::Lease;
+pub use self::limits::EvictionPolicy;
+pub(crate) use self::limits::Limits;
 use self::outage::Outage;
+pub(crate) use self::standing::Standing;
 pub(crate) use self::ticket::{Landing, Ticket};
 use crate::backend::{Change, Rev};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};
 use crate::key::{KeyHashing, SessionKey};
-use crate::metrics::CacheMetrics;
+use crate::metrics::{CacheMetrics, Eviction, Series, Void};
 use crate::sync::moka::{self, notification::RemovalCause};
-
-/// Which entry goes when the cache is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum EvictionPolicy {
-    /// The least recently used. The default: a session that was just made is the one most likely
-    /// to be asked for next.
-    #[default]
-    Lru,
-    /// A new entry must have been asked for more often than those it would displace
-    /// ([TinyLFU](https://arxiv.org/abs/1512.00727)). For loads in which few sessions get most of
-    /// the requests.
-    TinyLfu,
-}
-
-/// The bounds of a cache.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_bytes: u64,
-    pub(crate) max_entries: Option<u64>,
-    pub(crate) max_absent: u64,
-    pub(crate) policy: EvictionPolicy,
-    pub(crate) max_staleness: Duration,
-    /// Nobody else changes these sessions, so `max_staleness` bounds only what is known to be absent.
-    pub(crate) exclusive: bool,
-    pub(crate) outage_grace: Duration,
-    /// Entries are kept packed.
-    pub(crate) compact: bool,
-}
 
 /// The cache. Clones share it.
 #[derive(Clone, Debug)]
@@ -108,9 +85,11 @@ type Answer = Option<Result<Option<Entry>>>;
 type Flight = watch::Receiver<Answer>;
 
 impl Cache {
-    pub(crate) fn new(limits: &Limits, clock: Clock) -> Self {
-        let metrics = CacheMetrics::new();
-        let (bound, account) = (Bound::of(limits), Account::new(&metrics, limits.max_bytes));
+    pub(crate) fn new(limits: &Limits, clock: Clock, series: &Series) -> Self {
+        let metrics = CacheMetrics::new(series);
+        let lease = || Lease::new((!limits.exclusive).then_some(limits.max_staleness));
+        metrics.max_staleness(lease().bound());
+        let (bound, account) = (Bound::of(limits), Account::new(&metrics, limits));
         let policy = match limits.policy {
             EvictionPolicy::Lru => moka::policy::EvictionPolicy::lru(),
             EvictionPolicy::TinyLfu => moka::policy::EvictionPolicy::tiny_lfu(),
@@ -123,7 +102,7 @@ impl Cache {
             .eviction_listener(move |_, entry: Entry, cause| {
                 counted.subtract(entry.weight());
                 match cause {
-                    RemovalCause::Size => causes.evicted_for_size.increment(1),
+                    RemovalCause::Size => causes.evicts(Eviction::Size),
                     RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
             })
@@ -140,8 +119,8 @@ impl Cache {
             account,
             freshness: Freshness::new(),
             echoes: Echoes::default(),
-            lease: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
-            lease_of_reads: Lease::new((!limits.exclusive).then_some(limits.max_staleness)),
+            lease: lease(),
+            lease_of_reads: lease(),
             outage: Outage::new(limits.outage_grace),
             compact: limits.compact,
             clock,
@@ -154,13 +133,10 @@ impl Cache {
         let found = self.look(key);
         match &found {
             Lookup::Hit(_) => self.0.metrics.hits.increment(1),
-            Lookup::Absent => self.0.metrics.absent.increment(1),
-            Lookup::Grace(_) => {
-                self.0.metrics.grace.increment(1);
-                self.0.metrics.grace_served.increment(1);
-            }
-            Lookup::Lapsed => self.0.metrics.refused.increment(1),
-            Lookup::Miss => {}
+            Lookup::Absent => self.0.metrics.absent(),
+            Lookup::Grace(_) => self.0.metrics.grace(),
+            // Counted where it is filled.
+            Lookup::Lapsed | Lookup::Miss => {}
         }
         found
     }
@@ -173,24 +149,22 @@ impl Cache {
         key: SessionKey,
         read: impl FnOnce(Landing, Duration),
     ) -> Result<Option<Entry>> {
-        let (metrics, clock) = (&self.0.metrics, &self.0.clock);
+        let (mut load, clock) = (self.0.metrics.load(), &self.0.clock);
         let (began, began_at, mut read) = (clock.wall(), clock.now(), Some(read));
         let mut may_join = true;
         loop {
-            let (mut flight, joined) = match self.board(key, may_join) {
+            let mut lapsed = false;
+            let (mut flight, joined) = match self.board(key, may_join, &mut lapsed) {
                 Boarding::Found(found) => {
-                    match &found {
-                        Some(_) => metrics.hits.increment(1),
-                        None => metrics.absent.increment(1),
-                    }
+                    load.finds(found.is_some());
                     return Ok(found);
                 }
                 Boarding::Follow(flight) => {
-                    metrics.shared.increment(1);
+                    load.follows();
                     (flight, true)
                 }
                 Boarding::Lead(landing, flight) => {
-                    metrics.misses.increment(1);
+                    load.reads(lapsed);
                     if let Some(read) = read.take() {
                         read(landing, clock.now().since(began_at));
                     }
@@ -208,7 +182,7 @@ impl Cache {
                 }
                 Err(error) if error.is_outage() => match self.look(key) {
                     Lookup::Grace(entry) => {
-                        metrics.grace_served.increment(1);
+                        load.is_graced();
                         Ok(Some(entry))
                     }
                     _ => Err(error),
@@ -222,18 +196,28 @@ impl Cache {
     /// else's is under way.
     pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Landing)) {
         let Some(probe) = self.0.outage.probe() else { return };
-        if let Boarding::Lead(landing, _) = self.board(key, true) {
+        if let Boarding::Lead(landing, _) = self.board(key, true, &mut false) {
             read(landing.holding(probe));
         }
     }
 
-    fn board(&self, key: SessionKey, may_join: bool) -> Boarding<Option<Entry>, Landing, Flight> {
+    /// `lapsed` becomes true if there is an entry that is too old.
+    fn board(
+        &self,
+        key: SessionKey,
+        may_join: bool,
+        lapsed: &mut bool,
+    ) -> Boarding<Option<Entry>, Landing, Flight> {
         let (shared, now) = (&self.0, self.0.clock.now());
         let fresh = |departed| may_join && shared.lease_of_reads.stands().holds(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
-            Lookup::Miss | Lookup::Lapsed | Lookup::Grace(_) => None,
+            Lookup::Miss => None,
+            Lookup::Lapsed | Lookup::Grace(_) => {
+                *lapsed = true;
+                None
+            }
         };
         let (lands, flight) = watch::channel(None);
         match shared.freshness.board(key, now, fresh, look, || flight) {
@@ -286,14 +270,15 @@ impl Cache {
 
     /// Removes an entry and voids the tickets of its key: it changed in a way not known here.
     pub(crate) fn forget(&self, key: SessionKey) {
-        self.0.freshness.void(key, || self.0.remove(key));
+        self.0.freshness.void(key, || self.0.remove(key, Void::Doubt));
     }
 
-    /// Takes a change that the database reports. Whether it was news: not one of this store's own
-    /// writes of which all is known.
-    pub(crate) fn hear(&self, change: &Change) -> bool {
+    /// Takes a change that the database reports.
+    pub(crate) fn hear(&self, change: &Change) -> Report {
         let (shared, key) = (&self.0, change.key);
-        shared.echoes.reports(change.rev, || shared.freshness.void(key, || shared.remove(key)))
+        shared
+            .echoes
+            .reports(change.rev, |cause| shared.freshness.void(key, || shared.remove(key, cause)))
     }
 
     /// Begins anew, with nothing: what the database reported may have been lost. `follows` says
@@ -318,6 +303,11 @@ impl Cache {
         if !outcome.as_ref().is_err_and(Error::is_ours) {
             self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
         }
+    }
+
+    /// Counts that the cache was emptied.
+    pub(crate) fn was_emptied(&self, cause: Void) {
+        self.0.metrics.void(cause);
     }
 
     /// Empties the cache and voids every ticket.
@@ -382,9 +372,12 @@ impl Cache {
 }
 
 impl Shared {
-    fn remove(&self, key: SessionKey) {
-        self.sessions.invalidate(&key);
+    fn remove(&self, key: SessionKey, cause: Void) {
         self.absent.invalidate(&key);
+        // Counted last: a metrics recorder that panics must leave nothing.
+        if self.sessions.remove(&key).is_some() {
+            self.metrics.void(cause);
+        }
     }
 }
 

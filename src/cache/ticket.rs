@@ -11,6 +11,7 @@ use super::{A_CENTURY, Absent, Answer, Cache};
 use crate::backend::Rev;
 use crate::clock::Moment;
 use crate::error::Result;
+use crate::metrics::{Fill, Void};
 use crate::record::{Session, WallTime};
 
 /// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
@@ -21,12 +22,15 @@ pub(crate) struct Ticket {
     stamp: Option<Stamp>,
     read_at: Moment,
     writes: Option<Rev>,
+    /// What it is counted as if it removes the entry unasked.
+    unused: Void,
 }
 
 impl Cache {
     /// A ticket of an operation whose stamp was taken at `read_at` or later.
     pub(super) fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
-        Ticket { cache: self.clone(), stamp: Some(stamp), read_at, writes: None }
+        let (cache, stamp, unused) = (self.clone(), Some(stamp), Void::Doubt);
+        Ticket { cache, stamp, read_at, writes: None, unused }
     }
 }
 
@@ -42,6 +46,10 @@ impl Ticket {
 
     /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
     pub(crate) fn publish(self, session: Session) -> Option<Entry> {
+        self.place(session).map(|(entry, _)| entry)
+    }
+
+    fn place(self, session: Session) -> Option<(Entry, Fill)> {
         let (expires, read_at, compact) = (session.expires, self.read_at, self.cache.0.compact);
         self.leave(expires, read_at, |times| {
             let entry = Entry::new(session, times);
@@ -65,7 +73,7 @@ impl Ticket {
         expires: WallTime,
         read_at: Moment,
         make: impl FnOnce(Times) -> (Entry, Entry),
-    ) -> Option<Entry> {
+    ) -> Option<(Entry, Fill)> {
         let mut stamp = self.stamp.take()?;
         let shared = &self.cache.0;
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
@@ -81,15 +89,20 @@ impl Ticket {
         // What has expired on the way is an answer to those who asked before, and none for later:
         // it may have been prolonged meanwhile.
         let admitted = shared.bound.admits(weight) && !left.is_zero();
-        shared.freshness.finish(stamp, |current| {
-            if current && admitted {
-                shared.absent.invalidate(&key);
-                shared.sessions.insert(key, placed);
-                // After it: a metrics recorder that panics must not leave an older entry.
-                shared.account.add(weight);
-            } else {
-                shared.remove(key);
+        let fill = shared.freshness.finish(stamp, |current| {
+            if !current {
+                shared.remove(key, Void::Overtaken);
+                return Fill::Overtaken;
             }
+            if !admitted {
+                shared.remove(key, Void::Unfit);
+                return Fill::Unfit;
+            }
+            shared.absent.invalidate(&key);
+            shared.sessions.insert(key, placed);
+            // After it: a metrics recorder that panics must not leave an older entry.
+            shared.account.add(weight);
+            Fill::Stored
         });
         if let Some(rev) = self.writes.take() {
             shared.echoes.acknowledges(rev);
@@ -97,24 +110,27 @@ impl Ticket {
         if shared.bound.is_large(weight) {
             shared.sessions.run_pending_tasks();
         }
-        Some(entry)
+        Some((entry, fill))
     }
 
     /// Remembers, if the ticket is current, that the database does not know the key.
-    fn publish_absence(mut self) {
-        let Some(stamp) = self.stamp.take() else { return };
+    fn publish_absence(mut self) -> Fill {
+        let Some(stamp) = self.stamp.take() else { return Fill::Overtaken };
         let shared = &self.cache.0;
         let (key, absent) = (stamp.key(), Absent { epoch: stamp.epoch(), read_at: self.read_at });
         shared.freshness.finish(stamp, |current| {
-            shared.remove(key);
+            shared.remove(key, if current { Void::Gone } else { Void::Overtaken });
             if current {
                 shared.absent.insert(key, absent);
+                return Fill::Absent;
             }
-        });
+            Fill::Overtaken
+        })
     }
 
     /// Removes the entry: the session is gone, or nobody knows how it stands.
-    pub(crate) fn forget(self) {
+    pub(crate) fn forget(mut self, cause: Void) {
+        self.unused = cause;
         drop(self);
     }
 
@@ -127,7 +143,7 @@ impl Ticket {
 
     fn remove(&self, stamp: Stamp) {
         let (shared, key) = (&self.cache.0, stamp.key());
-        shared.freshness.finish(stamp, |_| shared.remove(key));
+        shared.freshness.finish(stamp, |_| shared.remove(key, self.unused));
     }
 }
 
@@ -161,23 +177,26 @@ impl Landing {
     }
 
     pub(crate) fn land(self, found: Result<Option<Session>>) {
-        self.ticket.cache.note(&found);
-        let answer = match found {
-            Ok(Some(session)) => Ok(self.ticket.publish(session)),
-            Ok(None) => {
-                self.ticket.publish_absence();
-                Ok(None)
-            }
+        let cache = self.ticket.cache.clone();
+        cache.note(&found);
+        let (answer, fill) = match found {
+            Ok(Some(session)) => match self.ticket.place(session) {
+                Some((entry, fill)) => (Ok(Some(entry)), fill),
+                None => (Ok(None), Fill::Overtaken),
+            },
+            Ok(None) => (Ok(None), self.ticket.publish_absence()),
             // What is cached stays, for as long as its lease or the grace lasts.
             Err(error) if error.is_outage() || error.was_not_sent() => {
                 self.ticket.release();
-                Err(error)
+                (Err(error), Fill::Failed)
             }
             Err(error) => {
-                self.ticket.forget();
-                Err(error)
+                self.ticket.forget(Void::Doubt);
+                (Err(error), Fill::Failed)
             }
         };
+        // Before the answer: who has it may look at the count.
+        cache.0.metrics.fill(fill);
         self.lands.send_replace(Some(answer));
         drop(self.probe);
     }
@@ -196,6 +215,7 @@ mod tests {
     use crate::cache::{EvictionPolicy, Limits, Lookup};
     use crate::clock::Clock;
     use crate::key::SessionKey;
+    use crate::metrics::Series;
     use crate::record::Data;
 
     /// A recorder whose gauges panic once they are told to.
@@ -248,7 +268,9 @@ mod tests {
             },
         );
         let clock = Clock::system();
-        let cache = metrics::with_local_recorder(&breaks, || Cache::new(&limits, clock.clone()));
+        let cache = metrics::with_local_recorder(&breaks, || {
+            Cache::new(&limits, clock.clone(), &Series::default())
+        });
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
         let key = SessionKey::of(1);
         let save = |version: u32| {

@@ -3,33 +3,24 @@
 mod connecting;
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::{Document, doc};
-use mongodb::Collection;
-use mongodb::options::{
-    Acknowledgment, CollectionOptions, ReadConcern, SelectionCriteria, WriteConcern,
-};
-use tokio::runtime::Handle;
+use bson::doc;
 
+use super::checks::{limits, runtime, with_concerns};
 use super::codec::Form;
 use super::connection::Connection;
-use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry};
+use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry, live};
 use crate::backend::RevSource;
 use crate::clock::Clock;
-use crate::dispatch::{Dispatch, Limits};
+use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
-use crate::metrics::{MongoMetrics, Outcome, Verb};
+use crate::metrics::{MongoMetrics, Outcome, Series, Verb};
 use crate::tasks::Tasks;
 
 /// The operation timeout when none is given.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many reads, and how many saves, are sent side by side when no number is given.
-const IN_FLIGHT: u32 = 4;
-/// How many loads, and how many saves, may wait when no number is given.
-const WAITING: u32 = 10_000;
 
 /// Sessions expire, and the server measures time, in whole milliseconds.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -55,6 +46,8 @@ pub struct MongoStoreBuilder {
     leave_indexes_alone: bool,
     max_in_flight: Option<u32>,
     max_waiting: Option<u32>,
+    name: Option<String>,
+    count_every: Option<Duration>,
 }
 
 impl MongoStoreBuilder {
@@ -116,6 +109,26 @@ impl MongoStoreBuilder {
         self
     }
 
+    /// The name of this store in its metrics, whose series carry it as the label `store`. Not empty.
+    /// Default: none, and no such label, which is enough for an app that has one store.
+    ///
+    /// Stores of the same name, or without one, add up in the same series, but for the lag and
+    /// `max_staleness`, of which the one told last is seen.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How often the live sessions are counted, as [`length`](MongoStore::length) does, for the metric
+    /// `session_store_live_sessions`. More than zero. Default: never.
+    ///
+    /// Each instance of the app counts, and what a count costs MongoDB grows with the number of
+    /// sessions: a minute is often enough for a graph. A count that fails leaves the figure as it was.
+    pub fn count_every(mut self, interval: Duration) -> Self {
+        self.count_every = Some(interval);
+        self
+    }
+
     /// Connects, looks whether the server answers, and creates the expiry index if it is missing.
     ///
     /// # Errors
@@ -144,6 +157,12 @@ impl MongoStoreBuilder {
                  ExpiredRemoval::Off",
             ));
         }
+        if self.count_every.is_some_and(|every| every.is_zero()) {
+            return Err(Error::config(
+                "`count_every` needs an interval above zero; leave it out to count nothing",
+            ));
+        }
+        let series = series(self.name.as_deref())?;
         let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
         if !(SHORTEST..=LONGEST).contains(&timeout) {
             return Err(Error::config(
@@ -160,7 +179,7 @@ impl MongoStoreBuilder {
             ttl: self.ttl,
             form: self.form,
             clock: Clock::system(),
-            metrics: Arc::new(MongoMetrics::new()),
+            metrics: Arc::new(MongoMetrics::new(series, Clock::system())),
             seen: super::seen::Seen::default(),
             closed: tasks.closed().clone(),
         };
@@ -180,6 +199,9 @@ impl MongoStoreBuilder {
         } else {
             store.ensure_indexes().await?;
         }
+        if let Some(every) = self.count_every {
+            live::count(sessions.clone(), every, &store.inner.tasks);
+        }
         if let ExpiredRemoval::Sweep(every) = self.removal {
             expiry::sweep(sessions, every, &store.inner.tasks);
         }
@@ -196,66 +218,12 @@ impl fmt::Debug for MongoStoreBuilder {
     }
 }
 
-fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<Limits> {
-    let (in_flight, waiting) = (in_flight.unwrap_or(IN_FLIGHT), waiting.unwrap_or(WAITING));
-    for (option, value) in [("max_in_flight", in_flight), ("max_waiting", waiting)] {
-        if value == 0 {
-            return Err(Error::config(format!(
-                "`{option}` is zero, which lets no call through: give at least 1"
-            )));
-        }
+/// How the series of a store of this name are labelled.
+pub(crate) fn series(name: Option<&str>) -> Result<Series> {
+    if name == Some("") {
+        return Err(Error::config("`name` is empty: leave it out, or give the store a name"));
     }
-    let number = |value| usize::try_from(value).unwrap_or(usize::MAX);
-    Ok(Limits::of(number(in_flight), number(waiting)))
-}
-
-/// The runtime that calls will run on, once it has shown that it has what the driver needs. One
-/// without a timer or without I/O panics at their first use, so that happens in a task.
-async fn runtime() -> Result<Handle> {
-    let runtime = Handle::try_current().map_err(|_| {
-        Error::config(
-            "a session store is built inside of a tokio runtime: call build().await from \
-             #[tokio::main], or enter a runtime first",
-        )
-    })?;
-    let probe = runtime.spawn(async {
-        tokio::time::sleep(Duration::ZERO).await;
-        // Whether there is a socket to be had does not matter here.
-        drop(tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await);
-    });
-    match probe.await {
-        Ok(()) => Ok(runtime),
-        Err(error) if error.is_panic() => Err(Error::config(
-            "the tokio runtime has no timer or no I/O, and a session store needs both: call \
-             enable_all() on the tokio::runtime::Builder",
-        )),
-        Err(_) => Err(Error::closed()),
-    }
-}
-
-/// Reads must not go back behind what was acknowledged, and writes must be acknowledged.
-fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document>> {
-    let majority = || WriteConcern::builder().w(Acknowledgment::Majority).build();
-    let mut writes = documents.write_concern().cloned().unwrap_or_else(majority);
-    if writes.w.is_none() {
-        writes.w = Some(Acknowledgment::Majority);
-    }
-    if writes.w == Some(Acknowledgment::Nodes(0)) {
-        return Err(Error::config(
-            "write concern w=0 does not tell whether a session was stored: take w=majority, or \
-             leave it out",
-        ));
-    }
-    let options = CollectionOptions::builder()
-        .selection_criteria(SelectionCriteria::ReadPreference(
-            mongodb::options::ReadPreference::Primary,
-        ))
-        .read_concern(ReadConcern::majority())
-        .write_concern(writes)
-        .build();
-    let namespace = documents.namespace();
-    let database = documents.client().database(&namespace.db);
-    Ok(database.collection_with_options(&namespace.coll, options))
+    Ok(Series::of(name))
 }
 
 async fn ping(sessions: Sessions) -> Result<()> {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::operations::{Sent, Update};
+use super::seen::Seen;
 use super::{Sessions, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -103,7 +104,7 @@ impl Sessions {
     ) -> mongodb::error::Result<Document> {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
         // which is not for a write. So it is none of the sessions that are used again.
-        let mut session = self.seen.blank(self.documents.client()).await?;
+        let mut session = Seen::blank(self.documents.client()).await?;
         let namespace = self.documents.namespace();
         let mut command =
             doc! { "update": namespace.coll, "updates": statements, "ordered": false };

@@ -2,12 +2,14 @@
 
 mod builder;
 mod bulk;
+mod checks;
 mod codec;
 mod connection;
 mod document;
 mod expiry;
 mod failure;
 mod listing;
+mod live;
 mod operations;
 mod seen;
 mod timer;
@@ -24,6 +26,7 @@ use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::builder::MongoStoreBuilder;
+pub(crate) use self::builder::series;
 use self::codec::Form;
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
@@ -34,6 +37,7 @@ use crate::backend::{Backend, DRAWS, RevSource, no_free_id};
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
+use crate::health::Health;
 use crate::key::SessionKey;
 use crate::metrics::MongoMetrics;
 use crate::record::{Data, RawId, Session, WallTime};
@@ -229,6 +233,15 @@ impl MongoStore {
         self.run(expiry::ensure_index(sessions, self.inner.removal)).await.map_err(expiry::overdue)
     }
 
+    /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
+    ///
+    /// MongoDB is known by the operations that were sent anyway: a store that nobody uses knows as
+    /// much as when it was last used.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health::of_mongo(!self.inner.tasks.is_closed(), self.metrics().beat())
+    }
+
     /// Ends the background tasks, waits for the operations under way and closes the connections,
     /// unless the client was handed in. Takes up to twice the operation timeout if the server does
     /// not answer; a [`clear`](Self::clear) under way ends after its present page. Operations after it are
@@ -300,6 +313,10 @@ impl MongoStore {
 
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.inner.tasks
+    }
+
+    pub(crate) fn metrics(&self) -> &MongoMetrics {
+        &self.inner.sessions.metrics
     }
 
     async fn run<T: Send + 'static>(

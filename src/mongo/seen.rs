@@ -42,7 +42,7 @@ impl Seen {
         let kept = lock(&self.0.idle).pop().filter(|(_, used)| used.elapsed() < FRESH);
         let mut session = match kept {
             Some((session, _)) => session,
-            None => self.blank(client).await?,
+            None => Self::blank(client).await?,
         };
         let seen = self.0.time.load(Ordering::Acquire);
         if seen != 0 {
@@ -77,8 +77,7 @@ impl Seen {
     }
 
     /// A session that knows of nothing yet, to [learn](Self::learn) from.
-    #[allow(clippy::unused_self, reason = "what is learned goes here")]
-    pub(super) async fn blank(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
+    pub(super) async fn blank(client: &Client) -> mongodb::error::Result<ClientSession> {
         client.start_session().causal_consistency(true).await
     }
 

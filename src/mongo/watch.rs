@@ -62,22 +62,38 @@ impl Changes for Watch {
     type Position = Token;
 
     fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
-        Box::pin(self.clone().opens(after))
+        Box::pin(self.clone().noting(self.clone().opens(after), Sign::OfTrouble))
     }
 
     fn more(&self, stream: Stream) -> Opened<Stream, Token> {
-        Box::pin(self.clone().goes_on(stream))
+        Box::pin(self.clone().noting(self.clone().goes_on(stream), Sign::OfTrouble))
     }
 
     fn fence(&self) -> Asked<ServerTime> {
-        let watch = self.clone();
-        Box::pin(async move { watch.asks_the_time().await })
+        let (watch, asks) = (self.clone(), self.clone());
+        Box::pin(watch.noting(async move { asks.asks_the_time().await }, Sign::OfLife))
     }
 }
 
 impl Watch {
     pub(super) fn new(sessions: Sessions, pace: Duration) -> Self {
         Self { sessions, pace }
+    }
+
+    /// Takes note of what a call tells of the database: whether it answers.
+    async fn noting<T>(
+        self,
+        call: impl Future<Output = Result<T, Fault>>,
+        sign: Sign,
+    ) -> Result<T, Fault> {
+        let question = self.sessions.metrics.asks(self.sessions.timeout);
+        let outcome = call.await;
+        question.ends(match outcome {
+            Ok(_) => (sign == Sign::OfLife).then_some(true),
+            Err(Fault::Passing) => Some(false),
+            Err(_) => None,
+        });
+        outcome
     }
 
     async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
@@ -227,6 +243,15 @@ impl Watch {
         let cursor = cursor.get_i64("id").ok()?;
         Some((cursor, Batch { changes, ended, position: position.cloned(), reached, complete }))
     }
+}
+
+/// What a call can tell of whether the database answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// Only a primary answers it.
+    OfLife,
+    /// Its failure alone: a deposed primary goes on feeding a stream.
+    OfTrouble,
 }
 
 /// Whether a batch was waited for on the server's side, and where.

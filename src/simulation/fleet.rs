@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics::Counter;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::follow::{self, Follower};
-use crate::metrics::StreamMetrics;
+use crate::metrics::{Series, StreamMetrics};
 use crate::record::{RawId, WallTime};
 use crate::tasks::Tasks;
 use crate::tiers::{Tiers, Touching};
@@ -77,7 +78,7 @@ impl Fleet {
         };
         let stores = (0..profile.stores).map(|node| {
             let limits = Limits { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
-            let cache = Cache::new(&limits, clock.clone());
+            let cache = Cache::new(&limits, clock.clone(), &Series::default());
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();
             if !profile.promise.exclusive {
@@ -87,7 +88,7 @@ impl Fleet {
                     clock: clock.clone(),
                     pace,
                     timeout: profile.timeout,
-                    metrics: StreamMetrics::new(),
+                    metrics: StreamMetrics::new(&Series::default(), Counter::noop(), clock.clone()),
                     chance: chance.another(),
                 };
                 drop(follower.start(&tasks, CancellationToken::clone(&ends)));

@@ -109,3 +109,17 @@ async fn a_load_is_small_until_it_misses() {
     let size = size_of_val(&world.tiers.load(RawId::draw()));
     assert!(size <= 160, "{size}");
 }
+
+#[tokio::test]
+async fn a_cache_that_is_emptied_for_good_holds_nothing_however_large_it_was() {
+    let world = World::with(Limits { max_bytes: 1 << 30, ..limits() });
+    let cache = &world.tiers.cache;
+    for id in 0..20_000 {
+        let session = Session { data: data(1), expires: world.in_an_hour() };
+        cache.ticket(RawId(id).key()).publish(session);
+    }
+    assert!(cache.standing().entries > 10_000);
+    cache.empty();
+    let left = cache.standing();
+    assert_eq!((left.entries, left.bytes), (0, 0));
+}

@@ -31,6 +31,7 @@ use self::operation::Operation;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
+use crate::metrics::Series;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
 use crate::tiers::{Tiers, Touching};
@@ -63,7 +64,7 @@ impl World {
         let mongo = FakeBackend::alone(clock.clone());
         let tiers = Tiers {
             backend: mongo.clone(),
-            cache: Cache::new(&limits, clock.clone()),
+            cache: Cache::new(&limits, clock.clone(), &Series::default()),
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
             touching: Touching { after: Duration::ZERO, clock: clock.clone() },

@@ -37,7 +37,7 @@ impl Queued {
         let limits_of_queues = dispatch::Limits::of(1, calls);
         let tiers = Tiers {
             backend: Dispatch::new(mongo.clone(), &tasks, limits_of_queues),
-            cache: Cache::new(&limits, clock.clone()),
+            cache: Cache::new(&limits, clock.clone(), &Series::default()),
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: touch_after, clock: clock.clone() },

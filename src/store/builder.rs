@@ -9,8 +9,8 @@ use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::follow::{self, Follower};
-use crate::metrics::StreamMetrics;
-use crate::mongo::MongoStore;
+use crate::metrics::{Retry, StreamMetrics};
+use crate::mongo::{self, MongoStore};
 use crate::tiers::{Tiers, Touching};
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
@@ -21,6 +21,7 @@ pub struct CachedMongoStoreBuilder {
     limits: Limits,
     touch_after: Duration,
     follows: bool,
+    name: Option<String>,
 }
 
 impl CachedMongoStoreBuilder {
@@ -29,6 +30,7 @@ impl CachedMongoStoreBuilder {
             mongo,
             touch_after: Duration::ZERO,
             follows: true,
+            name: None,
             limits: Limits {
                 max_bytes: 64 << 20,
                 max_entries: None,
@@ -117,7 +119,7 @@ impl CachedMongoStoreBuilder {
     /// turned away while the database is down. The first load that fails waits for its error up to
     /// the operation timeout; from then on, until MongoDB answers again, sessions within the grace
     /// are served at once. A session that is known to be gone, or of which a write here ended in
-    /// doubt, is never served. Each one served is counted in `session_store_grace_served_total`.
+    /// doubt, is never served. Each one served is counted as `session_store_loads_total{result="grace"}`.
     pub fn outage_grace(mut self, grace: Duration) -> Self {
         self.limits.outage_grace = grace;
         self
@@ -151,6 +153,14 @@ impl CachedMongoStoreBuilder {
         self
     }
 
+    /// The name of this store in the metrics of its cache and its change stream, whose series carry it
+    /// as the label `store`. Not empty. Default: the
+    /// [name of its `MongoStore`](crate::MongoStoreBuilder::name), if that has one.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// Builds the store, and begins to follow the changes that other instances make.
     ///
     /// Waits for the change stream to be open, for at most the operation timeout; if it is not open
@@ -177,14 +187,24 @@ impl CachedMongoStoreBuilder {
                  without a bound: leave it out",
             ));
         }
+        let of_mongo = self.mongo.metrics();
+        let series = match self.name.as_deref() {
+            None => of_mongo.series().clone(),
+            name => mongo::series(name)?,
+        };
         let clock = Clock::system();
-        let cache = Cache::new(limits, clock.clone());
+        let cache = Cache::new(limits, clock.clone(), &series);
+        let retries = of_mongo.retries(Retry::Stream).clone();
+        // Made whether it is needed or not, so that each series is there.
+        let metrics = StreamMetrics::new(&series, retries, clock.clone());
+        let mut stream = None;
         let tasks = self.mongo.tasks().clone();
         let following = tasks.closed().child_token();
         // From here on: a call that is dropped must not leave a follower behind.
         let ends_following = following.clone().drop_guard();
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
         if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
+            stream = Some(metrics.standing());
             let pace = follow::pace(limits.max_staleness);
             let follower = Follower {
                 changes: self.mongo.watch(pace)?,
@@ -192,7 +212,7 @@ impl CachedMongoStoreBuilder {
                 clock,
                 pace,
                 timeout: tasks.timeout(),
-                metrics: StreamMetrics::new(),
+                metrics,
                 chance: fastrand::Rng::new(),
             };
             let opened = follower.start(&tasks, following.clone());
@@ -207,6 +227,6 @@ impl CachedMongoStoreBuilder {
             touching: Touching { after: self.touch_after, clock: Clock::system() },
             _ends_following: ends_following,
         };
-        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo })
+        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream })
     }
 }

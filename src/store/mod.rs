@@ -9,7 +9,9 @@ use mongodb::Collection;
 
 pub use self::builder::CachedMongoStoreBuilder;
 use crate::error::Result;
+use crate::health::Health;
 use crate::key::SessionKey;
+use crate::metrics::Standing;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tiers::Tiers;
@@ -50,6 +52,7 @@ use crate::tiers::Tiers;
 pub struct CachedMongoStore {
     tiers: Arc<Tiers<MongoBackend>>,
     mongo: MongoStore,
+    stream: Option<Standing>,
 }
 
 impl CachedMongoStore {
@@ -163,6 +166,14 @@ impl CachedMongoStore {
         self.mongo.ensure_indexes().await
     }
 
+    /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
+    /// With a change stream it knows MongoDB's state about as often as the stream's fences are
+    /// answered, twice a second at least; see [`MongoStore::health`].
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.mongo.health().with_cache(&self.tiers.cache.standing(), self.stream.as_ref())
+    }
+
     /// Ends background tasks, closes the connections and empties the cache; see
     /// [`MongoStore::shutdown`].
     ///
@@ -171,7 +182,7 @@ impl CachedMongoStore {
     /// As [`MongoStore::shutdown`].
     pub async fn shutdown(&self) {
         self.mongo.shutdown().await;
-        self.tiers.cache.clear();
+        self.tiers.cache.empty();
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {

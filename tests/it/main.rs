@@ -4,6 +4,7 @@
 mod batches;
 mod bounds;
 mod cancellation;
+mod catalogue;
 mod common;
 mod connect;
 mod contract;
@@ -12,6 +13,7 @@ mod examples;
 mod expiry;
 mod follow;
 mod grace;
+mod health;
 mod http;
 mod metrics;
 mod order;

@@ -31,12 +31,12 @@ async fn metered(uri: &str) -> (Meters, MongoStore, CachedMongoStore) {
 
 /// Compares counts, which are whole.
 #[track_caller]
-fn assert_count(meters: &Meters, name: &str, expected: u32) {
+pub(crate) fn assert_count(meters: &Meters, name: &str, expected: u32) {
     let value = meters.value(name);
     assert!((value - f64::from(expected)).abs() < 0.5, "{name} is {value} and not {expected}");
 }
 
-fn operations(verb: &str, outcome: &str) -> String {
+pub(crate) fn operations(verb: &str, outcome: &str) -> String {
     format!("session_store_mongo_operations_total{{verb={verb},outcome={outcome}}}")
 }
 
@@ -129,6 +129,7 @@ async fn failures_are_counted_by_their_outcome() {
     create(&mongo).await;
     mongo.create(&mut crate::common::record()).await.unwrap_err();
     assert!(meters.value(&operations("insert", "duplicate")) >= 2.0, "each draw is one");
+    assert!(meters.value("session_store_mongo_retries_total{cause=id_taken}") >= 2.0);
 
     let proxy = Proxy::start().await;
     let (meters, guard) = Meters::install();

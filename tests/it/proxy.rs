@@ -21,6 +21,15 @@ pub(crate) struct Proxy {
     uri: String,
     direct: String,
     traps: Traps,
+    network: watch::Sender<Network>,
+}
+
+/// What becomes of connections.
+#[derive(Clone, Copy, PartialEq)]
+enum Network {
+    Whole,
+    /// Those that there are break off, and new ones come to nothing.
+    Cut,
 }
 
 type Traps = Arc<Mutex<Vec<Trap>>>;
@@ -54,8 +63,14 @@ impl Proxy {
         let uri = |port| format!("mongodb://127.0.0.1:{port}/{database}?directConnection=true");
         let traps = Traps::default();
         let all = traps.clone();
+        let (network, state) = watch::channel(Network::Whole);
+        let lasts = network.clone();
         tokio::spawn(async move {
+            let _as_long_as_the_runtime = lasts;
             while let Ok((client, _)) = listener.accept().await {
+                if *state.borrow() == Network::Cut {
+                    continue;
+                }
                 let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
@@ -64,14 +79,33 @@ impl Proxy {
                 let (held, traps) = (Held::default(), all.clone());
                 let (asks, asked) = (Arc::clone(&held), Arc::clone(&held));
                 let (hangs_up, hung_up) = watch::channel(());
+                let (mut cuts, mut also_cuts) = (state.clone(), state.clone());
                 tokio::spawn(async move {
-                    requests(from_client, to_server, traps, asks).await;
+                    tokio::select! {
+                        () = requests(from_client, to_server, traps, asks) => {}
+                        _ = cuts.wait_for(|network| *network == Network::Cut) => {}
+                    }
                     drop(hangs_up);
                 });
-                tokio::spawn(replies(from_server, to_client, asked, hung_up));
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = replies(from_server, to_client, asked, hung_up) => {}
+                        _ = also_cuts.wait_for(|network| *network == Network::Cut) => {}
+                    }
+                });
             }
         });
-        Self { uri: uri(own), direct: uri(port), traps }
+        Self { uri: uri(own), direct: uri(port), traps, network }
+    }
+
+    /// Breaks off every connection, and lets no new one come to anything until it is
+    /// [mended](Self::mend).
+    pub(crate) fn cut(&self) {
+        self.network.send_replace(Network::Cut);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.network.send_replace(Network::Whole);
     }
 
     /// Through the proxy.

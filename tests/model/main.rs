@@ -26,7 +26,7 @@ mod error;
 mod key;
 mod memory;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
-#[path = "../../src/metrics.rs"]
+#[path = "../../src/metrics/mod.rs"]
 mod metrics;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/record.rs"]

@@ -63,19 +63,26 @@ pub(crate) mod sync {
         }
 
         pub(crate) fn insert(&self, _: K, value: V) {
-            self.change(Some(value));
+            drop(self.change(Some(value)));
         }
 
         pub(crate) fn invalidate(&self, _: &K) {
-            self.change(None);
+            drop(self.change(None));
         }
 
-        fn change(&self, value: Option<V>) {
+        pub(crate) fn remove(&self, _: &K) -> Option<V> {
+            self.change(None)
+        }
+
+        /// Answers with the value before.
+        fn change(&self, value: Option<V>) -> Option<V> {
             // Nobody else runs between this and the end: only what is loom's is a step.
             let change = self.changes.fetch_add(1, Ordering::AcqRel);
             let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
             assert_eq!(u64::try_from(values.len()), Ok(change));
+            let before = values.last().cloned().flatten();
             values.push(value);
+            before
         }
 
         pub(crate) fn invalidate_all(&self) {}

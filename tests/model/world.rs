@@ -12,6 +12,7 @@ use crate::cache::{Cache, EvictionPolicy, Landing, Limits, Lookup};
 use crate::clock::Clock;
 use crate::database::{Database, GONE, Rank, Written, key, session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Series, Void};
 use crate::record::Session;
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, PoisonError, lock};
 
@@ -69,7 +70,7 @@ impl World {
             outage_grace: grace.unwrap_or_default(),
             compact: false,
         };
-        let cache = Cache::new(&limits, clock.clone());
+        let cache = Cache::new(&limits, clock.clone(), &Series::default());
         cache.restart(true);
         let database = Arc::new(Database::new());
         let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
@@ -164,7 +165,7 @@ impl World {
             self.tell(format_args!("has written {}", Shown(rank)));
             drop(ticket.publish(session(rank)));
         } else {
-            ticket.forget();
+            ticket.forget(Void::Gone);
         }
         let rank = written.unwrap_or(GONE);
         self.tell(format_args!("has saved {}", Shown(rank)));
@@ -186,7 +187,7 @@ impl World {
         let ticket = self.cache.ticket(key());
         self.tell(format_args!("deletes"));
         self.database.remove(&self.clock);
-        ticket.forget();
+        ticket.forget(Void::Delete);
         self.tell(format_args!("has deleted"));
         self.knows(GONE);
     }

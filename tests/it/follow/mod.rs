@@ -20,8 +20,9 @@ use crate::proxy::Proxy;
 
 const OWN: &str = "session_store_stream_events_total{origin=own}";
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
+const ECHO: &str = "session_store_cache_invalidations_total{cause=echo}";
 const OPEN: &str = "session_store_stream_open";
-const FLUSHES: &str = "session_store_cache_flushes_total";
+const EMPTIED: &str = "session_store_cache_invalidations_total{cause=gap}";
 const RESUMES: &str = "session_store_stream_resumes_total";
 
 async fn builder(uri: &str) -> CachedMongoStoreBuilder {
@@ -124,7 +125,8 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
         async move { store.save(&saved).await }
     });
     answer.reached().await;
-    reaches(&meters, OTHER, 1.0).await;
+    reaches(&meters, OWN, 2.0).await;
+    assert!((meters.value(ECHO) - 1.0).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
     answer.deliver();
     save.await.unwrap().unwrap();
     assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
@@ -179,7 +181,8 @@ async fn a_collection_that_is_dropped_empties_the_caches_and_they_go_on() {
     one.collection().drop().await.unwrap();
     sees(&other, &record, None).await;
     sees(&one, &record, None).await;
-    eventually("a new stream is open", async || meters.value(FLUSHES) >= 3.0).await;
+    eventually("a new stream is open", async || meters.value(EMPTIED) >= 2.0).await;
+    assert!(meters.value("session_store_stream_gaps_total{cause=collection_gone}") > 0.5);
     let record = create(&one).await;
     sees(&other, &record, Some(&record)).await;
     one.delete(&record.id).await.unwrap();

@@ -1,0 +1,231 @@
+//! What a store says of itself, and that it asks nobody for it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, CachedMongoStoreBuilder, LeaseHealth, MongoHealth, MongoStore, StreamHealth,
+};
+
+use crate::common::{Commands, FOREVER, Meters, cached, create, eventually, uri};
+use crate::proxy::Proxy;
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+const BOUND: Duration = Duration::from_secs(2);
+
+async fn behind(proxy: &Proxy) -> (MongoStore, CachedMongoStoreBuilder) {
+    let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(TIMEOUT);
+    let mongo = mongo.build().await.unwrap();
+    (mongo.clone(), CachedMongoStore::builder(mongo).max_staleness(BOUND))
+}
+
+async fn is_fresh(store: &CachedMongoStore) {
+    eventually("all is well", async || {
+        let health = store.health();
+        matches!(health.lease, Some(LeaseHealth::Fresh { left, .. }) if left <= BOUND)
+            && matches!(health.stream, StreamHealth::Open { lag, .. } if lag <= BOUND)
+            && matches!(health.mongo, MongoHealth::Answers { .. })
+            && health.is_serving()
+            && !health.is_degraded()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
+    let proxy = Proxy::start().await;
+    let (mongo, builder) = behind(&proxy).await;
+    let store = builder.build().await.unwrap();
+    let record = create(&store).await;
+    is_fresh(&store).await;
+
+    proxy.cut();
+    // Nobody asks for a session: the stream and its fences notice it.
+    eventually("the stream is lost", async || {
+        matches!(store.health().stream, StreamHealth::Lost { .. })
+    })
+    .await;
+    eventually("MongoDB is silent", async || {
+        matches!(store.health().mongo, MongoHealth::Silent { .. })
+    })
+    .await;
+    assert!(store.health().is_degraded());
+    assert!(matches!(mongo.health().mongo, MongoHealth::Silent { .. }), "its store says the same");
+    assert!(!mongo.health().is_serving(), "there is no cache to serve from");
+    eventually("the lease lapses", async || {
+        let health = store.health();
+        let lapsed = matches!(health.lease, Some(LeaseHealth::Lapsed { .. }));
+        assert!(lapsed != health.is_serving(), "as long as the lease lasts: {health:?}");
+        lapsed
+    })
+    .await;
+    let StreamHealth::Lost { lag, .. } = store.health().stream else { panic!("still lost") };
+    assert!(lag > BOUND);
+    let MongoHealth::Silent { lasting, .. } = store.health().mongo else { panic!("still silent") };
+    eventually("the silence grows", async || {
+        matches!(store.health().mongo, MongoHealth::Silent { lasting: now, .. } if now > lasting)
+    })
+    .await;
+
+    proxy.mend();
+    is_fresh(&store).await;
+    assert!(store.load(&record.id).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_grace_is_told_while_it_lasts() {
+    let proxy = Proxy::start().await;
+    let (_, builder) = behind(&proxy).await;
+    let store = builder.outage_grace(FOREVER).build().await.unwrap();
+    let record = create(&store).await;
+    is_fresh(&store).await;
+    proxy.cut();
+    eventually("a load is served in the grace", async || {
+        store.load(&record.id).await.unwrap();
+        matches!(store.health().lease, Some(LeaseHealth::Grace { left, .. }) if left <= FOREVER)
+    })
+    .await;
+    let health = store.health();
+    assert!(health.is_serving() && health.is_degraded(), "{health:?}");
+}
+
+#[tokio::test]
+async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
+    let proxy = Proxy::start().await;
+    let (mongo, _) = behind(&proxy).await;
+    let record = create(&mongo).await;
+    let health = mongo.health();
+    assert!(health.is_serving() && !health.is_degraded(), "{health:?}");
+    assert_eq!((health.stream, health.lease, health.cache), (StreamHealth::Off, None, None));
+
+    proxy.cut();
+    mongo.load(&record.id).await.unwrap_err();
+    eventually("the failure is known", async || {
+        let health = mongo.health();
+        matches!(health.mongo, MongoHealth::Silent { .. })
+            && health.is_degraded()
+            && !health.is_serving()
+    })
+    .await;
+    proxy.mend();
+    eventually("MongoDB is back", async || mongo.load(&record.id).await.is_ok()).await;
+    eventually("and known to be", async || mongo.health().is_serving()).await;
+}
+
+#[tokio::test]
+async fn what_is_chosen_is_not_degraded() {
+    let build = async |builder: CachedMongoStoreBuilder| builder.build().await.unwrap().health();
+    let builder = || async { CachedMongoStore::builder(MongoStore::connect(uri()).await.unwrap()) };
+    let exclusive = build(builder().await.exclusive()).await;
+    assert_eq!(exclusive.lease, Some(LeaseHealth::Unbounded));
+    let alone = build(builder().await.change_stream(false)).await;
+    assert_eq!(alone.lease, Some(LeaseHealth::PerSession));
+    let uncached = build(builder().await.max_staleness(Duration::ZERO)).await;
+    for health in [exclusive, alone, uncached] {
+        assert_eq!(health.stream, StreamHealth::Off);
+        assert!(health.is_serving() && !health.is_degraded(), "{health:?}");
+    }
+
+    let proxy = Proxy::start().await;
+    let (_, builder) = behind(&proxy).await;
+    let held = proxy.hold("aggregate");
+    let refused = tokio::spawn(builder.build());
+    held.refuse(40573);
+    let store = refused.await.unwrap().unwrap();
+    let health = store.health();
+    assert!(matches!(health.stream, StreamHealth::Unavailable { .. }), "{health:?}");
+    assert_eq!(health.lease, Some(LeaseHealth::PerSession));
+    assert!(health.is_serving() && !health.is_degraded(), "{health:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_late_is_told_as_opening() {
+    let proxy = Proxy::start().await;
+    let (_, builder) = behind(&proxy).await;
+    let mut held = proxy.hold("aggregate");
+    let store = builder.build().await.unwrap();
+    held.reached().await;
+    let health = store.health();
+    assert!(matches!(health.stream, StreamHealth::Opening { .. }), "{health:?}");
+    assert!(health.is_serving() && health.is_degraded(), "{health:?}");
+    held.cut();
+    is_fresh(&store).await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
+    let mongo = MongoStore::connect(uri()).await.unwrap();
+    for through_the_lower_tier in [false, true] {
+        let mongo = if through_the_lower_tier {
+            MongoStore::connect(uri()).await.unwrap()
+        } else {
+            mongo.clone()
+        };
+        let (meters, guard) = Meters::install();
+        let store = CachedMongoStore::builder(mongo.clone()).build().await.unwrap();
+        drop(guard);
+        for _ in 0..1_000 {
+            create(&store).await;
+        }
+        assert!(store.health().cache.unwrap().entries >= 1_000);
+        if through_the_lower_tier {
+            mongo.shutdown().await;
+        } else {
+            store.shutdown().await;
+        }
+        let health = store.health();
+        assert!(!health.open && !health.is_serving() && health.is_degraded(), "{health:?}");
+        assert_eq!((health.mongo, health.stream), (MongoHealth::Closed, StreamHealth::Off));
+        let held = health.cache.unwrap();
+        assert_eq!((health.lease, held.entries, held.bytes), (None, 0, 0));
+        for gauge in ["cache_entries", "cache_bytes", "stream_open", "stream_lag_seconds"] {
+            let value = meters.value(&format!("session_store_{gauge}"));
+            assert!(value.abs() < 0.001, "{gauge} {value}");
+        }
+        assert!(meters.value("session_store_cache_limit_bytes") > 0.5, "until it is dropped");
+        drop(store);
+        assert!(meters.value("session_store_cache_limit_bytes").abs() < 0.5);
+        assert_eq!(mongo.health().mongo, MongoHealth::Closed);
+    }
+}
+
+#[tokio::test]
+async fn health_is_json_without_ids_and_asks_nobody() {
+    let commands = Commands::default();
+    let mongo = commands.mongo(&uri()).await;
+    let builder = CachedMongoStore::builder(mongo).change_stream(false).max_entries(7);
+    let store = builder.build().await.unwrap();
+    let record = create(&store).await;
+    let sent = commands.all();
+    let mut health = Value::Null;
+    for _ in 0..100 {
+        health = serde_json::to_value(store.health()).unwrap();
+    }
+    assert_eq!(commands.all(), sent);
+    let last_answer = health["mongo"]["last_answer_seconds"].take();
+    assert!((0.0..60.0).contains(&last_answer.as_f64().unwrap()), "{last_answer}");
+    let bytes = health["cache"]["bytes"].take();
+    assert!(bytes.as_u64().unwrap() > 100, "{bytes}");
+    assert_eq!(
+        health,
+        json!({
+            "open": true,
+            "mongo": { "state": "answers", "last_answer_seconds": null },
+            "stream": { "state": "off" },
+            "lease": { "state": "per_session" },
+            "cache": { "entries": 1, "bytes": null, "limit_bytes": 64 << 20, "limit_entries": 7 },
+        })
+    );
+    let followed = cached().await;
+    eventually("a stream and a lease", async || {
+        let health = serde_json::to_value(followed.health()).unwrap();
+        let text = health.to_string();
+        assert!(!text.contains(&record.id.to_string()), "{text}");
+        health["stream"]["state"] == "open"
+            && health["stream"]["lag_seconds"].is_f64()
+            && health["lease"]["state"] == "fresh"
+            && health["lease"]["left_seconds"].is_f64()
+    })
+    .await;
+}
