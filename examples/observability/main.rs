@@ -62,6 +62,7 @@ fn app(store: CachedMongoStore, metrics: PrometheusHandle) -> Router {
         .with_expiry(Expiry::OnInactivity(time::Duration::days(1)));
     Router::new()
         .route("/", get(home))
+        .route("/views", get(views))
         .route("/logout", post(logout))
         .layer(sessions)
         // For the operator, without a session. A real app has these on a port that is not public.
@@ -83,6 +84,11 @@ async fn home(session: Session) -> Result<impl IntoResponse, AppError> {
             status = support::status(&format!("Views in your session: {views}")),
         ),
     ))
+}
+
+/// The count as it is, which is a load and no save.
+async fn views(session: Session) -> Result<String, AppError> {
+    Ok(format!("{}\n", session.get("views").await?.unwrap_or(0u64)))
 }
 
 async fn logout(session: Session) -> Result<impl IntoResponse, AppError> {

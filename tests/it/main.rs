@@ -1,6 +1,7 @@
 //! The integration tests: one binary, since each relinks the driver.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod app;
 mod batches;
 mod bounds;
 mod cancellation;
@@ -14,6 +15,7 @@ mod follow;
 mod grace;
 mod http;
 mod metrics;
+mod observability;
 mod order;
 mod outage;
 mod proxy;
