@@ -108,6 +108,7 @@ mod store;
 mod sync;
 mod tasks;
 mod tiers;
+mod trace;
 
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;
