@@ -22,4 +22,5 @@ mod proxy;
 mod races;
 mod secrets;
 mod touch;
+mod trace;
 mod verbs;
