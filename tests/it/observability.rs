@@ -102,7 +102,7 @@ async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
     eventually("Prometheus has scraped the app", zero).await;
 
     let load = Load::of(&app).await;
-    let (all, from_memory) = (f64::from(load.all()), f64::from(load.from_memory()));
+    let (all, from_memory) = (f64::from(load.all()), f64::from(load.without_a_read()));
     let total = async || {
         let total = prometheus.value("sum(session_store_loads_total)").await.unwrap_or(0.0);
         assert!(total <= all, "{total} loads were counted of {all}");
@@ -170,7 +170,7 @@ impl Load {
         self.hits + self.misses + self.absent
     }
 
-    fn from_memory(&self) -> u32 {
+    fn without_a_read(&self) -> u32 {
         self.hits + self.absent
     }
 
@@ -239,7 +239,8 @@ fn tool(name: &str) -> Option<String> {
     }
     let how = "to install it: apt-get install prometheus (Debian, Ubuntu)";
     assert!(std::env::var_os("REQUIRE_PROMETHEUS").is_none(), "there is no {name}; {how}");
-    writeln!(std::io::stderr(), "there is no {name}, so a test was skipped; {how}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "there is no {name}, so a test was skipped; {how}").unwrap();
     None
 }
 
