@@ -49,7 +49,8 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<()> {
     let listener = support::listen().await?;
-    let store = support::connect("login").await?;
+    let mongo = support::mongo("login").await?.build().await?;
+    let store = CachedMongoStore::builder(mongo).build().await?;
 
     support::serve(listener, app(store.clone())).await?;
     store.shutdown().await;

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::record::{RawId, WallTime};
-use crate::{CachedMongoStore, MongoStore};
+use crate::{CachedMongoStore, MongoStore, trace};
 
 /// Implements the traits of one tower-sessions-core for one store.
 macro_rules! implement_contract {
@@ -16,7 +16,8 @@ macro_rules! implement_contract {
                 record: &mut $core::session::Record,
             ) -> $core::session_store::Result<()> {
                 let expires = WallTime::from_datetime(record.expiry_date);
-                let id = $store::create_session(self, &record.data, expires).await?;
+                let create = $store::create_session(self, &record.data, expires);
+                let id = trace::verb!("session_store.create", create)?;
                 record.id = $core::session::Id(id.0);
                 Ok(())
             }
@@ -26,14 +27,16 @@ macro_rules! implement_contract {
                 record: &$core::session::Record,
             ) -> $core::session_store::Result<()> {
                 let expires = WallTime::from_datetime(record.expiry_date);
-                Ok($store::save_session(self, RawId(record.id.0), &record.data, expires).await?)
+                let save = $store::save_session(self, RawId(record.id.0), &record.data, expires);
+                Ok(trace::verb!("session_store.save", save)?)
             }
 
             async fn load(
                 &self,
                 id: &$core::session::Id,
             ) -> $core::session_store::Result<Option<$core::session::Record>> {
-                let Some(session) = $store::load_session(self, RawId(id.0)).await? else {
+                let load = $store::load_session(self, RawId(id.0));
+                let Some(session) = trace::verb!("session_store.load", load)? else {
                     return Ok(None);
                 };
                 let Some(expiry_date) = session.expires.to_datetime() else {
@@ -43,14 +46,16 @@ macro_rules! implement_contract {
             }
 
             async fn delete(&self, id: &$core::session::Id) -> $core::session_store::Result<()> {
-                Ok($store::delete_session(self, RawId(id.0)).await?)
+                let delete = $store::delete_session(self, RawId(id.0));
+                Ok(trace::verb!("session_store.delete", delete)?)
             }
         }
 
         #[async_trait::async_trait]
         impl $core::session_store::ExpiredDeletion for $store {
             async fn delete_expired(&self) -> $core::session_store::Result<()> {
-                Ok($store::remove_expired(self).await?)
+                let expire = $store::remove_expired(self);
+                Ok(trace::verb!("session_store.delete_expired", expire)?)
             }
         }
     };
@@ -85,7 +90,7 @@ implement_contract!(tower_sessions_core, CachedMongoStore);
 #[cfg(feature = "tower-sessions-014")]
 mod generation_014 {
     use super::{
-        CachedMongoStore, Error, ErrorKind, MongoStore, RawId, WallTime, beyond_the_calendar,
+        CachedMongoStore, Error, ErrorKind, MongoStore, RawId, WallTime, beyond_the_calendar, trace,
     };
 
     flatten_error!(tower_sessions_core_014);

@@ -36,6 +36,9 @@ const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
 /// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
 /// given up.
 const REFUSALS: u32 = 3;
+/// After so many failures in a row, about three seconds if each comes at once, a stream counts as lost,
+/// of which an operator must hear.
+const LOST: u32 = 8;
 /// How long fences may be answered and not passed before the stream is resumed, which goes to the
 /// primary: this one may hang on a member that is one no more. Twice the timeout, and no sooner than
 /// this: on an idle sharded cluster the stream is as late as the shards' no-op entries, 10 s as a rule.
@@ -81,7 +84,7 @@ impl<C: Changes> Follower<C> {
 
     async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
-        let (mut listens, mut is_first) = (false, true);
+        let (mut listens, mut is_first, mut lost) = (false, true, false);
         let mut chance = self.chance.clone();
         let mut failed = Failures::default();
         loop {
@@ -89,6 +92,9 @@ impl<C: Changes> Follower<C> {
             let fault = match self.in_time(self.changes.open(position.clone())).await {
                 Ok(Ok((stream, first))) => {
                     self.opened(resumes, is_first);
+                    if std::mem::take(&mut lost) {
+                        tracing::warn!("the stream of changes is open again");
+                    }
                     (listens, is_first) = (true, false);
                     opened.take().map(|opened| opened.send(()));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
@@ -109,6 +115,13 @@ impl<C: Changes> Follower<C> {
             };
             failed.in_a_row += 1;
             failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
+            if failed.in_a_row == LOST && !matches!(fault, Fault::Unsupported(_)) {
+                lost = true;
+                tracing::warn!(
+                    "the stream of changes is lost and cannot be opened: until it is, sessions are \
+                     asked for anew past max_staleness. It is tried again and again"
+                );
+            }
             match fault {
                 Fault::Passing if failed.in_a_row == 1 => tracing::info!(
                     "the stream of changes broke off; until it is resumed, sessions are asked for \

@@ -60,6 +60,16 @@
 //!
 #![doc = include_str!("metrics.md")]
 //!
+//! # Traces and logs
+//!
+//! Each verb has a span at debug, `session_store.load` say, and below it each command to MongoDB one
+//! with the attributes of OpenTelemetry's
+//! [conventions](https://opentelemetry.io/docs/specs/semconv/database/mongodb/); their `error.type` is
+//! the server's error code, or else the [kind](ErrorKind) in small letters. A command that carries the
+//! calls of several requests is a root. No span or event has an id or session data. What an operator must
+//! know is a warning: a dropped save, an outage's begin and end, a stream that is lost, back, has a gap
+//! or cannot be had, an expiry index that is not as it should be, a sweep that failed.
+//!
 //! # Known limits
 //!
 #![doc = include_str!("limits.md")]
@@ -90,6 +100,7 @@ mod store;
 mod sync;
 mod tasks;
 mod tiers;
+mod trace;
 
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;

@@ -17,8 +17,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::trace::Answers;
 
 /// Where a store's calls run, and how long they may take.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub(crate) struct Tasks {
     is_shut_down: Arc<AtomicBool>,
     closed: CancellationToken,
     timeout: Duration,
+    answers: Arc<Answers>,
 }
 
 impl Tasks {
@@ -38,6 +41,7 @@ impl Tasks {
             is_shut_down: Arc::default(),
             closed: CancellationToken::new(),
             timeout,
+            answers: Arc::default(),
         }
     }
 
@@ -67,20 +71,26 @@ impl Tasks {
         if self.is_closed() {
             return end(Err(Error::closed()));
         }
-        let (timeout, closed) = (self.timeout, self.closed.clone());
-        self.spawn(async move {
+        let (timeout, closed, answers) = (self.timeout, self.closed.clone(), self.answers.clone());
+        let task = async move {
             let mut call = pin!(call);
-            if let Ok(outcome) = tokio::time::timeout(patience, &mut call).await {
-                return end(outcome);
+            let in_time = tokio::time::timeout(patience, &mut call).await;
+            let is_late = in_time.is_err();
+            let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
+            answers.note(&outcome);
+            end(outcome);
+            if !is_late {
+                return;
             }
-            end(Err(timed_out(timeout)));
             let longer = timeout.saturating_mul(2).saturating_sub(patience);
             tokio::select! {
                 _ = tokio::time::timeout(longer, call) => {}
                 () = closed.cancelled() => {}
             }
             late();
-        });
+        };
+        // Whoever has called sees what is done for it, and what is warned of, in its own span.
+        self.spawn(task.instrument(Span::current()));
     }
 
     /// [`start`](Self::start), and the wait for what `end` makes of the outcome.
@@ -110,7 +120,13 @@ impl Tasks {
             return end(Err(Error::closed()));
         }
         let (reply, answer) = oneshot::channel();
-        self.spawn(async move { drop(reply.send(end(call.await))) });
+        let answers = self.answers.clone();
+        let task = async move {
+            let outcome = call.await;
+            answers.note(&outcome);
+            drop(reply.send(end(outcome)));
+        };
+        self.spawn(task.instrument(Span::current()));
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 

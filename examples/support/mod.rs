@@ -1,4 +1,4 @@
-//! What both apps need around their routes: a store, a port, an end, an error and a page.
+//! What the apps need around their routes: a store, a port, an end, an error and a page.
 
 use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tower_sessions_moka_mongodb_store::CachedMongoStore;
+use tower_sessions_moka_mongodb_store::{MongoStore, MongoStoreBuilder};
 use tracing_subscriber::EnvFilter;
 
 /// How long an app that was asked to end waits for its visitors: one may send half a request.
@@ -54,17 +54,18 @@ pub(crate) async fn listen() -> Result<TcpListener> {
     }
 }
 
-/// A store on the server of `MONGODB_URI`, or else on a server of its own, which ends with the app.
-pub(crate) async fn connect(database: &'static str) -> Result<CachedMongoStore> {
+/// A store, to be built, on the server of `MONGODB_URI`, or else on a server of its own, which ends
+/// with the app.
+pub(crate) async fn mongo(database: &'static str) -> Result<MongoStoreBuilder> {
     if std::env::var("MONGODB_URI").is_ok_and(|uri| !uri.trim().is_empty()) {
-        return CachedMongoStore::from_env().await.context("MONGODB_URI cannot be used");
+        return Ok(MongoStore::builder().uri_from_env());
     }
     tracing::info!("MONGODB_URI is not set: sessions go to a server that lasts as long as the app");
     // Blocks the thread, for minutes if a server has to be installed first.
     let uri = tokio::task::spawn_blocking(move || {
         session_test_server::shared().map(|server| server.uri_for(database))
     });
-    Ok(CachedMongoStore::connect(uri.await??).await?)
+    Ok(MongoStore::builder().uri(uri.await??))
 }
 
 /// Serves `app` until Ctrl-C or SIGTERM, and then for as long as requests are under way.

@@ -1,12 +1,13 @@
 //! The follower over a database whose answers a test decides, in paused time.
 
-use std::cell::RefCell;
-use std::io;
+mod log;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Once};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
+use self::log::Log;
 use super::*;
 use crate::backend::{Asked, Opened, ServerTime};
 use crate::cache::{EvictionPolicy, Limits, Lookup};
@@ -264,6 +265,26 @@ async fn the_first_refusal_is_logged_and_the_next_ones_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_is_lost_is_logged_once_and_so_is_its_return() {
+    for (failures, lost) in [(6, 0), (7, 1), (500, 1)] {
+        Log::start();
+        let followed = Followed::start(Fake {
+            batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+            resumes: Box::new(
+                move |n| {
+                    if n < failures { Says::No(Fault::Passing) } else { Says::Yes }
+                },
+            ),
+            ..Fake::new()
+        });
+        sleep(HOUR).await;
+        assert_eq!(followed.resumed(), failures + 1);
+        let logged = ["stream of changes is lost", "is open again", "WARN"].map(Log::count);
+        assert_eq!(logged, [lost, lost, 2 * lost], "after {failures} failures and the first");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_lag_is_told_while_no_stream_is_open() {
     let unsupported = || Says::No(Fault::Unsupported("not here"));
     for no in [|| Says::Nothing, || Says::No(Fault::Passing), unsupported] {
@@ -372,40 +393,4 @@ async fn a_panic_is_logged_and_closes_the_gauge() {
     assert_eq!(Log::count("no longer follows"), 1);
     assert!(followed.lag() > BOUND, "and the bound holds by itself");
     followed.tasks.shutdown().await;
-}
-
-/// What is logged by this thread, from here on.
-///
-/// One subscriber for all threads: those that come and go with a test are forgotten and remembered by
-/// other threads' tests at the wrong moment.
-struct Log;
-
-thread_local! {
-    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Log {
-    fn start() {
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| {
-            let lines = tracing_subscriber::fmt().with_writer(|| Log);
-            tracing::subscriber::set_global_default(lines.finish()).unwrap();
-        });
-        LOGGED.take();
-    }
-
-    fn count(text: &str) -> usize {
-        LOGGED.with_borrow(|log| std::str::from_utf8(log).unwrap().matches(text).count())
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOGGED.with_borrow_mut(|log| log.extend_from_slice(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -73,7 +73,7 @@ impl Sessions {
     /// If that fails as a whole, all are in doubt, and it is not sent again: carried out a second
     /// time, a save could come over another one that was acknowledged in between.
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
-        let timer = self.timer(Verb::Bulk);
+        let timer = self.timer(Verb::Bulk).carries(updates.len());
         self.metrics.writes_together(updates.len());
         let (sent, reply) = self.write(updates).await;
         match reply {

@@ -130,7 +130,7 @@ async fn conflict(
 }
 
 async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
-    let timer = sessions.timer(Verb::Index);
+    let timer = sessions.timer_of(Verb::Index, "listIndexes");
     let read = async {
         let mut cursor = sessions.documents.list_indexes().await?;
         let mut indexes = Vec::new();

@@ -154,7 +154,7 @@ impl Sessions {
 
     async fn page(&self, verb: Verb, filter: Document, order: Document) -> Result<Vec<bson::Bson>> {
         self.within(async {
-            let timer = self.timer(verb);
+            let timer = self.timer_of(verb, "find");
             let find = self.documents.find(filter).sort(order).limit(PAGE.into());
             let find = find.projection(doc! { "_id": 1 }).batch_size(PAGE).max_time(self.timeout);
             let mut keys = Vec::new();

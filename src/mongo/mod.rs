@@ -42,6 +42,7 @@ use crate::key::SessionKey;
 use crate::metrics::MongoMetrics;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
+use crate::trace;
 
 /// Sessions in a MongoDB collection: a complete store by itself, and the lower tier of
 /// [`CachedMongoStore`](crate::CachedMongoStore).
@@ -148,7 +149,7 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn length(&self) -> Result<u64> {
-        self.run(self.inner.sessions.clone().count()).await
+        trace::verb!("session_store.length", self.run(self.inner.sessions.clone().count()))
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
@@ -165,7 +166,8 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn estimated_length(&self) -> Result<u64> {
-        self.run(self.inner.sessions.clone().estimate()).await
+        let estimate = self.run(self.inner.sessions.clone().estimate());
+        trace::verb!("session_store.estimated_length", estimate)
     }
 
     /// Whether a live session has this id.
@@ -178,7 +180,8 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
-        self.run(self.inner.sessions.clone().contains(id.into())).await
+        let contains = self.run(self.inner.sessions.clone().contains(id.into()));
+        trace::verb!("session_store.contains", contains)
     }
 
     /// A stream of the live sessions, in no particular order and without their ids. Holds 64
@@ -204,8 +207,8 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
-        let clear = self.backend().clear();
-        self.inner.tasks.run_paged(clear, |outcome| outcome).await
+        let clear = self.inner.tasks.run_paged(self.backend().clear(), |outcome| outcome);
+        trace::verb!("session_store.clear", clear)
     }
 
     /// The collection itself, typed with what is stored, for queries of your own. Caches hear of any
@@ -230,7 +233,9 @@ impl MongoStore {
     /// The index may be created though the future is dropped.
     pub async fn ensure_indexes(&self) -> Result<()> {
         let sessions = self.inner.sessions.clone();
-        self.run(expiry::ensure_index(sessions, self.inner.removal)).await.map_err(expiry::overdue)
+        let ensured = self.run(expiry::ensure_index(sessions, self.inner.removal));
+        let ensured = trace::verb!("session_store.ensure_indexes", ensured);
+        ensured.map_err(expiry::overdue).inspect_err(trace::index_trouble)
     }
 
     /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.

@@ -4,7 +4,6 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use mongodb::results::UpdateResult;
 
-use super::timer::Timer;
 use super::{Sessions, document, failure};
 use crate::backend::{Call, Rev};
 use crate::dispatch::Commands;
@@ -229,10 +228,6 @@ impl Sessions {
         self.seen.session(self.documents.client()).await
     }
 
-    pub(super) fn timer(&self, verb: Verb) -> Timer {
-        Timer::start(self.metrics.clone(), verb, self.timeout)
-    }
-
     pub(super) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
         let found = async {
@@ -265,7 +260,7 @@ impl Sessions {
     }
 
     pub(super) async fn estimate(self) -> Result<u64> {
-        let timer = self.timer(Verb::Count);
+        let timer = self.timer_of(Verb::Count, "count");
         let expired = doc! { "expires": { "$lte": document::date(self.clock.wall()) } };
         let (all, expired) = tokio::join!(
             self.documents.estimated_document_count().max_time(self.timeout).into_future(),

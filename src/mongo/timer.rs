@@ -1,11 +1,12 @@
-//! Times and counts the operations on MongoDB.
+//! Times, counts and traces the operations on MongoDB.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::failure;
+use super::{Sessions, failure};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{MongoMetrics, Outcome, Verb};
+use crate::trace::{self, Command};
 
 /// Times one operation. One that is dropped, or succeeds past the deadline, counts as timed out,
 /// which is what its caller was told.
@@ -15,25 +16,46 @@ pub(super) struct Timer {
     start: Instant,
     timeout: Duration,
     running: bool,
+    command: Command,
+}
+
+impl Sessions {
+    pub(super) fn timer(&self, verb: Verb) -> Timer {
+        self.timer_of(verb, trace::command(verb))
+    }
+
+    /// Of a command that is not the one by which the verb is known.
+    pub(super) fn timer_of(&self, verb: Verb, command: &'static str) -> Timer {
+        Timer {
+            metrics: self.metrics.clone(),
+            verb,
+            start: Instant::now(),
+            timeout: self.timeout,
+            running: true,
+            command: Command::new(command, &self.documents),
+        }
+    }
 }
 
 impl Timer {
-    pub(super) fn start(metrics: Arc<MongoMetrics>, verb: Verb, timeout: Duration) -> Self {
-        Self { metrics, verb, start: Instant::now(), timeout, running: true }
+    /// Of a command that carries so many calls.
+    pub(super) fn carries(self, calls: usize) -> Self {
+        self.command.carries(calls);
+        self
     }
 
     pub(super) fn ends<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
-        self.record(outcome);
+        self.record(outcome, None);
         result
     }
 
     pub(super) fn fails<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
-        let error = failure::failure(doing, error);
-        self.record(Outcome::Failed(error.kind()));
+        let (code, error) = (failure::code(error), failure::failure(doing, error));
+        self.record(Outcome::Failed(error.kind()), code);
         Err(error)
     }
 
-    fn record(&mut self, outcome: Outcome) {
+    fn record(&mut self, outcome: Outcome, code: Option<i32>) {
         self.running = false;
         let took = self.start.elapsed();
         let outcome = match outcome {
@@ -42,6 +64,13 @@ impl Timer {
             }
             outcome => outcome,
         };
+        match outcome {
+            Outcome::Ok => {}
+            Outcome::Duplicate => {
+                self.command.failed(ErrorKind::Server, Some(failure::DUPLICATE_KEY));
+            }
+            Outcome::Failed(kind) => self.command.failed(kind, code),
+        }
         self.metrics.record(self.verb, outcome, took);
     }
 }
@@ -49,7 +78,7 @@ impl Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         if self.running {
-            self.record(Outcome::Failed(ErrorKind::Timeout));
+            self.record(Outcome::Failed(ErrorKind::Timeout), None);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::metrics::Standing;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tiers::Tiers;
+use crate::trace;
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
 /// MongoDB.
@@ -144,7 +145,7 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
-        self.tiers.clear().await
+        trace::verb!("session_store.clear", self.tiers.clear())
     }
 
     /// The collection itself; see [`MongoStore::collection`].

@@ -2,24 +2,15 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
 
-use reqwest::cookie::{CookieStore, Jar};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, header};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
+use crate::app::{App, Visitor};
 use crate::common;
-
-/// How long an app may take to start or to end; it takes a moment, unless the machine is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn the_counter_counts_and_gets_a_new_id_after_ten_views() {
@@ -138,7 +129,7 @@ async fn the_count_survives_a_restart_and_sigterm_ends_the_app_well() {
 #[tokio::test]
 async fn half_a_request_does_not_keep_the_app_from_ending() {
     let app = App::start("counter", &common::uri()).await;
-    let mut slow = TcpStream::connect(app.base.strip_prefix("http://").unwrap()).unwrap();
+    let mut slow = TcpStream::connect(app.url("").strip_prefix("http://").unwrap()).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
     // The app has taken the slow visitor's connection before this one's, which came later.
     Visitor::new().me(&app).await;
@@ -181,7 +172,7 @@ async fn an_address_that_cannot_be_had_is_explained() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
     for (address, says) in [(&*taken, "is in use"), ("3000", "such as 127.0.0.1:3000")] {
-        let (status, log) = App::spawn("counter", &common::uri(), address).wait().await;
+        let (status, log) = App::spawn("counter", &common::uri(), address, &[]).wait().await;
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains(says) && log.contains(address), "{log}");
         assert_eq!(log.lines().count(), 1, "more than need be: {log}");
@@ -248,141 +239,4 @@ mod login {
     fn assert_sign_in_form(page: &str) {
         assert!(page.contains("type=\"password\"") && !page.contains("signed in as"), "{page}");
     }
-}
-
-/// A browser: it keeps its cookies and follows redirects.
-struct Visitor {
-    client: reqwest::Client,
-    jar: Arc<Jar>,
-}
-
-impl Visitor {
-    fn new() -> Self {
-        let jar = Arc::new(Jar::default());
-        let client = reqwest::Client::builder().cookie_provider(jar.clone()).timeout(PATIENCE);
-        Self { client: client.build().unwrap(), jar }
-    }
-
-    fn with_cookie(app: &App, id: &str) -> Self {
-        let visitor = Self::new();
-        visitor.jar.add_cookie_str(&format!("{}={id}", app.name), &url("http://127.0.0.1"));
-        visitor
-    }
-
-    /// The session's id. All apps of a test are one host, so they get the same cookies.
-    fn cookie(&self) -> Option<String> {
-        let cookies = self.jar.cookies(&url("http://127.0.0.1"))?;
-        let (_, id) = cookies.to_str().unwrap().split_once('=').unwrap();
-        assert_eq!(id.len(), 22, "more than one cookie: {cookies:?}");
-        Some(id.to_owned())
-    }
-
-    async fn me(&self, app: &App) -> Value {
-        serde_json::from_str(&self.page(app, "/api/me").await).unwrap()
-    }
-
-    async fn page(&self, app: &App, path: &str) -> String {
-        let answer = self.client.get(app.url(path)).send().await.unwrap();
-        answer.error_for_status().unwrap().text().await.unwrap()
-    }
-
-    async fn post(&self, app: &App, path: &str, form: &[(&str, &str)]) -> String {
-        let answer = self.client.post(app.url(path)).form(form).send().await.unwrap();
-        answer.error_for_status().unwrap().text().await.unwrap()
-    }
-}
-
-fn url(text: &str) -> reqwest::Url {
-    text.parse().unwrap()
-}
-
-/// A running app. It is killed when this is dropped, and what it logged is shown if the test fails.
-struct App {
-    name: &'static str,
-    child: Child,
-    base: String,
-    log: std::fs::File,
-}
-
-impl App {
-    /// Starts the app and waits until it listens.
-    async fn start(name: &'static str, uri: &str) -> Self {
-        let mut app = Self::spawn(name, uri, "127.0.0.1:0");
-        let mut lines = BufReader::new(app.child.stdout.take().unwrap()).lines();
-        let listens = async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                if let Some(base) = line.strip_prefix("listening on ") {
-                    return Some(base.to_owned());
-                }
-            }
-            None
-        };
-        let base = tokio::time::timeout(PATIENCE, listens).await;
-        app.base = base.expect("the app did not start").expect("the app ended at once");
-        app
-    }
-
-    fn spawn(name: &'static str, uri: &str, address: &str) -> Self {
-        let log = tempfile::tempfile().unwrap();
-        let child = Command::new(program(name))
-            .env("MONGODB_URI", uri)
-            .env("ADDR", address)
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log.try_clone().unwrap())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self { name, child, base: String::new(), log }
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base)
-    }
-
-    /// Ends the app by a signal.
-    async fn end(self, signal: &str) -> (ExitStatus, String) {
-        let process = self.child.id().unwrap().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &process]).status().await.unwrap();
-        assert!(sent.success());
-        self.wait().await
-    }
-
-    /// Waits until the app ends; answers with how it did, and what it logged.
-    async fn wait(mut self) -> (ExitStatus, String) {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        (ended.expect("the app did not end").unwrap(), self.logged())
-    }
-
-    fn logged(&mut self) -> String {
-        let mut log = String::new();
-        self.log.rewind().unwrap();
-        self.log.read_to_string(&mut log).unwrap();
-        log
-    }
-}
-
-impl Drop for App {
-    fn drop(&mut self) {
-        let _ = self.child.start_kill();
-        if std::thread::panicking() {
-            let log = self.logged();
-            eprintln!("--- the log of {} ---\n{log}", self.name);
-        }
-    }
-}
-
-/// The app that cargo built beside this test: `deps/it-…` is this, `examples/counter` is that.
-fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.ancestors().nth(2).unwrap();
-    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(
-        path.is_file(),
-        "{} is missing: `cargo test` builds the examples, but with `--test it` they are to be \
-         built first, by `cargo build --examples` with the same profile and features",
-        path.display()
-    );
-    path
 }

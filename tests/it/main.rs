@@ -1,6 +1,7 @@
 //! The integration tests: one binary, since each relinks the driver.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod app;
 mod batches;
 mod bounds;
 mod cancellation;
@@ -16,10 +17,12 @@ mod grace;
 mod health;
 mod http;
 mod metrics;
+mod observability;
 mod order;
 mod outage;
 mod proxy;
 mod races;
 mod secrets;
 mod touch;
+mod trace;
 mod verbs;

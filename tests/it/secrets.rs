@@ -8,6 +8,7 @@ use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::mongodb::bson::{Binary, RawDocumentBuf, Uuid, doc};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::common::{
     Store, cache_of, create, everything_said_by, mongo, on_both_tiers, record, uri,
@@ -62,6 +63,7 @@ async fn logs(store: impl Store) {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
+        .with_span_events(FmtSpan::FULL)
         .with_writer(log.clone())
         .finish();
     let guard = tracing::subscriber::set_default(subscriber);
@@ -77,6 +79,7 @@ async fn logs(store: impl Store) {
     drop(guard);
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(log.contains("a save was dropped"), "{log}");
+    assert!(log.contains("session_store.delete") && log.contains("db.operation.name"), "{log}");
     shows_nothing_of(&log, &record);
 }
 

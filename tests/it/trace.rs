@@ -1,0 +1,373 @@
+//! The spans of verbs and commands, and the warnings of what an operator must know.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use session_test_server::{TestServer, fresh_database};
+use tower_sessions::SessionStore;
+use tower_sessions::session::Id as SessionId;
+use tower_sessions::session_store::ExpiredDeletion;
+use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::common::{Store, cache_of, create, eventually, mongo, on_both_tiers, uri};
+use crate::proxy::Proxy;
+
+const OURS: &str = "tower_sessions_moka_mongodb_store";
+const DROPPED: &str = "a save was dropped";
+const BEGINS: &str = "an outage begins";
+const ENDS: &str = "the outage has ended";
+const INDEX: &str = "expired sessions may stay";
+
+on_both_tiers! {
+    each_verb_has_a_span_and_its_command_one_below_it = verbs;
+    a_save_that_is_dropped_is_warned_of_in_the_span_of_the_save = dropped;
+}
+
+async fn verbs(store: impl Store + ExpiredDeletion) {
+    let namespace = store.collection().namespace();
+    let mut record = crate::common::record();
+    let id = record.id;
+    macro_rules! has_spans {
+        ($call:expr, $verb:literal, $commands:expr) => {
+            let seen = Seen::during(async { _ = $call.await.unwrap() }).await;
+            let [verb, commands @ ..] = &*seen.spans else { panic!("{} has no span", $verb) };
+            assert_eq!((verb.name, verb.parent), (concat!("session_store.", $verb), None));
+            let names: Vec<_> =
+                commands.iter().map(|it| &*it.fields["db.operation.name"]).collect();
+            assert_eq!(names, $commands, "{}", $verb);
+            for span in &seen.spans {
+                assert_eq!(span.level, Level::DEBUG, "{span:?}");
+                assert!(!span.fields.contains_key("error.type"), "{span:?}");
+            }
+            for command in commands {
+                assert_eq!((command.name, command.parent), ("mongodb", Some(verb.id)));
+                let name = format!("{} {}", command.fields["db.operation.name"], namespace.coll);
+                for (field, value) in [
+                    ("otel.kind", "client"),
+                    ("otel.name", &*name),
+                    ("db.system.name", "mongodb"),
+                    ("db.namespace", &*namespace.db),
+                    ("db.collection.name", &*namespace.coll),
+                ] {
+                    assert_eq!(command.fields[field], value, "{command:?}");
+                }
+            }
+            assert!(seen.events.is_empty(), "{:?}", seen.events);
+        };
+    }
+    has_spans!(store.create(&mut record), "create", ["insert"]);
+    has_spans!(store.save(&record), "save", ["update"]);
+    has_spans!(store.contains(id), "contains", ["find"]);
+    has_spans!(store.load(&SessionId::default()), "load", ["find"]);
+    has_spans!(store.length(), "length", ["aggregate"]);
+    has_spans!(store.estimated_length(), "estimated_length", ["count"]);
+    has_spans!(store.delete(&record.id), "delete", ["delete"]);
+    create(&store).await;
+    has_spans!(store.clear(), "clear", ["find", "delete", "find"]);
+    has_spans!(store.delete_expired(), "delete_expired", ["find", "delete"]);
+    let another = store.another().await;
+    has_spans!(another.ensure_indexes(), "ensure_indexes", ["listIndexes"]);
+}
+
+async fn dropped(store: impl Store) {
+    let record = create(&store).await;
+    let seen = Seen::during(async { store.save(&record).await.unwrap() }).await;
+    assert_eq!(seen.warned(DROPPED), 0);
+    store.delete(&record.id).await.unwrap();
+    let seen = Seen::during(async { store.save(&record).await.unwrap() }).await;
+    assert_eq!((seen.warned(DROPPED), seen.events.len()), (1, 1));
+    let within = seen.events[0].span;
+    assert_eq!(seen.span("session_store.save").map(|span| span.id), within);
+}
+
+#[tokio::test]
+async fn a_hit_has_a_span_of_its_own_and_nothing_below_it() {
+    let store = cache_of(&mongo().await).await;
+    let record = create(&store).await;
+    let seen = Seen::during(async { drop(store.load(&record.id).await.unwrap()) }).await;
+    let names: Vec<_> = seen.spans.iter().map(|span| span.name).collect();
+    assert_eq!(names, ["session_store.load"]);
+}
+
+/// Counts what is at info or above.
+struct Loud<'a>(&'a AtomicUsize);
+
+impl<S: Subscriber> Layer<S> for Loud<'static> {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        *metadata.level() <= Level::INFO && metadata.target().starts_with(OURS)
+    }
+
+    fn on_new_span(&self, _: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn the_verbs_are_silent_at_info() {
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    let store = cache_of(&mongo().await).await;
+    let loud = tracing_subscriber::registry().with(Loud(&SEEN));
+    let _guard = tracing::subscriber::set_default(loud);
+    let record = create(&store).await;
+    store.save(&record).await.unwrap();
+    store.load(&record.id).await.unwrap();
+    store.clear().await.unwrap();
+    assert_eq!(store.load(&record.id).await.unwrap(), None);
+    store.delete(&record.id).await.unwrap();
+    store.length().await.unwrap();
+    assert_eq!(SEEN.load(Ordering::Relaxed), 0);
+    // It would have been seen.
+    store.save(&record).await.unwrap();
+    assert_eq!(SEEN.load(Ordering::Relaxed), 1, "a dropped save");
+}
+
+#[tokio::test]
+async fn a_failure_is_named_in_the_spans_of_the_command_and_the_verb() {
+    let store = mongo().await;
+    let record = create(&store).await;
+    let newer = doc! { "$set": { "format": 2 } };
+    store.collection().update_many(doc! {}, newer).await.unwrap();
+    let seen = Seen::during(async { drop(store.load(&record.id).await.unwrap_err()) }).await;
+    for name in ["session_store.load", "mongodb"] {
+        let span = seen.span(name).unwrap();
+        assert_eq!(span.fields["error.type"], "decode", "{span:?}");
+        assert_eq!(span.fields["otel.status_code"], "ERROR", "{span:?}");
+        assert!(!span.fields.contains_key("db.response.status_code"), "{span:?}");
+    }
+
+    let unique = doc! { "createIndexes": "sessions", "indexes": [
+    { "key": { "format": 1 }, "name": "one", "unique": true }] };
+    let sessions = store.collection();
+    sessions.client().database(&sessions.namespace().db).run_command(unique).await.unwrap();
+    store.clear().await.unwrap();
+    create(&store).await;
+    let mut record = crate::common::record();
+    let seen = Seen::during(async { drop(store.create(&mut record).await.unwrap_err()) }).await;
+    assert_eq!(seen.span("session_store.create").unwrap().fields["error.type"], "server");
+    let draws: Vec<_> = seen.spans.iter().filter(|span| span.name == "mongodb").collect();
+    assert_eq!(draws.len(), 8);
+    for draw in draws {
+        assert_eq!(draw.fields["error.type"], "11000", "{draw:?}");
+        assert_eq!(draw.fields["db.response.status_code"], "11000", "{draw:?}");
+    }
+}
+
+#[tokio::test]
+async fn saves_that_leave_together_say_how_many_they_are() {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder().uri(proxy.uri()).max_in_flight(1).build().await.unwrap();
+    let records = [create(&mongo).await, create(&mongo).await, create(&mongo).await];
+    let mut held = proxy.hold("update");
+    let seen = Seen::during(async {
+        let first = mongo.save(&records[0]);
+        let others = futures::future::join(mongo.save(&records[1]), mongo.save(&records[2]));
+        let mut all = Box::pin(futures::future::join(first, others));
+        assert!(futures::poll!(&mut all).is_pending());
+        held.reached().await;
+        // Nobody waits for long, so the others may have left by now.
+        held.deliver();
+        let (first, (second, third)) = all.await;
+        first.and(second).and(third).unwrap();
+    })
+    .await;
+    let commands = seen.spans.iter().filter(|span| span.name == "mongodb");
+    let sizes: Vec<_> = commands
+        .map(|it| {
+            (it.fields.get("db.operation.batch.size").map(|size| &**size), it.parent.is_none())
+        })
+        .collect();
+    assert_eq!(sizes, [(None, false), (Some("2"), true)], "{:?}", seen.spans);
+}
+
+#[tokio::test]
+async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
+    let uri = uri();
+    let plain = MongoStore::builder().uri(&uri).create_indexes(false).build().await.unwrap();
+    let (indexes, database) = (plain.collection(), plain.collection().namespace().db);
+    let seen = Seen::during(async { plain.ensure_indexes().await.unwrap() }).await;
+    assert_eq!(seen.warned(INDEX), 0);
+    let other = doc! { "collMod": indexes.name(), "index": {
+    "name": "expires_1", "expireAfterSeconds": 60 } };
+    indexes.client().database(&database).run_command(other).await.unwrap();
+    let seen = Seen::during(async {
+        let error = MongoStore::connect(&uri).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Index);
+    })
+    .await;
+    assert_eq!(seen.warned(INDEX), 1);
+    assert!(seen.events[0].said.contains("collMod"), "it says what to do: {:?}", seen.events);
+}
+
+#[tokio::test]
+async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
+    let mut server = TestServer::builder().start().unwrap();
+    let mongo = MongoStore::connect(server.uri_for(&fresh_database())).await.unwrap();
+    // Another store on the same client, whose calls end sooner.
+    let short = Duration::from_millis(300);
+    let client = mongo.collection().client().clone();
+    let mongo = MongoStore::builder().client(client).database(mongo.collection().namespace().db);
+    let mongo = mongo.operation_timeout(short).create_indexes(false);
+    let mut built = mongo.clone().build().await;
+    while built.is_err() {
+        built = mongo.clone().build().await;
+    }
+    let store = CachedMongoStore::builder(built.unwrap()).change_stream(false).build().await;
+    let store = store.unwrap();
+    let record = create(&store).await;
+    let mut too_deep = record.clone();
+    let deep = (0..200).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+    too_deep.data.insert("deep".to_owned(), deep);
+
+    let seen = Seen::during(async {
+        store.save(&too_deep).await.unwrap_err();
+        server.pause().unwrap();
+        store.length().await.unwrap_err();
+        store.save(&record).await.unwrap_err();
+        store.save(&too_deep).await.unwrap_err();
+        store.delete(&record.id).await.unwrap_err();
+    })
+    .await;
+    assert_eq!((seen.warned(BEGINS), seen.warned(ENDS)), (1, 0), "{:?}", seen.events);
+    let seen = Seen::during(async {
+        server.resume().unwrap();
+        eventually("the store recovers", async || store.length().await.is_ok()).await;
+        store.load(&record.id).await.unwrap();
+    })
+    .await;
+    assert_eq!((seen.warned(BEGINS), seen.warned(ENDS)), (0, 1), "{:?}", seen.events);
+}
+
+/// What this thread has traced.
+#[derive(Debug, Default)]
+struct Seen {
+    spans: Vec<SeenSpan>,
+    events: Vec<SeenEvent>,
+}
+
+#[derive(Debug)]
+struct SeenSpan {
+    id: u64,
+    parent: Option<u64>,
+    name: &'static str,
+    level: Level,
+    fields: Fields,
+}
+
+#[derive(Debug)]
+struct SeenEvent {
+    span: Option<u64>,
+    level: Level,
+    said: String,
+}
+
+thread_local! {
+    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
+}
+
+impl Seen {
+    /// What is traced by this thread while `work` goes on; the runtime has no other.
+    ///
+    /// One subscriber for all threads, which other threads' tests cannot make forget its interests.
+    async fn during(work: impl Future<Output = ()>) -> Self {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            let ours = Capture.with_filter(Targets::new().with_target(OURS, Level::TRACE));
+            let all = tracing_subscriber::registry().with(ours);
+            tracing::subscriber::set_global_default(all).unwrap();
+        });
+        SEEN.set(Some(Self::default()));
+        work.await;
+        SEEN.take().unwrap()
+    }
+
+    fn span(&self, name: &str) -> Option<&SeenSpan> {
+        self.spans.iter().find(|span| span.name == name)
+    }
+
+    fn warned(&self, text: &str) -> usize {
+        let warnings = self.events.iter().filter(|event| event.level == Level::WARN);
+        warnings.filter(|event| event.said.contains(text)).count()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Fields {
+    fn contains_key(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn get(&self, name: &str) -> Option<&String> {
+        self.0.get(name)
+    }
+}
+
+impl std::ops::Index<&str> for Fields {
+    type Output = String;
+
+    fn index(&self, name: &str) -> &String {
+        self.0.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", self.0))
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+struct Capture;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let Some(seen) = seen else { return };
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
+            let metadata = attributes.metadata();
+            let (id, level) = (id.into_u64(), *metadata.level());
+            seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
+        });
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let spans = seen.iter_mut().flat_map(|seen| &mut seen.spans);
+            for span in spans.filter(|span| span.id == id.into_u64()) {
+                values.record(&mut span.fields);
+            }
+        });
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let Some(seen) = seen else { return };
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            let span = context.event_span(event).map(|span| span.id().into_u64());
+            let said = fields.0.into_values().collect::<Vec<_>>().join("\n");
+            seen.events.push(SeenEvent { span, level: *event.metadata().level(), said });
+        });
+    }
+}
