@@ -211,15 +211,24 @@ impl<B: Backend> Tiers<B> {
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
-        let (cache, key) = (self.cache.clone(), id.key());
+        self.remove(id.key(), self.backend.remove(id.key())).await
+    }
+
+    /// Carries out `remove`, which may remove the session of `key`.
+    pub(crate) async fn remove<T: Send + 'static>(
+        &self,
+        key: SessionKey,
+        remove: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let cache = self.cache.clone();
         let ticket = cache.ticket(key);
         let noted = cache.clone();
-        let end = move |outcome| {
+        let end = move |outcome: Result<T>| {
             noted.note(&outcome);
             ticket.forget();
             outcome
         };
-        self.tasks.run(self.backend.remove(key), end, move || cache.forget(key)).await
+        self.tasks.run(remove, end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {

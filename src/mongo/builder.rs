@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::codec::Form;
 use super::connection::Connection;
+use super::owner::OwnerOf;
 use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry};
 use crate::backend::RevSource;
 use crate::clock::Clock;
@@ -52,6 +53,7 @@ pub struct MongoStoreBuilder {
     ttl: Option<Duration>,
     removal: ExpiredRemoval,
     form: Form,
+    pub(super) owner: Option<OwnerOf>,
     leave_indexes_alone: bool,
     max_in_flight: Option<u32>,
     max_waiting: Option<u32>,
@@ -159,6 +161,7 @@ impl MongoStoreBuilder {
             timeout,
             ttl: self.ttl,
             form: self.form,
+            owner: self.owner,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new()),
             seen: super::seen::Seen::default(),

@@ -4,6 +4,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use mongodb::results::UpdateResult;
 
+use super::document::Owned;
 use super::timer::Timer;
 use super::{Sessions, document, failure};
 use crate::backend::{Call, Rev};
@@ -26,7 +27,7 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// To these fields.
-    Replace(Document, Rev),
+    Replace(Document, Owned, Rev),
     Touch(Document),
 }
 
@@ -41,8 +42,8 @@ impl Update {
     /// The filter, and the one stage of the update, to be sent now.
     pub(super) fn query(&self, now: WallTime) -> (Document, Document) {
         match &self.change {
-            Change::Replace(fields, _) => {
-                (doc! { "_id": document::id(self.key) }, document::replaces(fields, now))
+            Change::Replace(fields, owned, _) => {
+                (doc! { "_id": document::id(self.key) }, document::replaces(fields, *owned, now))
             }
             Change::Touch(stage) => (live(self.key, now), stage.clone()),
         }
@@ -51,7 +52,7 @@ impl Update {
     /// Whether what is stored under this `rev` may be what this has stored.
     pub(super) fn is_of(&self, rev: &[u8]) -> bool {
         match &self.change {
-            Change::Replace(_, ours) => ours.as_bytes() == rev,
+            Change::Replace(_, _, ours) => ours.as_bytes() == rev,
             Change::Touch(_) => true,
         }
     }
@@ -83,8 +84,9 @@ impl Commands for Sessions {
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         let expires = self.expiry(expires);
-        let document =
-            document::insertion(key, rev, (data, sessions.form), expires, sessions.clock.wall());
+        let now = sessions.clock.wall();
+        let document = document::insertion(key, rev, (data, sessions.form), expires, now)
+            .and_then(|mut document| self.own(data, &mut document).map(|_| document));
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -111,9 +113,10 @@ impl Commands for Sessions {
         expires: WallTime,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
-        let (fields, bytes) =
+        let (mut fields, bytes) =
             document::replacement(rev, (data, self.form), expires, self.clock.wall())?;
-        Ok(Update { key, expires, change: Change::Replace(fields, rev), bytes })
+        let owned = self.own(data, &mut fields)?;
+        Ok(Update { key, expires, change: Change::Replace(fields, owned, rev), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {

@@ -10,6 +10,7 @@ mod text;
 
 use bson::{Bson, RawBsonRef};
 
+pub(super) use self::native::escape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Data;
 
