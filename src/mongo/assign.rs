@@ -1,6 +1,6 @@
 //! Stores the owners of sessions that were written without.
 
-use bson::{RawDocument, RawDocumentBuf, doc};
+use bson::{Binary, RawDocument, RawDocumentBuf, doc};
 
 use super::{Sessions, document};
 use crate::error::{ErrorKind, Result};
@@ -11,18 +11,23 @@ impl Sessions {
     /// Gives each live session the owner that its data tells.
     pub(super) async fn assign_owners(self) -> Result<u64> {
         self.has_owners()?;
-        let (mut assigned, mut unreadable) = (0, 0_u64);
+        let (mut assigned, mut left) = (0, 0_u64);
         let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             match self.mismatch(&found) {
                 Ok(None) => {}
                 Ok(Some(owner)) => assigned += self.assign(&found, owner).await?,
-                Err(error) if error.kind() == ErrorKind::Decode => unreadable += 1,
+                Err(error) if matches!(error.kind(), ErrorKind::Decode | ErrorKind::Encode) => {
+                    left += 1
+                }
                 Err(error) => return Err(error),
             }
         }
-        if unreadable > 0 {
-            tracing::warn!(unreadable, "sessions that cannot be read were given no owner");
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "sessions that cannot be read, or whose owner is too long, were left as they are"
+            );
         }
         Ok(assigned)
     }
@@ -46,10 +51,13 @@ impl Sessions {
     async fn assign(&self, found: &RawDocument, owner: Option<Owner>) -> Result<u64> {
         let Some(key) = document::key(found) else { return Ok(0) };
         let mut unchanged = doc! { "_id": document::id(key) };
-        match found.get("rev") {
-            Ok(Some(rev)) => drop(unchanged.insert("rev", rev)),
-            _ => drop(unchanged.insert("rev", doc! { "$exists": false })),
-        }
+        let rev = found
+            .get_binary("rev")
+            .map(|rev| Binary { subtype: rev.subtype, bytes: rev.bytes.to_vec() });
+        match rev {
+            Ok(rev) => unchanged.insert("rev", rev),
+            Err(_) => unchanged.insert("rev", doc! { "$exists": false }),
+        };
         let change = match owner {
             Some(owner) => doc! { "$set": { "owner": owner.as_str() } },
             None => doc! { "$unset": { "owner": "" } },

@@ -11,6 +11,7 @@ use bson::{Binary, Bson, DateTime, Document, RawBson, RawBsonRef, RawDocument, d
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Form};
+use super::owner::Owned;
 use crate::backend::Rev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::SessionHandle;
@@ -172,14 +173,6 @@ pub(super) fn replaces(fields: &Document, owned: Owned, now: WallTime) -> Docume
         { "$mergeObjects": [before, { "$literal": fields.clone() }] },
         "$$ROOT",
     ] } }
-}
-
-/// Whose session it is after an update.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owned {
-    /// The owner that is among the fields; if there is none, that of before.
-    AsFieldsSay,
-    ByNobody,
 }
 
 /// The stage of an update that prolongs a session and does nothing else. Of two that cross, the one that lasts

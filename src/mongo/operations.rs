@@ -4,7 +4,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use mongodb::results::UpdateResult;
 
-use super::document::Owned;
+use super::owner::Owned;
 use super::timer::Timer;
 use super::{Sessions, document, failure};
 use crate::backend::{Call, Rev};

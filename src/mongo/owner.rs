@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bson::{Document, doc};
 
-use super::document::Owned;
 use super::listing::Listing;
 use super::{LiveSessions, MongoStore, MongoStoreBuilder, Removal, Sessions};
 use crate::error::{Error, Result};
@@ -31,6 +30,14 @@ impl fmt::Debug for OwnerOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OwnerOf(..)")
     }
+}
+
+/// Whose session it is after an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owned {
+    /// The owner that is among the fields; if there is none, that of before.
+    AsFieldsSay,
+    ByNobody,
 }
 
 impl MongoStoreBuilder {
@@ -191,7 +198,7 @@ impl MongoStore {
     ///
     /// Reads all sessions, 64 at a time, and writes those that it changes one by one; each step is
     /// under the operation timeout. Caches read anew what it has changed. A session that cannot be read
-    /// is left as it is, and a warning tells how many there were.
+    /// or whose owner is too long is left as it is, and a warning tells how many there were.
     ///
     /// # Errors
     ///
