@@ -1,11 +1,10 @@
 //! Stores the owners of sessions that were written without.
 
-use bson::{Binary, RawDocument, RawDocumentBuf, doc};
+use bson::{Binary, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
 use super::{Sessions, document};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
-use crate::owner::Owner;
 
 impl Sessions {
     /// Gives each live session the owner that its data tells.
@@ -14,11 +13,11 @@ impl Sessions {
         let (mut assigned, mut left) = (0, 0_u64);
         let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
-            match self.mismatch(&found) {
+            match self.correction(&found) {
                 Ok(None) => {}
-                Ok(Some(owner)) => assigned += self.assign(&found, owner).await?,
+                Ok(Some(change)) => assigned += self.assign(&found, change).await?,
                 Err(error) if matches!(error.kind(), ErrorKind::Decode | ErrorKind::Encode) => {
-                    left += 1
+                    left += 1;
                 }
                 Err(error) => return Err(error),
             }
@@ -32,23 +31,24 @@ impl Sessions {
         Ok(assigned)
     }
 
-    /// The owner of a session, if it is not the one that is stored.
-    fn mismatch(&self, found: &RawDocument) -> Result<Option<Option<Owner>>> {
+    /// What makes the stored owner of a session the one that its data tells, if it is not.
+    fn correction(&self, found: &RawDocument) -> Result<Option<Document>> {
         let session = document::session(found)?;
         let owner = self.owner.as_ref().and_then(|owner_of| owner_of.derive(&session.data));
         if let Some(owner) = &owner {
             owner.fits()?;
         }
-        let is_stored = match (found.get_str("owner"), &owner) {
-            (Ok(stored), Some(owner)) => stored == owner.as_str(),
-            (Err(_), None) => !matches!(found.get("owner"), Ok(Some(_))),
-            _ => false,
-        };
-        Ok((!is_stored).then_some(owner))
+        let stored = found.get("owner").ok().flatten();
+        Ok(match (stored, owner) {
+            (None, None) => None,
+            (Some(_), None) => Some(doc! { "$unset": { "owner": "" } }),
+            (Some(RawBsonRef::String(stored)), Some(owner)) if stored == owner.as_str() => None,
+            (_, Some(owner)) => Some(doc! { "$set": { "owner": owner.as_str() } }),
+        })
     }
 
     /// Whoever writes the session meanwhile stores its owner as well, and a new `rev`.
-    async fn assign(&self, found: &RawDocument, owner: Option<Owner>) -> Result<u64> {
+    async fn assign(&self, found: &RawDocument, change: Document) -> Result<u64> {
         let Some(key) = document::key(found) else { return Ok(0) };
         let mut unchanged = doc! { "_id": document::id(key) };
         let rev = found
@@ -57,10 +57,6 @@ impl Sessions {
         match rev {
             Ok(rev) => unchanged.insert("rev", rev),
             Err(_) => unchanged.insert("rev", doc! { "$exists": false }),
-        };
-        let change = match owner {
-            Some(owner) => doc! { "$set": { "owner": owner.as_str() } },
-            None => doc! { "$unset": { "owner": "" } },
         };
         self.within(async {
             let timer = self.timer(Verb::Replace);
