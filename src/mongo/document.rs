@@ -166,7 +166,11 @@ pub(super) fn replacement(
 pub(super) fn replaces(fields: &Document, owned: Owned, now: WallTime) -> Document {
     let before = match owned {
         Owned::AsFieldsSay => Bson::from("$$ROOT"),
-        Owned::ByNobody => doc! { "$unsetField": { "field": "owner", "input": "$$ROOT" } }.into(),
+        // `$unsetField` says the same, and is not known to every server.
+        Owned::ByNobody => Bson::from(doc! { "$arrayToObject": { "$filter": {
+            "input": { "$objectToArray": "$$ROOT" },
+            "cond": { "$ne": ["$$this.k", "owner"] },
+        } } }),
     };
     doc! { "$replaceWith": { "$cond": [
         { "$gt": ["$expires", date(now)] },
