@@ -166,6 +166,6 @@ mod tests {
     fn a_path_has_keys_as_they_are_stored() {
         assert_eq!(data_path(&["cart", "total"]), "data.cart.total");
         assert_eq!(data_path(&["a.b".to_owned(), "$c%".to_owned()]), "data.a%2Eb.%24c%25");
-        assert_eq!(data_path::<&str>(&[]), "data");
+        assert_eq!(data_path(&[""; 0]), "data");
     }
 }

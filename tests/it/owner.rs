@@ -1,6 +1,8 @@
 //! The sessions of an owner: listed, ended, and what is stored for that.
 
 mod index;
+#[cfg(feature = "tower-sessions-014")]
+mod login;
 mod races;
 
 use std::collections::HashSet;

@@ -230,3 +230,46 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     assert!(one.delete_by_owner("ferris").await.unwrap() > 0);
     assert_eq!(one.length().await.unwrap(), 1, "corro's");
 }
+
+/// A session whose owner was derived from data that is replaced before the owner is stored.
+#[tokio::test]
+async fn an_owner_from_older_data_is_not_assigned() {
+    let proxy = Proxy::start().await;
+    let plain = MongoStore::connect(proxy.direct()).await.unwrap();
+    let mut record = log_in(&plain, "ferris").await;
+    let builder = MongoStore::builder().uri(proxy.uri()).owner(user).operation_timeout(PATIENCE);
+    let store = builder.build().await.unwrap();
+    let mut held = proxy.hold("find");
+    let assigns = tokio::spawn({
+        let store = store.clone();
+        async move { store.assign_owners().await.unwrap() }
+    });
+    held.reached().await;
+    record.data.insert("user".to_owned(), json!("corro"));
+    SessionStore::save(&store, &record).await.unwrap();
+    held.deliver();
+    assert_eq!(assigns.await.unwrap(), 0);
+    assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);
+    assert_eq!(store.delete_by_owner("corro").await.unwrap(), 1);
+}
+
+/// Each session is counted by one of those who end it.
+#[tokio::test]
+async fn two_who_end_the_same_share_the_count() {
+    let uri = uri();
+    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    for _ in 0..5 {
+        let mut records = Vec::new();
+        for _ in 0..20 {
+            records.push(log_in(&one, "ferris").await);
+        }
+        let (here, there) =
+            tokio::join!(one.delete_by_owner("ferris"), other.delete_by_owner("ferris"));
+        assert_eq!(here.unwrap() + there.unwrap(), 20);
+        for record in &records {
+            for store in [&one, &other] {
+                eventually("it ends", async || !is_there(store, record).await).await;
+            }
+        }
+    }
+}
