@@ -211,15 +211,19 @@ impl<B: Backend> Tiers<B> {
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
-        self.remove(id.key(), self.backend.remove(id.key())).await
+        let key = id.key();
+        self.remove(key, || self.backend.remove(key)).await
     }
 
-    /// Carries out `remove`, which may remove the session of `key`.
-    pub(crate) async fn remove<T: Send + 'static>(
+    /// Begins and carries out `remove`, which may remove the session of `key`.
+    pub(crate) async fn remove<T: Send + 'static, F>(
         &self,
         key: SessionKey,
-        remove: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
+        remove: impl FnOnce() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         let cache = self.cache.clone();
         let ticket = cache.ticket(key);
         let noted = cache.clone();
@@ -228,7 +232,7 @@ impl<B: Backend> Tiers<B> {
             ticket.forget();
             outcome
         };
-        self.tasks.run(remove, end, move || cache.forget(key)).await
+        self.tasks.run(remove(), end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {

@@ -20,7 +20,8 @@ impl CachedMongoStore {
     /// everywhere"; see [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
     ///
     /// As after `delete`, no later `load` here returns one that was ended; the other instances are told
-    /// by the change stream.
+    /// by the change stream. One that another instance has ended a moment before is gone here as soon
+    /// as this one is told of it.
     ///
     /// # Errors
     ///
@@ -79,8 +80,8 @@ impl CachedMongoStore {
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let key = handle.into();
-        let revoke = self.mongo.sessions().clone().revoke(key, None);
-        self.tiers.remove(key, revoke).await
+        let sessions = self.mongo.sessions().clone();
+        self.tiers.remove(key, || sessions.revoke(key, None)).await
     }
 
     /// Ends one session if it is this owner's, and answers whether there was such a live one. So
@@ -108,7 +109,8 @@ impl CachedMongoStore {
     ) -> Result<bool> {
         let (key, sessions) = (handle.into(), self.mongo.sessions());
         sessions.has_owners()?;
-        self.tiers.remove(key, sessions.clone().revoke(key, Some(owner.into()))).await
+        let owner = Some(owner.into());
+        self.tiers.remove(key, || sessions.clone().revoke(key, owner)).await
     }
 
     /// Stores the owner of each live session whose stored one is not what its data tells; see

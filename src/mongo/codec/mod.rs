@@ -8,9 +8,10 @@ mod native;
 mod samples;
 mod text;
 
+use std::borrow::Cow;
+
 use bson::{Bson, RawBsonRef};
 
-pub(super) use self::native::escape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Data;
 
@@ -56,6 +57,11 @@ pub(super) fn decode(stored: RawBsonRef<'_>) -> Result<Data> {
             other.element_type()
         ))),
     }
+}
+
+/// A key of the data as it is stored in a document.
+pub(super) fn escape(key: &str) -> Cow<'_, str> {
+    native::escape(key)
 }
 
 fn too_deep() -> Error {

@@ -182,7 +182,7 @@ fn whole(decimal: Decimal128) -> Option<u64> {
 
 const EXPONENT_ZERO: u128 = 6176 << 113;
 
-pub(in crate::mongo) fn escape(key: &str) -> Cow<'_, str> {
+pub(super) fn escape(key: &str) -> Cow<'_, str> {
     if !key.starts_with('$') && !key.contains(['%', '.', '\0']) {
         return Cow::Borrowed(key);
     }
