@@ -9,6 +9,7 @@ use futures_core::Stream;
 use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
 
+use super::query::both;
 use super::{LiveSession, Sessions, document, failure};
 use crate::error::{Error, Result};
 use crate::metrics::{Outcome, Verb};
@@ -110,7 +111,7 @@ impl Sessions {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let mut live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
         if let Some(wanted) = listing.wanted {
-            live = doc! { "$and": [live, wanted] };
+            live = both(wanted, live);
         }
         // No time limit for the server: it would count for all batches together.
         let mut find = documents.find(live).batch_size(AHEAD);

@@ -1,6 +1,6 @@
 //! What operators ask of the stored documents, and end by it.
 
-use bson::{Bson, Document};
+use bson::{Bson, Document, doc};
 
 use super::codec::{self, Form};
 use super::listing::Listing;
@@ -104,6 +104,16 @@ impl Sessions {
     }
 }
 
+/// A filter that finds what both find: side by side where that can be said, since not every server
+/// looks into an `$and` for what it has an index on.
+pub(super) fn both(mut one: Document, other: Document) -> Document {
+    if other.keys().any(|key| one.contains_key(key)) {
+        return doc! { "$and": [one, other] };
+    }
+    one.extend(other);
+    one
+}
+
 /// Whether a filter names a path below `data`.
 fn names_data(filter: &Document) -> bool {
     filter.iter().any(|(key, value)| match (key.as_str(), value) {
@@ -132,8 +142,6 @@ fn reads_data(expression: &Bson) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bson::doc;
-
     use super::*;
 
     #[test]
@@ -160,6 +168,14 @@ mod tests {
         ] {
             assert!(!names_data(&filter), "{filter}");
         }
+    }
+
+    #[test]
+    fn of_two_filters_none_covers_the_other() {
+        let (a, b) = (doc! { "a": 1 }, doc! { "b": 2 });
+        assert_eq!(both(a.clone(), b), doc! { "a": 1, "b": 2 });
+        let other = doc! { "a": 2, "b": 2 };
+        assert_eq!(both(a.clone(), other.clone()), doc! { "$and": [a, other] });
     }
 
     #[test]

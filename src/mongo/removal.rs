@@ -3,6 +3,7 @@
 use bson::{Binary, Bson, Document, RawDocument, RawDocumentBuf, doc};
 
 use super::listing::PAGE;
+use super::query::both;
 use super::{Sessions, document};
 use crate::error::Result;
 use crate::key::SessionKey;
@@ -103,11 +104,11 @@ impl Sessions {
     }
 
     fn wanted(&self, removal: &Removal, ids: Document) -> Document {
-        let mut all = vec![ids, removal.filter.clone()];
-        if removal.live_alone {
-            all.push(doc! { "expires": { "$gt": document::date(self.clock.wall()) } });
+        let wanted = both(ids, removal.filter.clone());
+        if !removal.live_alone {
+            return wanted;
         }
-        doc! { "$and": all }
+        both(wanted, doc! { "expires": { "$gt": document::date(self.clock.wall()) } })
     }
 
     /// Ends one session, if it is of this owner where one is given. Whether there was a live one.

@@ -20,8 +20,8 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::common::{
-    FOREVER, Store, cache_of, create, eventually, everything_said_by, in_the_past, on_both_tiers,
-    record, uri,
+    FOREVER, PATIENCE, Store, cache_of, create, eventually, everything_said_by, in_the_past,
+    on_both_tiers, record, uri,
 };
 
 /// What both of our stores have where owners are stored.
@@ -246,7 +246,7 @@ async fn everywhere_else(plain: impl Owned) {
 }
 
 async fn many(plain: impl Owned) {
-    let store = plain.with(|mongo| mongo.owner(user)).await;
+    let store = plain.with(|mongo| mongo.owner(user).operation_timeout(PATIENCE)).await;
     let (mut template, kept) = (log_in(&store, "ferris").await, log_in(&store, "corro").await);
     let documents = store.collection().clone_with_type::<Document>();
     let document = documents.find_one(by_key(&template)).await.unwrap().unwrap();

@@ -56,6 +56,11 @@ async fn find(plain: impl Owned) {
     let filter = doc! { "$and": [{ data_path(&["a.b%", "$c"]): "x" }] };
     assert_eq!(found(store.find(filter)).await, [SessionHandle::of(odd.id)]);
     assert_eq!(store.find(doc! {}).count().await, 4, "all of them");
+    // A condition of one's own on what the store asks for as well.
+    let soon = mongodb::bson::DateTime::from_millis(1_000);
+    assert_eq!(store.find(doc! { "expires": { "$lt": soon } }).count().await, 0);
+    let far = doc! { "expires": { "$gt": soon }, "$and": [{ &total: { "$lt": 1_000 } }] };
+    assert_eq!(store.find(far).count().await, 1);
     let times = doc! { "created": { "$lte": mongodb::bson::DateTime::now() } };
     assert_eq!(plain.find(times.clone()).count().await, 4, "texts have times too");
 
