@@ -89,10 +89,12 @@ mod contract;
 mod dispatch;
 mod error;
 mod follow;
+mod handle;
 mod health;
 mod key;
 mod metrics;
 mod mongo;
+mod owner;
 mod record;
 #[cfg(test)]
 mod simulation;
@@ -107,11 +109,14 @@ pub use mongodb;
 
 pub use self::cache::EvictionPolicy;
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::handle::SessionHandle;
 pub use self::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use self::key::SessionKey;
 pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
+    data_path,
 };
+pub use self::owner::Owner;
 pub use self::store::{CachedMongoStore, CachedMongoStoreBuilder};
 
 /// The README's programs are compiled as doctests.

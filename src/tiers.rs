@@ -212,15 +212,28 @@ impl<B: Backend> Tiers<B> {
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
-        let (cache, key) = (self.cache.clone(), id.key());
+        let key = id.key();
+        self.remove(key, || self.backend.remove(key)).await
+    }
+
+    /// Begins and carries out `remove`, which may remove the session of `key`.
+    pub(crate) async fn remove<T: Send + 'static, F>(
+        &self,
+        key: SessionKey,
+        remove: impl FnOnce() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let cache = self.cache.clone();
         let ticket = cache.ticket(key);
         let noted = cache.clone();
-        let end = move |outcome| {
+        let end = move |outcome: Result<T>| {
             noted.note(&outcome);
             ticket.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
             outcome
         };
-        self.tasks.run(self.backend.remove(key), end, move || cache.forget(key)).await
+        self.tasks.run(remove(), end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {

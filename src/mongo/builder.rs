@@ -11,6 +11,7 @@ use bson::doc;
 use super::checks::{limits, runtime, with_concerns};
 use super::codec::Form;
 use super::connection::Connection;
+use super::owner::OwnerOf;
 use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry, live};
 use crate::backend::RevSource;
 use crate::clock::Clock;
@@ -43,6 +44,7 @@ pub struct MongoStoreBuilder {
     ttl: Option<Duration>,
     removal: ExpiredRemoval,
     form: Form,
+    pub(super) owner: Option<OwnerOf>,
     leave_indexes_alone: bool,
     max_in_flight: Option<u32>,
     max_waiting: Option<u32>,
@@ -178,6 +180,7 @@ impl MongoStoreBuilder {
             timeout,
             ttl: self.ttl,
             form: self.form,
+            owner: self.owner,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series, Clock::system())),
             seen: super::seen::Seen::default(),

@@ -3,15 +3,20 @@
 //! ```text
 //! { _id: Binary(32), format: 1, data: "{…}" or {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
 //! ```
+//!
+//! and `owner: String`, where a store is told how to derive it and the session has one.
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBson, RawBsonRef, RawDocument, doc};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Form, MALFORMED, unreadable};
+use super::owner::Owned;
 use crate::backend::Rev;
 use crate::error::{Error, Result};
+use crate::handle::SessionHandle;
 use crate::key::SessionKey;
+use crate::owner::Owner;
 use crate::record::{Data, Session, WallTime};
 
 /// The version of the stored format that this release writes.
@@ -43,6 +48,9 @@ pub struct StoredSession {
     pub created: DateTime,
     /// When the session was last written, by the writing app's clock.
     pub updated: DateTime,
+    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 impl StoredSession {
@@ -72,6 +80,10 @@ impl std::fmt::Debug for StoredSession {
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LiveSession {
+    /// Names the session, to end it.
+    pub handle: SessionHandle,
+    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
+    pub owner: Option<Owner>,
     /// The session's data.
     pub data: Data,
     /// When the session ends.
@@ -151,10 +163,18 @@ pub(super) fn replacement(
 ///
 /// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
 /// the server's fast path: with another field in it an update took a quarter longer.
-pub(super) fn replaces(fields: Document, now: WallTime) -> Document {
+pub(super) fn replaces(fields: Document, owned: Owned, now: WallTime) -> Document {
+    let before = match owned {
+        Owned::AsFieldsSay => Bson::from("$$ROOT"),
+        // `$unsetField` says the same, and is not known to every server.
+        Owned::ByNobody => Bson::from(doc! { "$arrayToObject": { "$filter": {
+            "input": { "$objectToArray": "$$ROOT" },
+            "cond": { "$ne": ["$$this.k", "owner"] },
+        } } }),
+    };
     doc! { "$replaceWith": { "$cond": [
         { "$gt": ["$expires", date(now)] },
-        { "$mergeObjects": ["$$ROOT", { "$literal": fields }] },
+        { "$mergeObjects": [before, { "$literal": fields }] },
         "$$ROOT",
     ] } }
 }
@@ -194,7 +214,10 @@ pub(super) fn session(document: &RawDocument) -> Result<Session> {
 /// Reads a session for a list.
 pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
     let fields = Fields::of(document)?;
+    let key = key(document).ok_or_else(|| unreadable("its `_id` is no session's key"))?;
     Ok(LiveSession {
+        handle: SessionHandle::of(key),
+        owner: fields.owner()?,
         data: codec::decode(fields.data()?)?,
         expires: calendar(fields.expires()?)?,
         created: calendar(Fields::date("created", fields.created)?)?,
@@ -208,11 +231,13 @@ struct Fields<'a> {
     expires: Option<RawBsonRef<'a>>,
     created: Option<RawBsonRef<'a>>,
     updated: Option<RawBsonRef<'a>>,
+    owner: Option<RawBsonRef<'a>>,
 }
 
 impl<'a> Fields<'a> {
     fn of(document: &'a RawDocument) -> Result<Self> {
-        let mut fields = Self { data: None, expires: None, created: None, updated: None };
+        let mut fields =
+            Self { data: None, expires: None, created: None, updated: None, owner: None };
         let mut format = None;
         for element in document {
             let Ok((key, value)) = element else {
@@ -224,6 +249,7 @@ impl<'a> Fields<'a> {
                 "expires" => fields.expires = Some(value),
                 "created" => fields.created = Some(value),
                 "updated" => fields.updated = Some(value),
+                "owner" => fields.owner = Some(value),
                 _ => {}
             }
         }
@@ -246,6 +272,14 @@ impl<'a> Fields<'a> {
 
     fn expires(&self) -> Result<DateTime> {
         Self::date("expires", self.expires)
+    }
+
+    fn owner(&self) -> Result<Option<Owner>> {
+        match self.owner {
+            None => Ok(None),
+            Some(RawBsonRef::String(owner)) => Ok(Some(owner.into())),
+            Some(other) => Err(wrong_type("owner", "a text", other)),
+        }
     }
 
     fn date(name: &str, value: Option<RawBsonRef<'a>>) -> Result<DateTime> {

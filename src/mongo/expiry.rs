@@ -17,7 +17,7 @@ use crate::tasks::Tasks;
 const NAME: &str = "expires_1";
 /// The server's codes for an index that does not go with one that stands: `IndexOptionsConflict`
 /// and `IndexKeySpecsConflict`.
-const CONFLICTS: [i32; 2] = [85, 86];
+pub(super) const CONFLICTS: [i32; 2] = [85, 86];
 
 /// Who removes expired sessions from the collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,14 +58,14 @@ pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) ->
 }
 
 /// Says of a timeout that the index may be on its way.
-pub(super) fn overdue(error: Error) -> Error {
+pub(super) fn overdue(error: &Error, field: &str) -> Error {
     if error.kind() != ErrorKind::Timeout {
-        return error;
+        return error.clone();
     }
     Error::new(
         ErrorKind::Timeout,
         format!(
-            "{error}. If it is building the index on `expires` over many sessions, that goes on on \
+            "{error}. If it is building the index on `{field}` over many sessions, that goes on on \
              the server: wait for its end and start the app again, or give a longer \
              operation_timeout"
         ),
@@ -129,7 +129,7 @@ async fn conflict(
     Err(Error::new(ErrorKind::Index, message))
 }
 
-async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
+pub(super) async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
     let timer = sessions.timer_of(Verb::Index, "listIndexes");
     let read = async {
         let mut cursor = sessions.documents.list_indexes().await?;
@@ -220,7 +220,7 @@ fn refused(
     }
 }
 
-fn drop_command(sessions: &Sessions, index: &str) -> String {
+pub(super) fn drop_command(sessions: &Sessions, index: &str) -> String {
     format!(
         "db.getSiblingDB({:?}).getCollection({:?}).dropIndex({index:?})",
         sessions.documents.namespace().db,
@@ -271,9 +271,9 @@ mod tests {
 
     #[test]
     fn a_timeout_tells_that_the_index_may_be_on_its_way() {
-        let said = overdue(crate::tasks::timed_out(Duration::from_secs(5)));
+        let said = overdue(&crate::tasks::timed_out(Duration::from_secs(5)), "expires");
         assert_eq!(said.kind(), ErrorKind::Timeout);
         assert!(said.to_string().contains("within 5s. If it is building"), "{said}");
-        assert_eq!(overdue(Error::closed()).kind(), ErrorKind::Closed);
+        assert_eq!(overdue(&Error::closed(), "expires").kind(), ErrorKind::Closed);
     }
 }

@@ -6,16 +6,17 @@ use std::task::{Context, Poll};
 
 use bson::{Document, RawDocumentBuf, doc};
 use futures_core::Stream;
-use mongodb::Cursor;
+use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
 
+use super::query::both;
 use super::{LiveSession, Sessions, document, failure};
 use crate::error::{Error, Result};
 use crate::metrics::{Outcome, Verb};
 use crate::tasks::Tasks;
 
 /// How many sessions one page of a removal has, so that each command stays short and small.
-const PAGE: u32 = 1_000;
+pub(super) const PAGE: u32 = 1_000;
 
 /// How many sessions a list reads ahead.
 const AHEAD: u32 = 64;
@@ -28,6 +29,28 @@ const AHEAD: u32 = 64;
 pub struct LiveSessions {
     received: mpsc::Receiver<Step>,
     ended: bool,
+}
+
+impl LiveSessions {
+    /// A list that is nothing but this error.
+    pub(super) fn failed(error: Error) -> Self {
+        let (sender, received) = mpsc::channel(1);
+        // There is room for one.
+        drop(sender.try_send(Step::Ended(Err(error))));
+        Self { received, ended: false }
+    }
+}
+
+/// Which of the live sessions to list, and in which order.
+pub(super) struct Listing {
+    pub(super) wanted: Option<Document>,
+    pub(super) order: Option<Document>,
+}
+
+impl Listing {
+    pub(super) fn all() -> Self {
+        Self { wanted: None, order: None }
+    }
 }
 
 /// What the task that reads sends. One that ends without a word was cut off.
@@ -63,7 +86,7 @@ impl fmt::Debug for LiveSessions {
 }
 
 impl Sessions {
-    pub(super) fn list(&self, tasks: &Tasks) -> LiveSessions {
+    pub(super) fn list(&self, tasks: &Tasks, listing: Listing) -> LiveSessions {
         let (sender, received) = mpsc::channel(AHEAD as usize);
         if !tasks.is_closed() {
             let (sessions, closed) = (self.clone(), tasks.closed().clone());
@@ -72,7 +95,7 @@ impl Sessions {
                     () = closed.cancelled() => {}
                     () = sender.closed() => {}
                     () = async {
-                        let ended = sessions.send_all(&sender).await;
+                        let ended = sessions.send_all(&sender, listing).await;
                         drop(sender.send(Step::Ended(ended)).await);
                     } => {}
                 }
@@ -81,20 +104,38 @@ impl Sessions {
         LiveSessions { received, ended: false }
     }
 
-    async fn send_all(&self, sender: &mpsc::Sender<Step>) -> Result<()> {
+    pub(super) async fn open(
+        &self,
+        listing: Listing,
+    ) -> Result<(ClientSession, SessionCursor<RawDocumentBuf>)> {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
-        let live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
-        let mut cursor = self
-            .within(async {
-                let timer = self.timer(Verb::List);
-                // No time limit for the server: it would count for all batches together.
-                match documents.find(live).batch_size(AHEAD).await {
-                    Ok(cursor) => timer.ends(Outcome::Ok, Ok(cursor)),
-                    Err(error) => timer.fails("list the sessions", &error),
-                }
-            })
-            .await?;
-        while let Some(found) = self.next(&mut cursor).await? {
+        let mut live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
+        if let Some(wanted) = listing.wanted {
+            live = both(wanted, live);
+        }
+        // No time limit for the server: it would count for all batches together.
+        let mut find = documents.find(live).batch_size(AHEAD);
+        if let Some(order) = listing.order {
+            find = find.sort(order);
+        }
+        self.within(async {
+            let timer = self.timer(Verb::List);
+            let found = async {
+                let mut session = self.causal().await?;
+                let cursor = find.session(&mut session).await?;
+                Ok((session, cursor))
+            };
+            match found.await {
+                Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
+                Err(error) => timer.fails("list the sessions", &error),
+            }
+        })
+        .await
+    }
+
+    async fn send_all(&self, sender: &mpsc::Sender<Step>, listing: Listing) -> Result<()> {
+        let (mut session, mut cursor) = self.open(listing).await?;
+        while let Some(found) = self.next(&mut cursor, &mut session).await? {
             let now = self.clock.wall().to_datetime();
             let session = document::live_session(&found);
             if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
@@ -107,9 +148,13 @@ impl Sessions {
         Ok(())
     }
 
-    async fn next(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Option<RawDocumentBuf>> {
+    pub(super) async fn next(
+        &self,
+        cursor: &mut SessionCursor<RawDocumentBuf>,
+        session: &mut ClientSession,
+    ) -> Result<Option<RawDocumentBuf>> {
         self.within(async {
-            match cursor.advance().await {
+            match cursor.advance(session).await {
                 Ok(true) => Ok(Some(cursor.current().to_owned())),
                 Ok(false) => Ok(None),
                 Err(error) => Err(failure::failure("list the sessions", &error)),
@@ -176,7 +221,7 @@ impl Sessions {
         .await
     }
 
-    async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
+    pub(super) async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
         self.within(async {
             let timer = self.timer(verb);
             let removed = async {
@@ -194,7 +239,7 @@ impl Sessions {
     }
 
     /// One step of a longer operation, under the operation timeout, if the store is still open.
-    async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         if self.closed.is_cancelled() {
             return Err(Error::closed());
         }

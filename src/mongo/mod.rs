@@ -1,5 +1,6 @@
 //! The persistence tier: sessions in a MongoDB collection.
 
+mod assign;
 mod builder;
 mod bulk;
 mod checks;
@@ -11,6 +12,10 @@ mod failure;
 mod listing;
 mod live;
 mod operations;
+mod owner;
+mod owner_index;
+mod query;
+mod removal;
 mod seen;
 mod timer;
 mod uri;
@@ -30,7 +35,11 @@ pub(crate) use self::builder::series;
 use self::codec::Form;
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
+use self::listing::Listing;
 pub use self::listing::LiveSessions;
+use self::owner::OwnerOf;
+pub use self::query::data_path;
+pub(crate) use self::removal::Removal;
 use self::seen::Seen;
 use self::watch::Watch;
 use crate::backend::{Backend, DRAWS, RevSource, no_free_id};
@@ -97,6 +106,7 @@ pub(crate) struct Sessions {
     timeout: Duration,
     ttl: Option<Duration>,
     form: Form,
+    owner: Option<OwnerOf>,
     clock: Clock,
     metrics: Arc<MongoMetrics>,
     seen: Seen,
@@ -190,7 +200,7 @@ impl MongoStore {
     ///
     /// Dropping the stream ends the query. Holding it does not keep the store open.
     pub fn all(&self) -> LiveSessions {
-        self.inner.sessions.list(&self.inner.tasks)
+        self.inner.sessions.list(&self.inner.tasks, Listing::all())
     }
 
     /// Removes every session and answers with how many those were. Those that are created
@@ -219,12 +229,13 @@ impl MongoStore {
         self.inner.sessions.documents.clone_with_type()
     }
 
-    /// Creates the expiry index if it is missing. [`build`](MongoStoreBuilder::build) does so
-    /// unless [told otherwise](MongoStoreBuilder::create_indexes).
+    /// Creates the expiry index if it is missing, and where [`owner`](MongoStoreBuilder::owner) is
+    /// given the one on the owner. [`build`](MongoStoreBuilder::build) does so unless
+    /// [told otherwise](MongoStoreBuilder::create_indexes).
     ///
     /// # Errors
     ///
-    /// [`Index`](crate::ErrorKind::Index) if an index on `expires` stands with other options, with
+    /// [`Index`](crate::ErrorKind::Index) if one of them stands with other options, with
     /// the command that mends it; [`Permission`](crate::ErrorKind::Permission) if the user may not
     /// create it.
     ///
@@ -233,9 +244,17 @@ impl MongoStore {
     /// The index may be created though the future is dropped.
     pub async fn ensure_indexes(&self) -> Result<()> {
         let sessions = self.inner.sessions.clone();
-        let ensured = self.run(expiry::ensure_index(sessions, self.inner.removal));
+        let ensured = async {
+            let expiry = expiry::ensure_index(sessions.clone(), self.inner.removal);
+            self.run(expiry).await.map_err(|error| expiry::overdue(&error, "expires"))?;
+            if sessions.owner.is_none() {
+                return Ok(());
+            }
+            let owner = owner_index::ensure_index(sessions);
+            self.run(owner).await.map_err(|error| expiry::overdue(&error, "owner"))
+        };
         let ensured = trace::verb!("session_store.ensure_indexes", ensured);
-        ensured.map_err(expiry::overdue).inspect_err(trace::index_trouble)
+        ensured.inspect_err(trace::index_trouble)
     }
 
     /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
@@ -314,6 +333,11 @@ impl MongoStore {
     /// What a cache in front of this asks.
     pub(crate) fn backend(&self) -> &MongoBackend {
         &self.inner.dispatch
+    }
+
+    /// The collection, for what ends many sessions at a time.
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

@@ -4,6 +4,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use mongodb::results::UpdateResult;
 
+use super::owner::Owned;
 use super::{Sessions, document, failure};
 use crate::backend::{Call, Rev};
 use crate::dispatch::Commands;
@@ -25,7 +26,7 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// To these fields.
-    Replace(Document, Rev),
+    Replace(Document, Owned, Rev),
     Touch(Document),
 }
 
@@ -43,8 +44,9 @@ impl Update {
     pub(super) fn into_query(self, now: WallTime) -> (Sent, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, filter, stage) = match change {
-            Change::Replace(fields, rev) => {
-                (Some(rev), doc! { "_id": document::id(key) }, document::replaces(fields, now))
+            Change::Replace(fields, owned, rev) => {
+                let stage = document::replaces(fields, owned, now);
+                (Some(rev), doc! { "_id": document::id(key) }, stage)
             }
             Change::Touch(stage) => (None, live(key, now), stage),
         };
@@ -86,8 +88,9 @@ impl Commands for Sessions {
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         let expires = self.expiry(expires);
-        let document =
-            document::insertion(key, rev, (data, sessions.form), expires, sessions.clock.wall());
+        let now = sessions.clock.wall();
+        let document = document::insertion(key, rev, (data, sessions.form), expires, now)
+            .and_then(|mut document| self.own(data, &mut document).map(|_| document));
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -114,9 +117,10 @@ impl Commands for Sessions {
         expires: WallTime,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
-        let (fields, bytes) =
+        let (mut fields, bytes) =
             document::replacement(rev, (data, self.form), expires, self.clock.wall())?;
-        Ok(Update { key, expires, change: Change::Replace(fields, rev), bytes })
+        let owned = self.own(data, &mut fields)?;
+        Ok(Update { key, expires, change: Change::Replace(fields, owned, rev), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {

@@ -1,6 +1,7 @@
 //! The store that most users take.
 
 mod builder;
+mod owner;
 
 use std::fmt;
 use std::sync::Arc;

@@ -8,6 +8,8 @@ mod native;
 mod samples;
 mod text;
 
+use std::borrow::Cow;
+
 use bson::{Bson, RawBsonRef};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -55,6 +57,11 @@ pub(super) fn decode(stored: RawBsonRef<'_>) -> Result<Data> {
             other.element_type()
         ))),
     }
+}
+
+/// A key of the data as it is stored in a document.
+pub(super) fn escape(key: &str) -> Cow<'_, str> {
+    native::escape(key)
 }
 
 fn too_deep() -> Error {

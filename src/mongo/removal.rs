@@ -1,0 +1,137 @@
+//! Ends the sessions that a filter finds, page by page, and one by its handle.
+
+use bson::{Binary, Bson, Document, RawDocument, RawDocumentBuf, doc};
+
+use super::listing::PAGE;
+use super::query::both;
+use super::{Sessions, document};
+use crate::error::Result;
+use crate::key::SessionKey;
+use crate::metrics::{Outcome, Verb};
+use crate::owner::Owner;
+
+/// Which sessions are to be ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Removal {
+    /// Asked once to find them and again to remove them: they may have changed in between.
+    pub(super) filter: Document,
+    pub(super) kept: Option<SessionKey>,
+    /// What has expired is left to whoever removes the expired ones.
+    pub(super) live_alone: bool,
+}
+
+/// Some of the sessions to be ended.
+#[derive(Default)]
+struct Page {
+    live: Vec<SessionKey>,
+    expired: Vec<SessionKey>,
+    /// Where the next one begins.
+    last: Option<Binary>,
+}
+
+impl Sessions {
+    /// Ends the sessions that stand in the collection when this begins, and answers with how many live
+    /// ones those were. One walk along the keys, which no write changes; it ends however fast new
+    /// sessions come.
+    ///
+    /// `hold` is told of each page before it is removed. What it answers with is dropped once that has
+    /// ended, in whatever way.
+    pub(crate) async fn remove_those<H: Send>(
+        self,
+        removal: Removal,
+        hold: impl Fn(&[SessionKey]) -> H + Send,
+    ) -> Result<u64> {
+        let (mut ended, mut after) = (0, None);
+        loop {
+            let page = self.next_page(&removal, after.take()).await?;
+            let Some(last) = page.last else { return Ok(ended) };
+            let guards = (hold(&page.live), hold(&page.expired));
+            ended += self.remove_keys(&removal, &page.live).await?;
+            self.remove_keys(&removal, &page.expired).await?;
+            drop(guards);
+            after = Some(last);
+        }
+    }
+
+    async fn next_page(&self, removal: &Removal, after: Option<Binary>) -> Result<Page> {
+        // As in `remove_all`: comparisons stay within one type, and keys are binary.
+        let first = || doc! { "$type": "binData" };
+        let mut walk = after.map_or_else(first, |last| doc! { "$gt": last });
+        if let Some(kept) = removal.kept {
+            walk.insert("$ne", document::id(kept));
+        }
+        let wanted = self.wanted(removal, doc! { "_id": walk });
+        self.within(async {
+            let timer = self.timer(Verb::List);
+            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
+            let find = documents.find(wanted).sort(doc! { "_id": 1 }).limit(PAGE.into());
+            let find = find.projection(doc! { "_id": 1, "expires": 1 }).batch_size(PAGE);
+            let read = async {
+                let (mut page, mut session) = (Page::default(), self.causal().await?);
+                let mut cursor = find.max_time(self.timeout).session(&mut session).await?;
+                while cursor.advance(&mut session).await? {
+                    self.enter(&mut page, cursor.current());
+                }
+                self.seen.learn(&session);
+                Ok(page)
+            };
+            match read.await {
+                Ok(page) => timer.ends(Outcome::Ok, Ok(page)),
+                Err(error) => timer.fails("find the sessions to end", &error),
+            }
+        })
+        .await
+    }
+
+    fn enter(&self, page: &mut Page, found: &RawDocument) {
+        if let Some(key) = document::key(found) {
+            let live = document::expires_after(found, self.clock.wall());
+            if live { &mut page.live } else { &mut page.expired }.push(key);
+        }
+        // Another program's document has an `_id` of another length, and is passed by.
+        page.last = found
+            .get_binary("_id")
+            .ok()
+            .map(|id| Binary { subtype: id.subtype, bytes: id.bytes.to_vec() });
+    }
+
+    async fn remove_keys(&self, removal: &Removal, keys: &[SessionKey]) -> Result<u64> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
+        self.remove_page(Verb::Remove, self.wanted(removal, doc! { "_id": { "$in": ids } })).await
+    }
+
+    fn wanted(&self, removal: &Removal, ids: Document) -> Document {
+        let wanted = both(ids, removal.filter.clone());
+        if !removal.live_alone {
+            return wanted;
+        }
+        both(wanted, doc! { "expires": { "$gt": document::date(self.clock.wall()) } })
+    }
+
+    /// Ends one session, if it is of this owner where one is given. Whether there was a live one.
+    pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
+        let timer = self.timer(Verb::Remove);
+        let mut filter = doc! { "_id": document::id(key) };
+        if let Some(owner) = owner {
+            filter.insert("owner", owner.as_str());
+        }
+        let removed = async {
+            let mut session = self.causal().await?;
+            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
+            let remove = documents.find_one_and_delete(filter);
+            let removed = remove.projection(doc! { "expires": 1 }).session(&mut session).await;
+            self.seen.returns(session, removed)
+        };
+        match removed.await {
+            Ok(removed) => {
+                let now = self.clock.wall();
+                let live = removed.is_some_and(|it| document::expires_after(&it, now));
+                timer.ends(Outcome::Ok, Ok(live))
+            }
+            Err(error) => timer.fails("end a session", &error),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The sessions of an owner, and those that a filter finds, in both tiers.
+
+use bson::Document;
+
+use super::CachedMongoStore;
+use crate::error::Result;
+use crate::handle::SessionHandle;
+use crate::key::SessionKey;
+use crate::mongo::{LiveSessions, Removal};
+use crate::owner::Owner;
+
+impl CachedMongoStore {
+    /// A stream of the live sessions of an owner, as MongoDB has them; see
+    /// [`MongoStore::find_by_owner`](crate::MongoStore::find_by_owner).
+    pub fn find_by_owner(&self, owner: impl Into<Owner>) -> LiveSessions {
+        self.mongo.find_by_owner(owner)
+    }
+
+    /// Ends every session of an owner, and answers with how many live ones those were: "sign out
+    /// everywhere"; see [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
+    ///
+    /// As after `delete`, no later `load` here returns one that was ended; the other instances are told
+    /// by the change stream. One that another instance has ended a moment before is gone here as soon
+    /// as this one is told of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner). What may have been ended
+    /// is not cached any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
+        self.remove(self.mongo.sessions().of_owner(&owner.into(), None)?).await
+    }
+
+    /// Ends every session of an owner but this one, given by its id or its handle, and answers with
+    /// how many live ones those were: "sign out everywhere else"; see
+    /// [`delete_by_owner`](Self::delete_by_owner).
+    ///
+    /// ```no_run
+    /// # use tower_sessions::Session;
+    /// # use tower_sessions_moka_mongodb_store::{CachedMongoStore, Result};
+    /// async fn sign_out_elsewhere(store: &CachedMongoStore, user: i64, here: &Session) -> Result<u64> {
+    ///     match here.id() {
+    ///         Some(id) => store.delete_by_owner_except(user, id).await,
+    ///         None => store.delete_by_owner(user).await,
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// A session that is given a new id meanwhile (`cycle_id`, a log-in) is another one.
+    ///
+    /// # Errors
+    ///
+    /// As [`delete_by_owner`](Self::delete_by_owner).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`delete_by_owner`](Self::delete_by_owner).
+    pub async fn delete_by_owner_except(
+        &self,
+        owner: impl Into<Owner> + Send,
+        kept: impl Into<SessionKey> + Send,
+    ) -> Result<u64> {
+        self.remove(self.mongo.sessions().of_owner(&owner.into(), Some(kept.into()))?).await
+    }
+
+    /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
+    /// page for users takes [`revoke_of`](Self::revoke_of).
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::length`](crate::MongoStore::length). What may have been ended is not cached any
+    /// more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
+        let key = handle.into();
+        let sessions = self.mongo.sessions().clone();
+        self.tiers.remove(key, || sessions.revoke(key, None)).await
+    }
+
+    /// Ends one session if it is this owner's, and answers whether there was such a live one. So
+    /// nobody can end another one's session with a handle from elsewhere.
+    ///
+    /// ```no_run
+    /// # use tower_sessions_moka_mongodb_store::{CachedMongoStore, Result};
+    /// /// `field` is what the form's hidden field held.
+    /// async fn sign_out(store: &CachedMongoStore, user: i64, field: &str) -> Result<bool> {
+    ///     store.revoke_of(user, field.parse()?).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::revoke_of`](crate::MongoStore::revoke_of).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`revoke`](Self::revoke).
+    pub async fn revoke_of(
+        &self,
+        owner: impl Into<Owner> + Send,
+        handle: SessionHandle,
+    ) -> Result<bool> {
+        let (key, sessions) = (handle.into(), self.mongo.sessions());
+        sessions.has_owners()?;
+        let owner = Some(owner.into());
+        self.tiers.remove(key, || sessions.clone().revoke(key, owner)).await
+    }
+
+    /// Stores the owner of each live session whose stored one is not what its data tells; see
+    /// [`MongoStore::assign_owners`](crate::MongoStore::assign_owners).
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::assign_owners`](crate::MongoStore::assign_owners).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun it goes on to its end though the future is dropped.
+    pub async fn assign_owners(&self) -> Result<u64> {
+        self.mongo.assign_owners().await
+    }
+
+    /// A stream of the live sessions whose stored document a filter finds; see
+    /// [`MongoStore::find`](crate::MongoStore::find).
+    pub fn find(&self, filter: Document) -> LiveSessions {
+        self.mongo.find(filter)
+    }
+
+    /// Ends the live sessions whose stored document a filter finds, and answers with how many those
+    /// were; see [`MongoStore::delete_where`](crate::MongoStore::delete_where).
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::delete_where`](crate::MongoStore::delete_where). What may have been ended is
+    /// not cached any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`delete_by_owner`](Self::delete_by_owner).
+    pub async fn delete_where(&self, filter: Document) -> Result<u64> {
+        self.remove(self.mongo.sessions().those_of(filter)?).await
+    }
+
+    async fn remove(&self, removal: Removal) -> Result<u64> {
+        let (cache, noted) = (self.tiers.cache.clone(), self.tiers.cache.clone());
+        // Each session of a page as in `delete`: a ticket from before it is removed, which forgets it
+        // once it is, or once nobody knows.
+        let hold = move |keys: &[SessionKey]| -> Vec<_> {
+            keys.iter().map(|key| cache.ticket(*key)).collect()
+        };
+        let removal = self.mongo.sessions().clone().remove_those(removal, hold);
+        let end = move |outcome| {
+            noted.note(&outcome);
+            outcome
+        };
+        self.tiers.tasks.run_paged(removal, end).await
+    }
+}

@@ -1,0 +1,275 @@
+//! The sessions of an owner end while they are loaded, saved and made.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mongodb::bson::doc;
+use serde_json::json;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionHandle, mongodb};
+
+use super::{instance, is_there, log_in, user};
+use crate::common::{PATIENCE, cache_of, eventually, uri};
+use crate::proxy::Proxy;
+
+/// Each way in which a session is ended, other than `delete`.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Owner,
+    Else,
+    Handle,
+    Filter,
+}
+
+impl End {
+    const ALL: [Self; 4] = [Self::Owner, Self::Else, Self::Handle, Self::Filter];
+
+    /// The command that removes it.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Handle => "findAndModify",
+            _ => "delete",
+        }
+    }
+
+    async fn run(self, store: &CachedMongoStore, record: &Record) -> u64 {
+        let other = SessionHandle::of(tower_sessions::session::Id::default());
+        match self {
+            Self::Owner => store.delete_by_owner("ferris").await.unwrap(),
+            Self::Else => store.delete_by_owner_except("ferris", other).await.unwrap(),
+            Self::Handle => {
+                let handle = SessionHandle::of(record.id);
+                store.revoke_of("ferris", handle).await.unwrap().into()
+            }
+            Self::Filter => store.delete_where(doc! { "owner": "ferris" }).await.unwrap(),
+        }
+    }
+}
+
+/// A session that the store behind the proxy has not seen yet.
+async fn cold() -> (Proxy, CachedMongoStore, Record) {
+    let proxy = Proxy::start().await;
+    let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
+    let record = log_in(&other, "ferris").await;
+    let store = MongoStore::builder().uri(proxy.uri()).owner(user).operation_timeout(PATIENCE);
+    let store = cache_of(&store.build().await.unwrap()).await;
+    (proxy, store, record)
+}
+
+#[tokio::test]
+async fn a_slow_read_that_overlaps_leaves_nothing_behind() {
+    for end in End::ALL {
+        let (proxy, store, record) = cold().await;
+        let mut held = proxy.hold("find");
+        let slow = tokio::spawn({
+            let (store, record) = (store.clone(), record.clone());
+            async move { is_there(&store, &record).await }
+        });
+        held.reached().await;
+        assert_eq!(end.run(&store, &record).await, 1, "{end:?}");
+        assert!(!is_there(&store, &record).await, "{end:?}: a later load joins no old flight");
+        held.deliver();
+        assert!(slow.await.unwrap(), "{end:?}: it began before");
+        assert!(!is_there(&store, &record).await, "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_save_that_is_overtaken_leaves_nothing_behind() {
+    for end in End::ALL {
+        let (proxy, store, mut record) = cold().await;
+        assert!(is_there(&store, &record).await);
+        let mut held = proxy.hold("update");
+        record.data.insert("changed".to_owned(), json!(true));
+        let slow = tokio::spawn({
+            let (store, record) = (store.clone(), record.clone());
+            async move { SessionStore::save(&store, &record).await.unwrap() }
+        });
+        held.reached().await;
+        assert_eq!(end.run(&store, &record).await, 1, "{end:?}");
+        held.deliver();
+        slow.await.unwrap();
+        assert!(!is_there(&store, &record).await, "{end:?}");
+        assert_eq!(store.length().await.unwrap(), 0, "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_while_it_is_removed_is_forgotten_by_the_end() {
+    for end in End::ALL {
+        let (proxy, store, record) = cold().await;
+        assert!(is_there(&store, &record).await, "it is cached");
+        let mut held = proxy.hold(end.command());
+        let ends = tokio::spawn({
+            let (store, record) = (store.clone(), record.clone());
+            async move { end.run(&store, &record).await }
+        });
+        held.reached().await;
+        drop(store.load(&record.id).await.unwrap());
+        held.deliver();
+        assert_eq!(ends.await.unwrap(), 1, "{end:?}");
+        assert!(!is_there(&store, &record).await, "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_been_removed_is_not_cached_any_more() {
+    for end in End::ALL {
+        let (proxy, store, record) = cold().await;
+        assert!(is_there(&store, &record).await, "it is cached");
+        let mut held = proxy.hold(end.command());
+        let ends = tokio::spawn({
+            let (store, record) = (store.clone(), record.clone());
+            // The driver may try again, or not: either is an answer.
+            async move { drop(tokio::spawn(async move { end.run(&store, &record).await }).await) }
+        });
+        held.reached().await;
+        held.cut();
+        ends.await.unwrap();
+        assert!(!is_there(&store, &record).await, "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_ends_no_removal() {
+    for end in End::ALL {
+        let (proxy, store, record) = cold().await;
+        assert!(is_there(&store, &record).await);
+        let mut held = proxy.hold(end.command());
+        let mut call = Box::pin(end.run(&store, &record));
+        assert!(futures::poll!(&mut call).is_pending());
+        held.reached().await;
+        drop(call);
+        held.deliver();
+        eventually("the cache hears of the end", async || !is_there(&store, &record).await).await;
+        assert_eq!(store.length().await.unwrap(), 0, "{end:?}");
+    }
+}
+
+/// A session that a filter has found, and that changes before it is removed.
+#[tokio::test]
+async fn who_is_no_longer_the_owner_is_left_alone() {
+    for end in [End::Owner, End::Else, End::Filter] {
+        let (proxy, store, mut record) = cold().await;
+        let mut held = proxy.hold("find");
+        let ends = tokio::spawn({
+            let (store, record) = (store.clone(), record.clone());
+            async move { end.run(&store, &record).await }
+        });
+        held.reached().await;
+        record.data.insert("user".to_owned(), json!("corro"));
+        SessionStore::save(&store, &record).await.unwrap();
+        held.deliver();
+        assert_eq!(ends.await.unwrap(), 0, "{end:?}");
+        let found = SessionStore::load(&store, &record.id).await.unwrap();
+        assert_eq!(found.unwrap().data, record.data, "{end:?}");
+    }
+}
+
+/// Everywhere else, again and again, while the user's browsers load, save and log in on two instances.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_was_there_before_is_gone_whatever_goes_on() {
+    let uri = uri();
+    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let (kept, anothers) = (log_in(&one, "ferris").await, log_in(&one, "corro").await);
+    let mut logged_in_meanwhile = 0;
+    for _ in 0..12 {
+        let mut before = Vec::new();
+        for _ in 0..6 {
+            before.push(log_in(&one, "ferris").await);
+            before.push(log_in(&other, "ferris").await);
+        }
+        let ended = Arc::new(AtomicBool::new(false));
+        let browsers: Vec<_> = (0..6)
+            .map(|number| {
+                let (store, ended) = ([&one, &other][number % 2].clone(), Arc::clone(&ended));
+                let mine = before.clone();
+                tokio::spawn(async move {
+                    let (mut version, mut new) = (0, Vec::new());
+                    while !ended.load(Ordering::SeqCst) {
+                        version += 1;
+                        for record in &mine {
+                            drop(SessionStore::load(&store, &record.id).await.unwrap());
+                            let mut record = record.clone();
+                            record.data.insert("version".to_owned(), json!([number, version]));
+                            SessionStore::save(&store, &record).await.unwrap();
+                        }
+                        new.push(log_in(&store, "ferris").await);
+                    }
+                    new
+                })
+            })
+            .collect();
+        let count = one.delete_by_owner_except("ferris", kept.id).await.unwrap();
+        assert!(count >= 12, "{count}");
+        // At once, and while the others go on.
+        for record in &before {
+            assert!(!is_there(&one, record).await);
+        }
+        ended.store(true, Ordering::SeqCst);
+        let mut new = Vec::new();
+        for browser in browsers {
+            new.extend(browser.await.unwrap());
+        }
+        for record in &before {
+            assert!(!is_there(&one, record).await, "no save brings it back");
+            eventually("it ends there", async || !is_there(&other, record).await).await;
+        }
+        // Of those that came meanwhile each is there for both, or gone for both.
+        for record in &new {
+            let stays = one.contains(record.id).await.unwrap();
+            logged_in_meanwhile += u32::from(stays);
+            for store in [&one, &other] {
+                eventually("they agree", async || is_there(store, record).await == stays).await;
+            }
+        }
+        assert!(is_there(&one, &kept).await && is_there(&other, &anothers).await);
+    }
+    assert!(logged_in_meanwhile > 0, "nobody has logged in meanwhile");
+    assert!(one.delete_by_owner("ferris").await.unwrap() > 0);
+    assert_eq!(one.length().await.unwrap(), 1, "corro's");
+}
+
+/// A session whose owner was derived from data that is replaced before the owner is stored.
+#[tokio::test]
+async fn an_owner_from_older_data_is_not_assigned() {
+    let proxy = Proxy::start().await;
+    let plain = MongoStore::connect(proxy.direct()).await.unwrap();
+    let mut record = log_in(&plain, "ferris").await;
+    let builder = MongoStore::builder().uri(proxy.uri()).owner(user).operation_timeout(PATIENCE);
+    let store = builder.build().await.unwrap();
+    let mut held = proxy.hold("find");
+    let assigns = tokio::spawn({
+        let store = store.clone();
+        async move { store.assign_owners().await.unwrap() }
+    });
+    held.reached().await;
+    record.data.insert("user".to_owned(), json!("corro"));
+    SessionStore::save(&store, &record).await.unwrap();
+    held.deliver();
+    assert_eq!(assigns.await.unwrap(), 0);
+    assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);
+    assert_eq!(store.delete_by_owner("corro").await.unwrap(), 1);
+}
+
+/// Each session is counted by one of those who end it.
+#[tokio::test]
+async fn two_who_end_the_same_share_the_count() {
+    let uri = uri();
+    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    for _ in 0..5 {
+        let mut records = Vec::new();
+        for _ in 0..20 {
+            records.push(log_in(&one, "ferris").await);
+        }
+        let (here, there) =
+            tokio::join!(one.delete_by_owner("ferris"), other.delete_by_owner("ferris"));
+        assert_eq!(here.unwrap() + there.unwrap(), 20);
+        for record in &records {
+            for store in [&one, &other] {
+                eventually("it ends", async || !is_there(store, record).await).await;
+            }
+        }
+    }
+}
