@@ -90,10 +90,10 @@ fn stored(criterion: &mut Criterion) {
     for (name, form) in [("text", Form::Text), ("native", Form::Native)] {
         for keys in KEYS {
             let data = data(keys);
-            let encode = || codec::encode(black_box(&data), form);
+            let encode = || codec::encode(black_box(&data), &form, &[7; 32]);
             let raw = encode().ok().and_then(|(stored, _)| RawBson::try_from(stored).ok());
             let Some(raw) = raw else { panic!("the data cannot be encoded") };
-            let decode = || codec::decode(black_box(raw.as_raw_bson_ref()));
+            let decode = || codec::decode(black_box(raw.as_raw_bson_ref()), &form, &[7; 32]);
             assert!(decode().is_ok_and(|decoded| decoded == data), "the codec is broken");
             let id = |what: &str| BenchmarkId::new(format!("{what}_{name}"), keys);
             group.bench_function(id("encode"), |bencher| bencher.iter(encode));

@@ -73,7 +73,12 @@ impl Sessions {
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk);
         self.metrics.writes_together(updates.len());
-        match self.write(&updates).await {
+        let now = self.clock.wall();
+        let statements = updates.iter().map(|update| {
+            let (filter, stage) = update.query(now);
+            doc! { "q": filter, "u": [stage] }
+        });
+        match self.write(statements.collect()).await {
             Ok(reply) => {
                 drop(timer.ends(Outcome::Ok, Ok(())));
                 Ok(self.outcomes(&updates, &reply).await)
@@ -82,18 +87,18 @@ impl Sessions {
         }
     }
 
-    async fn write(&self, updates: &[Update]) -> mongodb::error::Result<Document> {
+    /// Sends statements as one `update`.
+    pub(super) async fn write(
+        &self,
+        statements: Vec<Document>,
+    ) -> mongodb::error::Result<Document> {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
         // which is not for a write.
         let mut session = self.seen.blank(self.documents.client()).await?;
-        let (namespace, now) = (self.documents.namespace(), self.clock.wall());
-        let statements = updates.iter().map(|update| {
-            let (filter, stage) = update.query(now);
-            doc! { "q": filter, "u": [stage] }
-        });
+        let namespace = self.documents.namespace();
         let mut command = doc! {
             "update": namespace.coll,
-            "updates": statements.collect::<Vec<_>>(),
+            "updates": statements,
             "ordered": false,
         };
         if let Some(concern) = self.documents.write_concern() {
@@ -151,7 +156,7 @@ impl Sessions {
 }
 
 /// What became of an update that the server reports in this document.
-fn refused(error: &Document) -> Error {
+pub(super) fn refused(error: &Document) -> Error {
     match number(error, "code") {
         Some(code) => failure::refused("save a session", i32::try_from(code).unwrap_or_default()),
         None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
@@ -159,7 +164,7 @@ fn refused(error: &Document) -> Error {
 }
 
 /// A whole number of any width.
-fn number(document: &Document, field: &str) -> Option<usize> {
+pub(super) fn number(document: &Document, field: &str) -> Option<usize> {
     let number = match document.get(field)? {
         Bson::Int32(number) => i64::from(*number),
         Bson::Int64(number) => *number,

@@ -1,7 +1,7 @@
 //! The stored document: one session as MongoDB keeps it.
 //!
 //! ```text
-//! { _id: Binary(32), format: 1, data: "{…}" or {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date, updated: Date }
 //! ```
 
 use bson::spec::BinarySubtype;
@@ -32,7 +32,8 @@ pub struct StoredSession {
     pub format: i32,
     /// The session's data: JSON text, or a document of a store that is
     /// [`queryable`](crate::MongoStoreBuilder::queryable), in whose keys `%`, `.`, NUL and a leading
-    /// `$` are percent-escaped. [`data`](Self::data) reads both.
+    /// `$` are percent-escaped. [`data`](Self::data) reads both. Of a store that encrypts, a binary,
+    /// which the store reads.
     pub data: Bson,
     /// When the session ends.
     pub expires: DateTime,
@@ -50,10 +51,11 @@ impl StoredSession {
     ///
     /// # Errors
     ///
-    /// [`Decode`](ErrorKind::Decode) if it is in no form that this release writes.
+    /// [`Decode`](ErrorKind::Decode) if it is in no form that this release writes, or is encrypted.
     pub fn data(&self) -> Result<Data> {
         let stored = RawBson::try_from(self.data.clone());
-        codec::decode(stored.map_err(|_| unreadable("its BSON is malformed"))?.as_raw_bson_ref())
+        let stored = stored.map_err(|_| unreadable("its BSON is malformed"))?;
+        codec::decode(stored.as_raw_bson_ref(), &Form::Text, &self.key.bytes)
     }
 }
 
@@ -109,14 +111,14 @@ pub(super) fn date(at: WallTime) -> DateTime {
 pub(super) fn insertion(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, Form),
+    (data, form): (&Data, &Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<Document> {
     Ok(doc! {
         "_id": id(key),
         "format": FORMAT,
-        "data": codec::encode(data, form)?.0,
+        "data": codec::encode(data, form, key.as_bytes())?.0,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "created": date(now),
@@ -128,14 +130,19 @@ pub(super) fn insertion(
 /// entry past the expiry that it knows is a miss.
 pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 
+/// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
+/// needs to hear of that either. The second field tells it from a change of data.
+pub(super) const REENCRYPTED: [&str; 2] = ["data", "reencrypted"];
+
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
 pub(super) fn replacement(
+    key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, Form),
+    (data, form): (&Data, &Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<(Document, usize)> {
-    let (data, bytes) = codec::encode(data, form)?;
+    let (data, bytes) = codec::encode(data, form, key.as_bytes())?;
     let fields = doc! {
         "format": FORMAT,
         "data": data,
@@ -183,19 +190,26 @@ pub(super) fn rev(document: &RawDocument) -> &[u8] {
 }
 
 /// Reads a session back.
-pub(super) fn session(document: &RawDocument) -> Result<Session> {
+pub(super) fn session(document: &RawDocument, form: &Form) -> Result<Session> {
     let fields = Fields::of(document)?;
     Ok(Session {
-        data: codec::decode(fields.data()?)?,
+        data: codec::decode(fields.data()?, form, fields.id)?,
         expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
     })
 }
 
+/// The data of a session as it is stored, and its `_id`.
+#[cfg(feature = "encryption")]
+pub(super) fn stored_data(document: &RawDocument) -> Result<(RawBsonRef<'_>, &[u8])> {
+    let fields = Fields::of(document)?;
+    Ok((fields.data()?, fields.id))
+}
+
 /// Reads a session for a list.
-pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
+pub(super) fn live_session(document: &RawDocument, form: &Form) -> Result<LiveSession> {
     let fields = Fields::of(document)?;
     Ok(LiveSession {
-        data: codec::decode(fields.data()?)?,
+        data: codec::decode(fields.data()?, form, fields.id)?,
         expires: calendar(fields.expires()?)?,
         created: calendar(Fields::date("created", fields.created)?)?,
         updated: calendar(Fields::date("updated", fields.updated)?)?,
@@ -204,6 +218,8 @@ pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
 
 /// The fields of a document whose format is ours.
 struct Fields<'a> {
+    /// None at all, if it is no binary.
+    id: &'a [u8],
     data: Option<RawBsonRef<'a>>,
     expires: Option<RawBsonRef<'a>>,
     created: Option<RawBsonRef<'a>>,
@@ -212,13 +228,14 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn of(document: &'a RawDocument) -> Result<Self> {
-        let mut fields = Self { data: None, expires: None, created: None, updated: None };
+        let mut fields = Self { id: &[], data: None, expires: None, created: None, updated: None };
         let mut format = None;
         for element in document {
             let Ok((key, value)) = element else {
                 return Err(unreadable("its BSON is truncated or malformed"));
             };
             match key.as_str() {
+                "_id" => fields.id = value.as_binary().map_or(&[], |id| id.bytes),
                 "format" => format = Some(value),
                 "data" => fields.data = Some(value),
                 "expires" => fields.expires = Some(value),
@@ -289,12 +306,12 @@ mod tests {
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
         let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
-        insertion(SessionKey::of(7), RevSource::new().next(), (&data, Form::Native), at, now)
+        insertion(SessionKey::of(7), RevSource::new().next(), (&data, &Form::Native), at, now)
             .unwrap()
     }
 
     fn read(document: &Document) -> Result<Session> {
-        session(&RawDocumentBuf::try_from(document).unwrap())
+        session(&RawDocumentBuf::try_from(document).unwrap(), &Form::Text)
     }
 
     #[test]
@@ -323,7 +340,7 @@ mod tests {
         let data = Data::new();
         let at = WallTime::from_millis(2_000);
         let document =
-            insertion(SessionKey::of(id), RevSource::new().next(), (&data, Form::Text), at, at)
+            insertion(SessionKey::of(id), RevSource::new().next(), (&data, &Form::Text), at, at)
                 .unwrap();
         let bytes = document.to_vec().unwrap();
         assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
@@ -336,7 +353,7 @@ mod tests {
             ("format", Some(Bson::Int32(2)), "its format is 2"),
             ("format", Some(Bson::String("1".into())), "String"),
             ("data", None, "no `data`"),
-            ("data", Some(Bson::Int32(1)), "should be a text or a document and is a Int32"),
+            ("data", Some(Bson::Int32(1)), "a text, a document or a binary and is a Int32"),
             ("data", Some(Bson::String("{".into())), "JSON is truncated"),
             ("expires", None, "no `expires`"),
             ("expires", Some(Bson::Int64(5)), "should be a date and is a Int64"),

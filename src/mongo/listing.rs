@@ -96,7 +96,7 @@ impl Sessions {
             .await?;
         while let Some(found) = self.next(&mut cursor).await? {
             let now = self.clock.wall().to_datetime();
-            let session = document::live_session(&found);
+            let session = document::live_session(&found, &self.form);
             if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
                 continue;
             }
@@ -194,7 +194,7 @@ impl Sessions {
     }
 
     /// One step of a longer operation, under the operation timeout, if the store is still open.
-    async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         if self.closed.is_cancelled() {
             return Err(Error::closed());
         }

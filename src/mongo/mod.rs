@@ -9,6 +9,8 @@ mod expiry;
 mod failure;
 mod listing;
 mod operations;
+#[cfg(feature = "encryption")]
+mod reencrypt;
 mod seen;
 mod timer;
 mod uri;
@@ -25,9 +27,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::builder::MongoStoreBuilder;
 use self::codec::Form;
+#[cfg(feature = "encryption")]
+pub use self::codec::{Key, Keys};
 pub use self::document::{LiveSession, StoredSession};
 pub use self::expiry::ExpiredRemoval;
 pub use self::listing::LiveSessions;
+#[cfg(feature = "encryption")]
+pub use self::reencrypt::{Reencrypted, Reencryption};
 use self::seen::Seen;
 use self::watch::Watch;
 use crate::backend::{Backend, DRAWS, RevSource, no_free_id};

@@ -84,7 +84,7 @@ impl Commands for Sessions {
         let sessions = self.clone();
         let expires = self.expiry(expires);
         let document =
-            document::insertion(key, rev, (data, sessions.form), expires, sessions.clock.wall());
+            document::insertion(key, rev, (data, &sessions.form), expires, sessions.clock.wall());
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -112,7 +112,7 @@ impl Commands for Sessions {
     ) -> Result<Update> {
         let expires = self.expiry(expires);
         let (fields, bytes) =
-            document::replacement(rev, (data, self.form), expires, self.clock.wall())?;
+            document::replacement(key, rev, (data, &self.form), expires, self.clock.wall())?;
         Ok(Update { key, expires, change: Change::Replace(fields, rev), bytes })
     }
 
@@ -216,7 +216,7 @@ impl Sessions {
 
     /// The session in a document, if it has not expired.
     pub(super) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
-        let session = document::session(document)?;
+        let session = document::session(document, &self.form)?;
         Ok((session.expires > self.clock.wall()).then_some(session))
     }
 
