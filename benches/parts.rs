@@ -87,7 +87,16 @@ fn key(criterion: &mut Criterion) {
 
 fn stored(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("codec");
-    for (name, form) in [("text", Form::Text), ("native", Form::Native)] {
+    let forms = [
+        ("text", Form::Text),
+        ("native", Form::Native),
+        #[cfg(feature = "encryption")]
+        ("encrypted", {
+            let key = codec::Key::from_bytes(&[7; 32]);
+            Form::Encrypted(std::sync::Arc::new(codec::Keys::new(1, key)))
+        }),
+    ];
+    for (name, form) in forms {
         for keys in KEYS {
             let data = data(keys);
             let encode = || codec::encode(black_box(&data), &form, &[7; 32]);

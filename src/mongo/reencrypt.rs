@@ -6,7 +6,8 @@
 //!
 //! Each update is under the condition that `rev` and `data` are what was read. A save that comes in
 //! between has another `rev`, and an operator's change another `data`: were that overwritten, unseen by
-//! the stream, caches would go on with it for ever.
+//! the stream, caches would go on with it for ever. Data that is too large to be a condition is
+//! reported instead.
 
 use std::fmt;
 use std::pin::Pin;
@@ -24,10 +25,10 @@ use crate::metrics::{Outcome, Verb};
 
 /// How many sessions one page has, and how many bytes of data, unless it is one session.
 const PAGE: u32 = 500;
-const PAGE_BYTES: usize = 4 << 20;
+const PAGE_BYTES: usize = 2 << 20;
 
-/// Data above that is not sent along as a condition: a command holds 16 MiB.
-const LARGE: usize = 1 << 20;
+/// Documents above that are not sent along as a condition: a command holds 16 MiB.
+const LARGE: usize = 512 << 10;
 
 /// How often a page is read anew since sessions of it were saved meanwhile.
 const ROUNDS: u32 = 8;
@@ -68,9 +69,10 @@ impl MongoStore {
     /// Encrypts with the newest key what is not: plain sessions, and those of older keys. It begins
     /// at once, and goes on as its stream is polled.
     ///
-    /// Works along the keys, in pages of at most 500 sessions and about 4 MiB, each read and written
+    /// Works along the keys, in pages of at most 500 sessions and about 2 MiB, each read and written
     /// under the operation timeout. Requests go on meanwhile: a session that is saved at the same
-    /// moment keeps what was saved. Nothing else of a session changes, and no cache loses it. What
+    /// moment keeps what was saved. Nothing else of a session changes, and
+    /// no cache loses it, unless it is larger than half a MiB. What
     /// cannot be read (a key that is missing, a document that was altered) is counted and left as
     /// it is. After an error, or on another day, call it again: what is done is passed over.
     ///
@@ -310,7 +312,7 @@ impl Sessions {
             filter.insert(field, doc! { "$eq": value(found, field) });
             fields.insert(mark, document::date(self.clock.wall()));
         }
-        // Without the mark, caches hear of it.
+        // A large one has no mark, so caches hear of it, and of what it may have overwritten.
         Ok(Some(doc! { "q": filter, "u": { "$set": fields } }))
     }
 

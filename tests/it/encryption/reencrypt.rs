@@ -116,24 +116,31 @@ async fn no_cache_loses_what_was_encrypted_anew() {
 }
 
 #[tokio::test]
-async fn the_largest_sessions_are_encrypted_anew_too() {
+async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
     let uri = uri();
     let plain = MongoStore::connect(&uri).await.unwrap();
     let mut records = many(&plain, 10).await;
-    for bytes in [900 << 10, 3 << 20, 3 << 20, 16_700_000] {
+    // More than a page has, and one more than a condition.
+    for bytes in [400 << 10, 600 << 10, 1_200 << 10] {
         let mut record = crate::common::record();
         record.data.insert("large".to_owned(), json!("x".repeat(bytes)));
         plain.create(&mut record).await.unwrap();
         records.push(record);
     }
-    for keys in [Keys::new(1, key(1)), newest()] {
-        let store = with_keys(&uri, keys).await;
-        let walked = walked(&store).await;
-        assert_eq!((walked.done, walked.failed), (14, 0), "{walked:?}");
-        for record in &records {
-            assert!(store.load(&record.id).await.unwrap().unwrap().data == record.data);
-        }
+    let (meters, guard) = Meters::install();
+    let cached = cache_of(&plain).await;
+    drop(guard);
+    let store = with_keys(&uri, newest()).await;
+    let mut pages = store.reencrypt().collect::<Vec<_>>().await;
+    assert!(pages.len() >= 3, "{pages:?}");
+    let walked = pages.pop().unwrap().unwrap();
+    assert_eq!((walked.done, walked.failed), (13, 0), "{walked:?}");
+    for record in &records {
+        assert!(store.load(&record.id).await.unwrap().unwrap().data == record.data);
     }
+    eventually("the two largest are reported", async || meters.value(OTHER) > 1.5).await;
+    assert!((meters.value(OTHER) - 2.0).abs() < 0.5, "{}", meters.value(OTHER));
+    drop(cached);
 }
 
 #[tokio::test]
