@@ -165,7 +165,7 @@ impl Watch {
             "in": "$$this.k",
         } };
         // No more than these fields, and the second one.
-        let changes = |fields: [&str; 2]| {
+        let alone = |fields: [&str; 2]| {
             doc! { "$and": [
                 { "$setIsSubset": [changed.clone(), fields.to_vec()] },
                 { "$in": [fields[1], changed.clone()] },
@@ -179,8 +179,8 @@ impl Watch {
                 { "updateDescription.removedFields.0": { "$exists": true } },
                 { "updateDescription.truncatedArrays.0": { "$exists": true } },
                 { "$expr": { "$not": [{ "$or": [
-                    changes(document::TOUCHED),
-                    changes(document::REENCRYPTED),
+                    alone(document::TOUCHED),
+                    alone(document::REENCRYPTED),
                 ] }] } },
             ] },
         ] };

@@ -57,9 +57,11 @@ fn sample() -> Data {
     Data::from([("card".to_owned(), json!("4111"))])
 }
 
+type Frozen = (u32, [u8; NONCE], [u8; 32], &'static str, &'static str);
+
 /// Made by tests/frozen/envelopes.py with other code: the id of the key, its nonce, the document's
 /// `_id`, the text and the envelope. A release that reads these no more loses sessions.
-const FROZEN: [(u32, [u8; NONCE], [u8; 32], &str, &str); 3] = [
+const FROZEN: [Frozen; 3] = [
     (
         1,
         [0; NONCE],

@@ -84,9 +84,10 @@ fn holds(dump: &[u8], text: &str) -> bool {
 async fn a_dump_holds_no_plain_text() {
     for encrypted in [true, false] {
         let uri = uri();
-        let store = match encrypted {
-            true => with_keys(&uri, Keys::new(1, key(1))).await,
-            false => MongoStore::connect(&uri).await.unwrap(),
+        let store = if encrypted {
+            with_keys(&uri, Keys::new(1, key(1))).await
+        } else {
+            MongoStore::connect(&uri).await.unwrap()
         };
         let cached = cache_of(&store).await;
         let (mut one, other) = (secret(&store).await, secret(&cached).await);

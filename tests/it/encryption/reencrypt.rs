@@ -39,8 +39,8 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
     records.extend(many(&queryable, 300).await);
     records.extend(many(&old, 600).await);
     records.extend(many(&store, 100).await);
-    let lost = with_keys(&uri, Keys::new(9, key(9))).await;
-    let unreadable = secret(&lost).await;
+    let foreign = with_keys(&uri, Keys::new(9, key(9))).await;
+    let unreadable = secret(&foreign).await;
     let expired = create(&plain).await;
     let past = doc! { "$set": { "expires": DateTime::from_millis(1_000) } };
     store.collection().update_one(by_key(&expired), past).await.unwrap();
@@ -74,7 +74,7 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
     let after = stored(&store, &records[0]).await;
     assert_eq!((&after.rev, after.updated), (&before.rev, before.updated));
     assert_eq!((after.expires, after.created), (before.expires, before.created));
-    assert_eq!(lost.load(&unreadable.id).await.unwrap().unwrap().data, unreadable.data);
+    assert_eq!(foreign.load(&unreadable.id).await.unwrap().unwrap().data, unreadable.data);
     assert_eq!(key_of(&stored(&store, &expired).await), None, "it is as good as gone");
     let again = walked(&store).await;
     assert_eq!((again.done, again.skipped, again.failed), (0, 1_300, 1));
@@ -188,7 +188,7 @@ async fn a_rotation_under_load_loses_nothing() {
     let after = with_keys(&uri, newest()).await;
     let stores = [cache_of(&before).await, cache_of(&after).await];
     let (stop, saves) = (AtomicBool::new(false), AtomicU64::new(0));
-    let savers = futures::future::join_all((0..SAVERS).map(async |saver| {
+    let apps = futures::future::join_all((0..SAVERS).map(async |saver| {
         let mut records = many(&plain, OF_EACH).await;
         let mut at = saver;
         while !stop.load(Ordering::Relaxed) {
@@ -209,7 +209,7 @@ async fn a_rotation_under_load_loses_nothing() {
         }
         stop.store(true, Ordering::Relaxed);
     };
-    let load = async { tokio::join!(savers, rotation).0 };
+    let load = async { tokio::join!(apps, rotation).0 };
     let records = tokio::time::timeout(FOREVER, load).await.unwrap();
 
     // From here on there is one key.
