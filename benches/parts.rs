@@ -88,13 +88,22 @@ fn key(criterion: &mut Criterion) {
 
 fn stored(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("codec");
-    for (name, form) in [("text", Form::Text), ("native", Form::Native)] {
+    let forms = [
+        ("text", Form::Text),
+        ("native", Form::Native),
+        #[cfg(feature = "encryption")]
+        ("encrypted", {
+            let key = codec::Key::from_bytes(&[7; 32]);
+            Form::Encrypted(std::sync::Arc::new(codec::Keys::new(1, key)))
+        }),
+    ];
+    for (name, form) in forms {
         for keys in KEYS {
             let data = data(keys);
-            let encode = || codec::encode(black_box(&data), form);
+            let encode = || codec::encode(black_box(&data), &form, &[7; 32]);
             let raw = encode().ok().and_then(|(stored, _)| RawBson::try_from(stored).ok());
             let Some(raw) = raw else { panic!("the data cannot be encoded") };
-            let decode = || codec::decode(black_box(raw.as_raw_bson_ref()));
+            let decode = || codec::decode(black_box(raw.as_raw_bson_ref()), &form, &[7; 32]);
             assert!(decode().is_ok_and(|decoded| decoded == data), "the codec is broken");
             let id = |what: &str| BenchmarkId::new(format!("{what}_{name}"), keys);
             group.bench_function(id("encode"), |bencher| bencher.iter(encode));

@@ -44,6 +44,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
+//! | `encryption` | `MongoStoreBuilder::encryption`: sessions' data is encrypted before it is stored |
 //!
 //! None is on by default, and none changes what the rest does.
 //!
@@ -116,6 +117,9 @@ pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
     data_path,
 };
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use self::mongo::{Key, Keys, Reencrypted, Reencryption};
 pub use self::owner::Owner;
 pub use self::store::{CachedMongoStore, CachedMongoStoreBuilder};
 

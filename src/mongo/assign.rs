@@ -33,7 +33,7 @@ impl Sessions {
 
     /// What makes the stored owner of a session the one that its data tells, if it is not.
     fn correction(&self, found: &RawDocument) -> Result<Option<Document>> {
-        let session = document::session(found)?;
+        let session = document::session(found, &self.form)?;
         let owner = self.owner.as_ref().and_then(|owner_of| owner_of.derive(&session.data));
         if let Some(owner) = &owner {
             owner.fits()?;

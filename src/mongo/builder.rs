@@ -1,6 +1,7 @@
 //! Every option of the persistence tier.
 
 mod connecting;
+mod encrypting;
 
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct MongoStoreBuilder {
     removal: ExpiredRemoval,
     form: Form,
     pub(super) owner: Option<OwnerOf>,
+    #[cfg(feature = "encryption")]
+    keys: Option<super::Keys>,
     leave_indexes_alone: bool,
     max_in_flight: Option<u32>,
     max_waiting: Option<u32>,
@@ -172,6 +175,7 @@ impl MongoStoreBuilder {
             ));
         }
         let limits = limits(self.max_in_flight, self.max_waiting)?;
+        let form = self.form()?;
         let (documents, own_pool) = self.connection.collection(COLLECTION, timeout).await?;
         let tasks = Tasks::new(runtime, timeout);
         let ends_with_the_store = tasks.closed().clone().drop_guard();
@@ -179,7 +183,7 @@ impl MongoStoreBuilder {
             documents: with_concerns(&documents)?,
             timeout,
             ttl: self.ttl,
-            form: self.form,
+            form,
             owner: self.owner,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series, Clock::system())),

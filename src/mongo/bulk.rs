@@ -75,8 +75,13 @@ impl Sessions {
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk).carries(updates.len());
         self.metrics.writes_together(updates.len());
-        let (sent, reply) = self.write(updates).await;
-        match reply {
+        let now = self.clock.wall();
+        let query = |update: Update| {
+            let (sent, filter, stage) = update.into_query(now);
+            (sent, doc! { "q": filter, "u": [stage] })
+        };
+        let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();
+        match self.write(statements).await {
             Ok(reply) => {
                 let judged = Judged::of(&reply, sent.len());
                 drop(timer.ends(judged.outcome(), Ok(())));
@@ -86,19 +91,8 @@ impl Sessions {
         }
     }
 
-    async fn write(&self, updates: Vec<Update>) -> (Vec<Sent>, mongodb::error::Result<Document>) {
-        let now = self.clock.wall();
-        let (sent, statements): (Vec<_>, Vec<_>) = updates
-            .into_iter()
-            .map(|update| {
-                let (sent, filter, stage) = update.into_query(now);
-                (sent, doc! { "q": filter, "u": [stage] })
-            })
-            .unzip();
-        (sent, self.write_statements(statements).await)
-    }
-
-    async fn write_statements(
+    /// Sends statements as one `update`.
+    pub(super) async fn write(
         &self,
         statements: Vec<Document>,
     ) -> mongodb::error::Result<Document> {
@@ -189,7 +183,7 @@ impl Judged {
 }
 
 /// What became of an update that the server reports in this document.
-fn refused(error: &Document) -> Error {
+pub(super) fn refused(error: &Document) -> Error {
     match number(error, "code") {
         Some(code) => failure::refused("save a session", i32::try_from(code).unwrap_or_default()),
         None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
@@ -197,7 +191,7 @@ fn refused(error: &Document) -> Error {
 }
 
 /// A whole number of any width.
-fn number(document: &Document, field: &str) -> Option<usize> {
+pub(super) fn number(document: &Document, field: &str) -> Option<usize> {
     let number = match document.get(field)? {
         Bson::Int32(number) => i64::from(*number),
         Bson::Int64(number) => *number,

@@ -1,17 +1,17 @@
 //! The stored document: one session as MongoDB keeps it.
 //!
 //! ```text
-//! { _id: Binary(32), format: 1, data: "{…}" or {…}, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date, updated: Date }
 //! ```
 //!
 //! and `owner: String`, where a store is told how to derive it and the session has one.
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, DateTime, Document, RawBson, RawBsonRef, RawDocument, doc};
-use serde::{Deserialize, Serialize};
+use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
 
 use super::codec::{self, Form, MALFORMED, unreadable};
 use super::owner::Owned;
+use super::shown::LiveSession;
 use crate::backend::Rev;
 use crate::error::{Error, Result};
 use crate::handle::SessionHandle;
@@ -21,89 +21,6 @@ use crate::record::{Data, Session, WallTime};
 
 /// The version of the stored format that this release writes.
 pub(crate) const FORMAT: i32 = 1;
-
-/// A session as it stands in the collection, for operators who query it.
-///
-/// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Caches hear of any
-/// change that is made to it, but for one that touches `expires` and `updated` alone, which is how a
-/// session is prolonged.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct StoredSession {
-    /// SHA-256 of the session's id, 32 bytes.
-    #[serde(rename = "_id")]
-    pub key: Binary,
-    /// The version of this format; 1.
-    pub format: i32,
-    /// The session's data: JSON text, or a document of a store that is
-    /// [`queryable`](crate::MongoStoreBuilder::queryable), in whose keys `%`, `.`, NUL and a leading
-    /// `$` are percent-escaped. [`data`](Self::data) reads both.
-    pub data: Bson,
-    /// When the session ends.
-    pub expires: DateTime,
-    /// New on each write of a store that other instances must hear of, 16 bytes.
-    pub rev: Binary,
-    /// When the session was created under its present id, by the creating app's clock: a new id,
-    /// as at each log-in, begins anew.
-    pub created: DateTime,
-    /// When the session was last written, by the writing app's clock.
-    pub updated: DateTime,
-    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<String>,
-}
-
-impl StoredSession {
-    /// Reads the session's data.
-    ///
-    /// # Errors
-    ///
-    /// [`Decode`](crate::ErrorKind::Decode) if it is in no form that this release writes.
-    pub fn data(&self) -> Result<Data> {
-        let stored = RawBson::try_from(self.data.clone());
-        codec::decode(stored.map_err(|_| unreadable(MALFORMED))?.as_raw_bson_ref())
-    }
-}
-
-impl std::fmt::Debug for StoredSession {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoredSession")
-            .field("format", &self.format)
-            .field("expires", &self.expires)
-            .field("created", &self.created)
-            .field("updated", &self.updated)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A live session in a list: all but what would let somebody use it.
-#[derive(Clone, PartialEq)]
-#[non_exhaustive]
-pub struct LiveSession {
-    /// Names the session, to end it.
-    pub handle: SessionHandle,
-    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
-    pub owner: Option<Owner>,
-    /// The session's data.
-    pub data: Data,
-    /// When the session ends.
-    pub expires: time::OffsetDateTime,
-    /// When the session was created under its present id, by the creating app's clock: a new id,
-    /// as at each log-in, begins anew.
-    pub created: time::OffsetDateTime,
-    /// When the session was last written, by the writing app's clock.
-    pub updated: time::OffsetDateTime,
-}
-
-impl std::fmt::Debug for LiveSession {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LiveSession")
-            .field("expires", &self.expires)
-            .field("created", &self.created)
-            .field("updated", &self.updated)
-            .finish_non_exhaustive()
-    }
-}
 
 pub(super) fn id(key: SessionKey) -> Binary {
     binary(key.as_bytes())
@@ -121,14 +38,14 @@ pub(super) fn date(at: WallTime) -> DateTime {
 pub(super) fn insertion(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, Form),
+    (data, form): (&Data, &Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<Document> {
     Ok(doc! {
         "_id": id(key),
         "format": FORMAT,
-        "data": codec::encode(data, form)?.0,
+        "data": codec::encode(data, form, key.as_bytes())?.0,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "created": date(now),
@@ -140,14 +57,19 @@ pub(super) fn insertion(
 /// entry past the expiry that it knows is a miss.
 pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 
+/// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
+/// needs to hear of that either. The second field tells it from a change of data.
+pub(super) const REENCRYPTED: [&str; 2] = ["data", "reencrypted"];
+
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
 pub(super) fn replacement(
+    key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, Form),
+    (data, form): (&Data, &Form),
     expires: WallTime,
     now: WallTime,
 ) -> Result<(Document, usize)> {
-    let (data, bytes) = codec::encode(data, form)?;
+    let (data, bytes) = codec::encode(data, form, key.as_bytes())?;
     let fields = doc! {
         "format": FORMAT,
         "data": data,
@@ -203,22 +125,29 @@ pub(super) fn rev(document: &RawDocument) -> &[u8] {
 }
 
 /// Reads a session back.
-pub(super) fn session(document: &RawDocument) -> Result<Session> {
+pub(super) fn session(document: &RawDocument, form: &Form) -> Result<Session> {
     let fields = Fields::of(document)?;
     Ok(Session {
-        data: codec::decode(fields.data()?)?,
+        data: codec::decode(fields.data()?, form, fields.id)?,
         expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
     })
 }
 
+/// The data of a session as it is stored, and its `_id`.
+#[cfg(feature = "encryption")]
+pub(super) fn stored_data(document: &RawDocument) -> Result<(RawBsonRef<'_>, &[u8])> {
+    let fields = Fields::of(document)?;
+    Ok((fields.data()?, fields.id))
+}
+
 /// Reads a session for a list.
-pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
+pub(super) fn live_session(document: &RawDocument, form: &Form) -> Result<LiveSession> {
     let fields = Fields::of(document)?;
     let key = key(document).ok_or_else(|| unreadable("its `_id` is no session's key"))?;
     Ok(LiveSession {
         handle: SessionHandle::of(key),
         owner: fields.owner()?,
-        data: codec::decode(fields.data()?)?,
+        data: codec::decode(fields.data()?, form, fields.id)?,
         expires: calendar(fields.expires()?)?,
         created: calendar(Fields::date("created", fields.created)?)?,
         updated: calendar(Fields::date("updated", fields.updated)?)?,
@@ -227,6 +156,8 @@ pub(super) fn live_session(document: &RawDocument) -> Result<LiveSession> {
 
 /// The fields of a document whose format is ours.
 struct Fields<'a> {
+    /// None at all, if it is no binary.
+    id: &'a [u8],
     data: Option<RawBsonRef<'a>>,
     expires: Option<RawBsonRef<'a>>,
     created: Option<RawBsonRef<'a>>,
@@ -237,13 +168,14 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn of(document: &'a RawDocument) -> Result<Self> {
         let mut fields =
-            Self { data: None, expires: None, created: None, updated: None, owner: None };
+            Self { id: &[], data: None, expires: None, created: None, updated: None, owner: None };
         let mut format = None;
         for element in document {
             let Ok((key, value)) = element else {
                 return Err(unreadable(MALFORMED));
             };
             match key.as_str() {
+                "_id" => fields.id = value.as_binary().map_or(&[], |id| id.bytes),
                 "format" => format = Some(value),
                 "data" => fields.data = Some(value),
                 "expires" => fields.expires = Some(value),
@@ -314,18 +246,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::StoredSession;
     use crate::backend::RevSource;
     use crate::error::ErrorKind;
 
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
         let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
-        insertion(SessionKey::of(7), RevSource::new().next(), (&data, Form::Native), at, now)
+        insertion(SessionKey::of(7), RevSource::new().next(), (&data, &Form::Native), at, now)
             .unwrap()
     }
 
     fn read(document: &Document) -> Result<Session> {
-        session(&RawDocumentBuf::try_from(document).unwrap())
+        session(&RawDocumentBuf::try_from(document).unwrap(), &Form::Text)
     }
 
     #[test]
@@ -354,7 +287,7 @@ mod tests {
         let data = Data::new();
         let at = WallTime::from_millis(2_000);
         let document =
-            insertion(SessionKey::of(id), RevSource::new().next(), (&data, Form::Text), at, at)
+            insertion(SessionKey::of(id), RevSource::new().next(), (&data, &Form::Text), at, at)
                 .unwrap();
         let bytes = document.to_vec().unwrap();
         assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
@@ -367,7 +300,7 @@ mod tests {
             ("format", Some(Bson::Int32(2)), "its format is 2"),
             ("format", Some(Bson::String("1".into())), "String"),
             ("data", None, "no `data`"),
-            ("data", Some(Bson::Int32(1)), "should be a text or a document and is a Int32"),
+            ("data", Some(Bson::Int32(1)), "a text, a document or a binary and is a Int32"),
             ("data", Some(Bson::String("{".into())), "JSON is truncated"),
             ("expires", None, "no `expires`"),
             ("expires", Some(Bson::Int64(5)), "should be a date and is a Int64"),

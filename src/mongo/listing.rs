@@ -137,7 +137,7 @@ impl Sessions {
         let (mut session, mut cursor) = self.open(listing).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             let now = self.clock.wall().to_datetime();
-            let session = document::live_session(&found);
+            let session = document::live_session(&found, &self.form);
             if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
                 continue;
             }

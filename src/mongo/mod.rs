@@ -15,8 +15,11 @@ mod operations;
 mod owner;
 mod owner_index;
 mod query;
+#[cfg(feature = "encryption")]
+mod reencrypt;
 mod removal;
 mod seen;
+mod shown;
 mod timer;
 mod uri;
 mod watch;
@@ -33,14 +36,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use self::builder::MongoStoreBuilder;
 pub(crate) use self::builder::series;
 use self::codec::Form;
-pub use self::document::{LiveSession, StoredSession};
+#[cfg(feature = "encryption")]
+pub use self::codec::{Key, Keys};
 pub use self::expiry::ExpiredRemoval;
 use self::listing::Listing;
 pub use self::listing::LiveSessions;
 use self::owner::OwnerOf;
 pub use self::query::data_path;
+#[cfg(feature = "encryption")]
+pub use self::reencrypt::{Reencrypted, Reencryption};
 pub(crate) use self::removal::Removal;
 use self::seen::Seen;
+pub use self::shown::{LiveSession, StoredSession};
 use self::watch::Watch;
 use crate::backend::{Backend, DRAWS, RevSource, no_free_id};
 use crate::clock::Clock;

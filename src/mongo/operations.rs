@@ -89,7 +89,7 @@ impl Commands for Sessions {
         let sessions = self.clone();
         let expires = self.expiry(expires);
         let now = sessions.clock.wall();
-        let document = document::insertion(key, rev, (data, sessions.form), expires, now)
+        let document = document::insertion(key, rev, (data, &sessions.form), expires, now)
             .and_then(|mut document| self.own(data, &mut document).map(|_| document));
         Box::pin(async move {
             let document = document?;
@@ -118,7 +118,7 @@ impl Commands for Sessions {
     ) -> Result<Update> {
         let expires = self.expiry(expires);
         let (mut fields, bytes) =
-            document::replacement(rev, (data, self.form), expires, self.clock.wall())?;
+            document::replacement(key, rev, (data, &self.form), expires, self.clock.wall())?;
         let owned = self.own(data, &mut fields)?;
         Ok(Update { key, expires, change: Change::Replace(fields, owned, rev), bytes })
     }
@@ -223,7 +223,7 @@ impl Sessions {
 
     /// The session in a document, if it has not expired.
     pub(super) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
-        let session = document::session(document)?;
+        let session = document::session(document, &self.form)?;
         Ok((session.expires > self.clock.wall()).then_some(session))
     }
 

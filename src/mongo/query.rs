@@ -94,12 +94,12 @@ impl Sessions {
 
     /// Whether MongoDB can see what the filter asks for.
     fn can_answer(&self, filter: &Document) -> Result<()> {
-        if self.form == Form::Native || !names_data(filter) {
+        if matches!(self.form, Form::Native) || !names_data(filter) {
             return Ok(());
         }
         Err(Error::config(
-            "the filter names a path below `data`, and this store keeps data as a text, of which \
-             MongoDB sees no keys: build it with MongoStoreBuilder::queryable(true)",
+            "the filter names a path below `data`, and this store keeps data as a text, or \
+             encrypted, so that MongoDB sees no keys: build it with MongoStoreBuilder::queryable(true)",
         ))
     }
 }

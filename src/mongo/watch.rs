@@ -173,12 +173,20 @@ impl Watch {
     }
 
     /// Asks for what instances need to hear, as small as it can be: no insertion, since nobody can
-    /// have cached it, and no touch, which changes `expires` and `updated` alone.
+    /// have cached it, no touch, which changes `expires` and `updated` alone, and nothing that was
+    /// encrypted anew, since that is what it was.
     fn aggregate(&self, after: Option<Token>) -> Document {
         let changed = doc! { "$map": {
             "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
             "in": "$$this.k",
         } };
+        // No more than these fields, and the second one.
+        let alone = |fields: [&str; 2]| {
+            doc! { "$and": [
+                { "$setIsSubset": [changed.clone(), fields.to_vec()] },
+                { "$in": [fields[1], changed.clone()] },
+            ] }
+        };
         let wanted = doc! { "$or": [
             { "operationType": { "$in": ["delete", "replace"] } },
             { "operationType": { "$in": ENDS.to_vec() } },
@@ -186,9 +194,9 @@ impl Watch {
                 { "updateDescription.updatedFields.rev": { "$exists": true } },
                 { "updateDescription.removedFields.0": { "$exists": true } },
                 { "updateDescription.truncatedArrays.0": { "$exists": true } },
-                { "$expr": { "$not": [{ "$and": [
-                    { "$setIsSubset": [changed.clone(), document::TOUCHED.to_vec()] },
-                    { "$in": [document::TOUCHED[1], changed] },
+                { "$expr": { "$not": [{ "$or": [
+                    alone(document::TOUCHED),
+                    alone(document::REENCRYPTED),
                 ] }] } },
             ] },
         ] };

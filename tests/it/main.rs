@@ -10,6 +10,8 @@ mod common;
 mod connect;
 mod contract;
 mod credentials;
+#[cfg(feature = "encryption")]
+mod encryption;
 mod examples;
 mod expiry;
 mod follow;

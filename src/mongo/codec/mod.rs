@@ -1,16 +1,27 @@
 //! The codec: a session's data to what is stored of it and back, without loss.
 //!
-//! It is stored as JSON text, or as a native document that MongoDB can query. Both are read, whatever
-//! is written, so the choice may change at any time.
+//! It is stored as JSON text, as a native document that MongoDB can query, or as JSON text in an
+//! encrypted envelope. All are read, whatever is written, so the choice may change at any time; the
+//! last one by who has its key.
 
+mod envelope;
+#[cfg(feature = "encryption")]
+mod keys;
 mod native;
 #[cfg(test)]
 mod samples;
+#[cfg(feature = "encryption")]
+mod sealed;
 mod text;
 
 use std::borrow::Cow;
+#[cfg(feature = "encryption")]
+use std::sync::Arc;
 
 use bson::{Bson, RawBsonRef};
+
+#[cfg(feature = "encryption")]
+pub use self::keys::{Key, Keys};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Data;
@@ -24,16 +35,20 @@ const MAX_DEPTH: usize = 98;
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
 const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
-/// How sessions' data is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How sessions' data is stored, and with which keys it is read.
+#[derive(Clone, Debug, Default)]
 pub(super) enum Form {
     #[default]
     Text,
     Native,
+    #[cfg(feature = "encryption")]
+    Encrypted(Arc<Keys>),
 }
 
-/// Encodes a session's data; answers with about how many bytes that is, too.
-pub(super) fn encode(data: &Data, form: Form) -> Result<(Bson, usize)> {
+/// Encodes the data of the session whose document has this `_id`; answers with about how many bytes
+/// that is, too.
+#[cfg_attr(not(feature = "encryption"), allow(unused_variables, reason = "of encryption alone"))]
+pub(super) fn encode(data: &Data, form: &Form, id: &[u8]) -> Result<(Bson, usize)> {
     match form {
         Form::Text => {
             let text = text::encode(data)?;
@@ -44,16 +59,26 @@ pub(super) fn encode(data: &Data, form: Form) -> Result<(Bson, usize)> {
             let (document, bytes) = native::encode(data)?;
             Ok((Bson::Document(document), bytes))
         }
+        #[cfg(feature = "encryption")]
+        Form::Encrypted(keys) => {
+            let envelope = sealed::seal(keys, id, text::encode(data)?.as_bytes())?;
+            let bytes = envelope.len();
+            Ok((binary(envelope), bytes))
+        }
     }
 }
 
-/// Decodes a session's data, in whichever form it is.
-pub(super) fn decode(stored: RawBsonRef<'_>) -> Result<Data> {
+/// Decodes the data of the session whose document has this `_id`, in whichever form it is.
+pub(super) fn decode(stored: RawBsonRef<'_>, form: &Form, id: &[u8]) -> Result<Data> {
     match stored {
+        RawBsonRef::String(_) | RawBsonRef::Document(_) if form.refuses_plain() => {
+            Err(unreadable("its data is not encrypted, and this store refuses plain sessions"))
+        }
         RawBsonRef::String(text) => text::decode(text),
         RawBsonRef::Document(document) => native::decode(document),
+        RawBsonRef::Binary(envelope) => text::decode(&form.open(envelope.bytes, id)?),
         other => Err(unreadable(format!(
-            "its `data` should be a text or a document and is a {:?}",
+            "its `data` should be a text, a document or a binary and is a {:?}",
             other.element_type()
         ))),
     }
@@ -62,6 +87,59 @@ pub(super) fn decode(stored: RawBsonRef<'_>) -> Result<Data> {
 /// A key of the data as it is stored in a document.
 pub(super) fn escape(key: &str) -> Cow<'_, str> {
     native::escape(key)
+}
+
+/// The data of the session whose document has this `_id`, encrypted with the newest key; `None` if
+/// that is what it is.
+#[cfg(feature = "encryption")]
+pub(super) fn reencode(
+    stored: RawBsonRef<'_>,
+    keys: &Arc<Keys>,
+    id: &[u8],
+) -> Result<Option<Bson>> {
+    let form = Form::Encrypted(keys.clone());
+    let envelope = match stored {
+        RawBsonRef::Binary(old) if envelope::Envelope::of(old.bytes)?.key == keys.newest().0 => {
+            return Ok(None);
+        }
+        RawBsonRef::Binary(old) => sealed::seal(keys, id, form.open(old.bytes, id)?.as_bytes())?,
+        plain => return encode(&decode(plain, &form, id)?, &form, id).map(|(data, _)| Some(data)),
+    };
+    Ok(Some(binary(envelope)))
+}
+
+#[cfg(feature = "encryption")]
+fn binary(bytes: Vec<u8>) -> Bson {
+    Bson::Binary(bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes })
+}
+
+impl Form {
+    fn refuses_plain(&self) -> bool {
+        match self {
+            #[cfg(feature = "encryption")]
+            Self::Encrypted(keys) => keys.refuses_plain(),
+            Self::Text | Self::Native => false,
+        }
+    }
+
+    /// Opens an encrypted text.
+    #[cfg_attr(
+        not(feature = "encryption"),
+        allow(unused_variables, reason = "of encryption alone")
+    )]
+    fn open(&self, envelope: &[u8], id: &[u8]) -> Result<String> {
+        match self {
+            #[cfg(feature = "encryption")]
+            Self::Encrypted(keys) => sealed::open(keys, id, envelope),
+            Self::Text | Self::Native => {
+                let key = envelope::Envelope::of(envelope)?.key;
+                Err(unreadable(format!(
+                    "its data is encrypted with key {key}, and this store was built without keys \
+                     (the feature `encryption` and MongoStoreBuilder::encryption)"
+                )))
+            }
+        }
+    }
 }
 
 fn too_deep() -> Error {

@@ -1,0 +1,341 @@
+//! The walk that encrypts with the newest key what was stored otherwise.
+//!
+//! What a session holds stays the same, so nothing is told to anybody: `rev` stays, and the change
+//! stream leaves such an update out, which it knows by the field `reencrypted`. A walk that emptied
+//! the caches of all instances would cost a read for each session in them.
+//!
+//! Each update is under the condition that `rev` and `data` are what was read. A save that comes in
+//! between has another `rev`, and an operator's change another `data`: were that overwritten, unseen by
+//! the stream, caches would go on with it for ever. Data that is too large to be a condition is
+//! reported instead.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use futures_core::Stream;
+use tokio::sync::mpsc;
+
+use super::codec::{self, Form, Keys};
+use super::{MongoStore, Sessions, bulk, document};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Outcome, Verb};
+
+/// How many sessions one page has, and how many bytes of data, unless it is one session.
+const PAGE: u32 = 500;
+const PAGE_BYTES: usize = 2 << 20;
+
+/// Documents above that are not sent along as a condition: a command holds 16 MiB.
+const LARGE: usize = 512 << 10;
+
+/// How often a page is read anew since sessions of it were saved meanwhile.
+const ROUNDS: u32 = 8;
+
+/// A walk that encrypts sessions with the newest key, from [`MongoStore::reencrypt`]: a stream of how
+/// far it has come, an item for each page, which goes no further than it is polled.
+///
+/// It ends without an error only when it is complete; an error ends it.
+#[must_use = "streams do nothing unless polled"]
+pub struct Reencryption {
+    received: mpsc::Receiver<Step>,
+    ended: bool,
+}
+
+/// How far a [`Reencryption`] has come.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Reencrypted {
+    /// Sessions that were encrypted with the newest key.
+    pub done: u64,
+    /// Sessions for which there was nothing to do: encrypted with it before, or ended meanwhile.
+    pub skipped: u64,
+    /// Sessions that could not be read, or not be written; they are as they were.
+    pub failed: u64,
+    /// About how many are left.
+    pub left: u64,
+    /// Why the last one of those failed. It names a key by its id, and no session.
+    pub last_failure: Option<Error>,
+}
+
+/// What the task that walks sends. One that ends without a word was cut off.
+enum Step {
+    Page(Reencrypted),
+    Ended(Result<()>),
+}
+
+impl MongoStore {
+    /// Encrypts with the newest key what is not: plain sessions, and those of older keys. It begins
+    /// at once, and goes on as its stream is polled.
+    ///
+    /// Works along the keys, in pages of at most 500 sessions and about 2 MiB, each read and written
+    /// under the operation timeout. Requests go on meanwhile: a session that is saved at the same
+    /// moment keeps what was saved. Nothing else of a session changes, and
+    /// no cache loses it, unless it is larger than half a MiB. What
+    /// cannot be read (a key that is missing, a document that was altered) is counted and left as
+    /// it is. After an error, or on another day, call it again: what is done is passed over.
+    ///
+    /// Complete it is for good only if every instance encrypts with the newest key by then: one that
+    /// has an older key for its newest, or none, writes with that.
+    ///
+    /// ```no_run
+    /// # async fn walk(store: tower_sessions_moka_mongodb_store::MongoStore)
+    /// #     -> tower_sessions_moka_mongodb_store::Result<()> {
+    /// let walked = store.reencrypt().finish().await?;
+    /// println!("{} sessions encrypted, {} could not be", walked.done, walked.failed);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// In the stream: [`Config`](ErrorKind::Config) if the store has no keys;
+    /// [`Timeout`](ErrorKind::Timeout), [`Connection`](ErrorKind::Connection) and what else the server
+    /// answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once the stream is dropped, it ends with the page that it is at.
+    pub fn reencrypt(&self) -> Reencryption {
+        let (sender, received) = mpsc::channel(1);
+        let (sessions, tasks) = (self.inner.sessions.clone(), self.tasks());
+        if !tasks.is_closed() {
+            tasks.spawn(async move {
+                let ended = sessions.walk(&sender).await;
+                sessions.sends(&sender, Step::Ended(ended)).await;
+            });
+        }
+        Reencryption { received, ended: false }
+    }
+}
+
+impl Reencryption {
+    /// Goes to the end, and answers with how it went.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongoStore::reencrypt`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it ends with the page that it is at.
+    pub async fn finish(mut self) -> Result<Reencrypted> {
+        let mut last = Reencrypted::default();
+        while let Some(page) = std::future::poll_fn(|cx| Pin::new(&mut self).poll_next(cx)).await {
+            last = page?;
+        }
+        Ok(last)
+    }
+}
+
+impl Stream for Reencryption {
+    type Item = Result<Reencrypted>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let step = std::task::ready!(self.received.poll_recv(context));
+        if let Some(Step::Page(progress)) = step {
+            return Poll::Ready(Some(Ok(progress)));
+        }
+        self.ended = true;
+        Poll::Ready(match step {
+            Some(Step::Ended(Ok(()))) => None,
+            Some(Step::Ended(Err(error))) => Some(Err(error)),
+            _ => Some(Err(Error::cut_off())),
+        })
+    }
+}
+
+impl fmt::Debug for Reencryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reencryption").finish_non_exhaustive()
+    }
+}
+
+impl Reencrypted {
+    fn fails(&mut self, error: Error) {
+        self.failed += 1;
+        self.last_failure = Some(error);
+    }
+}
+
+impl Sessions {
+    /// Whether it was taken. Nobody waits for a stream that is held and not polled, when the store is
+    /// shut down.
+    async fn sends(&self, sender: &mpsc::Sender<Step>, step: Step) -> bool {
+        tokio::select! {
+            () = self.closed.cancelled() => false,
+            sent = sender.send(step) => sent.is_ok(),
+        }
+    }
+
+    async fn walk(&self, sender: &mpsc::Sender<Step>) -> Result<()> {
+        let Form::Encrypted(keys) = &self.form else {
+            return Err(Error::config(
+                "there is no key to encrypt with: give the builder `encryption`",
+            ));
+        };
+        let (mut progress, mut after) = (Reencrypted::default(), None);
+        let mut seen = 0;
+        let total = self.number_of_documents().await?;
+        loop {
+            // Comparisons in a query stay within one type, and keys are binary.
+            let first = || doc! { "$type": "binData" };
+            let place = after.take().map_or_else(first, |last: Bson| doc! { "$gt": last });
+            // What has expired is as good as gone.
+            let live = doc! { "$gt": document::date(self.clock.wall()) };
+            let page = self.read_page(doc! { "_id": place, "expires": live }).await?;
+            let Some(last) = page.last() else {
+                progress.left = 0;
+                self.sends(sender, Step::Page(progress)).await;
+                return Ok(());
+            };
+            after = Some(value(last, "_id"));
+            seen += page.len() as u64;
+            let before = progress.done + progress.failed;
+            let of_page = page.len() as u64;
+            self.reencrypt_page(page, keys, &mut progress).await?;
+            progress.skipped += of_page.saturating_sub(progress.done + progress.failed - before);
+            progress.left = total.saturating_sub(seen);
+            if !self.sends(sender, Step::Page(progress.clone())).await {
+                return if self.closed.is_cancelled() { Err(Error::closed()) } else { Ok(()) };
+            }
+        }
+    }
+
+    async fn number_of_documents(&self) -> Result<u64> {
+        self.within(async {
+            let timer = self.timer(Verb::Count);
+            match self.documents.estimated_document_count().max_time(self.timeout).await {
+                Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
+                Err(error) => timer.fails("count the sessions", &error),
+            }
+        })
+        .await
+    }
+
+    async fn read_page(&self, filter: Document) -> Result<Vec<RawDocumentBuf>> {
+        self.within(async {
+            let timer = self.timer(Verb::List);
+            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
+            let find = documents.find(filter).sort(doc! { "_id": 1 }).limit(PAGE.into());
+            let fields = doc! { "format": 1, "data": 1, "rev": 1 };
+            let find = find.projection(fields).batch_size(PAGE).max_time(self.timeout);
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            let read = async {
+                let mut session = self.causal().await?;
+                let mut cursor = find.session(&mut session).await?;
+                while cursor.advance(&mut session).await? {
+                    let found = cursor.current();
+                    bytes += found.as_bytes().len();
+                    if bytes > PAGE_BYTES && !page.is_empty() {
+                        break;
+                    }
+                    page.push(found.to_owned());
+                }
+                self.seen.learn(&session);
+                Ok(())
+            };
+            match read.await {
+                Ok(()) => timer.ends(Outcome::Ok, Ok(page)),
+                Err(error) => timer.fails("read the sessions to encrypt", &error),
+            }
+        })
+        .await
+    }
+
+    async fn reencrypt_page(
+        &self,
+        mut page: Vec<RawDocumentBuf>,
+        keys: &Arc<Keys>,
+        progress: &mut Reencrypted,
+    ) -> Result<()> {
+        let mut ids = Vec::new();
+        for _ in 0..ROUNDS {
+            let mut statements = Vec::with_capacity(page.len());
+            ids.clear();
+            for found in &page {
+                match self.statement(found, keys) {
+                    Ok(Some(statement)) => {
+                        statements.push(statement);
+                        ids.push(value(found, "_id"));
+                    }
+                    Ok(None) => {}
+                    Err(error) => progress.fails(error),
+                }
+            }
+            if statements.is_empty() {
+                return Ok(());
+            }
+            let reply = self.write_page(statements).await?;
+            let modified = bulk::number(&reply, "nModified").unwrap_or(0);
+            progress.done += modified as u64;
+            if modified == ids.len() {
+                return Ok(());
+            }
+            let mut refusals = Vec::new();
+            for error in reply.get_array("writeErrors").into_iter().flatten() {
+                let Some(error) = error.as_document() else { continue };
+                refusals.extend(bulk::number(error, "index"));
+                progress.fails(bulk::refused(error));
+            }
+            let mut index = 0;
+            ids.retain(|_| {
+                index += 1;
+                !refusals.contains(&(index - 1))
+            });
+            // The others were saved or have ended meanwhile, by whomever and with whichever key.
+            page = self.read_page(doc! { "_id": { "$in": ids.clone() } }).await?;
+        }
+        for found in &page {
+            if !matches!(self.statement(found, keys), Ok(None)) {
+                progress.fails(Error::new(
+                    ErrorKind::Overloaded,
+                    "the session was saved again and again while it was to be encrypted anew",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The statement that encrypts a session anew; `None` if there is nothing to do.
+    fn statement(&self, found: &RawDocument, keys: &Arc<Keys>) -> Result<Option<Document>> {
+        let (stored, id) = document::stored_data(found)?;
+        let Some(data) = codec::reencode(stored, keys, id)? else { return Ok(None) };
+        let [field, mark] = document::REENCRYPTED;
+        let mut filter = doc! { "_id": value(found, "_id"), "rev": value(found, "rev") };
+        let mut fields = doc! { field: data };
+        if found.as_bytes().len() <= LARGE {
+            filter.insert(field, doc! { "$eq": value(found, field) });
+            fields.insert(mark, document::date(self.clock.wall()));
+        }
+        // A large one has no mark, so caches hear of it, and of what it may have overwritten.
+        Ok(Some(doc! { "q": filter, "u": { "$set": fields } }))
+    }
+
+    async fn write_page(&self, statements: Vec<Document>) -> Result<Document> {
+        self.within(async {
+            let timer = self.timer(Verb::Bulk);
+            match self.write(statements).await {
+                Ok(reply) => match reply.get_document("writeConcernError") {
+                    Ok(concern) => {
+                        let refused = bulk::refused(concern);
+                        timer.ends(Outcome::Failed(refused.kind()), Err(refused))
+                    }
+                    Err(_) => timer.ends(Outcome::Ok, Ok(reply)),
+                },
+                Err(error) => timer.fails("store the sessions that were encrypted", &error),
+            }
+        })
+        .await
+    }
+}
+
+/// A field's value; null, which a query takes for a missing field too, if it has none.
+fn value(document: &RawDocument, field: &str) -> Bson {
+    let value = document.get(field).ok().flatten();
+    value.and_then(|value| Bson::try_from(value).ok()).unwrap_or(Bson::Null)
+}
