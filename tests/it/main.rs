@@ -10,6 +10,7 @@ mod contract;
 mod credentials;
 mod examples;
 mod expiry;
+mod first_minutes;
 mod follow;
 mod grace;
 mod http;

@@ -1,0 +1,57 @@
+//! The guide, to be read in any order. Documentation only: there is nothing to call in here.
+//!
+//! | page | for the question |
+//! |---|---|
+//! | [`getting_started`] | how do I get from nothing to an app with sessions? |
+//! | [`choosing`] | which `max_staleness`, `touch_after`, size, eviction policy, and `compact` or not? |
+//! | [`instances`] | what changes when the app runs more than once? |
+//! | [`deployments`] | replica set, standalone server, sharded cluster, Atlas, containers: what does each need? |
+//! | [`outages`] | MongoDB is down or slow: what do users see, and what can I choose? |
+//! | [`security`] | what is stored, what do cookies hold, how do I log in and out safely? |
+//! | [`metrics`] | a figure has moved: what does it mean, and what do I do? |
+//! | [`coming_from`] | I know another store: where is its option here? |
+//! | [`troubleshooting`] | something does not work: why? |
+//! | [`plots`] | how fast is it beside other stores? |
+//!
+//! What is known not to work stands under [known limits](crate#known-limits), the reasons for the design in
+//! `DESIGN.md` in the repository.
+
+pub mod getting_started {
+    #![doc = include_str!("getting_started.md")]
+}
+
+pub mod choosing {
+    #![doc = include_str!("choosing.md")]
+}
+
+pub mod instances {
+    #![doc = include_str!("instances.md")]
+}
+
+pub mod deployments {
+    #![doc = include_str!("deployments.md")]
+}
+
+pub mod outages {
+    #![doc = include_str!("outages.md")]
+}
+
+pub mod security {
+    #![doc = include_str!("security.md")]
+}
+
+pub mod metrics {
+    #![doc = include_str!("metrics.md")]
+}
+
+pub mod coming_from {
+    #![doc = include_str!("coming_from.md")]
+}
+
+pub mod troubleshooting {
+    #![doc = include_str!("troubleshooting.md")]
+}
+
+pub mod plots {
+    #![doc = include_str!("plots.md")]
+}
