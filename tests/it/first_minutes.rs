@@ -147,17 +147,17 @@ async fn uris(quotes: &Quotes) {
         quotes.of_builder(uri, ErrorKind::Connection, MongoStore::builder().uri(uri)).await;
     }
     for value in [None, Some(""), Some(" ")] {
-        quotes.have("MONGODB_URI", &from_env(value));
+        quotes.have("MONGODB_URI", &in_a_child("app", value));
     }
 }
 
 const CHILD: &str = "SESSION_STORE_FIRST_MINUTES_CHILD";
 
 /// Nothing may set the environment of a process that has threads, so the test runs itself again.
-fn from_env(value: Option<&str>) -> String {
+fn in_a_child(role: &str, value: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "first_minutes::in_a_process_of_its_own", "--nocapture"]);
-    child.env(CHILD, "1").env_remove("MONGODB_URI");
+    child.env(CHILD, role).env_remove("MONGODB_URI");
     if let Some(value) = value {
         child.env("MONGODB_URI", value);
     }
@@ -168,8 +168,11 @@ fn from_env(value: Option<&str>) -> String {
 
 #[tokio::test]
 async fn in_a_process_of_its_own() {
-    if std::env::var_os(CHILD).is_some() {
-        println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err());
+    match std::env::var(CHILD).as_deref() {
+        Ok("app") => println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err()),
+        // As `unwrap` shows it.
+        Ok("tests") => println!("\nsaid: {:?}", session_test_server::shared().unwrap_err()),
+        _ => {}
     }
 }
 
@@ -259,6 +262,12 @@ async fn indexes(quotes: &Quotes) {
         let builder = MongoStore::builder().client(client);
         quotes.of_builder(&options.to_string(), ErrorKind::Index, builder).await;
     }
+    let client = Client::with_uri_str(uri()).await.unwrap();
+    let index = doc! { "key": { "other": 1 }, "name": "expires_1" };
+    let create = doc! { "createIndexes": "sessions", "indexes": [index] };
+    client.default_database().unwrap().run_command(create).await.unwrap();
+    let builder = MongoStore::builder().client(client);
+    quotes.of_builder("the name is taken", ErrorKind::Index, builder).await;
 }
 
 fn runtimes(quotes: &Quotes) {
@@ -346,8 +355,10 @@ fn examples(quotes: &Quotes) {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     quotes.have("a port that is taken", &said(counter().env("ADDR", &address)));
+    quotes.have("no address", &said(counter().env("ADDR", "3000")));
     let nowhere = "mongodb://127.0.0.1:1/app?serverSelectionTimeoutMS=100";
     quotes.have("nobody at MONGODB_URI", &said(counter().env("MONGODB_URI", nowhere)));
+    quotes.have("tests on nobody", &in_a_child("tests", Some(nowhere)));
     let empty = tempfile::tempdir().unwrap();
     let bare = said(counter().env("PATH", empty.path()).env("HOME", empty.path()));
     quotes.have("nothing to build a server with", &bare);

@@ -13,6 +13,7 @@ mod expiry;
 mod first_minutes;
 mod follow;
 mod grace;
+mod guide;
 mod http;
 mod metrics;
 mod order;
