@@ -16,6 +16,20 @@
 //! What is known not to work stands under [known limits](crate#known-limits), the reasons for the design in
 //! `DESIGN.md` in the repository.
 
+/// A section with the two plots of a scenario.
+macro_rules! plot {
+    ($scenario:literal, $title:literal) => {
+        concat!(
+            "\n# ",
+            $title,
+            "\n\n<div style=\"overflow-x: auto\">\n",
+            include_str!(concat!("plots/", $scenario, "-throughput.svg")),
+            include_str!(concat!("plots/", $scenario, "-latency.svg")),
+            "</div>\n"
+        )
+    };
+}
+
 pub mod getting_started {
     #![doc = include_str!("getting_started.md")]
 }
@@ -54,4 +68,20 @@ pub mod troubleshooting {
 
 pub mod plots {
     #![doc = include_str!("plots.md")]
+    #![doc = plot!("bare", "No session at all: what HTTP and the clients allow at most")]
+    #![doc = plot!("read", "Each request reads a session")]
+    #![doc = plot!("read-zipf", "The same, some sessions far more often than others")]
+    #![doc = plot!("read-mostly", "95 requests read, 5 change a session")]
+    #![doc = plot!("write", "Each request changes a session")]
+    #![doc = plot!("always-save", "Each request reads, and the layer saves: `touch_after` of a minute")]
+    #![doc = plot!("log-in", "Log-ins: a session is created, then its id cycled")]
+    #![doc = plot!("stampede", "Cold start: all clients at once ask for the same session")]
+    #![doc = plot!("tenfold", "Tenfold: ten times as many sessions as the cache holds")]
+    #![doc = plot!("tenfold-zipf", "Tenfold, some sessions far more often than others")]
+    #![doc = plot!("flood", "A flood: nine of ten requests with invented ids")]
+    #![doc = plot!("two-instances", "Two instances: one in ten changes a session on one, both read")]
+    //!
+    //! # What was run
+    //!
+    #![doc = include_str!("plots/run.md")]
 }
