@@ -16,16 +16,14 @@
 //! What is known not to work stands under [known limits](crate#known-limits), the reasons for the design in
 //! `DESIGN.md` in the repository.
 
-/// A section with the two plots of a scenario.
+/// The two plots of a scenario. Blank lines around it end what stands before and behind.
 macro_rules! plot {
-    ($scenario:literal, $title:literal) => {
+    ($scenario:literal) => {
         concat!(
-            "\n# ",
-            $title,
-            "\n\n<div style=\"overflow-x: auto\">\n",
+            "<div style=\"overflow-x: auto\">\n",
             include_str!(concat!("plots/", $scenario, "-throughput.svg")),
             include_str!(concat!("plots/", $scenario, "-latency.svg")),
-            "</div>\n"
+            "</div>"
         )
     };
 }
@@ -68,18 +66,42 @@ pub mod troubleshooting {
 
 pub mod plots {
     #![doc = include_str!("plots.md")]
-    #![doc = plot!("bare", "No session at all: what HTTP and the clients allow at most")]
-    #![doc = plot!("read", "Each request reads a session")]
-    #![doc = plot!("read-zipf", "The same, some sessions far more often than others")]
-    #![doc = plot!("read-mostly", "95 requests read, 5 change a session")]
-    #![doc = plot!("write", "Each request changes a session")]
-    #![doc = plot!("always-save", "Each request reads, and the layer saves: `touch_after` of a minute")]
-    #![doc = plot!("log-in", "Log-ins: a session is created, then its id cycled")]
-    #![doc = plot!("stampede", "Cold start: all clients at once ask for the same session")]
-    #![doc = plot!("tenfold", "Tenfold: ten times as many sessions as the cache holds")]
-    #![doc = plot!("tenfold-zipf", "Tenfold, some sessions far more often than others")]
-    #![doc = plot!("flood", "A flood: nine of ten requests with invented ids")]
-    #![doc = plot!("two-instances", "Two instances: one in ten changes a session on one, both read")]
+    //!
+    //! # No session at all: what HTTP and the clients allow at most
+    #![doc = plot!("bare")]
+    //!
+    //! # Each request reads a session
+    #![doc = plot!("read")]
+    //!
+    //! # The same, some sessions far more often than others
+    #![doc = plot!("read-zipf")]
+    //!
+    //! # 95 requests read, 5 change a session
+    #![doc = plot!("read-mostly")]
+    //!
+    //! # Each request changes a session
+    #![doc = plot!("write")]
+    //!
+    //! # Each request reads, and the layer saves: `touch_after` of a minute
+    #![doc = plot!("always-save")]
+    //!
+    //! # Log-ins: a session is created, then its id cycled
+    #![doc = plot!("log-in")]
+    //!
+    //! # Cold start: all clients at once ask for the same session
+    #![doc = plot!("stampede")]
+    //!
+    //! # Tenfold: ten times as many sessions as the cache holds
+    #![doc = plot!("tenfold")]
+    //!
+    //! # Tenfold, some sessions far more often than others
+    #![doc = plot!("tenfold-zipf")]
+    //!
+    //! # A flood: nine of ten requests with invented ids
+    #![doc = plot!("flood")]
+    //!
+    //! # Two instances: one in ten changes a session on one, both read
+    #![doc = plot!("two-instances")]
     //!
     //! # What was run
     //!

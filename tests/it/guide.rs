@@ -93,7 +93,8 @@ const THEIRS: [(&str, &[&str]); 7] = [
 fn each_option_of_the_other_stores_stands_in_their_section() {
     for (store, theirs) in THEIRS {
         let (_, section) = PAGE.split_once(&format!("\n# {store}\n")).expect(store);
-        let section = section.split("\n# ").next().unwrap();
+        // Within a program a line that begins with `# ` is a hidden one, and follows another line.
+        let section = section.split("\n\n# ").next().unwrap();
         let left = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
         let left: Vec<_> = left.collect();
         for option in theirs {
