@@ -41,10 +41,11 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has long answers: [getting started](guide::getting_started), [choosing settings](guide::choosing),
-//! [several instances](guide::instances), [deployments](guide::deployments), [outages](guide::outages),
-//! [security](guide::security), [metrics](guide::metrics) for who is on call, [coming from](guide::coming_from) another
-//! store, [troubleshooting](guide::troubleshooting) and [plots](guide::plots).
+//! [`guide`] has long answers: [getting started](guide::getting_started),
+//! [choosing settings](guide::choosing), [several instances](guide::instances),
+//! [deployments](guide::deployments), [outages](guide::outages), [security](guide::security),
+//! [metrics](guide::metrics) for who is on call, [coming from](guide::coming_from) another store,
+//! [troubleshooting](guide::troubleshooting) and [plots](guide::plots).
 //!
 //! # Features
 //!

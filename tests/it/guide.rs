@@ -14,7 +14,7 @@ const THEIRS: [(&str, &[&str]); 7] = [
     ),
     (
         "connect-mongoose-session",
-        &["lifecheck", "set", "get", "destroy", "count", "length", "clear", "-1", "callback"],
+        &["lifecheck", "set", "get", "destroy", "count", "length", "clear", "-1", "function"],
     ),
     (
         "koa-session-mongo",
