@@ -146,33 +146,25 @@ fn unreachable(error: &mongodb::error::Error) -> String {
 
 /// The servers and what each said, out of the driver's description of the whole topology.
 fn servers(topology: &str) -> String {
-    let mut said = Vec::new();
-    let mut found = Found::default();
+    let (mut said, mut found) = (Vec::new(), Found::Odd);
     for server in topology.split("Address: ").skip(1) {
         let address = server.split(',').next().unwrap_or_default();
         let error = server
             .split_once("Error: Kind: ")
             .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
-        match error {
-            Some(error) => {
-                found.note(error);
-                said.push(format!("{address} ({error})"));
-            }
-            None if server.contains("Type: Unknown") => {
-                found.mute = true;
-                said.push(format!("{address} (no answer yet)"));
-            }
-            None => {
-                found.answers = true;
-                said.push(format!("{address} (answers, but takes no writes)"));
-            }
-        }
+        let (is, text) = match error {
+            Some(error) => (Found::by(error), error),
+            None if server.contains("Type: Unknown") => (Found::Mute, "no answer yet"),
+            None => (Found::Answers, "answers, but takes no writes"),
+        };
+        found = found.max(is);
+        said.push(format!("{address} ({text})"));
     }
     if said.is_empty() {
         return "no server was found: does the replica set have the name that was given?"
             .to_owned();
     }
-    let members = if topology.contains("Type: ReplicaSetNoPrimary") && !found.answers {
+    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != Found::Answers {
         ". Addresses that were not given are what the replica set's members call each other, and \
          have to be reachable from here; directConnection=true asks the given server alone"
     } else {
@@ -181,52 +173,55 @@ fn servers(topology: &str) -> String {
     format!("{}: {}{members}", said.join(", "), found.advice())
 }
 
-/// What the servers that cannot be used have in common with servers of well-known mistakes.
-#[derive(Debug, Default)]
-struct Found {
-    /// One that answers as a member that is no primary.
-    answers: bool,
-    /// One that nothing was heard of, or that hung up without a word.
-    mute: bool,
-    unreachable: bool,
-    certificate: bool,
-    stranger: bool,
+/// Why a server is of no use. Of several the last here says most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    /// It speaks as MongoDB does, and is none that these options allow.
+    Odd,
+    /// It is no MongoDB.
+    Stranger,
+    Unreachable,
+    /// Nothing is heard of it, or it hangs up without a word.
+    Mute,
+    /// Its certificate is not trusted.
+    Untrusted,
+    /// It is a member of a set and no primary.
+    Answers,
 }
 
 impl Found {
-    fn note(&mut self, error: &str) {
-        self.certificate |= error.contains("certificate");
-        self.stranger |= error.contains("invalid reply");
-        if error.starts_with("I/O error") || error.contains("DNS resolution") {
-            let hung_up =
-                ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
-            if hung_up.iter().any(|text| error.contains(text)) {
-                self.mute = true;
-            } else {
-                self.unreachable = true;
-            }
+    fn by(error: &str) -> Self {
+        let hung_up = ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
+        if error.contains("certificate") {
+            Self::Untrusted
+        } else if error.contains("invalid reply") {
+            Self::Stranger
+        } else if !error.starts_with("I/O error") && !error.contains("DNS resolution") {
+            Self::Odd
+        } else if hung_up.iter().any(|text| error.contains(text)) {
+            Self::Mute
+        } else {
+            Self::Unreachable
         }
     }
 
-    fn advice(&self) -> &'static str {
+    fn advice(self) -> &'static str {
         match self {
-            Self { answers: true, .. } => {
-                "no primary is among them: has the replica set a majority of its members, and are \
-                 its other members given or reachable?"
-            }
-            Self { certificate: true, .. } => {
-                "its certificate is not trusted: give the file of the authority that signed it as \
-                 `tls_ca_file`, and the host as the certificate names it"
-            }
-            Self { mute: true, .. } => {
+            Self::Odd => "it answers, but not as the connection's options would have it",
+            Self::Stranger => "something answers there that is no MongoDB: is the port right?",
+            Self::Unreachable => "is it running, and is the address right?",
+            Self::Mute => {
                 "is it running, is the address right, does a firewall let you through, and is TLS \
                  switched on (tls=true) just as it is at the server?"
             }
-            Self { unreachable: true, .. } => "is it running, and is the address right?",
-            Self { stranger: true, .. } => {
-                "something answers there that is no MongoDB: is the port right?"
+            Self::Untrusted => {
+                "its certificate is not trusted: give the file of the authority that signed it as \
+                 `tls_ca_file`, and the host as the certificate names it"
             }
-            _ => "it answers, but not as the connection's options would have it",
+            Self::Answers => {
+                "no primary is among them: has the replica set a majority of its members, and are \
+                 its other members given or reachable?"
+            }
         }
     }
 }
