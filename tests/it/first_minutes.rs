@@ -70,6 +70,8 @@ impl Quotes {
             Err(error) => {
                 assert_eq!(error.kind(), kind, "{what}: {error}");
                 self.have(what, &error.to_string());
+                // What a `main` shows that returns it.
+                assert_eq!(format!("{error:?}"), format!("{kind:?}: {error}"));
             }
         }
     }
