@@ -92,12 +92,11 @@ impl fmt::Display for Error {
     }
 }
 
+/// The kind and the message as it is: a `main` that returns the error shows this, and a command in it
+/// must stay one that can be copied.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error")
-            .field("kind", &self.0.kind)
-            .field("message", &self.0.message)
-            .finish()
+        write!(f, "{:?}: {}", self.0.kind, self.0.message)
     }
 }
 

@@ -39,6 +39,14 @@
 //! session back, an id that a client chose is never stored, and an outage is an error, never
 //! "not logged in". [`CachedMongoStore`] says it in full.
 //!
+//! # The guide
+//!
+//! [`guide`] has long answers: [getting started](guide::getting_started),
+//! [choosing settings](guide::choosing), [several instances](guide::instances),
+//! [deployments](guide::deployments), [outages](guide::outages), [security](guide::security),
+//! [metrics](guide::metrics) for who is on call, [coming from](guide::coming_from) another store,
+//! [troubleshooting](guide::troubleshooting) and [plots](guide::plots).
+//!
 //! # Features
 //!
 //! | feature | what it adds |
@@ -90,6 +98,8 @@ mod contract;
 mod dispatch;
 mod error;
 mod follow;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod handle;
 mod health;
 mod key;

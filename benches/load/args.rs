@@ -54,6 +54,8 @@ The store under test (ours and compact); what is left out is the store's own def
 What comes out: a table, and
   --json FILE          every figure
   --html FILE          a report with plots, in one file
+  --plots DIR          each plot as SVG, and run.md with what was run on what and the medians: the page of
+                       the guide, which has them from src/guide/plots
 
 Ten million loads and a million saves on one store, in this process
   --soak               of the first of --stores (ours); ends with a line of figures, `ok` or `grows`:
@@ -89,6 +91,8 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     #[serde(skip)]
     pub(crate) html: Option<PathBuf>,
+    #[serde(skip)]
+    pub(crate) plots: Option<PathBuf>,
     #[serde(skip)]
     pub(crate) soak: Option<Soak>,
 }
@@ -153,6 +157,7 @@ impl Default for Options {
             },
             json: None,
             html: None,
+            plots: None,
             soak: None,
         }
     }
@@ -199,6 +204,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("exclusive") => options.store.exclusive = true,
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("html") => options.html = Some(parser.value()?.into()),
+            Long("plots") => options.plots = Some(parser.value()?.into()),
             Long("soak") => soaks = true,
             Long("loads") => soak.loads = parser.value()?.parse()?,
             Long("saves") => soak.saves = parser.value()?.parse()?,

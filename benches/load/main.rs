@@ -5,7 +5,7 @@
 //! - `server` the process under load, `content` its sessions, `stats` what it says of itself
 //! - `process` starts it, `client` talks to it, `worker` checks the answers, `fleet` holds all three
 //! - `drive` one round, `run` a scenario, `figures` what it came to
-//! - `machine`, `table`, `report`, `plot` what is shown of it
+//! - `machine`, `table`, `report`, `plot`, `guide` what is shown of it
 //! - `soak` millions of calls on one store
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
@@ -15,6 +15,7 @@ mod content;
 mod drive;
 mod figures;
 mod fleet;
+mod guide;
 mod machine;
 mod naive;
 mod plot;
@@ -131,6 +132,10 @@ fn write(findings: &Findings) -> Result<()> {
     if let Some(path) = &findings.options.html {
         fs::write(path, report::of(findings)?)?;
         println!("report in {}", path.display());
+    }
+    if let Some(folder) = &findings.options.plots {
+        guide::write(findings, folder)?;
+        println!("plots in {}", folder.display());
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ pub(crate) fn throughput(cells: &[&Cell]) -> Result<String> {
     let height = BAR * u32::try_from(cells.len())? + 30;
     {
         let root = SVGBackend::with_string(&mut svg, (430, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(odd)?;
         let most = cells.iter().map(|cell| cell.throughput).fold(1.0, f64::max);
         let rows = crate::float(cells.len() as u64);
         let mut chart = ChartBuilder::on(&root)
@@ -76,6 +77,7 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (560, 260)).into_drawing_area();
+        root.fill(&WHITE).map_err(odd)?;
         let mut chart = ChartBuilder::on(&root)
             .margin_right(20)
             .margin_top(8)

@@ -126,6 +126,6 @@ pub(crate) fn goals(ratios: &[Ratio]) -> Vec<String> {
     ratios.iter().filter_map(line).collect()
 }
 
-fn micros(value: f64) -> String {
+pub(crate) fn micros(value: f64) -> String {
     if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }

@@ -28,7 +28,14 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
     let message = match (kind, code(error)) {
         (ErrorKind::Authentication, _) => format!(
             "MongoDB refused the credentials while trying to {doing}: check the user name, the \
-             password and the authSource"
+             password and the authSource, which is the database that knows the user: where none is \
+             given, that is the one in the URI's path, and most users are made in `admin`, which \
+             takes ?authSource=admin"
+        ),
+        (ErrorKind::Permission, _) if wants_credentials(error) => format!(
+            "MongoDB wants a user name and a password to {doing}, and none were given: put them into \
+             the URI, mongodb://user:password@host/database?authSource=admin, or give `username` \
+             and `password`"
         ),
         (ErrorKind::Permission, _) => format!(
             "the MongoDB user is not allowed to {doing}: grant it the role `readWrite` on the \
@@ -112,52 +119,111 @@ fn code_name(error: &mongodb::error::Error) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty())
 }
 
+/// Whether the server refused somebody who gave no name, rather than a user without the right. Both
+/// have one code, so this looks at the server's text, of which nothing is passed on.
+fn wants_credentials(error: &mongodb::error::Error) -> bool {
+    let text = match &*error.kind {
+        Driver::Command(command) => command.message.as_str(),
+        _ => return false,
+    };
+    text.contains("requires authentication")
+}
+
 /// Texts about the network and the topology hold addresses and no data.
 fn unreachable(error: &mongodb::error::Error) -> String {
     match &*error.kind {
         Driver::Io(source) => source.to_string(),
         Driver::ServerSelection { message, .. } => servers(message),
-        Driver::DnsResolve { message, .. } => message.clone(),
+        // Of a mongodb+srv:// URI. What was looked up may be a piece of a malformed one.
+        Driver::DnsResolve { .. } => "the DNS lookup of the URI's host failed. The host of a \
+                                      mongodb+srv:// URI has SRV records; one that has none is \
+                                      reached by mongodb://. Is the name right, does DNS work here, \
+                                      and do a user name and password end with an @?"
+            .to_owned(),
         _ => code(error).map_or_else(|| "the connection was lost".to_owned(), of_the_cluster),
     }
 }
 
 /// The servers and what each said, out of the driver's description of the whole topology.
 fn servers(topology: &str) -> String {
-    let (mut said, mut answered, mut silent) = (Vec::new(), false, false);
+    let (mut said, mut found) = (Vec::new(), Found::Odd);
     for server in topology.split("Address: ").skip(1) {
         let address = server.split(',').next().unwrap_or_default();
         let error = server
             .split_once("Error: Kind: ")
             .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
-        match error {
-            Some(error) => {
-                silent |= error.starts_with("I/O error") || error.contains("DNS resolution");
-                said.push(format!("{address} ({error})"));
+        let (is, text) = match error {
+            Some(error) => (Found::by(error), error),
+            None if server.contains("Type: Unknown") => (Found::Mute, "no answer yet"),
+            None => (Found::Answers, "answers, but takes no writes"),
+        };
+        found = found.max(is);
+        said.push(format!("{address} ({text})"));
+    }
+    if said.is_empty() {
+        return "no server was found: does the replica set have the name that was given?"
+            .to_owned();
+    }
+    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != Found::Answers {
+        ". Addresses that were not given are what the replica set's members call each other, and \
+         have to be reachable from here; directConnection=true asks the given server alone"
+    } else {
+        ""
+    };
+    format!("{}: {}{members}", said.join(", "), found.advice())
+}
+
+/// Why a server is of no use. Of several the last here says most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    /// It speaks as MongoDB does, and is none that these options allow.
+    Odd,
+    /// It is no MongoDB.
+    Stranger,
+    Unreachable,
+    /// Nothing is heard of it, or it hangs up without a word.
+    Mute,
+    /// Its certificate is not trusted.
+    Untrusted,
+    /// It is a member of a set and no primary.
+    Answers,
+}
+
+impl Found {
+    fn by(error: &str) -> Self {
+        let hung_up = ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
+        if error.contains("certificate") {
+            Self::Untrusted
+        } else if error.contains("invalid reply") {
+            Self::Stranger
+        } else if !error.starts_with("I/O error") && !error.contains("DNS resolution") {
+            Self::Odd
+        } else if hung_up.iter().any(|text| error.contains(text)) {
+            Self::Mute
+        } else {
+            Self::Unreachable
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Odd => "it answers, but not as the connection's options would have it",
+            Self::Stranger => "something answers there that is no MongoDB: is the port right?",
+            Self::Unreachable => "is it running, and is the address right?",
+            Self::Mute => {
+                "is it running, is the address right, does a firewall let you through, and is TLS \
+                 switched on (tls=true) just as it is at the server?"
             }
-            None if server.contains("Type: Unknown") => {
-                silent = true;
-                said.push(format!("{address} (no answer yet)"));
+            Self::Untrusted => {
+                "its certificate is not trusted: give the file of the authority that signed it as \
+                 `tls_ca_file`, and the host as the certificate names it"
             }
-            None => {
-                answered = true;
-                said.push(format!("{address} (answers, but takes no writes)"));
+            Self::Answers => {
+                "no primary is among them: has the replica set a majority of its members, and are \
+                 its other members given or reachable?"
             }
         }
     }
-    let advice = match (answered, silent) {
-        _ if said.is_empty() => {
-            return "no server was found: does the replica set have the name that was given?"
-                .to_owned();
-        }
-        (true, _) => {
-            "no primary is among them: has the replica set a majority of its members, and are its \
-             other members given or reachable?"
-        }
-        (false, true) => "is it running, and is the address right?",
-        (false, false) => "it answers, but not as the connection's options would have it",
-    };
-    format!("{}: {advice}", said.join(", "))
 }
 
 fn argument(error: &mongodb::error::Error) -> String {
@@ -216,5 +282,15 @@ mod tests {
         );
         assert!(said.contains("no primary") && !said.contains("is it running"), "{said}");
         assert!(servers("Topology: { Type: Unknown }").contains("no server was found"));
+    }
+
+    #[test]
+    fn members_that_only_the_set_can_reach_are_explained() {
+        let said = servers(
+            "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: mongo1:27017, Type: \
+             Unknown, Error: Kind: I/O error: failed to lookup address information: Name or service \
+             not known, labels: {}, source: None, server response: None } ] }",
+        );
+        assert!(said.contains("directConnection=true"), "{said}");
     }
 }

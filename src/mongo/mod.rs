@@ -331,7 +331,7 @@ impl MongoStore {
         if self.inner.own_pool == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
-                 for itself: give at least 2, or switch `change_stream` off",
+                 for itself: give at least 2, or build the cached store with change_stream(false)",
             ));
         }
         Ok(Watch::new(self.inner.sessions.clone(), pace))

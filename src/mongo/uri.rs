@@ -53,6 +53,13 @@ const OPTIONS: [&str; 39] = [
 pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
     let (head, query) = split_query(uri);
     let authority = head.find("://").map_or(0, |at| at + 3);
+    if head[authority..].contains("://") {
+        return Err(Error::config(
+            "the URI has :// in it twice: several servers are listed in one URI, as in \
+             mongodb://first:27017,second:27017/database, and in a password : and / are \
+             percent-encoded",
+        ));
+    }
     if query.contains('@') && !head[authority..].contains('@') {
         // Most likely the `?` belongs to a password, whose first half would be taken for a port.
         return Err(malformed());
@@ -124,25 +131,26 @@ fn percent_decoded(text: &str) -> Result<String> {
 /// Why the driver could not read the URI. What the driver says itself is not passed on.
 pub(super) async fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
-        return Error::config("the URI does not begin with mongodb:// or mongodb+srv://");
+        return Error::config(
+            "the URI does not begin with mongodb:// or mongodb+srv://: write it like \
+             mongodb://localhost/app, with no quotation marks around it",
+        );
     }
     let (head, _) = split_query(uri);
     let said = failure::failure("read the URI", error);
     if said.kind() == ErrorKind::Connection {
-        // The host of mongodb+srv, which is one for certain only behind an `@`.
-        if head.contains('@') {
-            return said;
-        }
-        return Error::new(
-            ErrorKind::Connection,
-            "could not reach MongoDB: the DNS lookup of the URI's host failed. A mongodb+srv:// URI \
-             needs a host with SRV records, and a user name and password end with an @",
-        );
+        return said;
     }
     if !is_readable(head).await {
         return malformed();
     }
     let pairs: Vec<_> = options(uri).collect();
+    let has_gap = split_query(uri).1.len() > pairs.join("&").len() + 1;
+    if has_gap && is_readable(&format!("{head}?{}", pairs.join("&"))).await {
+        return Error::config(
+            "the URI has a & after its ? with no option before or behind it: take it out",
+        );
+    }
     // The one without which the rest is right; or else the first that is wrong by itself.
     for (at, pair) in pairs.iter().enumerate() {
         let mut others = pairs.clone();

@@ -359,7 +359,10 @@ fn fault_of(code: i32) -> Fault {
         136 | 260 | 280 | 286 => Fault::Lost,
         // "The $changeStream stage is only supported on replica sets", IllegalOperation,
         // CommandNotFound, "Unrecognized pipeline stage name".
-        40573 | 20 | 59 | 40324 => Fault::Unsupported("this MongoDB server has no change streams"),
+        40573 | 20 | 59 | 40324 => Fault::Unsupported(
+            "this MongoDB server has no change streams (a replica set has them, one of a single \
+             member too: start mongod with --replSet and run rs.initiate())",
+        ),
         13 => Fault::Unsupported(
             "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
              `changeStream` and `find` on the collection)",

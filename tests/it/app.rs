@@ -153,7 +153,7 @@ impl Drop for App {
 }
 
 /// The app that cargo built beside this test: `deps/it-…` is this, `examples/counter` is that.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));

@@ -43,7 +43,7 @@ async fn the_right_password_connects_and_a_wrong_one_is_an_authentication_error(
 }
 
 /// An authority, and a certificate for loopback that it signed.
-fn certificates(folder: &Path) {
+pub(crate) fn certificates(folder: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();

@@ -1,17 +1,12 @@
 //! No id, data or credential in what is shown or logged (I9).
 
-use std::io;
-use std::sync::{Arc, Mutex};
-
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::mongodb::bson::{Binary, RawDocumentBuf, Uuid, doc};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::common::{
-    Store, cache_of, create, everything_said_by, mongo, on_both_tiers, record, uri,
+    Log, Store, cache_of, create, everything_said_by, mongo, on_both_tiers, record, uri,
 };
 
 /// All the ways in which a session could be told by what is shown.
@@ -32,28 +27,6 @@ fn secret_record() -> Record {
     record
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
 on_both_tiers! {
     what_is_logged_tells_of_no_session = logs;
     what_an_error_says_tells_of_no_session = errors;
@@ -61,12 +34,7 @@ on_both_tiers! {
 
 async fn logs(store: impl Store) {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(FmtSpan::FULL)
-        .with_writer(log.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let guard = tracing::subscriber::set_default(log.subscriber());
     let mut record = secret_record();
     store.create(&mut record).await.unwrap();
     store.save(&record).await.unwrap();
@@ -77,7 +45,7 @@ async fn logs(store: impl Store) {
     store.shutdown().await;
     store.load(&record.id).await.unwrap_err();
     drop(guard);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.take();
     assert!(log.contains("a save was dropped"), "{log}");
     assert!(log.contains("session_store.delete") && log.contains("db.operation.name"), "{log}");
     shows_nothing_of(&log, &record);

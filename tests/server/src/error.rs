@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 /// Why there is no server to run on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
     /// No server program was found and none could be installed; one line for each thing tried.
@@ -78,6 +78,13 @@ impl fmt::Display for Error {
             Self::Unsupported(reason) => f.write_str(reason),
             Self::Io { doing, reason } => write!(f, "could not {doing}: {reason}"),
         }
+    }
+}
+
+/// As `Display`: it is what a test shows that unwraps, and so the first that a newcomer sees.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

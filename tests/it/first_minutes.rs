@@ -1,0 +1,370 @@
+//! The mistakes of the first minutes, each made on purpose: what is said is what the guide's page on
+//! troubleshooting quotes, and all that it quotes is said.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+use std::time::Duration;
+
+use mongodb::Client;
+use mongodb::bson::doc;
+use session_test_server::{PASSWORD, TestServer, USER, fresh_database};
+use tower_sessions::SessionStore;
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, ErrorKind, MongoStore, MongoStoreBuilder, Result, mongodb,
+};
+
+use crate::common::{Log, create, mongo, record, uri};
+use crate::proxy::Proxy;
+
+const GUIDE: &str = include_str!("../../src/guide/troubleshooting.md");
+
+/// How long nobody is waited for. Long enough for a server on loopback.
+const SOON: Duration = Duration::from_millis(500);
+
+/// What the guide quotes: its `text` blocks, with `…` for what differs.
+struct Quotes {
+    all: Vec<String>,
+    said: RefCell<BTreeSet<usize>>,
+}
+
+impl Quotes {
+    fn of(guide: &str) -> Self {
+        let blocks = guide.split("```text\n").skip(1);
+        let all = blocks.map(|block| in_one_line(block.split("```").next().unwrap())).collect();
+        Self { all, said: RefCell::default() }
+    }
+
+    /// The message is one of those quoted: of two that fit, the longer one.
+    #[track_caller]
+    fn have(&self, what: &str, message: &str) {
+        let message = in_one_line(message);
+        let fitting = (0..self.all.len()).filter(|at| fits(&self.all[*at], &message));
+        let Some(quote) = fitting.max_by_key(|at| self.all[*at].len()) else {
+            panic!("{what}: the guide does not quote\n{message}");
+        };
+        self.said.borrow_mut().insert(quote);
+    }
+
+    /// One of the lines is, behind its time, level and module.
+    #[track_caller]
+    fn have_one_of(&self, what: &str, lines: &str) {
+        let fits = |quote| lines.lines().any(|line| fits(&format!("… {quote}"), line));
+        let fitting: Vec<_> = (0..self.all.len()).filter(|at| fits(&self.all[*at])).collect();
+        assert!(!fitting.is_empty(), "{what}: the guide quotes nothing of\n{lines}");
+        self.said.borrow_mut().extend(fitting);
+    }
+
+    fn were_all_said(&self) {
+        let said = self.said.borrow();
+        let never: Vec<_> = (0..self.all.len()).filter(|at| !said.contains(at)).collect();
+        let never: Vec<_> = never.into_iter().map(|at| &self.all[at]).collect();
+        assert!(never.is_empty(), "quoted, and never said: {never:#?}");
+    }
+
+    async fn of_builder(&self, what: &str, kind: ErrorKind, builder: MongoStoreBuilder) {
+        match builder.build().await {
+            Ok(_) => panic!("{what}: it was built"),
+            Err(error) => {
+                assert_eq!(error.kind(), kind, "{what}: {error}");
+                self.have(what, &error.to_string());
+                // What a `main` shows that returns it.
+                assert_eq!(format!("{error:?}"), format!("{kind:?}: {error}"));
+            }
+        }
+    }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the message is the quote, with anything in place of each `…`.
+fn fits(quote: &str, message: &str) -> bool {
+    let mut parts: Vec<_> = quote.split('…').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut rest = message;
+    for (index, part) in parts.iter().enumerate() {
+        match rest.find(part) {
+            Some(at) if index > 0 || at == 0 => rest = &rest[at + part.len()..],
+            _ => return false,
+        }
+    }
+    if parts.is_empty() { rest == last } else { rest.ends_with(last) }
+}
+
+#[test]
+fn a_quote_fits_with_anything_in_place_of_the_dots() {
+    assert!(fits("a … c", "a b c") && fits("a …", "a b") && fits("… b", "a b") && fits("a", "a"));
+    assert!(
+        !fits("a … c", "a b d") && !fits("a", "a b") && !fits("b", "a b") && !fits("b …", "a b c")
+    );
+}
+
+#[tokio::test]
+async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
+    let quotes = Quotes::of(GUIDE);
+    uris(&quotes).await;
+    servers(&quotes).await;
+    certificates(&quotes).await;
+    users(&quotes).await;
+    indexes(&quotes).await;
+    runtimes(&quotes);
+    options(&quotes).await;
+    while_it_runs(&quotes).await;
+    #[cfg(unix)]
+    examples(&quotes);
+    quotes.were_all_said();
+}
+
+async fn uris(quotes: &Quotes) {
+    for uri in [
+        "",
+        "localhost/app",
+        "localhost:27017",
+        "http://localhost",
+        "mongodb:/localhost",
+        "'mongodb://localhost/app'",
+        "mongodb://",
+        "mongodb:///app",
+        "mongodb://user:p@ss@localhost/app",
+        "mongodb://user:p/ss@localhost/app",
+        "mongodb://localhost:99999/app",
+        "mongodb://localhost/my app",
+        "mongodb+srv://cluster.example.invalid:27017/app",
+        "mongodb://first,mongodb://second/app",
+        "mongodb://localhost/a/b/c",
+        "mongodb://localhost/app?retryWritess=true",
+        "mongodb://localhost/app?maxPoolSize=many",
+        "mongodb://localhost/app?maxPoolSize=5&",
+        "mongodb://localhost/app?&maxPoolSize=5",
+    ] {
+        quotes.of_builder(uri, ErrorKind::Config, MongoStore::builder().uri(uri)).await;
+    }
+    for uri in
+        ["mongodb+srv://cluster.invalid/app", "mongodb+srv://u:p@cluster.no-such.invalid/app"]
+    {
+        quotes.of_builder(uri, ErrorKind::Connection, MongoStore::builder().uri(uri)).await;
+    }
+    for value in [None, Some(""), Some(" ")] {
+        quotes.have("MONGODB_URI", &in_a_child("app", value));
+    }
+}
+
+const CHILD: &str = "SESSION_STORE_FIRST_MINUTES_CHILD";
+
+/// Nothing may set the environment of a process that has threads, so the test runs itself again.
+fn in_a_child(role: &str, value: Option<&str>) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "first_minutes::in_a_process_of_its_own", "--nocapture"]);
+    child.env(CHILD, role).env_remove("MONGODB_URI");
+    if let Some(value) = value {
+        child.env("MONGODB_URI", value);
+    }
+    let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
+    let (_, said) = output.split_once("said: ").expect("the child has said it");
+    said.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn in_a_process_of_its_own() {
+    match std::env::var(CHILD).as_deref() {
+        Ok("app") => println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err()),
+        // As `unwrap` shows it.
+        Ok("tests") => println!("\nsaid: {:?}", session_test_server::shared().unwrap_err()),
+        _ => {}
+    }
+}
+
+/// A port on which somebody answers everything with this, or with nothing and the connection's end.
+fn stranger(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let _ = client.read(&mut [0; 1024]);
+            let _ = client.write_all(answer);
+        }
+    });
+    port
+}
+
+async fn servers(quotes: &Quotes) {
+    let builder = || MongoStore::builder().operation_timeout(SOON);
+    let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    for (what, builder) in [
+        ("nobody listens", builder().port(1)),
+        ("no such host", builder().host("no-such-host.invalid")),
+        ("nothing is said", builder().port(mute.local_addr().unwrap().port())),
+        ("it hangs up", builder().port(stranger(b""))),
+        ("a web server", builder().port(stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n"))),
+    ] {
+        quotes.of_builder(what, ErrorKind::Connection, builder).await;
+    }
+}
+
+async fn certificates(quotes: &Quotes) {
+    let folder = tempfile::tempdir().unwrap();
+    crate::credentials::certificates(folder.path());
+    let file = |name| folder.path().join(name);
+    let server = TestServer::builder().tls(file("server.pem"), file("key.pem")).start().unwrap();
+    let builder = || MongoStore::builder().port(server.port().unwrap()).operation_timeout(SOON);
+    quotes.of_builder("TLS there alone", ErrorKind::Connection, builder()).await;
+    quotes.of_builder("its authority", ErrorKind::Connection, builder().tls(true)).await;
+}
+
+async fn users(quotes: &Quotes) {
+    let server = TestServer::builder().auth(true).start().unwrap();
+    let database = fresh_database();
+    let uri = server.uri_for(&database);
+    let own = uri.replace("&authSource=admin", "");
+    let credentials = format!("{USER}:{PASSWORD}@");
+    let builder = |from: &str, to: &str| MongoStore::builder().uri(own.replace(from, to));
+    for (what, builder) in [
+        ("wrong password", MongoStore::builder().uri(uri.replace(PASSWORD, "guessed"))),
+        ("unknown user", MongoStore::builder().uri(uri.replace(USER, "nobody"))),
+        ("known to another database", builder("", "")),
+    ] {
+        quotes.of_builder(what, ErrorKind::Authentication, builder).await;
+    }
+    let here = || MongoStore::builder().port(server.port().unwrap()).operation_timeout(SOON);
+    for (what, builder) in
+        [("TLS here alone", here().tls(true)), ("another set", here().replica_set("other"))]
+    {
+        quotes.of_builder(what, ErrorKind::Connection, builder).await;
+    }
+    let known = Client::with_uri_str(&uri).await.unwrap().database(&database);
+    for (user, roles) in [("nothing", vec![]), ("reader", vec!["read"])] {
+        let user = doc! { "createUser": user, "pwd": "pw", "roles": roles };
+        known.run_command(user).await.unwrap();
+    }
+    for (what, user) in [
+        ("without a user", ""),
+        ("a user without any right", "nothing:pw@"),
+        ("a user who only reads", "reader:pw@"),
+    ] {
+        quotes.of_builder(what, ErrorKind::Permission, builder(&credentials, user)).await;
+    }
+}
+
+async fn indexes(quotes: &Quotes) {
+    for options in [
+        doc! { "expireAfterSeconds": 60 },
+        doc! {},
+        doc! { "expireAfterSeconds": 0, "sparse": true },
+    ] {
+        let client = Client::with_uri_str(uri()).await.unwrap();
+        let mut index = doc! { "key": { "expires": 1 }, "name": "theirs" };
+        index.extend(options.clone());
+        let create = doc! { "createIndexes": "sessions", "indexes": [index] };
+        client.default_database().unwrap().run_command(create).await.unwrap();
+        let builder = MongoStore::builder().client(client);
+        quotes.of_builder(&options.to_string(), ErrorKind::Index, builder).await;
+    }
+    let client = Client::with_uri_str(uri()).await.unwrap();
+    let index = doc! { "key": { "other": 1 }, "name": "expires_1" };
+    let create = doc! { "createIndexes": "sessions", "indexes": [index] };
+    client.default_database().unwrap().run_command(create).await.unwrap();
+    let builder = MongoStore::builder().client(client);
+    quotes.of_builder("the name is taken", ErrorKind::Index, builder).await;
+}
+
+fn runtimes(quotes: &Quotes) {
+    let connect = || MongoStore::connect("mongodb://127.0.0.1:1/app");
+    let said = |error: Result<MongoStore>| {
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    };
+    // On threads of their own, which know nothing of this test's runtime.
+    let none = std::thread::spawn(move || said(futures::executor::block_on(connect())));
+    quotes.have("no runtime", &none.join().unwrap());
+    for what in ["no timer", "no I/O"] {
+        let poor = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            if what == "no timer" {
+                runtime.enable_io()
+            } else {
+                runtime.enable_time()
+            };
+            said(runtime.build().unwrap().block_on(connect()))
+        });
+        quotes.have(what, &poor.join().unwrap());
+    }
+}
+
+async fn options(quotes: &Quotes) {
+    let builder = MongoStore::builder().uri("mongodb://localhost/app?appName=a").app_name("b");
+    quotes.of_builder("contradictions", ErrorKind::Config, builder).await;
+    let one = MongoStore::builder().uri(uri()).max_pool_size(1).build().await.unwrap();
+    let error = CachedMongoStore::builder(one).build().await.unwrap_err();
+    quotes.have("a pool of one", &error.to_string());
+}
+
+async fn while_it_runs(quotes: &Quotes) {
+    let log = Log::default();
+    let _logs = tracing::subscriber::set_default(log.subscriber());
+    for (what, code) in [("a standalone server", 40573), ("a user who may not watch", 13)] {
+        let proxy = Proxy::start().await;
+        let mongo = MongoStore::connect(proxy.uri()).await.unwrap();
+        let held = proxy.hold("aggregate");
+        let builds = CachedMongoStore::builder(mongo).build();
+        held.refuse(code);
+        builds.await.unwrap();
+        quotes.have_one_of(what, &log.take());
+    }
+    let store = mongo().await;
+    store.save(&record()).await.unwrap();
+    quotes.have_one_of("a late save", &log.take());
+
+    let proxy = Proxy::start().await;
+    let builder = MongoStore::builder().uri(proxy.uri()).operation_timeout(SOON);
+    let stalls = builder.build().await.unwrap();
+    let held = proxy.hold("insert");
+    let error = stalls.create(&mut record()).await.unwrap_err();
+    quotes.have("a server that stalls", &said_by_the_trait(&error));
+    drop(held);
+
+    create(&store).await;
+    store.shutdown().await;
+    let error = store.load(&record().id).await.unwrap_err();
+    quotes.have("after its end", &said_by_the_trait(&error));
+}
+
+/// The trait's error has a text of its own in front.
+fn said_by_the_trait(error: &tower_sessions::session_store::Error) -> String {
+    match error {
+        tower_sessions::session_store::Error::Backend(said) => said.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+#[cfg(unix)]
+fn examples(quotes: &Quotes) {
+    let counter = || {
+        let mut counter = Command::new(crate::app::program("counter"));
+        counter.env_clear().env("ADDR", "127.0.0.1:0").env("RUST_LOG", "off");
+        counter
+    };
+    let said = |counter: &mut Command| {
+        let output = counter.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    quotes.have("a port that is taken", &said(counter().env("ADDR", &address)));
+    quotes.have("no address", &said(counter().env("ADDR", "3000")));
+    let nowhere = "mongodb://127.0.0.1:1/app?serverSelectionTimeoutMS=100";
+    quotes.have("nobody at MONGODB_URI", &said(counter().env("MONGODB_URI", nowhere)));
+    quotes.have("tests on nobody", &in_a_child("tests", Some(nowhere)));
+    let empty = tempfile::tempdir().unwrap();
+    let bare = said(counter().env("PATH", empty.path()).env("HOME", empty.path()));
+    quotes.have("nothing to build a server with", &bare);
+    for tried in ["mongod: not on PATH", "cmake is not on PATH", "python3 is not on PATH"] {
+        assert!(bare.contains(tried), "{bare}");
+    }
+}
