@@ -43,6 +43,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
+//! | `import` | [`import`]: takes over the sessions that tower-sessions-mongodb-store 0.11 has written |
 //! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
 //!
 //! None is on by default, and none changes what the rest does.
@@ -98,6 +99,9 @@ mod contract;
 mod dispatch;
 mod error;
 mod follow;
+#[cfg(feature = "import")]
+#[cfg_attr(docsrs, doc(cfg(feature = "import")))]
+pub mod import;
 mod key;
 mod metrics;
 mod mongo;

@@ -234,7 +234,7 @@ async fn runtime() -> Result<Handle> {
 }
 
 /// Reads must not go back behind what was acknowledged, and writes must be acknowledged.
-fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document>> {
+pub(super) fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document>> {
     let majority = || WriteConcern::builder().w(Acknowledgment::Majority).build();
     let mut writes = documents.write_concern().cloned().unwrap_or_else(majority);
     if writes.w.is_none() {

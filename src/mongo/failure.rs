@@ -9,7 +9,7 @@ use mongodb::error::{ErrorKind as Driver, WriteFailure};
 use crate::error::{Error, ErrorKind};
 
 /// The server's code for a duplicate key.
-const DUPLICATE_KEY: i32 = 11000;
+pub(super) const DUPLICATE_KEY: i32 = 11000;
 /// The server's code for a namespace that does not exist.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 

@@ -194,7 +194,7 @@ impl Sessions {
     }
 
     /// One step of a longer operation, under the operation timeout, if the store is still open.
-    async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         if self.closed.is_cancelled() {
             return Err(Error::closed());
         }

@@ -10,6 +10,8 @@ mod failure;
 mod listing;
 mod operations;
 mod seen;
+#[cfg(feature = "import")]
+pub(crate) mod takeover;
 mod timer;
 mod uri;
 mod watch;
