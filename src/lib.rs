@@ -122,7 +122,9 @@ pub use self::key::SessionKey;
 pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
 };
-pub use self::store::{CachedMongoStore, CachedMongoStoreBuilder};
+pub use self::store::{
+    CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent,
+};
 
 /// The README's programs are compiled as doctests.
 #[cfg(doctest)]

@@ -128,6 +128,9 @@ pub(super) fn insertion(
 /// entry past the expiry that it knows is a miss.
 pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 
+/// Where the expiry stands of a session that an import has stored and not made live yet.
+pub(super) const ARRIVED: &str = "importing";
+
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
 pub(super) fn replacement(
     rev: Rev,

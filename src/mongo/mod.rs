@@ -8,6 +8,7 @@ mod document;
 mod expiry;
 mod failure;
 mod listing;
+pub(crate) mod news;
 mod operations;
 mod seen;
 #[cfg(feature = "import")]

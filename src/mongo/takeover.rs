@@ -12,15 +12,13 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::Collection;
 use mongodb::error::{ErrorKind as Driver, InsertManyError};
 
+use super::document::ARRIVED;
 use super::{MongoStore, Sessions, builder, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::record::{Data, WallTime};
 use crate::tasks::Tasks;
-
-/// Where the expiry of a session stands that has arrived and is not live yet.
-const ARRIVED: &str = "importing";
 
 /// The field of the source's documents that says that they were taken over.
 const TAKEN: &str = "imported";

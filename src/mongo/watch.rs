@@ -258,7 +258,7 @@ fn vouched_for(
 }
 
 /// The reports with which a stream ends.
-const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
+pub(super) const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
 
 /// The session that a report is about. A key of another form is not one of ours.
 fn change(event: &Document) -> Option<Change> {
@@ -316,7 +316,7 @@ impl Server {
 }
 
 /// What a driver's error means for a stream.
-fn fault(error: &mongodb::error::Error) -> Fault {
+pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
     failure::code(error).map_or(Fault::Passing, fault_of)
 }
 

@@ -1,6 +1,7 @@
 //! The store that most users take.
 
 mod builder;
+mod events;
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use mongodb::Collection;
 
 pub use self::builder::CachedMongoStoreBuilder;
+pub use self::events::{Event, EventKind, Events, SessionEvent};
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
@@ -50,6 +52,7 @@ use crate::tiers::Tiers;
 pub struct CachedMongoStore {
     tiers: Arc<Tiers<MongoBackend>>,
     mongo: MongoStore,
+    events: Arc<events::Hub>,
 }
 
 impl CachedMongoStore {
