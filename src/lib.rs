@@ -123,7 +123,8 @@ pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
 };
 pub use self::store::{
-    CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent,
+    CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent, WarmUp,
+    WarmUpLimit, Warmed,
 };
 
 /// The README's programs are compiled as doctests.

@@ -12,6 +12,7 @@ mod lease;
 mod outage;
 mod packed;
 mod ticket;
+mod warming;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use self::freshness::{Boarding, Freshness};
 use self::lease::Lease;
 use self::outage::Outage;
 pub(crate) use self::ticket::{Landing, Ticket};
+pub(crate) use self::warming::{NoRoom, Offer};
 use crate::backend::{Change, Rev};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};

@@ -15,6 +15,7 @@ mod seen;
 pub(crate) mod takeover;
 mod timer;
 mod uri;
+mod warming;
 mod watch;
 
 use std::fmt;

@@ -2,6 +2,7 @@
 
 mod builder;
 mod events;
+mod warming;
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use mongodb::Collection;
 
 pub use self::builder::CachedMongoStoreBuilder;
 pub use self::events::{Event, EventKind, Events, SessionEvent};
+pub use self::warming::{WarmUp, WarmUpLimit, Warmed};
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};

@@ -23,3 +23,4 @@ mod races;
 mod secrets;
 mod touch;
 mod verbs;
+mod warming;
