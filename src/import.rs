@@ -141,7 +141,7 @@ impl Import {
     }
 
     /// Takes the sessions over. Each step has the operation timeout of the store; the whole has no
-    /// bound. With both collections on one server, expect some thousand sessions a second.
+    /// bound.
     ///
     /// # Errors
     ///

@@ -97,8 +97,7 @@ impl CachedMongoStore {
     ///
     /// All streams of a store and its clones share one change stream of their own, which is open while
     /// there is any. It costs the server a second look at each change for this instance, and the
-    /// network some 400 bytes for each, prolongations included. It goes on after an outage from where
-    /// it was. 4,096 events may wait for a consumer; one that is slower is told how many it
+    /// network a report of each, prolongations included. It goes on after an outage from where it was. 4,096 events may wait for a consumer; one that is slower is told how many it
     /// [missed](Event::Missed), and a history that was lost is a [`Gap`](Event::Gap).
     ///
     /// An end is [`Deleted`](EventKind::Deleted) or [`Expired`](EventKind::Expired) by comparing the

@@ -72,9 +72,10 @@ impl CachedMongoStore {
     /// is dropped if the session changes meanwhile.
     ///
     /// There is no index on `updated`, which each save and each prolongation would have to keep. So it
-    /// begins with a scan of the collection, of which the server sorts keys and dates: some 100 bytes
-    /// for each of the `sessions`, and up to 100 MB in memory. A collection of many millions of
-    /// sessions is too much for that on a busy server. A session that was only read is as old as its
+    /// begins with a scan of the collection, of which the server keeps the keys and dates of so many
+    /// `sessions` while it sorts, in at most
+    /// [100 MB](https://www.mongodb.com/docs/manual/core/aggregation-pipeline-limits/), and beyond that
+    /// on disk. With many millions of sessions on a busy server that is no small question. A session that was only read is as old as its
     /// last write, unless the app prolongs sessions at each request.
     ///
     /// What it has put there is served under the same lease as what a load has: without a change

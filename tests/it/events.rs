@@ -135,11 +135,18 @@ async fn a_connection_that_breaks_off_loses_nothing() {
     let (store, past_it) = (alone(proxy.uri()).await, other_instance(proxy.direct()).await);
     let mut events = store.events().await.unwrap();
     let mut expected = Vec::new();
-    for _ in 0..5 {
+    for resumed_by_the_driver in [true, false, true, false, false] {
         let mut held = proxy.hold("getMore");
         held.reached().await;
         expected.push(SessionKey::from(create(&past_it).await.id));
+        // The driver tries once by itself to go on.
+        let resumes = (!resumed_by_the_driver).then(|| proxy.hold("aggregate"));
         held.cut();
+        if let Some(mut resumes) = resumes {
+            resumes.reached().await;
+            expected.push(SessionKey::from(create(&past_it).await.id));
+            resumes.cut();
+        }
         expected.push(SessionKey::from(create(&past_it).await.id));
     }
     for key in expected {
