@@ -1,6 +1,7 @@
 //! What happens to sessions anywhere in the fleet, as a stream.
 
-use std::collections::HashMap;
+mod expiries;
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,18 +15,16 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::ReusableBoxFuture;
 
+use self::expiries::Expiries;
 use super::CachedMongoStore;
 use crate::backend::Fault;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{KeyHashing, SessionKey};
+use crate::key::SessionKey;
 use crate::mongo::news::{News, NewsSource, Place, Report, What};
-use crate::record::WallTime;
 use crate::sync::{Mutex, lock};
 
 /// How many events wait for the slowest consumer before it misses some.
 const WAITING: usize = 4_096;
-/// Of how many sessions the expiry is remembered, to tell an end by it from another.
-const REMEMBERED: usize = 131_072;
 /// How long the server waits for a report, and so how long a stream outlives its last consumer.
 const PACE: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -352,50 +351,5 @@ impl Teller {
             *running = None;
         }
         left
-    }
-}
-
-/// When sessions end, of those that were heard of last: in two halves, of which the older one goes
-/// when the newer one is full.
-#[derive(Default)]
-struct Expiries {
-    newer: HashMap<SessionKey, WallTime, KeyHashing>,
-    older: HashMap<SessionKey, WallTime, KeyHashing>,
-}
-
-impl Expiries {
-    fn insert(&mut self, key: SessionKey, expires: WallTime) {
-        if self.newer.len() >= REMEMBERED / 2 {
-            self.older = std::mem::take(&mut self.newer);
-        }
-        self.newer.insert(key, expires);
-    }
-
-    fn remove(&mut self, key: SessionKey) -> Option<WallTime> {
-        let older = self.older.remove(&key);
-        self.newer.remove(&key).or(older)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_latest_expiries_are_remembered_and_no_more_than_so_many() {
-        let mut known = Expiries::default();
-        let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
-        let at = |n: usize| WallTime::from_millis(i64::try_from(n).unwrap());
-        known.insert(key(0), at(7));
-        for n in 0..2 * REMEMBERED {
-            known.insert(key(n), at(n));
-            assert!(known.newer.len() + known.older.len() <= REMEMBERED);
-        }
-        let last = 2 * REMEMBERED - 1;
-        for n in last - REMEMBERED / 2 + 1..=last {
-            assert_eq!(known.remove(key(n)), Some(at(n)));
-            assert_eq!(known.remove(key(n)), None);
-        }
-        assert_eq!(known.remove(key(0)), None);
     }
 }

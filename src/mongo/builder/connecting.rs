@@ -97,7 +97,7 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// An existing client. It is not closed by [`MongoStore::shutdown`].
+    /// An existing client. It is not closed by [`MongoStore::shutdown`](crate::MongoStore::shutdown).
     ///
     /// Its write concern is kept; without one, writes have `majority`. With one below `majority`
     /// (`w: 1`) a read, which is always of read concern `majority`, may not see a write yet that was
