@@ -1,16 +1,20 @@
 //! What happens to all sessions, as the database reports it: for [`events`](crate::Events), which want
 //! what the [stream of a cache](super::watch) leaves out.
 //!
-//! Nothing is vouched for by this stream, so it can be the driver's own, which resumes by itself.
+//! Asked for by plain commands too: when the driver resumes a stream by itself and the command for that
+//! has to be sent again, the second one has no resume token (mongodb 3.9.1), and what came in
+//! between is lost without a word.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bson::spec::ElementType;
 use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
-use mongodb::change_stream::ChangeStream;
-use mongodb::change_stream::event::ResumeToken;
+use mongodb::{ClientSession, Database};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
-use super::watch::{ENDS, fault};
+use super::watch::{ENDS, Server, fault};
 use super::{MongoStore, Sessions, document};
 use crate::backend::{Fault, Rev};
 use crate::error::{Error, Result};
@@ -18,13 +22,26 @@ use crate::key::SessionKey;
 use crate::record::WallTime;
 
 /// The collection that streams are opened on.
+#[derive(Clone)]
 pub(crate) struct NewsSource(Sessions);
 
-/// An open stream of reports.
-pub(crate) struct News(ChangeStream<RawDocumentBuf>);
+/// An open stream of reports: a cursor on one server.
+pub(crate) struct News {
+    source: NewsSource,
+    session: ClientSession,
+    server: Server,
+    cursor: i64,
+    pace: Duration,
+    /// What was handed over and not told yet.
+    events: VecDeque<RawDocumentBuf>,
+    /// After all of them.
+    after: Option<Place>,
+    /// After what was told.
+    place: Option<Place>,
+}
 
-/// From where a stream can go on.
-pub(crate) type Place = ResumeToken;
+/// From where a stream can go on: a resume token, as the server gave it.
+pub(crate) type Place = Document;
 
 /// What became of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,27 +87,118 @@ impl MongoStore {
 impl NewsSource {
     /// Opens a stream: after a place, or else from now on. The server waits `pace` for reports.
     pub(crate) async fn open(&self, after: Option<Place>, pace: Duration) -> Result<News, Fault> {
-        let watch = self.0.documents.watch().pipeline(pipeline()).resume_after(after);
-        let stream = watch.max_await_time(pace).await.map_err(|error| fault(&error))?;
-        Ok(News(stream.with_type()))
+        let client = self.0.documents.client();
+        let session = client.start_session().causal_consistency(false).await;
+        let mut session = session.map_err(|error| fault(&error))?;
+        let server = Server::primary_or_router();
+        let opens = after
+            .as_ref()
+            .map_or_else(Document::new, |after| doc! { "resumeAfter": after.clone() });
+        let [matches, projects] = pipeline();
+        let database = self.database();
+        let asks = database.run_command(doc! {
+            "aggregate": self.0.documents.name(),
+            "pipeline": [doc! { "$changeStream": opens }, matches, projects],
+            "cursor": {},
+            "readConcern": { "level": "majority" },
+        });
+        let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        let mut news = News {
+            source: self.clone(),
+            session,
+            server,
+            cursor: 0,
+            pace,
+            events: VecDeque::new(),
+            after: None,
+            place: after,
+        };
+        news.takes(&reply, "firstBatch").ok_or(Fault::Refused)?;
+        if news.place.is_none() {
+            // A server whose first answer has no token has one in the next.
+            news.asks(Duration::from_millis(1)).await?;
+        }
+        Ok(news)
+    }
+
+    fn database(&self) -> Database {
+        let documents = &self.0.documents;
+        documents.client().database(&documents.namespace().db)
     }
 }
 
 impl News {
     /// The next report; `None` if there was none worth telling for the length of the pace.
     pub(crate) async fn next(&mut self) -> Result<Option<Report>, Fault> {
-        let event = self.0.next_if_any().await.map_err(|error| fault(&error))?;
-        if event.as_ref().is_some_and(|event| ENDS.contains(&text(event, "op"))) {
+        if self.events.is_empty() {
+            self.asks(self.pace).await?;
+        }
+        let Some(event) = self.events.pop_front() else {
+            return if self.cursor == 0 { Err(Fault::Ended) } else { Ok(None) };
+        };
+        if ENDS.contains(&text(&event, "op")) {
             return Err(Fault::Ended);
         }
-        if event.is_none() && !self.0.is_alive() {
-            return Err(Fault::Ended);
+        self.place = match event.get_document("_id") {
+            Ok(token) => Document::try_from(token).ok(),
+            Err(_) => None,
+        };
+        if self.events.is_empty() && self.after.is_some() {
+            self.place.clone_from(&self.after);
         }
-        Ok(event.as_deref().and_then(report))
+        Ok(report(&event))
     }
 
     pub(crate) fn place(&self) -> Option<Place> {
-        self.0.resume_token()
+        self.place.clone()
+    }
+
+    async fn asks(&mut self, wait: Duration) -> Result<(), Fault> {
+        if self.cursor == 0 {
+            return Err(Fault::Ended);
+        }
+        let database = self.source.database();
+        let asks = database.run_command(doc! {
+            "getMore": self.cursor,
+            "collection": self.source.0.documents.name(),
+            "maxTimeMS": i64::try_from(wait.as_millis()).unwrap_or(i64::MAX),
+        });
+        let criteria = self.server.criteria();
+        let reply = asks.session(&mut self.session).selection_criteria(criteria).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        self.takes(&reply, "nextBatch").ok_or(Fault::Refused)
+    }
+
+    /// Reads a batch; `None` if this is no answer to such a question.
+    fn takes(&mut self, reply: &Document, batch: &str) -> Option<()> {
+        let cursor = reply.get_document("cursor").ok()?;
+        for event in cursor.get_array(batch).ok()? {
+            self.events.push_back(RawDocumentBuf::try_from(event.as_document()?).ok()?);
+        }
+        self.after = cursor.get_document("postBatchResumeToken").ok().cloned();
+        if self.events.is_empty() && self.after.is_some() {
+            self.place.clone_from(&self.after);
+        }
+        self.cursor = cursor.get_i64("id").ok()?;
+        Some(())
+    }
+}
+
+impl Drop for News {
+    /// Closes the cursor, which the server would keep for minutes.
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.cursor == 0 {
+            return;
+        }
+        let (source, cursor, criteria) = (self.source.clone(), self.cursor, self.server.criteria());
+        runtime.spawn(async move {
+            let kill = doc! { "killCursors": source.0.documents.name(), "cursors": [cursor] };
+            let database = source.database();
+            let kills = database.run_command(kill).selection_criteria(criteria);
+            drop(timeout(source.0.timeout, kills.into_future()).await);
+        });
     }
 }
 

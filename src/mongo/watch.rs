@@ -281,14 +281,14 @@ fn time_in(token: &Token) -> Option<ServerTime> {
 
 /// The one server that a stream or a question goes to: the first that is fit for it.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
+pub(super) struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
 
 impl Server {
-    fn primary_or_router() -> Self {
+    pub(super) fn primary_or_router() -> Self {
         Self::default()
     }
 
-    fn criteria(&self) -> SelectionCriteria {
+    pub(super) fn criteria(&self) -> SelectionCriteria {
         let this = self.clone();
         SelectionCriteria::Predicate(Arc::new(move |server| this.is(server)))
     }

@@ -295,6 +295,10 @@ impl Teller {
         failures: &mut u32,
     ) -> Option<Fault> {
         loop {
+            // After it was told: what was not must be handed over again.
+            if let Some(reached) = news.place() {
+                *place = Some(reached);
+            }
             if self.is_left() {
                 return None;
             }
@@ -307,10 +311,6 @@ impl Teller {
                 }
                 Ok(Err(fault)) => return Some(fault),
                 Err(_) => return Some(Fault::Passing),
-            }
-            // After it was told: what was not must be handed over again.
-            if let Some(reached) = news.place() {
-                *place = Some(reached);
             }
         }
     }
