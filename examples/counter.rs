@@ -41,7 +41,7 @@ async fn run() -> Result<()> {
     let listener = support::listen().await?;
     // Before the store, which takes the recorder that is there when it is built.
     let metrics = prometheus()?;
-    let mongo = support::mongo("counter").await?.build().await?;
+    let mongo = support::connect("counter", |mongo| mongo).await?;
     let store = CachedMongoStore::builder(mongo).build().await?;
 
     support::serve(listener, app(store.clone(), metrics)).await?;

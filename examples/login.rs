@@ -49,7 +49,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<()> {
     let listener = support::listen().await?;
-    let mongo = support::mongo("login").await?.build().await?;
+    let mongo = support::connect("login", |mongo| mongo).await?;
     let store = CachedMongoStore::builder(mongo).build().await?;
 
     support::serve(listener, app(store.clone())).await?;

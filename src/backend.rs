@@ -158,6 +158,11 @@ impl Rev {
         &self.0
     }
 
+    /// The name of the store that wrote.
+    pub(crate) fn store(&self) -> &[u8] {
+        &self.0[..12]
+    }
+
     /// `None` for bytes that are no rev: whoever wrote them was no store.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
@@ -180,6 +185,11 @@ impl RevSource {
         let mut store = [0; 12];
         store.copy_from_slice(&random.as_bytes()[..12]);
         Self { store, next: 0.into() }
+    }
+
+    /// What [`Rev::store`] of its revs is.
+    pub(crate) fn store(&self) -> [u8; 12] {
+        self.store
     }
 
     pub(crate) fn next(&self) -> Rev {

@@ -51,6 +51,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
+//! | `import` | [`import`]: takes over the sessions that tower-sessions-mongodb-store 0.11 has written |
 //! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
 //! | `encryption` | `MongoStoreBuilder::encryption`: sessions' data is encrypted before it is stored |
 //!
@@ -102,6 +103,9 @@ mod follow;
 pub mod guide;
 mod handle;
 mod health;
+#[cfg(feature = "import")]
+#[cfg_attr(docsrs, doc(cfg(feature = "import")))]
+pub mod import;
 mod key;
 mod metrics;
 mod mongo;
@@ -131,7 +135,10 @@ pub use self::mongo::{
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use self::mongo::{Key, Keys, Reencrypted, Reencryption};
 pub use self::owner::Owner;
-pub use self::store::{CachedMongoStore, CachedMongoStoreBuilder};
+pub use self::store::{
+    CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent, WarmUp,
+    WarmUpLimit, Warmed,
+};
 
 /// The README's programs are compiled as doctests.
 #[cfg(doctest)]

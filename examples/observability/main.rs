@@ -17,7 +17,7 @@ use axum::{Json, Router};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tower_sessions::cookie::SameSite;
 use tower_sessions::{Expiry, Session, SessionManagerLayer};
-use tower_sessions_moka_mongodb_store::CachedMongoStore;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStoreBuilder};
 
 use crate::support::AppError;
 
@@ -39,8 +39,9 @@ async fn run() -> Result<()> {
     // Before the store, which takes the recorder that is there when it is built.
     let metrics = prometheus()?;
     // A figure for a dashboard is worth a count of the index now and then.
-    let mongo = support::mongo("observability").await?.count_every(Duration::from_secs(15));
-    let mongo = mongo.name("visitors").build().await?;
+    let options =
+        |mongo: MongoStoreBuilder| mongo.name("visitors").count_every(Duration::from_secs(15));
+    let mongo = support::connect("observability", options).await?;
     let store = CachedMongoStore::builder(mongo).max_staleness(max_staleness()?).build().await?;
 
     support::serve(listener, app(store.clone(), metrics)).await?;

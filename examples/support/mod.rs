@@ -54,18 +54,22 @@ pub(crate) async fn listen() -> Result<TcpListener> {
     }
 }
 
-/// A store, to be built, on the server of `MONGODB_URI`, or else on a server of its own, which ends
-/// with the app.
-pub(crate) async fn mongo(database: &'static str) -> Result<MongoStoreBuilder> {
+/// A store with some options, on the server of `MONGODB_URI`, or else on a server of its own, which
+/// ends with the app.
+pub(crate) async fn connect(
+    database: &'static str,
+    options: impl FnOnce(MongoStoreBuilder) -> MongoStoreBuilder,
+) -> Result<MongoStore> {
     if std::env::var("MONGODB_URI").is_ok_and(|uri| !uri.trim().is_empty()) {
-        return Ok(MongoStore::builder().uri_from_env());
+        let store = options(MongoStore::builder().uri_from_env()).build().await;
+        return store.context("MONGODB_URI cannot be used");
     }
     tracing::info!("MONGODB_URI is not set: sessions go to a server that lasts as long as the app");
     // Blocks the thread, for minutes if a server has to be installed first.
     let uri = tokio::task::spawn_blocking(move || {
         session_test_server::shared().map(|server| server.uri_for(database))
     });
-    Ok(MongoStore::builder().uri(uri.await??))
+    Ok(options(MongoStore::builder().uri(uri.await??)).build().await?)
 }
 
 /// Serves `app` until Ctrl-C or SIGTERM, and then for as long as requests are under way.

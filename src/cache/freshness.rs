@@ -10,6 +10,10 @@
 //! and an idle table is empty. Loads of one key that overlap share one *flight*, which hangs on the
 //! same slot; a load that begins after a change does not join a flight from before it.
 
+// The benches include this file from elsewhere.
+#[path = "freshness/idle.rs"]
+mod idle;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::BuildHasher;

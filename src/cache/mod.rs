@@ -14,6 +14,7 @@ mod outage;
 mod packed;
 mod standing;
 mod ticket;
+mod warming;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub(crate) use self::limits::Limits;
 use self::outage::Outage;
 pub(crate) use self::standing::Standing;
 pub(crate) use self::ticket::{Landing, Ticket};
+pub(crate) use self::warming::{NoRoom, Offer};
 use crate::backend::{Change, Rev};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};

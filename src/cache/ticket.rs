@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::entry::{Entry, Times};
 use super::freshness::Stamp;
 use super::outage::Probe;
-use super::{A_CENTURY, Absent, Answer, Cache};
+use super::{A_CENTURY, Absent, Answer, Cache, NoRoom};
 use crate::backend::Rev;
 use crate::clock::Moment;
 use crate::error::Result;
@@ -31,6 +31,14 @@ impl Cache {
     pub(super) fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
         let (cache, stamp, unused) = (self.clone(), Some(stamp), Void::Doubt);
         Ticket { cache, stamp, read_at, writes: None, unused }
+    }
+
+    /// How long a session may be held.
+    fn left_until(&self, expires: WallTime) -> Duration {
+        // One less: the wall clock has left out a part of a millisecond, and an entry must not live
+        // longer than its session by that.
+        let left = expires.millis().saturating_sub(self.0.clock.wall().millis() + 1);
+        Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY)
     }
 }
 
@@ -79,10 +87,7 @@ impl Ticket {
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
             stamp.landed(generation);
         }
-        // One less: the wall clock has left out a part of a millisecond, and an entry must not live
-        // longer than its session by that.
-        let left = expires.millis().saturating_sub(shared.clock.wall().millis() + 1);
-        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(A_CENTURY);
+        let left = self.cache.left_until(expires);
         let expires_at = shared.clock.now().after(left);
         let (entry, placed) = make(Times { epoch: stamp.epoch(), read_at, expires_at });
         let (key, weight) = (stamp.key(), placed.weight());
@@ -111,6 +116,32 @@ impl Ticket {
             shared.sessions.run_pending_tasks();
         }
         Some((entry, fill))
+    }
+
+    /// Leaves `session` in the cache if it takes no more than `room` and nobody else works on its key,
+    /// and otherwise everything as it is. Answers with what it takes.
+    pub(super) fn settle(mut self, session: Session, room: u64) -> Result<Option<u64>, NoRoom> {
+        let Some(stamp) = self.stamp.take() else { return Ok(None) };
+        let shared = &self.cache.0;
+        let left = self.cache.left_until(session.expires);
+        let expires_at = shared.clock.now().after(left);
+        let times = Times { epoch: stamp.epoch(), read_at: self.read_at, expires_at };
+        let mut entry = Entry::new(session, times);
+        if shared.compact {
+            entry = entry.compacted();
+        }
+        let (key, weight) = (stamp.key(), entry.weight());
+        let takes = u64::from(shared.bound.weigh(weight));
+        if left.is_zero() || takes > room {
+            shared.freshness.release(stamp);
+            return if left.is_zero() { Ok(None) } else { Err(NoRoom) };
+        }
+        let settled = shared.freshness.finish_if_idle(stamp, || {
+            shared.absent.invalidate(&key);
+            shared.sessions.insert(key, entry);
+            shared.account.add(weight);
+        });
+        Ok(settled.then_some(takes))
     }
 
     /// Remembers, if the ticket is current, that the database does not know the key.

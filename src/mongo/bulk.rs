@@ -41,7 +41,7 @@ impl Sessions {
         }
     }
 
-    async fn find_documents(
+    pub(super) async fn find_documents(
         &self,
         keys: &[SessionKey],
         fields: Option<Document>,

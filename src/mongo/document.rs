@@ -60,6 +60,8 @@ pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
 /// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
 /// needs to hear of that either. The second field tells it from a change of data.
 pub(super) const REENCRYPTED: [&str; 2] = ["data", "reencrypted"];
+/// Where the expiry stands of a session that an import has stored and not made live yet.
+pub(super) const ARRIVED: &str = "importing";
 
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
 pub(super) fn replacement(

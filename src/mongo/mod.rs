@@ -11,6 +11,7 @@ mod expiry;
 mod failure;
 mod listing;
 mod live;
+pub(crate) mod news;
 mod operations;
 mod owner;
 mod owner_index;
@@ -20,8 +21,11 @@ mod reencrypt;
 mod removal;
 mod seen;
 mod shown;
+#[cfg(feature = "import")]
+pub(crate) mod takeover;
 mod timer;
 mod uri;
+mod warming;
 mod watch;
 
 use std::fmt;

@@ -291,7 +291,7 @@ fn vouched_for(
 }
 
 /// The reports with which a stream ends.
-const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
+pub(super) const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
 
 /// The session that a report is about. A key of another form is not one of ours.
 fn change(event: &Document) -> Option<Change> {
@@ -314,14 +314,14 @@ fn time_in(token: &Token) -> Option<ServerTime> {
 
 /// The one server that a stream or a question goes to: the first that is fit for it.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
+pub(super) struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
 
 impl Server {
-    fn primary_or_router() -> Self {
+    pub(super) fn primary_or_router() -> Self {
         Self::default()
     }
 
-    fn criteria(&self) -> SelectionCriteria {
+    pub(super) fn criteria(&self) -> SelectionCriteria {
         let this = self.clone();
         SelectionCriteria::Predicate(Arc::new(move |server| this.is(server)))
     }
@@ -349,7 +349,7 @@ impl Server {
 }
 
 /// What a driver's error means for a stream.
-fn fault(error: &mongodb::error::Error) -> Fault {
+pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
     failure::code(error).map_or(Fault::Passing, fault_of)
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CachedMongoStore;
+use super::events::Hub;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
@@ -227,6 +228,7 @@ impl CachedMongoStoreBuilder {
             touching: Touching { after: self.touch_after, clock: Clock::system() },
             _ends_following: ends_following,
         };
-        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream })
+        let events = Hub::new(self.follows);
+        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream, events })
     }
 }

@@ -1,7 +1,9 @@
 //! The store that most users take.
 
 mod builder;
+mod events;
 mod owner;
+mod warming;
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use std::sync::Arc;
 use mongodb::Collection;
 
 pub use self::builder::CachedMongoStoreBuilder;
+pub use self::events::{Event, EventKind, Events, SessionEvent};
+pub use self::warming::{WarmUp, WarmUpLimit, Warmed};
 use crate::error::Result;
 use crate::health::Health;
 use crate::key::SessionKey;
@@ -55,6 +59,7 @@ pub struct CachedMongoStore {
     tiers: Arc<Tiers<MongoBackend>>,
     mongo: MongoStore,
     stream: Option<Standing>,
+    events: Arc<events::Hub>,
 }
 
 impl CachedMongoStore {

@@ -12,10 +12,12 @@ mod contract;
 mod credentials;
 #[cfg(feature = "encryption")]
 mod encryption;
+mod events;
 mod examples;
 mod expiry;
 mod first_minutes;
 mod follow;
+mod frozen;
 mod grace;
 mod guide;
 mod health;
@@ -32,3 +34,4 @@ mod secrets;
 mod touch;
 mod trace;
 mod verbs;
+mod warming;

@@ -155,7 +155,7 @@ async fn foreign_documents(store: impl Store) {
     for (broken, said) in [
         (doc! { "$set": { "format": 2 } }, "its format is 2"),
         (doc! { "$unset": { "format": 1 } }, "no `format`"),
-        (doc! { "$set": { "data": 7 } }, "`data` should be a text or a document"),
+        (doc! { "$set": { "data": 7 } }, "`data` should be a text, a document or a binary"),
         (doc! { "$set": { "data": "{" } }, "its JSON is truncated"),
         (doc! { "$set": { "data": { "a": f64::NAN } } }, "not finite"),
         (doc! { "$set": { "data": { "%zz": 1 } } }, "no known escape"),

@@ -92,6 +92,10 @@ pub(crate) mod sync {
         pub(crate) fn entry_count(&self) -> u64 {
             0
         }
+
+        pub(crate) fn weighted_size(&self) -> u64 {
+            0
+        }
     }
 
     impl<K, V, S> IntoIterator for &Cache<K, V, S> {

@@ -89,6 +89,28 @@ pub(crate) const ALL: &[Scenario] = &[
         &[&[W::clear, W::load], &[W::app_saves_again, W::load]],
     ),
     of("touches_overlap", &[W::load], &[&[W::app_saves_again], &[W::app_saves_again], &[W::load]]),
+    of("a_warm_up_overlaps_a_save", &[], &[&[W::warm, W::load], &[W::save, W::load], &[W::load]]),
+    of("a_warm_up_overlaps_a_delete", &[], &[&[W::warm, W::load], &[W::delete, W::load]]),
+    of("a_warm_up_overlaps_a_clear", &[], &[&[W::warm, W::load], &[W::clear, W::load]]),
+    of("a_warm_up_overlaps_a_save_in_doubt", &[], &[&[W::warm], &[W::save_in_doubt, W::load]]),
+    of(
+        "a_warm_up_overlaps_another_instances_save",
+        &[],
+        &[&[W::warm, W::load], &[W::foreign_save, W::hear, W::load]],
+    ),
+    of(
+        "a_warm_up_overlaps_a_load",
+        &[],
+        &[&[W::warm, W::load], &[W::load, W::load], &[W::foreign_save]],
+    ),
+    of("a_warm_up_overlaps_a_gap", &[], &[&[W::warm], &[W::foreign_delete, W::gap, W::load]]),
+    of("a_warm_up_overlaps_a_failed_read", &[], &[&[W::warm], &[W::load_in_an_outage], &[W::save]]),
+    of("warm_ups_overlap", &[], &[&[W::warm, W::load], &[W::warm], &[W::save]]),
+    timed(
+        "a_warm_up_takes_long",
+        &[],
+        &[&[W::warm, W::load], &[W::foreign_save, W::tick, W::tick, W::load]],
+    ),
     timed(
         "the_lease_is_renewed",
         &[W::load],

@@ -156,6 +156,18 @@ impl World {
         true
     }
 
+    /// A warm-up comes to the session.
+    pub(crate) fn warm(&self) {
+        let Some(offer) = self.cache.offer(key()) else { return };
+        self.tell(format_args!("reads for nobody"));
+        let found = self.database.find();
+        self.tell(format_args!("has read {}", Shown(self.database.rank_found(found.as_ref()))));
+        if let Some(session) = found {
+            let left = offer.take(session, u64::MAX);
+            self.tell(format_args!("has left something: {}", matches!(left, Ok(Some(_)))));
+        }
+    }
+
     pub(crate) fn save(&self) {
         let rev = self.revs.next();
         let ticket = self.cache.ticket_for(key(), rev);

@@ -1,0 +1,308 @@
+//! Takes over the sessions that another store has written, so that an upgrade logs nobody out.
+//!
+//! ```no_run
+//! use tower_sessions_moka_mongodb_store::mongodb::bson::Document;
+//! use tower_sessions_moka_mongodb_store::{MongoStore, import, mongodb};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = mongodb::Client::with_uri_str("mongodb://localhost").await?;
+//! let old = client.database("app").collection::<Document>("sessions");
+//! let mongo = MongoStore::connect("mongodb://localhost/app").await?;
+//! let told = import::tower_sessions_mongodb_store(&old)
+//!     .into(&mongo)
+//!     .on_progress(|progress| println!("{} read", progress.read))
+//!     .run()
+//!     .await?;
+//! println!("{} sessions were taken over, {} could not be read", told.imported, told.unreadable);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # When
+//!
+//! After the last instance of the old app has stopped, and before the first of the new one starts: the
+//! old one would go on writing sessions that were taken over already, and a user whose session is
+//! still to come would get a new one. Both may use the same collection (both call it `sessions` if
+//! nobody says otherwise).
+//!
+//! The browser must find its cookie again: give the new layer the name that the old one had
+//! (`with_name`; it once was `tower.sid`), the same path and domain, and its key if it was signed or
+//! private.
+//!
+//! # What it may be relied on for
+//!
+//! - Each session keeps its id. It is the one way in which an id comes into a store that was not drawn
+//!   by it: tower-sessions drew it, on a server of yours.
+//! - A session that is in the store already is never overwritten.
+//! - It may be interrupted at any point and run again, as often as one likes. What was taken over once
+//!   is not taken over again: a session that was ended here since does not rise from the old
+//!   collection.
+//!
+//! For that, each page goes through four steps. The sessions are stored, but are not live yet. The old
+//! documents are marked (`imported`). The stored sessions are made live, if they still wait for that.
+//! The old documents are removed, unless [they are to be kept](Import::keep_source). An old document
+//! without the mark has never been a live session here, so it may be stored. One with the mark is
+//! stored already, so no more is done than to make it live, if that is still to be done. Were it
+//! stored as a live session at once, nobody could tell an interruption just after that from a
+//! session that has been ended since.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use bson::spec::ElementType;
+use bson::{Document, RawBsonRef, RawDocument};
+use mongodb::Collection;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio_util::sync::CancellationToken;
+use tower_sessions_core::session::Id;
+
+use crate::error::Result;
+use crate::key::SessionKey;
+use crate::mongo::MongoStore;
+use crate::mongo::takeover::Takeover;
+use crate::record::{Data, RawId, WallTime};
+
+/// The sessions that tower-sessions-mongodb-store 0.11 has written to `collection`.
+pub fn tower_sessions_mongodb_store<T: Send + Sync>(collection: &Collection<T>) -> Source {
+    Source { documents: collection.clone_with_type() }
+}
+
+/// A collection that sessions are to be taken from.
+#[derive(Clone)]
+#[must_use = "an import does nothing until it is run"]
+pub struct Source {
+    documents: Collection<Document>,
+}
+
+impl Source {
+    /// Says which store is to have them.
+    pub fn into(self, store: &MongoStore) -> Import {
+        Import {
+            source: self.documents,
+            store: store.clone(),
+            keeps_source: false,
+            on_progress: Box::new(|_| ()),
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let namespace = self.documents.namespace().to_string();
+        f.debug_struct("Source").field("namespace", &namespace).finish()
+    }
+}
+
+/// An import that is ready to be run.
+#[must_use = "an import does nothing until it is run"]
+pub struct Import {
+    source: Collection<Document>,
+    store: MongoStore,
+    keeps_source: bool,
+    on_progress: Box<dyn FnMut(&Progress) + Send>,
+}
+
+/// How far an import is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Documents of the old collection that were looked at.
+    pub read: u64,
+    /// Sessions that this run has made live in the store.
+    pub imported: u64,
+    /// Sessions that had expired. They are left where they are.
+    pub expired: u64,
+    /// Sessions that the store had already, or once had: an earlier run took them over.
+    pub already_there: u64,
+    /// Documents that are not sessions as the old store wrote them. They are left where they are.
+    pub unreadable: u64,
+    /// Why, and how many for each reason. No reason quotes what was found.
+    pub reasons: BTreeMap<&'static str, u64>,
+}
+
+impl Import {
+    /// Leaves the old documents in their collection, each with a field `imported`. Default: they are
+    /// removed once they were taken over.
+    ///
+    /// So the old app can be started again, if the new one is not what it should be. What it saves from
+    /// then on keeps the mark, and is not imported by another run.
+    pub fn keep_source(mut self) -> Self {
+        self.keeps_source = true;
+        self
+    }
+
+    /// Has `tell` called after each page of up to 500 documents. It should return soon, since the
+    /// import waits for it.
+    pub fn on_progress(mut self, tell: impl FnMut(&Progress) + Send + 'static) -> Self {
+        self.on_progress = Box::new(tell);
+        self
+    }
+
+    /// Takes the sessions over. Each step has the operation timeout of the store; the whole has no
+    /// bound.
+    ///
+    /// # Errors
+    ///
+    /// What the server answers, and [`Closed`](crate::ErrorKind::Closed) once the store is shut down.
+    /// A run after that goes on where this one ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time: it ends after its present page.
+    pub async fn run(self) -> Result<Progress> {
+        let abandoned = CancellationToken::new();
+        let _with_the_caller = abandoned.clone().drop_guard();
+        let takeover = Takeover::new(&self.source, self.store)?;
+        let tasks = takeover.tasks().clone();
+        let walk = Walk {
+            takeover,
+            keeps_source: self.keeps_source,
+            on_progress: self.on_progress,
+            progress: Progress::default(),
+        };
+        tasks.run_paged(walk.run(abandoned), |outcome| outcome).await
+    }
+}
+
+impl fmt::Debug for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Import")
+            .field("source", &self.source.namespace().to_string())
+            .field("store", &self.store)
+            .field("keeps_source", &self.keeps_source)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An import under way.
+struct Walk {
+    takeover: Takeover,
+    keeps_source: bool,
+    on_progress: Box<dyn FnMut(&Progress) + Send>,
+    progress: Progress,
+}
+
+impl Walk {
+    async fn run(mut self, abandoned: CancellationToken) -> Result<Progress> {
+        let mut after = String::new();
+        loop {
+            let page = self.takeover.page(&after).await?;
+            let Some(last) = page.last().and_then(|last| text_id(last)) else { break };
+            last.clone_into(&mut after);
+            self.take(&page).await?;
+            (self.on_progress)(&self.progress);
+            if abandoned.is_cancelled() {
+                return Ok(self.progress);
+            }
+        }
+        let foreign = self.takeover.foreign().await?;
+        self.progress.read += foreign;
+        self.leaves("its `_id` is no text", foreign);
+        for (reason, count) in &self.progress.reasons {
+            tracing::warn!(count, reason, "documents were not imported as sessions");
+        }
+        Ok(self.progress)
+    }
+
+    async fn take(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {
+        let now = self.takeover.now();
+        let (mut arrivals, mut keys) = (Vec::new(), Vec::new());
+        let (mut unmarked, mut ids) = (Vec::new(), Vec::new());
+        for document in page {
+            self.progress.read += 1;
+            let marked = Takeover::is_marked(document);
+            let arrival = match read(document) {
+                // The mark comes after the arrival, whatever has become of either since.
+                Ok(old) if marked => Ok((old, None)),
+                Ok(old) if old.expires <= now => {
+                    self.progress.expired += 1;
+                    continue;
+                }
+                Ok(old) => self
+                    .takeover
+                    .arrival(old.key, &old.data, old.expires)
+                    .map(|arrival| (old, Some(arrival)))
+                    .map_err(|_| "its data is larger or deeper than what can be stored"),
+                Err(reason) => Err(reason),
+            };
+            match arrival {
+                Ok((old, arrival)) => {
+                    if let Some(arrival) = arrival {
+                        arrivals.push(arrival);
+                        unmarked.push(old.id.clone());
+                    }
+                    keys.push(old.key);
+                    ids.push(old.id);
+                }
+                Err(reason) => self.leaves(reason, 1),
+            }
+        }
+        self.takeover.arrive(arrivals).await?;
+        if !unmarked.is_empty() {
+            self.takeover.mark(&unmarked).await?;
+        }
+        let imported = self.takeover.admit(&keys).await?;
+        self.progress.imported += imported;
+        let all = u64::try_from(keys.len()).unwrap_or(u64::MAX);
+        self.progress.already_there += all.saturating_sub(imported);
+        if !self.keeps_source && !ids.is_empty() {
+            self.takeover.remove(&ids).await?;
+        }
+        Ok(())
+    }
+
+    fn leaves(&mut self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.progress.unreadable += count;
+            *self.progress.reasons.entry(reason).or_default() += count;
+        }
+    }
+}
+
+/// A session as tower-sessions-mongodb-store 0.11 keeps it:
+/// `{ _id: "the id as in the cookie", data: Binary(MessagePack), expireAt: Date }`.
+struct Old {
+    id: String,
+    key: SessionKey,
+    data: Data,
+    expires: WallTime,
+}
+
+/// What stands in `data`: tower-sessions' record, an array of its fields. Its expiry is the one of
+/// `expireAt`, in its own words.
+#[derive(Deserialize)]
+struct Record(i128, Data, #[allow(dead_code, reason = "it has to be there")] IgnoredAny);
+
+/// The record's array and the map in it come on top of what a session's data may have.
+const MAX_DEPTH: usize = 128;
+
+fn read(document: &RawDocument) -> std::result::Result<Old, &'static str> {
+    let id = text_id(document).ok_or("its `_id` is no text")?;
+    let RawId(number) = Id::from_str(id).map(|id| RawId(id.0)).map_err(|_| "its `_id` is no id")?;
+    let data = match document.get("data") {
+        Ok(Some(RawBsonRef::Binary(data))) => data.bytes,
+        _ => return Err("it has no `data`, or one of another type"),
+    };
+    let expires = match document.get("expireAt") {
+        Ok(Some(RawBsonRef::DateTime(at))) => WallTime::from_millis(at.timestamp_millis()),
+        _ => return Err("it has no `expireAt`, or one of another type"),
+    };
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(data);
+    decoder.set_max_depth(MAX_DEPTH);
+    let Record(recorded, data, _) = Record::deserialize(&mut decoder)
+        .map_err(|_| "its `data` is no record of tower-sessions")?;
+    // Under which of the two ids would a browser find it?
+    if recorded != number {
+        return Err("its record has another id than it has itself");
+    }
+    Ok(Old { id: id.to_owned(), key: RawId(number).key(), data, expires })
+}
+
+fn text_id(document: &RawDocument) -> Option<&str> {
+    match document.get("_id") {
+        Ok(Some(id)) if id.element_type() == ElementType::String => id.as_str(),
+        _ => None,
+    }
+}

@@ -1,0 +1,89 @@
+//! Reads in the background, beside the queues that requests go through.
+
+use std::time::Duration;
+
+use bson::{Bson, RawDocumentBuf, doc};
+use tokio::time::timeout;
+
+use super::{MongoStore, document};
+use crate::error::{ErrorKind, Result};
+use crate::key::SessionKey;
+use crate::metrics::{Outcome, Verb};
+use crate::record::Session;
+
+impl MongoStore {
+    /// The keys of the live sessions that were written last, the latest first; `None` if that takes
+    /// longer than `within`.
+    pub(crate) async fn newest(
+        &self,
+        sessions: u64,
+        within: Duration,
+    ) -> Result<Option<Vec<SessionKey>>> {
+        let this = &self.inner.sessions;
+        let live = doc! { "expires": { "$gt": document::date(this.clock.wall()) } };
+        // The projection comes first, so that what the server sorts is small.
+        let stages = [
+            doc! { "$match": live },
+            doc! { "$project": { "updated": 1 } },
+            doc! { "$sort": { "updated": -1 } },
+            doc! { "$limit": i64::try_from(sessions.max(1)).unwrap_or(i64::MAX) },
+            doc! { "$project": { "_id": 1 } },
+        ];
+        let timer = this.timer(Verb::List);
+        let read = async {
+            let asks = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
+            let mut cursor = asks.allow_disk_use(true).max_time(within).await?;
+            let mut keys = Vec::new();
+            while cursor.advance().await? {
+                keys.extend(document::key(cursor.current()));
+            }
+            Ok(keys)
+        };
+        match timeout(within, read).await {
+            Ok(Ok(keys)) => timer.ends(Outcome::Ok, Ok(Some(keys))),
+            Ok(Err(error)) => match timer.fails("find the sessions used last", &error) {
+                Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
+                failed => failed,
+            },
+            Err(_) => timer.ends(Outcome::Failed(ErrorKind::Timeout), Ok(None)),
+        }
+    }
+
+    /// Hands over each session of these keys that is there and live and can be read, with how many
+    /// bytes it has in MongoDB, until `each` has enough: one command, under the operation timeout.
+    pub(crate) async fn read_each(
+        &self,
+        keys: &[SessionKey],
+        mut each: impl FnMut(SessionKey, Session, u64) -> bool,
+    ) -> Result<()> {
+        let this = &self.inner.sessions;
+        let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
+        let documents = this.documents.clone_with_type::<RawDocumentBuf>();
+        this.within(async {
+            let timer = this.timer(Verb::Find);
+            let read = async {
+                let mut session = this.causal().await?;
+                let find = documents.find(doc! { "_id": { "$in": ids } }).max_time(this.timeout);
+                let mut cursor = find.session(&mut session).await?;
+                while cursor.advance(&mut session).await? {
+                    let found = cursor.current();
+                    // One that cannot be read is an error to who asks for it.
+                    let live = this.read(found).ok().flatten();
+                    let bytes = u64::try_from(found.as_bytes().len()).unwrap_or(u64::MAX);
+                    if let (Some(key), Some(live)) = (document::key(found), live)
+                        && !each(key, live, bytes)
+                    {
+                        break;
+                    }
+                }
+                this.seen.learn(&session);
+                Ok(())
+            };
+            match read.await {
+                Ok(()) => timer.ends(Outcome::Ok, Ok(())),
+                Err(error) => timer.fails("read the sessions used last", &error),
+            }
+        })
+        .await
+    }
+}

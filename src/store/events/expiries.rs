@@ -1,0 +1,54 @@
+//! What is remembered of sessions, to tell by it how they ended.
+
+use std::collections::HashMap;
+
+use crate::key::{KeyHashing, SessionKey};
+use crate::record::WallTime;
+
+/// Of how many sessions the expiry is remembered.
+const REMEMBERED: usize = 131_072;
+
+/// When sessions end, of those that were heard of last: in two halves, of which the older one goes
+/// when the newer one is full.
+#[derive(Default)]
+pub(super) struct Expiries {
+    newer: HashMap<SessionKey, WallTime, KeyHashing>,
+    older: HashMap<SessionKey, WallTime, KeyHashing>,
+}
+
+impl Expiries {
+    pub(super) fn insert(&mut self, key: SessionKey, expires: WallTime) {
+        if self.newer.len() >= REMEMBERED / 2 {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(key, expires);
+    }
+
+    pub(super) fn remove(&mut self, key: SessionKey) -> Option<WallTime> {
+        let older = self.older.remove(&key);
+        self.newer.remove(&key).or(older)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_expiries_are_remembered_and_no_more_than_so_many() {
+        let mut known = Expiries::default();
+        let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
+        let at = |n: usize| WallTime::from_millis(i64::try_from(n).unwrap());
+        known.insert(key(0), at(7));
+        for n in 0..2 * REMEMBERED {
+            known.insert(key(n), at(n));
+            assert!(known.newer.len() + known.older.len() <= REMEMBERED);
+        }
+        let last = 2 * REMEMBERED - 1;
+        for n in last - REMEMBERED / 2 + 1..=last {
+            assert_eq!(known.remove(key(n)), Some(at(n)));
+            assert_eq!(known.remove(key(n)), None);
+        }
+        assert_eq!(known.remove(key(0)), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! A cache that is filled before anybody asks, on the real server.
+
+use std::time::Duration;
+
+use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
+use serde_json::json;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, ErrorKind, SessionKey, WarmUpLimit, mongodb,
+};
+
+use crate::common::{
+    Commands, FOREVER, Meters, PATIENCE, Store, cache_of, create, eventually, mongo,
+    other_instance, uri,
+};
+use crate::proxy::Proxy;
+
+fn id(record: &Record) -> Binary {
+    let bytes = SessionKey::from(record.id).as_bytes().to_vec();
+    Binary { subtype: BinarySubtype::Generic, bytes }
+}
+
+/// Sessions, the first one written last.
+async fn sessions(store: &impl Store, count: i64) -> Vec<Record> {
+    let documents = store.collection().clone_with_type::<Document>();
+    let mut records = Vec::new();
+    for age in 0..count {
+        let record = create(store).await;
+        let updated = DateTime::from_millis(DateTime::now().timestamp_millis() - age * 1_000);
+        let updated = doc! { "$set": { "updated": updated } };
+        documents.update_one(doc! { "_id": id(&record) }, updated).await.unwrap();
+        records.push(record);
+    }
+    records
+}
+
+#[tokio::test]
+async fn a_warm_cache_answers_without_a_question() {
+    let uri = uri();
+    let other = other_instance(&uri).await;
+    let records = sessions(&other, 130).await;
+    let documents = other.collection().clone_with_type::<Document>();
+    // One has expired, and one nobody can read.
+    let past = doc! { "$set": { "expires": DateTime::from_millis(1_000) } };
+    documents.update_one(doc! { "_id": id(&records[3]) }, past).await.unwrap();
+    let broken = doc! { "$set": { "data": 5 } };
+    documents.update_one(doc! { "_id": id(&records[4]) }, broken).await.unwrap();
+
+    for compact in [false, true] {
+        let commands = Commands::default();
+        let store = CachedMongoStore::builder(commands.mongo(&uri).await).compact(compact);
+        let store = store.max_staleness(FOREVER).build().await.unwrap();
+        let before = commands.sent("find");
+        let warmed = store.warm(120).await.unwrap();
+        assert_eq!((warmed.sessions, warmed.limit), (119, WarmUpLimit::Sessions));
+        assert!(warmed.bytes > 119 * 300, "{warmed:?}");
+        assert_eq!(commands.sent("find") - before, 2, "by pages");
+        let before = commands.sent("find");
+        for record in
+            records[..121].iter().filter(|it| ![3, 4].map(|n| records[n].id).contains(&it.id))
+        {
+            let found = store.load(&record.id).await.unwrap().unwrap();
+            assert_eq!(found.data, record.data);
+        }
+        assert_eq!(commands.sent("find"), before);
+        assert!(store.load(&records[121].id).await.unwrap().is_some());
+        assert_eq!(commands.sent("find"), before + 1, "the rest is asked for");
+        // All that is there already is left alone.
+        let again = store.warm(120).await.unwrap();
+        assert_eq!((again.sessions, again.bytes), (0, 0));
+        assert_eq!(store.warm(0).await.unwrap().sessions, 0);
+    }
+}
+
+#[tokio::test]
+async fn it_displaces_nothing_and_keeps_to_its_bytes() {
+    let (meters, _guard) = Meters::install();
+    let evicted = || meters.value("session_store_cache_evictions_total{cause=size}");
+    let mongo = mongo().await;
+    let records = sessions(&mongo, 120).await;
+    let build = async || {
+        let store = CachedMongoStore::builder(mongo.clone()).max_staleness(FOREVER);
+        store.max_bytes(64 << 10).build().await.unwrap()
+    };
+    let store = build().await;
+    // The oldest is in use.
+    let used = records.last().unwrap();
+    store.load(&used.id).await.unwrap();
+    let first = store.warm(1_000).max_bytes(8 << 10).await.unwrap();
+    assert_eq!(first.limit, WarmUpLimit::Bytes);
+    assert!(first.sessions > 3 && first.bytes <= 8 << 10, "{first:?}");
+    let held = meters.value("session_store_cache_bytes");
+    assert!(held <= f64::from(8 << 10), "{held} with the one that was there");
+    let second = store.warm(1_000).await.unwrap();
+    assert_eq!(second.limit, WarmUpLimit::Bytes);
+    let held = meters.value("session_store_cache_bytes");
+    assert!((0.8..0.9).contains(&(held / f64::from(64 << 10))), "{held}");
+    assert!(evicted().abs() < f64::EPSILON, "{}", evicted());
+    let third = store.warm(1_000).max_bytes(u64::MAX).await.unwrap();
+    assert_eq!(third.limit, WarmUpLimit::Bytes, "never more than the cache may hold");
+    assert!(evicted().abs() < f64::EPSILON, "{}", evicted());
+    // What was used last is what stays when others come: the cache is full now.
+    let fresh = build().await;
+    assert!(fresh.warm(1_000).max_bytes(u64::MAX).await.unwrap().sessions < 120);
+    for _ in 0..20 {
+        create(&fresh).await;
+    }
+    let before = meters.value("session_store_loads_total{result=hit}");
+    for record in &records[..10] {
+        fresh.load(&record.id).await.unwrap();
+    }
+    let hits = meters.value("session_store_loads_total{result=hit}") - before;
+    assert!((hits - 10.0).abs() < f64::EPSILON, "{hits}");
+}
+
+#[tokio::test]
+async fn it_keeps_to_its_time() {
+    let proxy = Proxy::start().await;
+    sessions(&other_instance(proxy.direct()).await, 3).await;
+    let store = cache_of(&other_instance(proxy.uri()).await).await;
+    let none = store.warm(10).within(Duration::ZERO).await.unwrap();
+    assert_eq!((none.sessions, none.limit), (0, WarmUpLimit::Time));
+    let held = proxy.hold("aggregate");
+    let none = store.warm(10).within(Duration::from_millis(300)).await.unwrap();
+    assert_eq!((none.sessions, none.limit), (0, WarmUpLimit::Time));
+    drop(held);
+    assert_eq!(store.warm(10).await.unwrap().sessions, 3);
+    store.shutdown().await;
+    assert_eq!(store.warm(10).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// A warm-up whose read is held, of two sessions.
+async fn held_up() -> (
+    CachedMongoStore,
+    Vec<Record>,
+    crate::proxy::HeldReply,
+    tokio::task::JoinHandle<tower_sessions_moka_mongodb_store::Result<u64>>,
+) {
+    let proxy = Proxy::start().await;
+    let records = sessions(&other_instance(proxy.direct()).await, 2).await;
+    let store = cache_of(&other_instance(proxy.uri()).await).await;
+    let mut held = proxy.hold("find");
+    let warm = tokio::spawn({
+        let store = store.clone();
+        async move { store.warm(10).await.map(|warmed| warmed.sessions) }
+    });
+    held.reached().await;
+    (store, records, held, warm)
+}
+
+#[tokio::test]
+async fn a_delete_or_a_save_that_it_races_is_never_undone() {
+    let (store, records, held, warm) = held_up().await;
+    store.delete(&records[0].id).await.unwrap();
+    let mut changed = records[1].clone();
+    changed.data.insert("more".to_owned(), json!(1));
+    store.save(&changed).await.unwrap();
+    held.deliver();
+    assert_eq!(warm.await.unwrap().unwrap(), 0);
+    assert_eq!(store.load(&records[0].id).await.unwrap(), None);
+    let found = store.load(&changed.id).await.unwrap().unwrap();
+    assert_eq!(found.data, changed.data);
+}
+
+#[tokio::test]
+async fn a_clear_that_it_races_is_never_undone() {
+    let (store, records, held, warm) = held_up().await;
+    assert_eq!(store.clear().await.unwrap(), 2);
+    held.deliver();
+    assert_eq!(warm.await.unwrap().unwrap(), 0);
+    for record in records {
+        assert_eq!(store.load(&record.id).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn what_another_instance_changes_meanwhile_is_not_left() {
+    let (store, records, held, warm) = held_up().await;
+    let other = store.another().await;
+    other.delete(&records[0].id).await.unwrap();
+    // Once this has been heard, so has the other.
+    let probe = create(&store).await;
+    let mut changed = probe.clone();
+    changed.data.insert("more".to_owned(), json!(1));
+    other.save(&changed).await.unwrap();
+    eventually("the change is heard", async || {
+        store.load(&probe.id).await.unwrap().unwrap().data == changed.data
+    })
+    .await;
+    held.deliver();
+    assert_eq!(warm.await.unwrap().unwrap(), 1);
+    assert_eq!(store.load(&records[0].id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_request_does_not_wait_for_it() {
+    let (store, records, held, warm) = held_up().await;
+    let load = tokio::time::timeout(PATIENCE, store.load(&records[0].id)).await.unwrap();
+    assert_eq!(load.unwrap().unwrap().data, records[0].data);
+    // Nor does anything hang on who waits for it.
+    warm.abort();
+    assert!(warm.await.unwrap_err().is_cancelled());
+    held.deliver();
+    for record in &records {
+        assert!(store.load(&record.id).await.unwrap().is_some());
+    }
+}
