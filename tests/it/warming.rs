@@ -89,7 +89,7 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
     store.load(&used.id).await.unwrap();
     let first = store.warm(1_000).max_bytes(8 << 10).await.unwrap();
     assert_eq!(first.limit, WarmUpLimit::Bytes);
-    assert!(first.sessions > 3 && first.bytes <= 8 << 10, "{first:?}");
+    assert!(first.sessions > 2 && first.bytes <= 8 << 10, "{first:?}");
     let held = meters.value("session_store_cache_bytes");
     assert!(held <= f64::from(8 << 10), "{held} with the one that was there");
     let second = store.warm(1_000).await.unwrap();
