@@ -51,7 +51,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `import` | [`import`]: takes over the sessions that tower-sessions-mongodb-store 0.11 has written |
+//! | `import` | `import::tower_sessions_mongodb_store`: takes over the sessions that tower-sessions-mongodb-store 0.11 has written |
 //! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
 //! | `encryption` | `MongoStoreBuilder::encryption`: sessions' data is encrypted before it is stored |
 //!
@@ -72,7 +72,7 @@
 //!
 //! # Traces and logs
 //!
-//! Each verb has a span at debug, `session_store.load` say, and below it each command to MongoDB one
+//! The calls of tower-sessions, `clear`, `contains`, the counts and `ensure_indexes` have a span each at debug, `session_store.load` say, and below it each command to MongoDB one
 //! with the attributes of OpenTelemetry's
 //! [conventions](https://opentelemetry.io/docs/specs/semconv/database/mongodb/); their `error.type` is
 //! the server's error code, or else the [kind](ErrorKind) in small letters. A command that carries the

@@ -127,10 +127,10 @@ const fn kind(error: ErrorKind) -> &'static str {
     }
 }
 
-/// Says of the expiry index that it is not as it should be.
-pub(crate) fn index_trouble(error: &Error) {
+/// Says of an index that it is not as it should be, and what that costs.
+pub(crate) fn index_trouble(error: &Error, cost: &str) {
     if matches!(error.kind(), ErrorKind::Index | ErrorKind::Permission) {
-        tracing::warn!(%error, "expired sessions may stay, and counting them may be slow");
+        tracing::warn!(%error, "{cost}");
     }
 }
 

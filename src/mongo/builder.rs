@@ -25,9 +25,9 @@ use crate::tasks::Tasks;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sessions expire, and the server measures time, in whole milliseconds.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 /// The server takes its time limits as 32-bit numbers of milliseconds.
-const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+pub(super) const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// The collection when none is given.
 const COLLECTION: &str = "sessions";
@@ -77,7 +77,7 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Whether [`build`](Self::build) creates the index that is missing, and checks the one that is
+    /// Whether [`build`](Self::build) creates the indexes that are missing, and checks those that are
     /// there. Default yes.
     pub fn create_indexes(mut self, create: bool) -> Self {
         self.leave_indexes_alone = !create;

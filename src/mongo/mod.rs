@@ -234,7 +234,7 @@ impl MongoStore {
 
     /// The collection itself, typed with what is stored, for queries of your own. Caches hear of any
     /// change that is made to it, but for one that touches `expires` and `updated` alone, which is how
-    /// a session is prolonged.
+    /// a session is prolonged, or `data` and `reencrypted` alone, which is how it is encrypted anew.
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
         self.inner.sessions.documents.clone_with_type()
@@ -257,15 +257,18 @@ impl MongoStore {
         let sessions = self.inner.sessions.clone();
         let ensured = async {
             let expiry = expiry::ensure_index(sessions.clone(), self.inner.removal);
-            self.run(expiry).await.map_err(|error| expiry::overdue(&error, "expires"))?;
+            let ensured = self.run(expiry).await.map_err(|it| expiry::overdue(&it, "expires"));
+            let cost = "expired sessions may stay, and counting them may be slow";
+            ensured.inspect_err(|error| trace::index_trouble(error, cost))?;
             if sessions.owner.is_none() {
                 return Ok(());
             }
             let owner = owner_index::ensure_index(sessions);
-            self.run(owner).await.map_err(|error| expiry::overdue(&error, "owner"))
+            let ensured = self.run(owner).await.map_err(|it| expiry::overdue(&it, "owner"));
+            let cost = "listing and ending the sessions of an owner may be slow";
+            ensured.inspect_err(|error| trace::index_trouble(error, cost))
         };
-        let ensured = trace::verb!("session_store.ensure_indexes", ensured);
-        ensured.inspect_err(trace::index_trouble)
+        trace::verb!("session_store.ensure_indexes", ensured)
     }
 
     /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
@@ -279,7 +282,7 @@ impl MongoStore {
 
     /// Ends the background tasks, waits for the operations under way and closes the connections,
     /// unless the client was handed in. Takes up to twice the operation timeout if the server does
-    /// not answer; a [`clear`](Self::clear) under way ends after its present page. Operations after it are
+    /// not answer; a call of many pages, such as [`clear`](Self::clear), ends after its present one. Operations after it are
     /// [`Closed`](crate::ErrorKind::Closed) errors. Call it after the server's graceful shutdown.
     ///
     /// # Cancel safety

@@ -122,6 +122,13 @@ impl NewsSource {
         Ok(news)
     }
 
+    /// Whether the server answers other questions.
+    pub(crate) async fn answers(&self) -> bool {
+        let database = self.database();
+        let hello = database.run_command(doc! { "hello": 1 });
+        hello.selection_criteria(Server::primary_or_router().criteria()).await.is_ok()
+    }
+
     fn database(&self) -> Database {
         let documents = &self.0.documents;
         documents.client().database(&documents.namespace().db)
@@ -240,10 +247,10 @@ fn report(event: &RawDocument) -> Option<Report> {
         _ if removed.contains(&document::ARRIVED) => What::Created,
         _ => {
             let changed = texts(event, "changed");
-            let cut = texts(event, "cut").is_empty() && is_empty(event, "cut");
+            let is_whole = is_empty(event, "cut");
             let alone = |fields: [&str; 2]| {
                 removed.is_empty()
-                    && cut
+                    && is_whole
                     && changed.contains(&fields[1])
                     && changed.iter().all(|field| fields.contains(field))
             };

@@ -213,7 +213,7 @@ impl MongoStore {
     }
 
     pub(super) async fn remove(&self, removal: Removal) -> Result<u64> {
-        let call = self.inner.sessions.clone().remove_those(removal, |_| ());
+        let call = self.inner.sessions.clone().remove_those(removal, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }

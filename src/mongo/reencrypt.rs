@@ -187,7 +187,7 @@ impl Sessions {
             let place = after.take().map_or_else(first, |last: Bson| doc! { "$gt": last });
             // What has expired is as good as gone.
             let live = doc! { "$gt": document::date(self.clock.wall()) };
-            let page = self.read_page(doc! { "_id": place, "expires": live }).await?;
+            let page = self.read_page(doc! { "_id": place, "expires": live }, PAGE_BYTES).await?;
             let Some(last) = page.last() else {
                 progress.left = 0;
                 self.sends(sender, Step::Page(progress)).await;
@@ -217,7 +217,8 @@ impl Sessions {
         .await
     }
 
-    async fn read_page(&self, filter: Document) -> Result<Vec<RawDocumentBuf>> {
+    /// Documents of at most `most` bytes together, unless it is one.
+    async fn read_page(&self, filter: Document, most: usize) -> Result<Vec<RawDocumentBuf>> {
         self.within(async {
             let timer = self.timer(Verb::List);
             let documents = self.documents.clone_with_type::<RawDocumentBuf>();
@@ -231,7 +232,7 @@ impl Sessions {
                 while cursor.advance(&mut session).await? {
                     let found = cursor.current();
                     bytes += found.as_bytes().len();
-                    if bytes > PAGE_BYTES && !page.is_empty() {
+                    if bytes > most && !page.is_empty() {
                         break;
                     }
                     page.push(found.to_owned());
@@ -288,7 +289,8 @@ impl Sessions {
                 !refusals.contains(&(index - 1))
             });
             // The others were saved or have ended meanwhile, by whomever and with whichever key.
-            page = self.read_page(doc! { "_id": { "$in": ids.clone() } }).await?;
+            // All of them, though they may have grown.
+            page = self.read_page(doc! { "_id": { "$in": ids.clone() } }, usize::MAX).await?;
         }
         for found in &page {
             if !matches!(self.statement(found, keys), Ok(None)) {

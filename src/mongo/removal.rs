@@ -34,9 +34,9 @@ impl Sessions {
     /// ones those were. One walk along the keys, which no write changes; it ends however fast new
     /// sessions come.
     ///
-    /// `hold` is told of each page before it is removed. What it answers with is dropped once that has
-    /// ended, in whatever way.
-    pub(crate) async fn remove_those<H: Send>(
+    /// `hold` is told of each page before it is removed. What it answers with is called once that has
+    /// succeeded, and dropped otherwise.
+    pub(crate) async fn remove_those<H: FnOnce() + Send>(
         self,
         removal: Removal,
         hold: impl Fn(&[SessionKey]) -> H + Send,
@@ -45,10 +45,11 @@ impl Sessions {
         loop {
             let page = self.next_page(&removal, after.take()).await?;
             let Some(last) = page.last else { return Ok(ended) };
-            let guards = (hold(&page.live), hold(&page.expired));
+            let (live, expired) = (hold(&page.live), hold(&page.expired));
             ended += self.remove_keys(&removal, &page.live).await?;
             self.remove_keys(&removal, &page.expired).await?;
-            drop(guards);
+            live();
+            expired();
             after = Some(last);
         }
     }

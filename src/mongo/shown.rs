@@ -13,7 +13,7 @@ use crate::record::Data;
 ///
 /// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Caches hear of any
 /// change that is made to it, but for one that touches `expires` and `updated` alone, which is how a
-/// session is prolonged.
+/// session is prolonged, or `data` and `reencrypted` alone, which is how it is encrypted anew.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoredSession {

@@ -44,6 +44,12 @@ impl Timer {
         self
     }
 
+    /// Of one that may take longer than an operation.
+    pub(super) fn for_at_most(mut self, patience: Duration) -> Self {
+        self.timeout = patience;
+        self
+    }
+
     pub(super) fn ends<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
         self.record(outcome, None);
         result

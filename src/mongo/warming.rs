@@ -5,8 +5,9 @@ use std::time::Duration;
 use bson::{Bson, RawDocumentBuf, doc};
 use tokio::time::timeout;
 
+use super::builder::{LONGEST, SHORTEST};
 use super::{MongoStore, document};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::record::Session;
@@ -29,7 +30,8 @@ impl MongoStore {
             doc! { "$limit": i64::try_from(sessions.max(1)).unwrap_or(i64::MAX) },
             doc! { "$project": { "_id": 1 } },
         ];
-        let timer = this.timer(Verb::List);
+        let within = within.clamp(SHORTEST, LONGEST);
+        let timer = this.timer_of(Verb::List, "aggregate").for_at_most(within);
         let read = async {
             let asks = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
             let mut cursor = asks.allow_disk_use(true).max_time(within).await?;
@@ -39,9 +41,12 @@ impl MongoStore {
             }
             Ok(keys)
         };
-        match timeout(within, read).await {
+        let Some(found) = this.closed.run_until_cancelled(timeout(within, read)).await else {
+            return Err(Error::closed());
+        };
+        match found {
             Ok(Ok(keys)) => timer.ends(Outcome::Ok, Ok(Some(keys))),
-            Ok(Err(error)) => match timer.fails("find the sessions used last", &error) {
+            Ok(Err(error)) => match timer.fails("find the sessions written last", &error) {
                 Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
                 failed => failed,
             },
@@ -81,7 +86,7 @@ impl MongoStore {
             };
             match read.await {
                 Ok(()) => timer.ends(Outcome::Ok, Ok(())),
-                Err(error) => timer.fails("read the sessions used last", &error),
+                Err(error) => timer.fails("read the sessions written last", &error),
             }
         })
         .await

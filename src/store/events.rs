@@ -246,6 +246,9 @@ impl Teller {
                 Ok(Ok(news)) => {
                     if began && place.is_none() {
                         known = Expiries::default();
+                        tracing::warn!(
+                            "the stream of events has a gap: what happened meanwhile is told to nobody"
+                        );
                         self.tell(Event::Gap);
                     }
                     began = true;
@@ -258,7 +261,13 @@ impl Teller {
                     fault
                 }
                 Ok(Err(fault)) => Some(fault),
-                Err(_) => Some(Fault::Passing),
+                Err(_) => {
+                    // As the follower does: a server that answers other questions has more of its
+                    // history to walk through than there is patience for.
+                    let answers = timeout(self.patience, self.source.answers()).await;
+                    let too_slow = place.is_some() && matches!(answers, Ok(true));
+                    Some(if too_slow { Fault::Refused } else { Fault::Passing })
+                }
             };
             let Some(fault) = fault else { return };
             match fault {

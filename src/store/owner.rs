@@ -6,6 +6,7 @@ use super::CachedMongoStore;
 use crate::error::Result;
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
+use crate::metrics::Void;
 use crate::mongo::{LiveSessions, Removal};
 use crate::owner::Owner;
 
@@ -152,8 +153,9 @@ impl CachedMongoStore {
         let (cache, noted) = (self.tiers.cache.clone(), self.tiers.cache.clone());
         // Each session of a page as in `delete`: a ticket from before it is removed, which forgets it
         // once it is, or once nobody knows.
-        let hold = move |keys: &[SessionKey]| -> Vec<_> {
-            keys.iter().map(|key| cache.ticket(*key)).collect()
+        let hold = move |keys: &[SessionKey]| {
+            let tickets: Vec<_> = keys.iter().map(|key| cache.ticket(*key)).collect();
+            move || tickets.into_iter().for_each(|ticket| ticket.forget(Void::Delete))
         };
         let removal = self.mongo.sessions().clone().remove_those(removal, hold);
         let end = move |outcome| {

@@ -24,7 +24,7 @@ const AT_ONCE: usize = 4_096;
 /// The longest pause between two pages.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Fills a cache with the sessions used last; see [`CachedMongoStore::warm`]. Begins when it is
+/// Fills a cache with the sessions written last; see [`CachedMongoStore::warm`]. Begins when it is
 /// awaited.
 #[derive(Clone, Debug)]
 #[must_use = "a warm-up does nothing until it is awaited"]
