@@ -36,7 +36,10 @@
 //! - A session that is in the store already is never overwritten.
 //! - It may be interrupted at any point and run again, as often as one likes. What was taken over once
 //!   is not taken over again: a session that was ended here since does not rise from the old
-//!   collection.
+//!   collection. But run one import at a time: of two that overlap, the slower one may bring back what
+//!   was ended in between. A `run` that was dropped goes on to the end of its page.
+//! - It is stored as the store would store it: with its [`owner`](crate::MongoStoreBuilder::owner), and
+//!   encrypted if the store encrypts. Its expiry stays what it was, whatever `ttl` is.
 //!
 //! For that, each page goes through four steps. The sessions are stored, but are not live yet. The old
 //! documents are marked (`imported`). The stored sessions are made live, if they still wait for that.

@@ -36,7 +36,7 @@ impl MongoStore {
     ///
     /// Only a store that is [`queryable`](crate::MongoStoreBuilder::queryable) stores data in a form
     /// that a filter can look into; of another one, the only item is a
-    /// [`Config`](crate::ErrorKind::Config) error if the filter names a path below `data`. A session
+    /// [`Config`](crate::ErrorKind::Config) error if the filter asks for `data`. A session
     /// that was stored before the store was queryable is not found by its data until it changes.
     ///
     /// ```no_run
@@ -53,9 +53,10 @@ impl MongoStore {
     /// ```
     pub fn find(&self, filter: Document) -> LiveSessions {
         let sessions = &self.inner.sessions;
-        if let Err(error) = sessions.can_answer(&filter) {
-            return LiveSessions::failed(error);
-        }
+        let filter = match sessions.can_answer(filter) {
+            Ok(filter) => filter,
+            Err(error) => return LiveSessions::failed(error),
+        };
         let wanted = (!filter.is_empty()).then_some(filter);
         sessions.list(&self.inner.tasks, Listing { wanted, order: None })
     }
@@ -69,7 +70,7 @@ impl MongoStore {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for an empty filter, and for one that names a path below
+    /// [`Config`](crate::ErrorKind::Config) for an empty filter, and for one that asks for
     /// `data` in a store that is not queryable; else as [`length`](Self::length), what the server says
     /// of a malformed filter included. Some sessions may have been ended by then.
     ///
@@ -88,17 +89,22 @@ impl Sessions {
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
         }
-        self.can_answer(&filter)?;
+        let filter = self.can_answer(filter)?;
         Ok(Removal { filter, kept: None, live_alone: true })
     }
 
-    /// Whether MongoDB can see what the filter asks for.
-    fn can_answer(&self, filter: &Document) -> Result<()> {
-        if matches!(self.form, Form::Native) || !names_data(filter) {
-            return Ok(());
+    /// The filter, if MongoDB can see what it asks for. By their data only those are found that it can
+    /// look into: of the others, from before the store was queryable, it would find all by what they
+    /// have *not*.
+    fn can_answer(&self, filter: Document) -> Result<Document> {
+        if !names_data(&filter) {
+            return Ok(filter);
+        }
+        if matches!(self.form, Form::Native) {
+            return Ok(both(filter, doc! { "data": { "$type": "object" } }));
         }
         Err(Error::config(
-            "the filter names a path below `data`, and this store keeps data as a text, or \
+            "the filter asks for `data`, and this store keeps data as a text, or \
              encrypted, so that MongoDB sees no keys: build it with MongoStoreBuilder::queryable(true)",
         ))
     }
@@ -114,14 +120,14 @@ pub(super) fn both(mut one: Document, other: Document) -> Document {
     one
 }
 
-/// Whether a filter names a path below `data`.
+/// Whether a filter asks for `data`, or a path below it.
 fn names_data(filter: &Document) -> bool {
     filter.iter().any(|(key, value)| match (key.as_str(), value) {
         ("$and" | "$or" | "$nor", Bson::Array(filters)) => {
             filters.iter().any(|filter| filter.as_document().is_some_and(names_data))
         }
         ("$expr", expression) => reads_data(expression),
-        (path, _) => path.starts_with("data."),
+        (path, _) => path == "data" || path.starts_with("data."),
     })
 }
 
@@ -161,7 +167,6 @@ mod tests {
         for filter in [
             doc! {},
             doc! { "owner": "data.a", "database": 1 },
-            doc! { "data": { "$regex": "a" } },
             doc! { "$expr": { "$eq": ["$owner", { "$literal": "$data.a" }] } },
             doc! { "$expr": { "$eq": ["data.a", "$created"] } },
             doc! { "$comment": "$data.a", "$where": "this.data.a" },

@@ -31,7 +31,7 @@ impl MongoStore {
             doc! { "$project": { "_id": 1 } },
         ];
         let within = within.clamp(SHORTEST, LONGEST);
-        let timer = this.timer_of(Verb::List, "aggregate").for_at_most(within);
+        let timer = this.timer_of(Verb::List, "aggregate").for_at_most(Duration::MAX);
         let read = async {
             let asks = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
             let mut cursor = asks.allow_disk_use(true).max_time(within).await?;
@@ -50,7 +50,8 @@ impl MongoStore {
                 Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
                 failed => failed,
             },
-            Err(_) => timer.ends(Outcome::Failed(ErrorKind::Timeout), Ok(None)),
+            // Given up for its own bound, which says nothing of the server.
+            Err(_) => timer.ends(Outcome::Ok, Ok(None)),
         }
     }
 

@@ -229,6 +229,7 @@ impl CachedMongoStoreBuilder {
             _ends_following: ends_following,
         };
         let events = Hub::new(self.follows);
-        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream, events })
+        let (tiers, removals) = (Arc::new(tiers), Arc::default());
+        Ok(CachedMongoStore { tiers, mongo: self.mongo, stream, events, removals })
     }
 }

@@ -205,6 +205,8 @@ impl Hub {
             patience: tasks.timeout(),
         };
         let closed = tasks.closed().clone();
+        // Where the runtime is gone the task ends in here, and takes the lock.
+        drop(running);
         tasks.spawn(async move {
             tokio::select! {
                 biased;

@@ -157,7 +157,15 @@ impl CachedMongoStore {
             let tickets: Vec<_> = keys.iter().map(|key| cache.ticket(*key)).collect();
             move || tickets.into_iter().for_each(|ticket| ticket.forget(Void::Delete))
         };
-        let removal = self.mongo.sessions().clone().remove_those(removal, hold);
+        let (sessions, removals) = (self.mongo.sessions().clone(), self.removals.clone());
+        let removal = async move {
+            let under_way = removals.read().await;
+            let removed = sessions.remove_those(removal, hold).await;
+            drop(under_way);
+            // What another call has removed already is not found, and cached until that call knows.
+            drop(removals.write().await);
+            removed
+        };
         let end = move |outcome| {
             noted.note(&outcome);
             outcome

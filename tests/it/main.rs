@@ -30,6 +30,7 @@ mod owner;
 mod proxy;
 mod queries;
 mod races;
+mod sabotage;
 mod secrets;
 mod touch;
 mod trace;

@@ -10,9 +10,9 @@ impl MongoStoreBuilder {
     ///
     /// The data alone, by XChaCha20-Poly1305 and bound to its document: data that was altered, cut,
     /// or moved from another document is a [`Decode`](crate::ErrorKind::Decode) error. Whoever reads
-    /// the database still sees how many sessions there are, the digests of their ids, their times
-    /// and about how large each is; who writes to it can still remove a session, prolong
-    /// it, or put back an older state of the same one. The cache, if there is one, holds plain data in
+    /// the database still sees how many sessions there are, the digests of their ids, their times,
+    /// their owners and about how large each is; who writes to it can still remove a session, prolong
+    /// it, give it to another owner or to none, or put back an older state of the same one. The cache, if there is one, holds plain data in
     /// this process's memory.
     ///
     /// Plain sessions are read as before, unless the keys [refuse](crate::Keys::refuse_plain)
