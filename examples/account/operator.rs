@@ -69,7 +69,7 @@ async fn page(State(watch): State<Watch>) -> impl IntoResponse {
     ]
     .concat();
     let main = format!(
-        r##"<main id="main">
+        r#"<main id="main">
 <h1>The store at work</h1>
 <p id="standing" class="standing" data-level="{level}" role="status">{standing}</p>
 <dl class="tiles">
@@ -91,7 +91,7 @@ async fn page(State(watch): State<Watch>) -> impl IntoResponse {
 <details class="card"><summary>The chart as a table</summary>
 {table}</details>
 </main>
-"##,
+"#,
         level = changing.level,
         standing = text("standing"),
         top = text("top"),

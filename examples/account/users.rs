@@ -52,14 +52,15 @@ impl fmt::Debug for User {
 /// A user as MongoDB has it. The name is the key, so no two users have the same.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    _id: String,
+    #[serde(rename = "_id")]
+    name: String,
     password_hash: String,
 }
 
 impl From<Stored> for User {
     fn from(stored: Stored) -> Self {
         let session_hash = Sha256::digest(&stored.password_hash).into();
-        Self { name: stored._id, password_hash: stored.password_hash, session_hash }
+        Self { name: stored.name, password_hash: stored.password_hash, session_hash }
     }
 }
 
@@ -120,7 +121,7 @@ impl Users {
     pub(crate) async fn sign_up(&self, sent: Credentials) -> Result<Option<User>, Failed> {
         let name = sent.name();
         let password_hash = self.hash(move |_| password_auth::generate_hash(sent.password)).await?;
-        let user = Stored { _id: name, password_hash };
+        let user = Stored { name, password_hash };
         match self.stored.insert_one(&user).await {
             Ok(_) => Ok(Some(user.into())),
             Err(error) if is_duplicate(&error) => Ok(None),
