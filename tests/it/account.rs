@@ -41,7 +41,8 @@ async fn sign_up(browser: &Browser, name: &str) {
 async fn sign_in(browser: &Browser, name: &str) {
     browser.opens("/sign-in").await;
     browser.signs(name, PASSWORD).await;
-    browser.shows(".message", &[&*format!("Welcome back, {name}!")]).await;
+    let welcome = format!("Welcome back, {}!", name.to_lowercase());
+    browser.shows(".message", &[&welcome]).await;
 }
 
 #[tokio::test]

@@ -213,8 +213,12 @@ impl Browser {
         self.driver.set_window_rect(0, 0, width, height).await.unwrap();
         self.driver.screenshot_as_png().await.unwrap()
     }
+}
 
-    pub(crate) async fn quits(self) {
-        self.driver.quit().await.unwrap();
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // It ends with its chromedriver. Else the driver would be asked to end it here, by a call that
+        // blocks this thread, on which the connection to the driver is served: for two minutes.
+        let _ = self.driver.clone().leak();
     }
 }

@@ -53,7 +53,4 @@ async fn are_taken_where_they_are_asked_for() {
     sign_in(home, "ferris").await;
     home.opens("/devices").await;
     std::fs::write(folder.join("devices.png"), home.picture(WIDTH).await).unwrap();
-    for browser in browsers {
-        browser.quits().await;
-    }
 }
