@@ -49,11 +49,11 @@ fn area(below: &[u64], above: &[u64], top: u64) -> String {
     path
 }
 
-/// The next of 4, 8, 20, 40, 80, 200, …: half of it is a round number, too.
+/// The next round number, of which half is whole too.
 fn round(highest: u64) -> u64 {
     let mut unit = 1_u64;
     loop {
-        for digit in [4, 8, 20] {
+        for digit in [4, 6, 8, 12, 16, 20, 24, 30] {
             let top = unit.saturating_mul(digit);
             if top >= highest {
                 return top;

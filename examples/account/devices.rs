@@ -76,11 +76,11 @@ pub(crate) async fn page(
     };
     let main = format!(
         r#"<p class="lead">Where you are signed in. If there is a device that you do not know, sign it out.</p>
-<section aria-labelledby="this"><h2 id="this">This device</h2>
+<section aria-labelledby="this"><h2 id="this">Here</h2>
 <ul class="devices">
 {this}</ul>
 </section>
-<section aria-labelledby="others"><h2 id="others">Other devices <span class="count">{count}</span></h2>
+<section aria-labelledby="others"><h2 id="others">Elsewhere <span class="count">{count}</span></h2>
 {elsewhere}</section>
 "#,
         count = others.len(),

@@ -118,11 +118,7 @@ impl Changing {
             paths: BTreeMap::from([("memory", chart.memory), ("mongo", chart.mongo)]),
         };
         changing.add_hit_rate(&figures.seconds);
-        changing.tile(
-            ["sessions", "sessions-note"],
-            number(figures.sessions),
-            "which have not expired",
-        );
+        changing.tile(["sessions", "sessions-note"], number(figures.sessions), "not expired yet");
         changing.add_lag(&figures.health);
         changing.add_memory(&figures.health);
         changing
@@ -143,7 +139,7 @@ impl Changing {
 
     fn add_hit_rate(&mut self, seconds: &[Loads]) {
         let (memory, all) = (sum(seconds, |it| it.memory), sum(seconds, |it| it.all()));
-        let note = format!("of {} in two minutes", counted(all, "load"));
+        let note = format!("of {} in 2 minutes", number(all));
         let share = share(memory, all);
         self.tile(["hit-rate", "hit-rate-note"], percent(share), note);
         self.bar("hit-rate-bar", share);
@@ -151,7 +147,7 @@ impl Changing {
 
     fn add_lag(&mut self, health: &Health) {
         let (lag, note) = match health.stream {
-            StreamHealth::Open { lag, .. } => (Some(lag), "behind what others change"),
+            StreamHealth::Open { lag, .. } => (Some(lag), "behind MongoDB"),
             StreamHealth::Lost { lag, .. } => (Some(lag), "and the stream is lost"),
             StreamHealth::Opening { .. } => (None, "the stream is being opened"),
             StreamHealth::Unavailable { .. } => (None, "this MongoDB has no streams"),
@@ -172,7 +168,7 @@ impl Changing {
     fn add_memory(&mut self, health: &Health) {
         let Some(cache) = health.cache else { return };
         let note =
-            format!("of {}, for {}", bytes(cache.limit_bytes), counted(cache.entries, "session"));
+            format!("of {}, {}", bytes(cache.limit_bytes), counted(cache.entries, "session"));
         self.tile(["bytes", "bytes-note"], bytes(cache.bytes), note);
         self.bar("bytes-bar", share(cache.bytes, cache.limit_bytes));
     }

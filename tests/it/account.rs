@@ -165,7 +165,7 @@ async fn the_operators_figures_renew_themselves_until_they_are_halted() {
     }
     operator.shows("#sessions", &["1"]).await;
     operator.shows("#hit-rate", &["100.0 %"]).await;
-    operator.shows("#bytes-note", &["of 64 MiB, for 1 session"]).await;
+    operator.shows("#bytes-note", &["of 64 MiB, 1 session"]).await;
 
     operator.presses("#pause").await;
     operator.shows("#pause", &["Go on"]).await;

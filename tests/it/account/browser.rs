@@ -35,7 +35,7 @@ impl Chromium {
     pub(crate) async fn start() -> Option<Self> {
         // A browser is several processes: those of one test at a time are enough.
         static ALONE: Mutex<()> = Mutex::const_new(());
-        if !is_there("chromium") || !is_there("chromedriver") {
+        if !is_there(&["chromium", "google-chrome"]) || !is_there(&["chromedriver"]) {
             return None;
         }
         let alone = ALONE.lock().await;
@@ -119,16 +119,20 @@ impl Drop for Chromium {
     }
 }
 
-/// Whether a program can be run.
-fn is_there(name: &str) -> bool {
-    let said = std::process::Command::new(name).arg("--version").stderr(Stdio::null()).output();
-    if said.is_ok_and(|said| said.status.success()) {
+/// Whether one of these programs can be run.
+fn is_there(names: &[&str]) -> bool {
+    let runs = |name: &&str| {
+        let said = std::process::Command::new(name).arg("--version").stderr(Stdio::null()).output();
+        said.is_ok_and(|said| said.status.success())
+    };
+    if names.iter().any(runs) {
         return true;
     }
+    let missing = names.join(" and no ");
     let how = "to install it: apt-get install chromium chromium-driver (Debian)";
-    assert!(std::env::var_os("REQUIRE_CHROMIUM").is_none(), "there is no {name}; {how}");
+    assert!(std::env::var_os("REQUIRE_CHROMIUM").is_none(), "there is no {missing}; {how}");
     let mut stderr = std::io::stderr();
-    writeln!(stderr, "there is no {name}, so a test was skipped; {how}").unwrap();
+    writeln!(stderr, "there is no {missing}, so a test was skipped; {how}").unwrap();
     false
 }
 
@@ -200,16 +204,18 @@ impl Browser {
         }
     }
 
-    /// The page as a picture, as wide as the window and as high as what it shows.
+    /// The page as a picture, so wide, and as high as what it shows.
     pub(crate) async fn picture(&self, width: u32) -> Vec<u8> {
-        let height = self.driver.find(By::Tag("body")).await.unwrap();
-        let height = height.rect().await.unwrap().height;
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a page's height"
-        )]
-        let height = height.ceil() as u32;
+        let ask = async |script| {
+            let answer = self.driver.execute(script, Vec::new()).await.unwrap();
+            answer.json().as_f64().unwrap()
+        };
+        // A page is at least as high as its window.
+        self.driver.set_window_rect(0, 0, width, 300).await.unwrap();
+        let bars = ask("return window.outerHeight - window.innerHeight").await;
+        let shown = ask("return document.documentElement.scrollHeight").await;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole pixels")]
+        let height = (bars + shown) as u32;
         self.driver.set_window_rect(0, 0, width, height).await.unwrap();
         self.driver.screenshot_as_png().await.unwrap()
     }
