@@ -1,4 +1,4 @@
-//! Browsers that do what a test says: headless Chromium, driven over WebDriver.
+//! Browsers that do what a test says: headless Chromium, driven by a chromedriver.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
