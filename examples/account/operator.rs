@@ -261,6 +261,8 @@ fn bytes(value: u64) -> String {
     let value = value as f64;
     if value >= 1_048_576.0 {
         format!("{:.1} MiB", value / 1_048_576.0).replace(".0 ", " ")
+    } else if value >= 102_400.0 {
+        format!("{:.0} KiB", value / 1_024.0)
     } else {
         format!("{:.1} KiB", value / 1_024.0)
     }
