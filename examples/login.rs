@@ -1,9 +1,10 @@
 //! Signs users in with axum-login and tells them so with axum-messages, in sessions that live in
 //! MongoDB.
 //!
-//! Both crates stand on tower-sessions 0.14, so this needs the feature `tower-sessions-014`:
-//! `cargo run --example login --features tower-sessions-014`, then open <http://127.0.0.1:3000>.
-//! See `examples/README.md`.
+//! `cargo run --example login`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
+//!
+//! Both crates stand on tower-sessions 0.14, so an app of yours needs the feature `tower-sessions-014`;
+//! for the examples it is switched on.
 
 mod support;
 

@@ -1,0 +1,132 @@
+//! Signing up, in and out. Each form is answered with a redirect, so that loading a page anew sends
+//! nothing twice, and with a message that is shown once.
+
+use std::collections::HashMap;
+
+use axum::extract::{Form, Query};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum_messages::Messages;
+
+use crate::device::Device;
+use crate::pages;
+use crate::support::{AppError, escape};
+use crate::users::{AuthSession, Credentials, User};
+
+pub(crate) async fn sign_in_form(
+    auth: AuthSession,
+    messages: Messages,
+    Query(asked): Query<HashMap<String, String>>,
+) -> Response {
+    if auth.user.is_some() {
+        return Redirect::to("/devices").into_response();
+    }
+    let mut shown = pages::Shown::of(messages);
+    if asked.contains_key("ended") {
+        shown.add(
+            "warning",
+            "You are signed out here: your session has ended, or was ended from another device.",
+        );
+    }
+    let fields = fields(&shown, "current-password", "");
+    let main = format!(
+        r#"<form class="card narrow" method="post" action="/sign-in">
+{fields}<button class="primary">Sign in</button>
+</form>
+<p class="aside">New here? <a href="/sign-up">Create an account</a></p>
+"#
+    );
+    pages::page("Sign in", None, &shown, &main).into_response()
+}
+
+pub(crate) async fn sign_up_form(auth: AuthSession, messages: Messages) -> Response {
+    if auth.user.is_some() {
+        return Redirect::to("/devices").into_response();
+    }
+    let shown = pages::Shown::of(messages);
+    let hint = "<p class=\"hint\" id=\"password-hint\">At least 8 characters.</p>\n";
+    let fields = fields(&shown, "new-password", hint);
+    let main = format!(
+        r#"<form class="card narrow" method="post" action="/sign-up">
+{fields}<button class="primary">Create account</button>
+</form>
+<p class="aside">You have an account? <a href="/sign-in">Sign in</a></p>
+"#
+    );
+    pages::page("Create an account", None, &shown, &main).into_response()
+}
+
+/// A name, kept if it was sent already, and a password.
+fn fields(shown: &pages::Shown, autocomplete: &str, hint: &str) -> String {
+    let described = if hint.is_empty() { "" } else { " aria-describedby=\"password-hint\"" };
+    let shortest = if hint.is_empty() { 1 } else { *Credentials::PASSWORD.start() };
+    format!(
+        r#"<label for="name">Name</label>
+<input id="name" name="name" value="{name}" maxlength="{longest_name}" required autocomplete="username" autocapitalize="none" spellcheck="false">
+<label for="password">Password</label>
+<input id="password" name="password" type="password" minlength="{shortest}" maxlength="{longest}" required autocomplete="{autocomplete}"{described}>
+{hint}"#,
+        name = escape(&shown.name),
+        longest_name = Credentials::NAME,
+        longest = Credentials::PASSWORD.end(),
+    )
+}
+
+pub(crate) async fn sign_in(
+    mut auth: AuthSession,
+    messages: Messages,
+    headers: HeaderMap,
+    Form(sent): Form<Credentials>,
+) -> Result<Redirect, AppError> {
+    let name = sent.name();
+    let Some(user) = auth.authenticate(sent).await? else {
+        let wrong = "This name and password do not belong together.";
+        messages.error_with_metadata(wrong, pages::kept(name));
+        return Ok(Redirect::to("/sign-in"));
+    };
+    begin(&mut auth, &user, &headers).await?;
+    messages.success(format!("Welcome back, {}!", user.name));
+    Ok(Redirect::to("/devices"))
+}
+
+pub(crate) async fn sign_up(
+    mut auth: AuthSession,
+    messages: Messages,
+    headers: HeaderMap,
+    Form(sent): Form<Credentials>,
+) -> Result<Redirect, AppError> {
+    let name = sent.name();
+    if let Some(fault) = sent.fault() {
+        messages.error_with_metadata(fault, pages::kept(name));
+        return Ok(Redirect::to("/sign-up"));
+    }
+    let Some(user) = auth.backend.sign_up(sent).await? else {
+        messages.error_with_metadata("This name is taken.", pages::kept(name));
+        return Ok(Redirect::to("/sign-up"));
+    };
+    begin(&mut auth, &user, &headers).await?;
+    messages.success(format!("Welcome, {}! Your account is ready.", user.name));
+    Ok(Redirect::to("/devices"))
+}
+
+/// Begins the session of a user.
+async fn begin(auth: &mut AuthSession, user: &User, headers: &HeaderMap) -> Result<(), AppError> {
+    // Of another user, perhaps, whose session this must not become.
+    if auth.user.is_some() {
+        auth.logout().await?;
+    }
+    // The session gets a new id here: one that was known before is worth nothing after.
+    auth.login(user).await?;
+    auth.session.insert(Device::KEY, Device::of(headers)).await?;
+    Ok(())
+}
+
+pub(crate) async fn sign_out(
+    mut auth: AuthSession,
+    messages: Messages,
+) -> Result<Redirect, AppError> {
+    auth.logout().await?;
+    // Goes into a new session, which knows nothing of the user.
+    messages.success("You are signed out.");
+    Ok(Redirect::to("/sign-in"))
+}

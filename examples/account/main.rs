@@ -1,0 +1,143 @@
+//! An account with its devices, as large sites have it: sign up, sign in, see where you are signed in,
+//! sign out there. And a page on which an operator sees the store at work.
+//!
+//! `cargo run --example account`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
+//!
+//! axum-login 0.18 and axum-messages 0.8 stand on tower-sessions 0.14, so an app of yours needs the
+//! feature `tower-sessions-014`; for the examples it is switched on.
+
+mod chart;
+mod device;
+mod devices;
+mod entry;
+mod figures;
+mod operator;
+mod pages;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "this app has pages of its own")]
+mod support;
+mod users;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum_login::AuthManagerLayerBuilder;
+use axum_login::tower_sessions::cookie::SameSite;
+use axum_login::tower_sessions::{Expiry, SessionManagerLayer};
+use axum_messages::MessagesManagerLayer;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStoreBuilder, Owner};
+
+use crate::figures::Watch;
+use crate::users::Users;
+
+/// The name of the cookie.
+const COOKIE: &str = "account";
+
+/// The largest form, in bytes: longer than a name, a password and what may stand around them.
+const LARGEST_FORM: usize = 4_096;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::log();
+    support::exit(run().await)
+}
+
+async fn run() -> Result<()> {
+    let listener = support::listen().await?;
+    // Before the store, which takes the recorder that is there when it is built.
+    let metrics = figures::recorder()?;
+    let options = |mongo: MongoStoreBuilder| {
+        // For a figure on the operator's page, which is worth a count of the index now and then.
+        mongo.owner(Owner::from_axum_login).count_every(Duration::from_secs(2))
+    };
+    let mongo = support::connect("account", options).await?;
+    // The layer below saves on each request, which says when a device was last seen. Of those saves
+    // that change nothing else, one a minute is sent.
+    let store =
+        CachedMongoStore::builder(mongo).touch_after(Duration::from_secs(60)).build().await?;
+    let users = Users::beside(&store);
+    let watch = Watch::start(store.clone(), metrics);
+
+    support::serve(listener, app(store.clone(), users, watch)).await?;
+    store.shutdown().await;
+    Ok(())
+}
+
+fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
+    let sessions = SessionManagerLayer::new(store.clone())
+        .with_name(COOKIE)
+        // For plain http on loopback. Leave it out where there is https.
+        .with_secure(false)
+        // With `Strict`, a user who follows a link from elsewhere would seem to be signed out.
+        .with_same_site(SameSite::Lax)
+        .with_always_save(true)
+        .with_expiry(Expiry::OnInactivity(time::Duration::days(14)));
+    Router::new()
+        .route("/", get(devices::home))
+        .route("/sign-up", get(entry::sign_up_form).post(entry::sign_up))
+        .route("/sign-in", get(entry::sign_in_form).post(entry::sign_in))
+        .route("/sign-out", post(entry::sign_out))
+        .route("/devices", get(devices::page))
+        .route("/devices/sign-out", post(devices::sign_out_one))
+        .route("/devices/sign-out-others", post(devices::sign_out_others))
+        .layer(MessagesManagerLayer)
+        .layer(AuthManagerLayerBuilder::new(users, sessions).build())
+        .with_state(store)
+        // Without a session, so that the page does not count its own visits. A real app lets only its
+        // operators see this: a port that is not public, or a layer like `devices::Member`.
+        .merge(operator::routes(watch))
+        .merge(pages::files())
+        .layer(DefaultBodyLimit::max(LARGEST_FORM))
+        .layer(middleware::from_fn(from_here))
+        .layer(middleware::from_fn(guarded))
+}
+
+/// Refuses what another site has a visitor's browser send (cross-site request forgery).
+///
+/// The cookie is `SameSite=Lax`, which leaves other ports and subdomains of this site, and forms of
+/// those who are not signed in. Browsers say where a request comes from in `Sec-Fetch-Site`, and older
+/// ones in `Origin`; a form has neither a token nor need of one. Other clients say nothing, and have
+/// nobody's cookies. See <https://words.filippo.io/csrf/>.
+async fn from_here(request: Request, next: Next) -> Response {
+    if request.method().is_safe() || is_from_here(request.headers()) {
+        return next.run(request).await;
+    }
+    let refusal = "This was sent from another site, so nothing was done.\n";
+    (StatusCode::FORBIDDEN, refusal).into_response()
+}
+
+fn is_from_here(headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site == "same-origin" || site == "none";
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let (origin, host) = (origin.to_str().ok(), headers.get(header::HOST));
+    let origin = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    origin.is_some() && origin == host.and_then(|host| host.to_str().ok())
+}
+
+/// Tells browsers to load nothing from elsewhere, and to let no other site show these pages in its own.
+async fn guarded(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    for (name, value) in [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+             img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // With `no-referrer`, forms would come with an `Origin` of `null`.
+        (header::REFERRER_POLICY, "same-origin"),
+    ] {
+        let (name, value): (HeaderName, _) = (name, HeaderValue::from_static(value));
+        response.headers_mut().insert(name, value);
+    }
+    response
+}

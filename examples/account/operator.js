@@ -1,0 +1,45 @@
+// Renews the figures of the operator's page. Without this the page is complete, and loading it anew
+// shows the next.
+"use strict";
+
+const EVERY_MS = 2000;
+const pause = document.getElementById("pause");
+let paused = false;
+
+// Only what has changed, so that a screen reader that follows the standing is not told again.
+function say(id, text) {
+  const element = document.getElementById(id);
+  if (element && element.textContent !== text) element.textContent = text;
+}
+
+function show(figures) {
+  for (const [id, text] of Object.entries(figures.text)) say(id, text);
+  for (const [id, path] of Object.entries(figures.paths)) {
+    document.getElementById(id)?.setAttribute("d", path);
+  }
+  document.getElementById("standing").dataset.level = figures.level;
+}
+
+async function renew() {
+  if (!paused && !document.hidden) {
+    try {
+      const answer = await fetch("/operator/figures", { signal: AbortSignal.timeout(5000) });
+      if (!answer.ok) throw new Error(answer.statusText);
+      const figures = await answer.json();
+      if (!paused) show(figures);
+    } catch {
+      say("standing", "This app does not answer; the figures are old");
+      document.getElementById("standing").dataset.level = "down";
+    }
+  }
+  setTimeout(renew, EVERY_MS);
+}
+
+// What moves by itself can be halted.
+pause.hidden = false;
+pause.addEventListener("click", () => {
+  paused = !paused;
+  pause.textContent = paused ? "Go on" : "Pause";
+});
+document.body.dataset.live = "yes";
+renew();

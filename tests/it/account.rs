@@ -1,0 +1,261 @@
+//! `examples/account` from end to end, with browsers: several headless Chromiums at one app.
+//!
+//! Where there is no `chromium` and no `chromedriver`, which Debian has in the packages `chromium` and
+//! `chromium-driver`, these tests say so and do nothing, unless `REQUIRE_CHROMIUM` is set.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
+
+mod browser;
+mod pictures;
+
+use axum::Router;
+use axum::response::Html;
+use axum::routing::get;
+use reqwest::{StatusCode, header};
+use thirtyfour::prelude::Key;
+
+use self::browser::{Browser, Chromium, IPHONE, LINUX, WINDOWS};
+use crate::app::{App, Visitor};
+use crate::common::{self, eventually};
+
+const PASSWORD: &str = "correct horse";
+
+const OTHER: &str = "li.device:not(.this) h3";
+const REVOKE: &str = "li.device:not(.this) button";
+const EVERYWHERE_ELSE: &str = "button.danger";
+const ENDED: &str =
+    "You are signed out here: your session has ended, or was ended from another device.";
+
+async fn app() -> App {
+    App::start("account", &common::uri()).await
+}
+
+/// Makes an account, in this browser.
+async fn sign_up(browser: &Browser, name: &str) {
+    browser.opens("/sign-up").await;
+    browser.signs(name, PASSWORD).await;
+    let welcome = format!("Welcome, {name}! Your account is ready.");
+    browser.shows(".message", &[&welcome]).await;
+}
+
+async fn sign_in(browser: &Browser, name: &str) {
+    browser.opens("/sign-in").await;
+    browser.signs(name, PASSWORD).await;
+    let welcome = format!("Welcome back, {}!", name.to_lowercase());
+    browser.shows(".message", &[&welcome]).await;
+}
+
+#[tokio::test]
+async fn revoking_in_one_browser_signs_the_other_out() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let one = chromium.browser(&app, LINUX).await;
+    let other = chromium.browser(&app, IPHONE).await;
+    one.opens("/").await;
+    one.shows("h1", &["Sign in"]).await;
+    one.shows(".message", &[]).await;
+    sign_up(&one, "ferris").await;
+    one.shows("h3", &["Chrome on Linux This device"]).await;
+    one.shows(".empty", &["You are signed in nowhere else."]).await;
+
+    sign_in(&other, "ferris").await;
+    other.shows(".this h3", &["Safari on iPhone This device"]).await;
+    other.shows(OTHER, &["Chrome on Linux"]).await;
+    one.opens("/devices").await;
+    one.shows(".message", &[]).await;
+    one.shows(".this h3", &["Chrome on Linux This device"]).await;
+    one.shows(OTHER, &["Safari on iPhone"]).await;
+
+    one.presses(REVOKE).await;
+    one.shows(".message", &["The device is signed out."]).await;
+    one.shows(OTHER, &[]).await;
+    other.opens("/devices").await;
+    other.shows("h1", &["Sign in"]).await;
+    other.shows(".message", &[ENDED]).await;
+    one.opens("/devices").await;
+    one.shows(".this h3", &["Chrome on Linux This device"]).await;
+
+    // Its page of before is still there, so that it may be pressed again.
+    sign_in(&other, "ferris").await;
+    one.opens("/devices").await;
+    other.presses("header button").await;
+    other.shows(".message", &["You are signed out."]).await;
+    one.presses(REVOKE).await;
+    one.shows(".message", &["That device was signed out already."]).await;
+}
+
+#[tokio::test]
+async fn everywhere_else_signs_two_of_three_browsers_out_and_nobody_else() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let [one, two, three] = [
+        chromium.browser(&app, LINUX).await,
+        chromium.browser(&app, IPHONE).await,
+        chromium.browser(&app, WINDOWS).await,
+    ];
+    let corro = Visitor::new();
+    let page = corro.post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
+    assert!(page.contains("Your account is ready."), "{page}");
+
+    sign_up(&one, "ferris").await;
+    sign_in(&two, "ferris").await;
+    sign_in(&three, "ferris").await;
+    one.opens("/devices").await;
+    one.shows(OTHER, &["Firefox on Windows", "Safari on iPhone"]).await;
+    one.presses(EVERYWHERE_ELSE).await;
+    one.shows(".message", &["2 other devices are signed out."]).await;
+    one.shows("h3", &["Chrome on Linux This device"]).await;
+    for other in [&two, &three] {
+        other.opens("/devices").await;
+        other.shows(".message", &[ENDED]).await;
+    }
+    assert!(corro.page(&app, "/devices").await.contains("Signed in as <strong>corro"));
+}
+
+#[tokio::test]
+async fn all_but_the_live_figures_works_without_javascript() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let one = chromium.browser_without_javascript(&app, WINDOWS).await;
+    let other = chromium.browser_without_javascript(&app, LINUX).await;
+    sign_up(&one, "ferris").await;
+    other.opens("/sign-up").await;
+    other.signs("Ferris", "another password").await;
+    other.shows(".message.error", &["This name is taken."]).await;
+    other.opens("/sign-in").await;
+    other.signs("ferris", "wrong horse").await;
+    other.shows(".message.error", &["This name and password do not belong together."]).await;
+    assert_eq!(other.value("#name").await, "ferris", "it is to be typed again");
+    assert_eq!(other.value("#password").await, "");
+    other.opens("/devices").await;
+    other.shows("h1", &["Sign in"]).await;
+    sign_in(&other, "FERRIS").await;
+    other.presses(EVERYWHERE_ELSE).await;
+    other.shows(".message", &["1 other device is signed out."]).await;
+    one.opens("/devices").await;
+    one.shows(".message", &[ENDED]).await;
+
+    other.opens("/operator").await;
+    other.shows("#standing", &["All is well"]).await;
+    other.shows("body[data-live]", &[]).await;
+    // It is hidden, and so has no text.
+    other.shows("#pause", &[""]).await;
+    let shows_so_many = async || {
+        other.opens("/operator").await;
+        other.texts("#sessions").await == ["1"]
+    };
+    eventually("the operator sees the one session that is left", shows_so_many).await;
+    assert!(other.texts("#hit-rate").await[0].ends_with(" %"));
+}
+
+#[tokio::test]
+async fn the_operators_figures_renew_themselves_until_they_are_halted() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let operator = chromium.browser(&app, LINUX).await;
+    operator.opens("/operator").await;
+    operator.shows("#standing", &["All is well"]).await;
+    operator.shows("#sessions", &["0"]).await;
+    operator.shows("#hit-rate", &["–"]).await;
+
+    let visitor = Visitor::new();
+    visitor.post(&app, "/sign-up", &[("name", "ferris"), ("password", PASSWORD)]).await;
+    for _ in 0..19 {
+        visitor.page(&app, "/devices").await;
+    }
+    operator.shows("#sessions", &["1"]).await;
+    operator.shows("#hit-rate", &["100.0 %"]).await;
+    operator.shows("#bytes-note", &["of 64 MiB, 1 session"]).await;
+
+    operator.presses("#pause").await;
+    operator.shows("#pause", &["Go on"]).await;
+    let halted_at = operator.texts("#at").await;
+    Visitor::new().post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
+    let counted =
+        async || visitor.page(&app, "/operator/figures").await.contains(r#""sessions":"2""#);
+    eventually("the app has counted the second session", counted).await;
+    operator.shows("#sessions", &["1"]).await;
+    assert_eq!(operator.texts("#at").await, halted_at);
+    operator.presses("#pause").await;
+    operator.shows("#sessions", &["2"]).await;
+
+    app.end("TERM").await;
+    operator.shows("#standing", &["This app does not answer; the figures are old"]).await;
+}
+
+#[tokio::test]
+async fn what_another_site_has_a_browser_send_is_refused() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let browser = chromium.browser(&app, LINUX).await;
+    sign_up(&browser, "ferris").await;
+    let other = Visitor::new();
+    other.post(&app, "/sign-in", &[("name", "ferris"), ("password", PASSWORD)]).await;
+
+    // Another port is the same site to a cookie, which comes with this form.
+    let form = format!(
+        r#"<form method="post" action="{}"><button class="danger">Win</button></form>"#,
+        app.url("/devices/sign-out-others")
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let elsewhere = format!("http://{}/", listener.local_addr().unwrap());
+    let site = Router::new().route("/", get(async move || Html(form)));
+    tokio::spawn(async move { axum::serve(listener, site).await });
+    browser.goes_to(&elsewhere).await;
+    browser.presses(EVERYWHERE_ELSE).await;
+    browser.shows("body", &["This was sent from another site, so nothing was done."]).await;
+    browser.opens("/devices").await;
+    browser.shows("h2 .count", &["1"]).await;
+    assert!(other.page(&app, "/devices").await.contains("Signed in as <strong>ferris"));
+}
+
+#[tokio::test]
+async fn the_keyboard_alone_signs_a_device_out() {
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let browser = chromium.browser(&app, LINUX).await;
+    sign_up(&browser, "ferris").await;
+    let other = Visitor::new();
+    other.post(&app, "/sign-in", &[("name", "ferris"), ("password", PASSWORD)]).await;
+    browser.opens("/devices").await;
+    browser.shows("h2 .count", &["1"]).await;
+    // Past the jump to the content, the name of the site and the button at the top.
+    for focused in [".skip", ".brand", "header button", REVOKE] {
+        browser.keys(Key::Tab + "").await;
+        let has_the_focus = format!("{focused}:focus-visible");
+        let so = async || browser.texts(&has_the_focus).await.len() == 1;
+        eventually(&has_the_focus, so).await;
+    }
+    browser.keys(Key::Enter + "").await;
+    browser.shows(".message", &["The device is signed out."]).await;
+    assert!(other.page(&app, "/devices").await.contains(ENDED));
+}
+
+#[tokio::test]
+async fn a_handle_ends_nothing_of_another_user_and_an_origin_from_elsewhere_does_nothing() {
+    let app = app().await;
+    let [ferris, corro] = [Visitor::new(), Visitor::new()];
+    ferris.post(&app, "/sign-up", &[("name", "ferris"), ("password", PASSWORD)]).await;
+    corro.post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
+    let again = Visitor::new();
+    again.post(&app, "/sign-in", &[("name", "corro"), ("password", PASSWORD)]).await;
+    let page = again.page(&app, "/devices").await;
+    let (_, handle) = page.split_once("name=\"session\" value=\"").unwrap();
+    let (handle, _) = handle.split_once('"').unwrap();
+    let page = ferris.post(&app, "/devices/sign-out", &[("session", handle)]).await;
+    assert!(page.contains("That device was signed out already."), "{page}");
+    assert!(corro.page(&app, "/devices").await.contains("Signed in as <strong>corro"));
+
+    let client = reqwest::Client::new();
+    for (name, value) in [
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("origin", "https://elsewhere.example"),
+        ("origin", "null"),
+    ] {
+        let sent = client.post(app.url("/devices/sign-out-others")).header(name, value);
+        let sent = sent.header(header::COOKIE, format!("account={}", again.cookie().unwrap()));
+        assert_eq!(sent.send().await.unwrap().status(), StatusCode::FORBIDDEN, "{name}: {value}");
+    }
+    assert!(corro.page(&app, "/devices").await.contains("Signed in as <strong>corro"));
+}

@@ -1,0 +1,230 @@
+//! Browsers that do what a test says: headless Chromium, driven by a chromedriver.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+use thirtyfour::prelude::*;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::app::App;
+use crate::common::{PATIENCE, eventually};
+
+/// What the browsers of a test say they are.
+pub(crate) const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
+                                Chrome/150.0.0.0 Safari/537.36";
+pub(crate) const WINDOWS: &str =
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:150.0) Gecko/20100101 Firefox/150.0";
+pub(crate) const IPHONE: &str = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 \
+                                 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
+
+/// A chromedriver, which ends with this and its browsers with it.
+pub(crate) struct Chromium {
+    driver: Child,
+    address: String,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Chromium {
+    /// Starts one on a free port of loopback. `None`, told past the test's captured output, where there
+    /// is no Chromium.
+    pub(crate) async fn start() -> Option<Self> {
+        // A browser is several processes: those of one test at a time are enough.
+        static ALONE: Mutex<()> = Mutex::const_new(());
+        if !is_there(&["chromium", "google-chrome"]) || !is_there(&["chromedriver"]) {
+            return None;
+        }
+        let alone = ALONE.lock().await;
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let listens = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if let Some((_, port)) = line.split_once("started successfully on port ") {
+                    return Some(format!("127.0.0.1:{}", port.trim_end_matches('.')));
+                }
+            }
+            None
+        };
+        let address = tokio::time::timeout(PATIENCE, listens).await;
+        let address = address.expect("chromedriver did not start").expect("it ended at once");
+        // Read on, lest it wait for someone who does.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Some(Self { driver, address, _alone: alone })
+    }
+
+    /// A browser with cookies of its own, which says that it is `agent`.
+    pub(crate) async fn browser(&self, app: &App, agent: &str) -> Browser {
+        self.with(app, agent, json!({})).await
+    }
+
+    /// One that runs no script of a page.
+    pub(crate) async fn browser_without_javascript(&self, app: &App, agent: &str) -> Browser {
+        const BLOCK: u32 = 2;
+        self.with(
+            app,
+            agent,
+            json!({ "profile.managed_default_content_settings.javascript": BLOCK }),
+        )
+        .await
+    }
+
+    async fn with(&self, app: &App, agent: &str, preferences: serde_json::Value) -> Browser {
+        let mut wanted = DesiredCapabilities::chrome();
+        for argument in [
+            "--headless=new",
+            // Its sandbox is not to be had as root, nor in many containers.
+            "--no-sandbox",
+            // There is little of that in containers.
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--hide-scrollbars",
+            "--force-color-profile=srgb",
+            "--window-size=1000,900",
+            &format!("--user-agent={agent}"),
+        ] {
+            wanted.add_arg(argument).unwrap();
+        }
+        wanted.add_experimental_option("prefs", preferences).unwrap();
+        let driver = WebDriver::new(format!("http://{}", self.address), wanted).await.unwrap();
+        Browser { driver, base: app.url("") }
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        // Killed at once, it would leave its browsers behind.
+        let ended = || -> std::io::Result<()> {
+            let mut driver = TcpStream::connect(&self.address)?;
+            driver.set_read_timeout(Some(Duration::from_secs(10)))?;
+            write!(driver, "GET /shutdown HTTP/1.1\r\nHost: {}\r\n\r\n", self.address)?;
+            driver.read_to_end(&mut Vec::new()).map(drop)
+        };
+        if let Err(error) = ended() {
+            eprintln!("chromedriver did not end its browsers: {error}");
+        }
+        let _ = self.driver.start_kill();
+    }
+}
+
+/// Whether one of these programs can be run.
+fn is_there(names: &[&str]) -> bool {
+    let runs = |name: &&str| {
+        let said = std::process::Command::new(name).arg("--version").stderr(Stdio::null()).output();
+        said.is_ok_and(|said| said.status.success())
+    };
+    if names.iter().any(runs) {
+        return true;
+    }
+    let missing = names.join(" and no ");
+    let how = "to install it: apt-get install chromium chromium-driver (Debian)";
+    assert!(std::env::var_os("REQUIRE_CHROMIUM").is_none(), "there is no {missing}; {how}");
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "there is no {missing}, so a test was skipped; {how}").unwrap();
+    false
+}
+
+/// One browser, with one window, at one app.
+pub(crate) struct Browser {
+    driver: WebDriver,
+    base: String,
+}
+
+impl Browser {
+    pub(crate) async fn opens(&self, path: &str) {
+        self.goes_to(&format!("{}{path}", self.base)).await;
+    }
+
+    pub(crate) async fn goes_to(&self, url: &str) {
+        self.driver.goto(url).await.unwrap();
+    }
+
+    /// Presses what a selector finds.
+    pub(crate) async fn presses(&self, selector: &str) {
+        self.driver.find(By::Css(selector)).await.unwrap().click().await.unwrap();
+    }
+
+    /// Replaces what is in the field of an id.
+    pub(crate) async fn types(&self, id: &str, text: &str) {
+        let field = self.driver.find(By::Id(id)).await.unwrap();
+        field.clear().await.unwrap();
+        field.send_keys(text).await.unwrap();
+    }
+
+    /// Fills in the form that is shown, and sends it.
+    pub(crate) async fn signs(&self, name: &str, password: &str) {
+        self.types("name", name).await;
+        self.types("password", password).await;
+        self.presses("button.primary").await;
+    }
+
+    /// Presses the keys of a text, wherever the focus is.
+    pub(crate) async fn keys(&self, keys: impl Into<TypingData>) {
+        self.driver.active_element().await.unwrap().send_keys(keys).await.unwrap();
+    }
+
+    /// The text of each element that a selector finds, of some of them perhaps while a page is loaded.
+    pub(crate) async fn texts(&self, selector: &str) -> Vec<String> {
+        let mut texts = Vec::new();
+        for element in self.driver.find_all(By::Css(selector)).await.unwrap_or_default() {
+            texts.extend(element.text().await);
+        }
+        texts
+    }
+
+    /// The value of a field's property.
+    pub(crate) async fn value(&self, selector: &str) -> String {
+        let field = self.driver.find(By::Css(selector)).await.unwrap();
+        field.prop("value").await.unwrap().unwrap_or_default()
+    }
+
+    /// Waits until exactly these texts are shown where a selector finds them.
+    pub(crate) async fn shows(&self, selector: &str, texts: &[&str]) {
+        let mut seen = Vec::new();
+        let what = format!("{selector} shows {texts:?}");
+        let so = async || {
+            seen = self.texts(selector).await;
+            seen == texts
+        };
+        if tokio::time::timeout(PATIENCE / 2, eventually(&what, so)).await.is_err() {
+            let page = self.driver.source().await.unwrap_or_default();
+            panic!("{selector} shows {seen:?} and not {texts:?} in\n{page}");
+        }
+    }
+
+    /// The page as a picture, so wide, and as high as what it shows.
+    pub(crate) async fn picture(&self, width: u32) -> Vec<u8> {
+        let ask = async |script| {
+            let answer = self.driver.execute(script, Vec::new()).await.unwrap();
+            answer.json().as_f64().unwrap()
+        };
+        // A page is at least as high as its window.
+        self.driver.set_window_rect(0, 0, width, 300).await.unwrap();
+        let bars = ask("return window.outerHeight - window.innerHeight").await;
+        let shown = ask("return document.documentElement.scrollHeight").await;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole pixels")]
+        let height = (bars + shown) as u32;
+        self.driver.set_window_rect(0, 0, width, height).await.unwrap();
+        self.driver.screenshot_as_png().await.unwrap()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // It ends with its chromedriver. Else the driver would be asked to end it here, by a call that
+        // blocks this thread, on which the connection to the driver is served: for two minutes.
+        let _ = self.driver.clone().leak();
+    }
+}

@@ -1,0 +1,61 @@
+//! The pictures in the README: `SCREENSHOTS=DIR cargo test --test it account::pictures` takes them anew.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::browser::{Chromium, IPHONE, LINUX, WINDOWS};
+use super::{PASSWORD, app, sign_in, sign_up};
+use crate::app::Visitor;
+
+const WIDTH: u32 = 1_000;
+
+/// How long visitors come and go before the chart has something to show, in seconds.
+const VISITS: u32 = 105;
+
+#[tokio::test]
+async fn are_taken_where_they_are_asked_for() {
+    let Some(folder) = std::env::var_os("SCREENSHOTS").map(PathBuf::from) else { return };
+    let Some(chromium) = Chromium::start().await else { return };
+    let app = app().await;
+    let browsers = [
+        chromium.browser(&app, IPHONE).await,
+        chromium.browser(&app, WINDOWS).await,
+        chromium.browser(&app, LINUX).await,
+    ];
+    let [phone, office, home] = &browsers;
+    sign_up(phone, "ferris").await;
+    sign_in(office, "ferris").await;
+
+    // Strangers who come, look at their devices a few times and leave; more of them, then fewer.
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    let client = Visitor::new();
+    client.post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
+    for second in 0..VISITS {
+        every.tick().await;
+        let wave = (f64::from(second) / 14.0).sin() + 1.3;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small number"
+        )]
+        let visits = (wave * 9.0) as usize + fastrand::usize(0..4);
+        for _ in 0..visits {
+            client.page(&app, "/devices").await;
+        }
+        for _ in 0..fastrand::usize(0..3) {
+            // What is wrong with it is told in a session, and no password is hashed for that.
+            Visitor::new().post(&app, "/sign-up", &[("name", ""), ("password", "")]).await;
+        }
+        for _ in 0..fastrand::usize(0..3) {
+            // Nobody's, which only MongoDB knows.
+            let unknown = format!("{:021}A", fastrand::u32(..));
+            Visitor::with_cookie(&app, &unknown).page(&app, "/devices").await;
+        }
+    }
+    home.opens("/operator").await;
+    home.shows("#standing", &["All is well"]).await;
+    std::fs::write(folder.join("operator.png"), home.picture(WIDTH).await).unwrap();
+    sign_in(home, "ferris").await;
+    home.opens("/devices").await;
+    std::fs::write(folder.join("devices.png"), home.picture(WIDTH).await).unwrap();
+}
