@@ -84,7 +84,7 @@ async fn every_kind_is_told_on_both_instances() {
             assert_eq!(told(events).await, expected, "{kind:?} on {at_here}");
         }
     }
-    let said = format!("{:?}", all[0]) + &format!("{:?}", Event::Missed(3));
+    let said = format!("{:?} {:?}", all[0], Event::Missed(3));
     assert!(said.contains("Events") && said.contains('3'));
 }
 

@@ -213,7 +213,7 @@ async fn a_key_is_shown_by_no_builder_and_no_store() {
     let builder = MongoStore::builder().uri(uri()).encryption(Keys::new(1, key(0xab)));
     let shown = format!("{builder:?} {builder:#?}");
     let store = builder.build().await.unwrap();
-    let shown = shown + &format!("{store:?} {:?}", store.reencrypt()) + &format!("{:?}", key(0xab));
+    let shown = format!("{shown}{store:?} {:?} {:?}", store.reencrypt(), key(0xab));
     for bytes in ["171", "abab", "q6ur"] {
         assert!(!shown.to_lowercase().contains(bytes), "{shown}");
     }
