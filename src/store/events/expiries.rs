@@ -51,4 +51,17 @@ mod tests {
         }
         assert_eq!(known.remove(key(0)), None);
     }
+
+    #[test]
+    fn of_two_expiries_of_a_session_the_one_told_last_counts() {
+        let mut known = Expiries::default();
+        let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
+        known.insert(key(0), WallTime::from_millis(7));
+        for n in 1..=REMEMBERED / 2 {
+            known.insert(key(n), WallTime::from_millis(1));
+        }
+        known.insert(key(0), WallTime::from_millis(9));
+        assert_eq!(known.remove(key(0)), Some(WallTime::from_millis(9)));
+        assert_eq!(known.remove(key(0)), None);
+    }
 }
