@@ -2,7 +2,6 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
 #[cfg(feature = "tower-sessions-014")]
-mod account;
 mod app;
 mod batches;
 mod bounds;

@@ -103,7 +103,7 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
     // What was used last is what stays when others come: the cache is full now.
     let fresh = build().await;
     assert!(fresh.warm(1_000).max_bytes(u64::MAX).await.unwrap().sessions < 120);
-    for _ in 0..20 {
+    for _ in 0..5 {
         create(&fresh).await;
     }
     let before = meters.value("session_store_loads_total{result=hit}");

@@ -1,4 +1,4 @@
-//! The pictures in the README: `SCREENSHOTS=DIR cargo test --test it account::pictures` takes them anew.
+//! The pictures in the README: `SCREENSHOTS=DIR cargo test -p session-browser-test pictures` takes them anew.
 
 use std::path::PathBuf;
 use std::time::Duration;

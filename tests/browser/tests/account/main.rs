@@ -5,7 +5,11 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../../it/app.rs"]
+mod app;
 mod browser;
+mod common;
 mod pictures;
 
 use axum::Router;
@@ -16,7 +20,7 @@ use thirtyfour::prelude::Key;
 
 use self::browser::{Browser, Chromium, IPHONE, LINUX, WINDOWS};
 use crate::app::{App, Visitor};
-use crate::common::{self, eventually};
+use crate::common::eventually;
 
 const PASSWORD: &str = "correct horse";
 

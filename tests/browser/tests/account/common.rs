@@ -1,0 +1,21 @@
+//! What the tests ask for.
+
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a slow machine: what is not so by then never will be.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A URI with a database of its own, on the server that all tests of this process share.
+pub(crate) fn uri() -> String {
+    let server = session_test_server::shared().expect("a server to test on");
+    server.uri_for(&session_test_server::fresh_database())
+}
+
+/// Asks again and again until it is so.
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so().await {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
