@@ -39,6 +39,8 @@ impl Cache {
 
     /// Makes the first of these those that were used last, as if each had been asked for in turn.
     pub(crate) fn rank(&self, newest_first: &[SessionKey]) {
+        // What was just inserted is in no order yet: moka looks at the reads before the writes.
+        self.0.sessions.run_pending_tasks();
         for keys in newest_first.rchunks(NOTED) {
             for key in keys.iter().rev() {
                 self.0.sessions.get(key);

@@ -100,6 +100,19 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
     let third = store.warm(1_000).max_bytes(u64::MAX).await.unwrap();
     assert_eq!(third.limit, WarmUpLimit::Bytes, "never more than the cache may hold");
     assert!(evicted().abs() < f64::EPSILON, "{}", evicted());
+    // The latest are what stays when others come: the cache is full now.
+    let fresh = build().await;
+    let warmed = fresh.warm(1_000).max_bytes(u64::MAX).await.unwrap().sessions;
+    assert!((31..120).contains(&warmed), "{warmed}");
+    for _ in 0..20 {
+        create(&fresh).await;
+    }
+    let before = meters.value("session_store_loads_total{result=hit}");
+    for record in &records[..10] {
+        fresh.load(&record.id).await.unwrap();
+    }
+    let hits = meters.value("session_store_loads_total{result=hit}") - before;
+    assert!((hits - 10.0).abs() < f64::EPSILON, "{hits}");
 }
 
 #[tokio::test]
