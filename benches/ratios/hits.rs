@@ -20,8 +20,10 @@ const SEED: u64 = 1;
 /// Few enough that both sides' fit into the processor's own caches, so that the code is measured and
 /// not the memory.
 const SESSIONS: usize = 100;
-/// How often a block loads each.
-const PASSES: usize = 5;
+/// And so few keys in all of them, of which each takes a kilobyte.
+const KEYS: usize = 500;
+/// How many loads a block has.
+const LOADS: usize = 500;
 const BLOCKS: usize = 201;
 
 /// The digest of the id, moka's look-up, the record's copy. A plain cache: no expiry, no weights, and
@@ -42,15 +44,15 @@ pub(crate) async fn against_floor(bench: Bench, keys: usize, compact: bool) -> R
     let (ids, uri) = stored(&bench, keys).await?;
     let ours = fixtures::cached(&uri, compact).await?;
     let floor = Floor(Cache::new(10 * SESSIONS as u64));
-    // Read in the same way, so that both lie in memory alike.
+    // Read in the same way and by turns, so that both lie in memory alike.
     let mongo = MongoStore::connect(&uri).await?;
-    loads(&ours, &ids).await?;
     for id in &ids {
+        ours.load(id).await?.context("it was just stored")?;
         let record = mongo.load(id).await?.context("it was just stored")?;
         floor.0.insert(Floor::key(*id), record);
     }
     let (ours, floor, ids) = (&ours, &floor, &ids);
-    let shape = [bench.rounds, bench.size(BLOCKS, 3), PASSES * ids.len()];
+    let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {
             match side {
@@ -79,10 +81,12 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
     let mongo = MongoStore::connect(&uri).await?;
     let theirs = naive::pair(mongo.clone(), 10 * SESSIONS as u64);
     // Reads them into both caches.
-    loads(&ours, &ids).await?;
-    loads(&theirs, &ids).await?;
+    for id in &ids {
+        loads(&ours, [id]).await?;
+        loads(&theirs, [id]).await?;
+    }
     let (ours, theirs, ids) = (&ours, &theirs, &ids);
-    let shape = [bench.rounds, bench.size(BLOCKS, 3), PASSES * ids.len()];
+    let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {
             match side {
@@ -100,7 +104,7 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
 }
 
 fn passes(ids: &[Id]) -> impl Iterator<Item = &Id> {
-    ids.iter().cycle().take(PASSES * ids.len())
+    ids.iter().cycle().take(LOADS)
 }
 
 /// Loads each of these, one after the other, as the session layer would.
@@ -118,6 +122,7 @@ pub(crate) async fn loads<'a>(
 async fn stored(bench: &Bench, keys: usize) -> Result<(Vec<Id>, String)> {
     let uri = bench.uri();
     let driver = fixtures::driver(&uri).await?;
-    fixtures::fill(&driver, SEED, Shape::Keys(keys), SESSIONS).await?;
-    Ok(((0..SESSIONS).map(|number| fixtures::id(SEED, number)).collect(), uri))
+    let count = SESSIONS.min(KEYS / keys);
+    fixtures::fill(&driver, SEED, Shape::Keys(keys), count).await?;
+    Ok(((0..count).map(|number| fixtures::id(SEED, number)).collect(), uri))
 }

@@ -151,9 +151,9 @@ impl fmt::Debug for Entry {
 /// As measured with 50,000 to 1,000,000 entries.
 const OVERHEAD: usize = 378;
 
-/// What the blocks of a load leave free beside a packed one, which stays among them: 0 to 70 bytes, by
+/// What the blocks of a load leave free beside a packed one, which stays among them: 0 to 300 bytes, by
 /// the shape of the session. A plain entry is itself what the load has made, so it leaves nothing.
-const HOLES: usize = 24;
+const HOLES: usize = 72;
 
 /// The shared block of the plain form.
 const PLAIN: usize = block(size_of::<Plain>() + 2 * size_of::<usize>());

@@ -7,8 +7,11 @@
 //! were gone, or have another `rev`.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, doc};
+use futures_core::Stream;
 
 use super::operations::{Sent, Update};
 use super::seen::Seen;
@@ -28,10 +31,12 @@ impl Sessions {
     ) -> Result<Vec<Result<Option<Session>>>> {
         let timer = self.timer(Verb::Find);
         self.metrics.finds_together(keys.len());
-        match self.find_documents(&keys, None).await {
+        // Read where it lies in the answer: copies of a hundred documents would leave holes among the
+        // entries that are made of them.
+        match self.find_documents(&keys, None, |found| self.read(found)).await {
             Ok(mut found) => {
-                let read = |key| found.remove(key).map_or(Ok(None), |found| self.read(&found));
-                let read: Vec<_> = keys.iter().map(read).collect();
+                let read = keys.iter().map(|key| found.remove(key).unwrap_or(Ok(None)));
+                let read: Vec<_> = read.collect();
                 // One that cannot be read counts as it would alone.
                 let outcome =
                     read.iter().find(|read| read.is_err()).map_or(Outcome::Ok, Outcome::from);
@@ -41,29 +46,34 @@ impl Sessions {
         }
     }
 
-    pub(super) async fn find_documents(
+    /// What `read` makes of each document of these keys that is there.
+    pub(super) async fn find_documents<T>(
         &self,
         keys: &[SessionKey],
         fields: Option<Document>,
-    ) -> mongodb::error::Result<HashMap<SessionKey, RawDocumentBuf>> {
+        read: impl Fn(&RawDocument) -> T,
+    ) -> mongodb::error::Result<HashMap<SessionKey, T>> {
         let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
-        let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let mut session = self.causal().await?;
         // One more than there are, so that the first batch is seen to be the last.
         let batch = u32::try_from(keys.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let find = documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);
+        let find = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);
         let find = match fields {
             Some(fields) => find.projection(fields),
             None => find,
         };
-        let mut cursor = find.max_time(self.timeout).session(&mut session).await?;
+        let mut cursor = find.max_time(self.timeout).session(&mut session).batch().await?;
         let mut found = HashMap::with_capacity(keys.len());
-        while cursor.advance(&mut session).await? {
-            let document = cursor.current();
-            if let Some(key) = document::key(document) {
-                found.insert(key, document.to_owned());
+        let mut batches = cursor.stream(&mut session);
+        while let Some(batch) = poll_fn(|cx| Pin::new(&mut batches).poll_next(cx)).await {
+            for document in batch?.doc_slices()? {
+                let Some(document) = document?.as_document() else { continue };
+                if let Some(key) = document::key(document) {
+                    found.insert(key, read(document));
+                }
             }
         }
+        drop(batches);
         drop(cursor);
         self.seen.returns(session, Ok(found))
     }
@@ -139,11 +149,14 @@ impl Sessions {
     async fn live_among(&self, sent: &[Sent]) -> Result<HashMap<SessionKey, Vec<u8>>> {
         let timer = self.timer(Verb::Find);
         let keys: Vec<_> = sent.iter().map(|sent| sent.key).collect();
-        match self.find_documents(&keys, Some(doc! { "expires": 1, "rev": 1 })).await {
+        let fields = doc! { "expires": 1, "rev": 1 };
+        let now = self.clock.wall();
+        let rev = |found: &RawDocument| {
+            document::expires_after(found, now).then(|| document::rev(found).to_vec())
+        };
+        match self.find_documents(&keys, Some(fields), rev).await {
             Ok(found) => {
-                let now = self.clock.wall();
-                let live = found.into_iter().filter(|(_, it)| document::expires_after(it, now));
-                let live = live.map(|(key, it)| (key, document::rev(&it).to_vec()));
+                let live = found.into_iter().filter_map(|(key, rev)| Some((key, rev?)));
                 timer.ends(Outcome::Ok, Ok(live.collect()))
             }
             Err(error) => timer.fails("see which sessions were saved", &error),

@@ -162,7 +162,7 @@ impl Takeover {
             .collect();
         let timer = sessions.timer(Verb::Find);
         let keys: Vec<_> = keys.into_iter().collect();
-        match sessions.find_documents(&keys, Some(doc! { "_id": 1 })).await {
+        match sessions.find_documents(&keys, Some(doc! { "_id": 1 }), |_| ()).await {
             Ok(found) if found.len() == keys.len() => timer.ends(Outcome::Ok, Ok(())),
             Ok(_) => timer.ends(
                 Outcome::Ok,
