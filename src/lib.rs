@@ -111,6 +111,7 @@ mod metrics;
 mod mongo;
 mod owner;
 mod record;
+mod removals;
 #[cfg(test)]
 mod simulation;
 mod store;

@@ -6,12 +6,13 @@ use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
 use crate::backend::{Backend, Call, DRAWS, RevSource, no_free_id};
-use crate::cache::{Cache, Landing, Lookup};
+use crate::cache::{Cache, Landing, Lookup, Ticket};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::Void;
 use crate::record::{Data, RawId, Session, WallTime};
+use crate::removals::{Removals, UnderWay};
 use crate::tasks::Tasks;
 
 /// A save that changes no data.
@@ -56,6 +57,7 @@ pub(crate) struct Tiers<B> {
     pub(crate) tasks: Tasks,
     pub(crate) revs: RevSource,
     pub(crate) touching: Touching,
+    pub(crate) removals: Removals,
     pub(crate) _ends_following: DropGuard,
 }
 
@@ -226,18 +228,18 @@ impl<B: Backend> Tiers<B> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let cache = self.cache.clone();
-        let ticket = cache.ticket(key);
+        let held = Held::of(&[key], &cache, &self.removals);
         let noted = cache.clone();
         let end = move |outcome: Result<T>| {
             noted.note(&outcome);
-            ticket.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
+            held.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
             outcome
         };
         self.tasks.run(remove(), end, move || cache.forget(key)).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {
-        let clears = ClearOnDrop(self.cache.clone());
+        let clears = ClearOnDrop { cache: self.cache.clone(), _under_way: self.removals.begins() };
         let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
             drop(clears);
             outcome
@@ -246,12 +248,35 @@ impl<B: Backend> Tiers<B> {
     }
 }
 
+/// What a removal holds, from before it until nothing that it removes is cached any more.
+pub(crate) struct Held {
+    tickets: Vec<Ticket>,
+    // Let go last.
+    _under_way: UnderWay,
+}
+
+impl Held {
+    pub(crate) fn of(keys: &[SessionKey], cache: &Cache, removals: &Removals) -> Self {
+        let under_way = removals.begins();
+        let tickets = keys.iter().map(|key| cache.ticket(*key)).collect();
+        Self { tickets, _under_way: under_way }
+    }
+
+    pub(crate) fn forget(self, cause: Void) {
+        self.tickets.into_iter().for_each(|ticket| ticket.forget(cause));
+    }
+}
+
 /// Empties the cache however the operation ends, were it with its runtime.
-struct ClearOnDrop(Cache);
+struct ClearOnDrop {
+    cache: Cache,
+    // Let go last.
+    _under_way: UnderWay,
+}
 
 impl Drop for ClearOnDrop {
     fn drop(&mut self) {
-        self.0.clear();
-        self.0.was_emptied(Void::Clear);
+        self.cache.clear();
+        self.cache.was_emptied(Void::Clear);
     }
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::follow::{self, Follower};
 use crate::metrics::{Retry, StreamMetrics};
 use crate::mongo::{self, MongoStore};
+use crate::removals::Removals;
 use crate::tiers::{Tiers, Touching};
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
@@ -226,10 +227,10 @@ impl CachedMongoStoreBuilder {
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: self.touch_after, clock: Clock::system() },
+            removals: Removals::default(),
             _ends_following: ends_following,
         };
         let events = Hub::new(self.follows);
-        let (tiers, removals) = (Arc::new(tiers), Arc::default());
-        Ok(CachedMongoStore { tiers, mongo: self.mongo, stream, events, removals })
+        Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream, events })
     }
 }

@@ -60,8 +60,6 @@ pub struct CachedMongoStore {
     mongo: MongoStore,
     stream: Option<Standing>,
     events: Arc<events::Hub>,
-    /// Held by those who end many sessions.
-    removals: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl CachedMongoStore {

@@ -9,6 +9,7 @@ use crate::key::SessionKey;
 use crate::metrics::Void;
 use crate::mongo::{LiveSessions, Removal};
 use crate::owner::Owner;
+use crate::tiers::Held;
 
 impl CachedMongoStore {
     /// A stream of the live sessions of an owner, as MongoDB has them; see
@@ -20,9 +21,10 @@ impl CachedMongoStore {
     /// Ends every session of an owner, and answers with how many live ones those were: "sign out
     /// everywhere"; see [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
     ///
-    /// As after `delete`, no later `load` here returns one that was ended; the other instances are told
-    /// by the change stream. One that another instance has ended a moment before is gone here as soon
-    /// as this one is told of it.
+    /// As after `delete`, no later `load` here returns one that was ended, nor one that another call here
+    /// had ended just before: it waits until the cache knows of that (for the page that is being ended,
+    /// or for the end of a `clear`). The other instances are told by the change stream. One that another
+    /// instance has ended a moment before is gone here as soon as this one is told of it.
     ///
     /// # Errors
     ///
@@ -151,19 +153,18 @@ impl CachedMongoStore {
 
     async fn remove(&self, removal: Removal) -> Result<u64> {
         let (cache, noted) = (self.tiers.cache.clone(), self.tiers.cache.clone());
+        let (removals, others) = (self.tiers.removals.clone(), self.tiers.removals.clone());
         // Each session of a page as in `delete`: a ticket from before it is removed, which forgets it
         // once it is, or once nobody knows.
         let hold = move |keys: &[SessionKey]| {
-            let tickets: Vec<_> = keys.iter().map(|key| cache.ticket(*key)).collect();
-            move || tickets.into_iter().for_each(|ticket| ticket.forget(Void::Delete))
+            let held = Held::of(keys, &cache, &removals);
+            move || held.forget(Void::Delete)
         };
-        let (sessions, removals) = (self.mongo.sessions().clone(), self.removals.clone());
+        let sessions = self.mongo.sessions().clone();
         let removal = async move {
-            let under_way = removals.read().await;
             let removed = sessions.remove_those(removal, hold).await;
-            drop(under_way);
-            // What another call has removed already is not found, and cached until that call knows.
-            drop(removals.write().await);
+            // What another call has removed already was not found, and is cached until that call knows.
+            others.settle().await;
             removed
         };
         let end = move |outcome| {

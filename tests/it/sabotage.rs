@@ -8,7 +8,9 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
 
-use crate::common::{FOREVER, cache_of, create, in_the_future, mongo, other_instance, uri};
+use crate::common::{
+    FOREVER, PATIENCE, cache_of, create, in_the_future, mongo, other_instance, uri,
+};
 use crate::proxy::Proxy;
 
 #[test]
@@ -62,37 +64,87 @@ async fn a_shutdown_does_not_wait_for_a_warm_up() {
     drop(warm);
 }
 
-#[tokio::test]
-async fn of_two_who_sign_a_user_out_at_a_time_neither_returns_while_a_session_is_served() {
+/// A store with owners that reads nothing anew, behind a proxy.
+async fn owners() -> (Proxy, CachedMongoStore) {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder()
         .uri(proxy.uri())
         .owner(|data| data.get("user")?.as_i64())
         .operation_timeout(Duration::from_secs(60));
     let store = CachedMongoStore::builder(mongo.build().await.unwrap()).change_stream(false);
-    let store = store.max_staleness(FOREVER).build().await.unwrap();
+    (proxy, store.max_staleness(FOREVER).build().await.unwrap())
+}
+
+async fn session_of(user: i64, store: &CachedMongoStore) -> Record {
     let mut record = Record {
         id: Id::default(),
-        data: [("user".to_owned(), json!(7))].into(),
+        data: [("user".to_owned(), json!(user))].into(),
         expiry_date: in_the_future(),
     };
     store.create(&mut record).await.unwrap();
-    let mut held = proxy.hold("delete");
-    let first = tokio::spawn({
+    record
+}
+
+#[tokio::test]
+async fn who_finds_nothing_to_sign_out_returns_once_nobody_is_served_it_any_more() {
+    for removal in ["delete_by_owner", "delete", "clear"] {
+        let (proxy, store) = owners().await;
+        let record = session_of(7, &store).await;
+        let mut held = proxy.hold("delete");
+        let first = tokio::spawn({
+            let (store, id) = (store.clone(), record.id);
+            async move {
+                match removal {
+                    "delete" => store.delete(&id).await.map(|()| 1).unwrap(),
+                    "clear" => store.clear().await.unwrap(),
+                    _ => store.delete_by_owner(7).await.unwrap(),
+                }
+            }
+        });
+        held.reached().await;
+        let mut second = Box::pin(store.delete_by_owner(7));
+        // It finds nothing, and nothing is held up of it; but the session is served still.
+        for _ in 0..200 {
+            assert!(futures::poll!(&mut second).is_pending(), "{removal}: signed out, and served");
+            assert!(store.contains(record.id).await.is_ok());
+        }
+        held.deliver();
+        assert_eq!(second.await.unwrap(), 0, "{removal}");
+        assert_eq!(store.load(&record.id).await.unwrap(), None, "{removal}");
+        assert_eq!(first.await.unwrap(), 1, "{removal}");
+    }
+}
+
+#[tokio::test]
+async fn a_sign_out_does_not_wait_for_the_end_of_a_long_removal() {
+    let (proxy, store) = owners().await;
+    // More than a page.
+    for _ in 0..1_001 {
+        session_of(7, &store).await;
+    }
+    let (one, other) = (session_of(8, &store).await, session_of(9, &store).await);
+    let mut page = proxy.hold("delete");
+    let long = tokio::spawn({
         let store = store.clone();
         async move { store.delete_by_owner(7).await }
     });
-    held.reached().await;
-    let mut second = Box::pin(store.delete_by_owner(7));
-    // It finds nothing, and nothing is held up of it; but the session is served still.
-    for _ in 0..200 {
-        assert!(futures::poll!(&mut second).is_pending(), "signed out everywhere, and served");
-        assert!(store.contains(record.id).await.is_ok());
+    page.reached().await;
+    let mut short = Box::pin(store.delete_by_owner(8));
+    while store.contains(one.id).await.unwrap() {
+        assert!(futures::poll!(&mut short).is_pending());
     }
-    held.deliver();
-    assert_eq!(second.await.unwrap(), 0);
-    assert_eq!(store.load(&record.id).await.unwrap(), None);
-    assert_eq!(first.await.unwrap().unwrap(), 1);
+    // Nor does anybody wait behind who waits.
+    let mut another = Box::pin(store.delete_by_owner(9));
+    while store.contains(other.id).await.unwrap() {
+        assert!(futures::poll!(&mut another).is_pending());
+    }
+    let mut next_page = proxy.hold("delete");
+    page.deliver();
+    next_page.reached().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, short).await.unwrap().unwrap(), 1);
+    assert_eq!(tokio::time::timeout(PATIENCE, another).await.unwrap().unwrap(), 1);
+    next_page.deliver();
+    assert_eq!(long.await.unwrap().unwrap(), 1_001);
 }
 
 #[tokio::test]

@@ -185,6 +185,7 @@ impl App {
             tasks: Tasks::default(),
             revs: RevSource::new(),
             touching: Touching { after, clock },
+            removals: crate::removals::Removals::default(),
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers, lane }
