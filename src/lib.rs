@@ -21,6 +21,7 @@
 //!     let store = CachedMongoStore::connect("mongodb://localhost/app").await?;
 //!     let app = Router::new().route("/", get(views)).layer(SessionManagerLayer::new(store.clone()));
 //!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     // In a container SIGTERM as well: see the guide.
 //!     let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
 //!     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
 //!     store.shutdown().await;
