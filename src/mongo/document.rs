@@ -26,7 +26,7 @@ pub(super) fn id(key: SessionKey) -> Binary {
     binary(key.as_bytes())
 }
 
-fn binary(bytes: &[u8]) -> Binary {
+pub(super) fn binary(bytes: &[u8]) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
 }
 

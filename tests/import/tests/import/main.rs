@@ -5,7 +5,8 @@ mod common {
     /// Longer than anything takes on a slow machine.
     pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 }
-#[path = "../../it/proxy.rs"]
+mod overlapping;
+#[path = "../../../it/proxy.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod proxy;
 
