@@ -74,7 +74,7 @@ use serde::de::IgnoredAny;
 use tokio_util::sync::CancellationToken;
 use tower_sessions_core::session::Id;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
 use crate::mongo::takeover::{Mark, Takeover};
@@ -275,16 +275,12 @@ impl Walk {
                 }
                 Some(Mark::Foreign) => self.leaves("its `imported` is no mark of an import", 1),
                 None if old.expires <= now => self.progress.expired += 1,
-                None => match self.takeover.arrival(old.key, &old.data, old.expires) {
+                None => match self.takeover.arrival(old.key, &old.data, old.expires)? {
                     Ok(arrival) => {
                         sorted.arrivals.push(arrival);
                         sorted.fresh.push((old.id, old.key));
                     }
-                    Err(error) if error.kind() == ErrorKind::Encode => self.leaves(
-                        "its data is larger or deeper, or its owner longer, than what can be stored",
-                        1,
-                    ),
-                    Err(error) => return Err(error),
+                    Err(reason) => self.leaves(reason, 1),
                 },
             }
         }

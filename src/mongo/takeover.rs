@@ -182,21 +182,37 @@ impl Takeover {
         self.sessions().within(remove).await.map(drop)
     }
 
-    /// The document of a session that is not live yet. Its expiry is the one that it had: an import
-    /// is no use of a session.
+    /// The document of a session that is not live yet, or why it cannot be stored. Its expiry is the one
+    /// that it had: an import is no use of a session.
+    ///
+    /// # Errors
+    ///
+    /// What would befall any session, as an encryption that fails.
     pub(crate) fn arrival(
         &self,
         key: SessionKey,
         data: &Data,
         expires: WallTime,
-    ) -> Result<Document> {
+    ) -> Result<std::result::Result<Document, &'static str>> {
         let (rev, sessions) = (self.store.inner.revs.next(), self.sessions());
-        let form = (data, &sessions.form);
-        let mut document = document::insertion(key, rev, form, expires, self.now())?;
-        sessions.own(data, &mut document)?;
+        let mut document =
+            match document::insertion(key, rev, (data, &sessions.form), expires, self.now()) {
+                Ok(document) => document,
+                Err(error) if error.kind() == ErrorKind::Encode && !sessions.form.holds(data) => {
+                    return Ok(Err("its data is larger or deeper than what can be stored"));
+                }
+                Err(error) => return Err(error),
+            };
+        match sessions.own(data, &mut document) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Encode => {
+                return Ok(Err("its owner is longer than what can be stored"));
+            }
+            Err(error) => return Err(error),
+        }
         document.remove("expires");
         document.insert(ARRIVED, document::date(expires));
-        Ok(document)
+        Ok(Ok(document))
     }
 
     /// Stores sessions that are not live yet. Those that are there already, live or not, stay as
@@ -223,9 +239,9 @@ impl Takeover {
                         Some(places) => {
                             // Those from another run, as it should be: no id was drawn twice.
                             drop(timer.ends(Outcome::Ok, Ok(())));
-                            let ours = places.filter_map(|at| key_and_rev(arrivals.get(at)?));
-                            let keys: Vec<_> = ours.map(|(key, _)| key).collect();
-                            keys.iter().for_each(|key| drop(revs.remove(key)));
+                            let theirs = places.filter_map(|at| key_and_rev(arrivals.get(at)?));
+                            let keys: Vec<_> = theirs.map(|(key, _)| key).collect();
+                            revs.retain(|key, _| !keys.contains(key));
                             revs.extend(self.revs_of(&keys).await?);
                             Ok(revs)
                         }
