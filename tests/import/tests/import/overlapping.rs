@@ -195,7 +195,8 @@ async fn a_slow_one_between_two(step: Step) {
 async fn what_was_ended_between_two_imports_never_rises_and_nothing_is_lost() {
     let others = |keep| STEPS.into_iter().map(move |other| (keep, other));
     let pairs = [false, true].into_iter().flat_map(others);
-    let all = pairs.flat_map(|(keep, other)| STEPS.map(|one| two_overlap(one, other, keep)));
+    let all =
+        pairs.flat_map(|(keep, other)| STEPS.map(|one| Box::pin(two_overlap(one, other, keep))));
     stream::iter(all).for_each_concurrent(8, |pair| pair).await;
 }
 
