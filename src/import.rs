@@ -22,8 +22,8 @@
 //!
 //! After the last instance of the old app has stopped, and before the first of the new one starts: the
 //! old one would go on writing sessions that were taken over already, and a user whose session is
-//! still to come would get a new one. Both may use the same collection (both call it `sessions` if
-//! nobody says otherwise).
+//! still to come would get a new one. Each instance of the new one may run it before it serves. Both
+//! apps may use the same collection (both call it `sessions` if nobody says otherwise).
 //!
 //! The browser must find its cookie again: give the new layer the name that the old one had
 //! (`with_name`; it once was `tower.sid`), the same path and domain, and its key if it was signed or
@@ -34,20 +34,33 @@
 //! - Each session keeps its id. It is the one way in which an id comes into a store that was not drawn
 //!   by it: tower-sessions drew it, on a server of yours.
 //! - A session that is in the store already is never overwritten.
-//! - It may be interrupted at any point and run again, as often as one likes. What was taken over once
-//!   is not taken over again: a session that was ended here since does not rise from the old
-//!   collection. But run one import at a time: of two that overlap, the slower one may bring back what
-//!   was ended in between. A `run` that was dropped goes on to the end of its page.
+//! - It may be interrupted at any point and run again, as often as one likes, and two may overlap, as of
+//!   two instances that both import when they start. What was taken over once is not taken over again:
+//!   a session that was ended here since does not rise from the old collection. A `run` that was
+//!   dropped goes on to the end of its page.
 //! - It is stored as the store would store it: with its [`owner`](crate::MongoStoreBuilder::owner), and
 //!   encrypted if the store encrypts. Its expiry stays what it was, whatever `ttl` is.
 //!
-//! For that, each page goes through four steps. The sessions are stored, but are not live yet. The old
-//! documents are marked (`imported`). The stored sessions are made live, if they still wait for that.
-//! The old documents are removed, unless [they are to be kept](Import::keep_source). An old document
-//! without the mark has never been a live session here, so it may be stored. One with the mark is
-//! stored already, so no more is done than to make it live, if that is still to be done. Were it
-//! stored as a live session at once, nobody could tell an interruption just after that from a
-//! session that has been ended since.
+//! For that, each page goes through four steps.
+//!
+//! 1. The sessions are stored, but are not live yet: they have arrived. Each arrival has a `rev` that no
+//!    other one ever has. Where another run's is in the way, that one counts.
+//! 2. The old documents are marked with the `rev` of their arrival (`imported`), unless they have a mark.
+//! 3. The arrivals whose `rev` is the mark are made live, and others removed.
+//! 4. The old documents are removed, unless [they are to be kept](Import::keep_source).
+//!
+//! So nothing rises, wherever a run stalls and whatever another one does meanwhile. A mark never
+//! changes, so for each old document there is one arrival that may become live. It was stored once, so
+//! it becomes live once: after that, and after its end, nothing has its `rev` and is not live. What a
+//! slower run stores after that end has another `rev`, and is removed by that run. If that one does not
+//! come to it, it stays a session that is not live until its expiry, and a complete run after that
+//! removes it.
+//!
+//! Nor is anything lost. A mark is set after its arrival was stored, and an arrival is removed only when
+//! the mark is seen to be another one, or its old document to be gone. And that one goes last, after the
+//! arrival of the mark was made live. So between any two steps, either the old document is there without
+//! a mark, for any run to begin with, or the arrival of its mark is there, for any run to make live, or
+//! the session has been live.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,7 +77,7 @@ use tower_sessions_core::session::Id;
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
-use crate::mongo::takeover::Takeover;
+use crate::mongo::takeover::{Mark, Takeover};
 use crate::record::{Data, RawId, WallTime};
 
 /// The sessions that tower-sessions-mongodb-store 0.11 has written to `collection`.
@@ -200,6 +213,10 @@ impl Walk {
                 return Ok(self.progress);
             }
         }
+        if let Err(error) = self.takeover.turn_away_expired().await {
+            // Nothing that is live, or is to be, waits for it.
+            tracing::warn!(%error, "sessions that had expired on their way were not removed");
+        }
         let foreign = self.takeover.foreign().await?;
         self.progress.read += foreign;
         self.leaves("its `_id` is no text", foreign);
@@ -210,50 +227,64 @@ impl Walk {
     }
 
     async fn take(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {
-        let now = self.takeover.now();
-        let (mut arrivals, mut keys) = (Vec::new(), Vec::new());
-        let (mut unmarked, mut ids) = (Vec::new(), Vec::new());
-        for document in page {
-            self.progress.read += 1;
-            let marked = Takeover::is_marked(document);
-            let arrival = match read(document) {
-                // The mark comes after the arrival, whatever has become of either since.
-                Ok(old) if marked => Ok((old, None)),
-                Ok(old) if old.expires <= now => {
-                    self.progress.expired += 1;
-                    continue;
-                }
-                Ok(old) => self
-                    .takeover
-                    .arrival(old.key, &old.data, old.expires)
-                    .map(|arrival| (old, Some(arrival)))
-                    .map_err(|_| "its data is larger or deeper than what can be stored"),
-                Err(reason) => Err(reason),
-            };
-            match arrival {
-                Ok((old, arrival)) => {
-                    if let Some(arrival) = arrival {
-                        arrivals.push(arrival);
-                        unmarked.push(old.id.clone());
-                    }
-                    keys.push(old.key);
-                    ids.push(old.id);
-                }
-                Err(reason) => self.leaves(reason, 1),
+        let Page { mut settled, fresh, arrivals } = self.sort(page)?;
+        let revs = self.takeover.arrive(arrivals).await?;
+        let mut stale = Vec::new();
+        if !fresh.is_empty() {
+            let found = |(id, key): &(String, SessionKey)| (id.clone(), revs.get(key).cloned());
+            let found: Vec<_> = fresh.iter().map(found).collect();
+            let mut marks = self.takeover.mark(&found).await?;
+            for ((id, key), (_, found)) in fresh.into_iter().zip(found) {
+                let mark = marks.remove(&id);
+                // Another run was faster, and has had the session live; it may have been ended since.
+                stale.extend(found.filter(|rev| mark.as_ref() != Some(rev)).map(|rev| (key, rev)));
+                settled.push(Settled { id, key, mark });
             }
         }
-        self.takeover.arrive(arrivals).await?;
-        if !unmarked.is_empty() {
-            self.takeover.mark(&unmarked).await?;
-        }
-        let imported = self.takeover.admit(&keys).await?;
+        self.takeover.turn_away(&stale).await?;
+        let marked = settled.iter().filter_map(|it| Some((it.key, it.mark.clone()?)));
+        let imported = self.takeover.admit(&marked.collect::<Vec<_>>()).await?;
         self.progress.imported += imported;
-        let all = u64::try_from(keys.len()).unwrap_or(u64::MAX);
+        let all = u64::try_from(settled.len()).unwrap_or(u64::MAX);
         self.progress.already_there += all.saturating_sub(imported);
+        let marked = settled.into_iter().filter(|it| it.mark.is_some());
+        let ids: Vec<_> = marked.map(|it| it.id).collect();
         if !self.keeps_source && !ids.is_empty() {
             self.takeover.remove(&ids).await?;
         }
         Ok(())
+    }
+
+    /// Sees what there is to do with each document.
+    fn sort(&mut self, page: &[bson::RawDocumentBuf]) -> Result<Page> {
+        let (now, mut sorted) = (self.takeover.now(), Page::default());
+        for document in page {
+            self.progress.read += 1;
+            let old = match read(document) {
+                Ok(old) => old,
+                Err(reason) => {
+                    self.leaves(reason, 1);
+                    continue;
+                }
+            };
+            match Takeover::mark_on(document) {
+                // The mark comes after the arrival, whatever has become of either since.
+                Some(Mark::Rev(mark)) => {
+                    let mark = Some(mark.to_vec());
+                    sorted.settled.push(Settled { id: old.id, key: old.key, mark });
+                }
+                Some(Mark::Foreign) => self.leaves("its `imported` is no mark of an import", 1),
+                None if old.expires <= now => self.progress.expired += 1,
+                None => match self.takeover.arrival(old.key, &old.data, old.expires)? {
+                    Ok(arrival) => {
+                        sorted.arrivals.push(arrival);
+                        sorted.fresh.push((old.id, old.key));
+                    }
+                    Err(reason) => self.leaves(reason, 1),
+                },
+            }
+        }
+        Ok(sorted)
     }
 
     fn leaves(&mut self, reason: &'static str, count: u64) {
@@ -262,6 +293,23 @@ impl Walk {
             *self.progress.reasons.entry(reason).or_default() += count;
         }
     }
+}
+
+/// What there is to do with the documents of a page.
+#[derive(Default)]
+struct Page {
+    settled: Vec<Settled>,
+    /// Those without a mark, in the order of their arrivals.
+    fresh: Vec<(String, SessionKey)>,
+    arrivals: Vec<Document>,
+}
+
+/// An old document of which it is known what may become live for it.
+struct Settled {
+    id: String,
+    key: SessionKey,
+    /// Its mark; none if the document is gone.
+    mark: Option<Vec<u8>>,
 }
 
 /// A session as tower-sessions-mongodb-store 0.11 keeps it:

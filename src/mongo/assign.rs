@@ -40,7 +40,7 @@ impl Sessions {
         }
         let stored = found.get("owner").ok().flatten();
         Ok(match (stored, owner) {
-            (None, None) => None,
+            (None | Some(RawBsonRef::Null), None) => None,
             (Some(_), None) => Some(doc! { "$unset": { "owner": "" } }),
             (Some(RawBsonRef::String(stored)), Some(owner)) if stored == owner.as_str() => None,
             (_, Some(owner)) => Some(doc! { "$set": { "owner": owner.as_str() } }),

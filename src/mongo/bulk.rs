@@ -12,6 +12,7 @@ use std::pin::Pin;
 
 use bson::{Bson, Document, RawDocument, doc};
 use futures_core::Stream;
+use mongodb::{ClientSession, Collection};
 
 use super::operations::{Sent, Update};
 use super::seen::Seen;
@@ -109,14 +110,7 @@ impl Sessions {
         // Of what was seen the server need not be told: with that, the driver adds a read concern,
         // which is not for a write. So it is none of the sessions that are used again.
         let mut session = Seen::blank(self.documents.client()).await?;
-        let namespace = self.documents.namespace();
-        let mut command =
-            doc! { "update": namespace.coll, "updates": statements, "ordered": false };
-        if let Some(concern) = self.documents.write_concern() {
-            command.insert("writeConcern", bson::serialize_to_bson(concern)?);
-        }
-        let database = self.documents.client().database(&namespace.db);
-        let reply = database.run_command(command).session(&mut session).await;
+        let reply = update(&self.documents, statements, &mut session).await;
         self.seen.learn(&session);
         reply
     }
@@ -162,6 +156,20 @@ impl Sessions {
             Err(error) => timer.fails("see which sessions were saved", &error),
         }
     }
+}
+
+/// Sends statements as one `update` to a collection, with its write concern.
+pub(super) async fn update(
+    documents: &Collection<Document>,
+    statements: Vec<Document>,
+    session: &mut ClientSession,
+) -> mongodb::error::Result<Document> {
+    let namespace = documents.namespace();
+    let mut command = doc! { "update": namespace.coll, "updates": statements, "ordered": false };
+    if let Some(concern) = documents.write_concern() {
+        command.insert("writeConcern", bson::serialize_to_bson(concern)?);
+    }
+    documents.client().database(&namespace.db).run_command(command).session(session).await
 }
 
 /// What the answer to many updates says.

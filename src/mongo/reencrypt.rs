@@ -27,6 +27,10 @@ use crate::metrics::{Outcome, Verb};
 const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 2 << 20;
 
+/// How many bytes of statements one command has, unless it is one statement: JSON text may be several
+/// times as large as the document that it is made of.
+const COMMAND_BYTES: usize = 4 << 20;
+
 /// Documents above that are not sent along as a condition: a command holds 16 MiB.
 const LARGE: usize = 512 << 10;
 
@@ -250,75 +254,119 @@ impl Sessions {
 
     async fn reencrypt_page(
         &self,
-        mut page: Vec<RawDocumentBuf>,
+        page: Vec<RawDocumentBuf>,
         keys: &Arc<Keys>,
         progress: &mut Reencrypted,
     ) -> Result<()> {
-        let mut ids = Vec::new();
-        for _ in 0..ROUNDS {
-            let mut statements = Vec::with_capacity(page.len());
-            ids.clear();
-            for found in &page {
-                match self.statement(found, keys) {
-                    Ok(Some(statement)) => {
-                        statements.push(statement);
-                        ids.push(value(found, "_id"));
-                    }
-                    Ok(None) => {}
-                    Err(error) => progress.fails(error),
+        let mut left = self.rewrite(&page, keys, progress).await?;
+        drop(page);
+        for round in 1..=ROUNDS {
+            // They were saved or have ended meanwhile, by whomever and with whichever key. They may have
+            // grown, so they are read by pages again.
+            let (ids, mut after, mut read) = (std::mem::take(&mut left), None, 0);
+            while read < ids.len() {
+                let mut place = doc! { "$in": ids.clone() };
+                place.extend(after.take().map(|last| ("$gt".to_owned(), last)));
+                let page = self.read_page(doc! { "_id": place }, PAGE_BYTES).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(value(last, "_id"));
+                read += page.len();
+                if round < ROUNDS {
+                    left.extend(self.rewrite(&page, keys, progress).await?);
+                    continue;
                 }
-            }
-            if statements.is_empty() {
-                return Ok(());
-            }
-            let reply = self.write_page(statements).await?;
-            let modified = bulk::number(&reply, "nModified").unwrap_or(0);
-            progress.done += modified as u64;
-            if modified == ids.len() {
-                return Ok(());
-            }
-            let mut refusals = Vec::new();
-            for error in reply.get_array("writeErrors").into_iter().flatten() {
-                let Some(error) = error.as_document() else { continue };
-                refusals.extend(bulk::number(error, "index"));
-                progress.fails(bulk::refused(error));
-            }
-            let mut index = 0;
-            ids.retain(|_| {
-                index += 1;
-                !refusals.contains(&(index - 1))
-            });
-            // The others were saved or have ended meanwhile, by whomever and with whichever key.
-            // All of them, though they may have grown.
-            page = self.read_page(doc! { "_id": { "$in": ids.clone() } }, usize::MAX).await?;
-        }
-        for found in &page {
-            if !matches!(self.statement(found, keys), Ok(None)) {
-                progress.fails(Error::new(
-                    ErrorKind::Overloaded,
-                    "the session was saved again and again while it was to be encrypted anew",
-                ));
+                for found in &page {
+                    if !matches!(self.statement(found, keys), Ok(None)) {
+                        progress.fails(Error::new(
+                            ErrorKind::Overloaded,
+                            "the session was saved again and again while it was to be encrypted anew",
+                        ));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// The statement that encrypts a session anew; `None` if there is nothing to do.
-    fn statement(&self, found: &RawDocument, keys: &Arc<Keys>) -> Result<Option<Document>> {
+    /// Writes what was read, encrypted anew; answers with those that may have changed since.
+    async fn rewrite(
+        &self,
+        page: &[RawDocumentBuf],
+        keys: &Arc<Keys>,
+        progress: &mut Reencrypted,
+    ) -> Result<Vec<Bson>> {
+        let (mut statements, mut ids, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut left = Vec::new();
+        for found in page {
+            match self.statement(found, keys) {
+                Ok(Some((statement, size))) => {
+                    if bytes + size > COMMAND_BYTES && !statements.is_empty() {
+                        let (sent, of) =
+                            (std::mem::take(&mut statements), std::mem::take(&mut ids));
+                        left.extend(self.write_page(sent, of, progress).await?);
+                        bytes = 0;
+                    }
+                    statements.push(statement);
+                    ids.push(value(found, "_id"));
+                    bytes += size;
+                }
+                Ok(None) => {}
+                Err(error) => progress.fails(error),
+            }
+        }
+        if !statements.is_empty() {
+            left.extend(self.write_page(statements, ids, progress).await?);
+        }
+        Ok(left)
+    }
+
+    /// The statement that encrypts a session anew, and about how many bytes it has; `None` if there is
+    /// nothing to do.
+    fn statement(
+        &self,
+        found: &RawDocument,
+        keys: &Arc<Keys>,
+    ) -> Result<Option<(Document, usize)>> {
         let (stored, id) = document::stored_data(found)?;
         let Some(data) = codec::reencode(stored, keys, id)? else { return Ok(None) };
+        let mut bytes = if let Bson::Binary(data) = &data { data.bytes.len() } else { 0 };
         let [field, mark] = document::REENCRYPTED;
         let mut filter = doc! { "_id": value(found, "_id"), "rev": value(found, "rev") };
         let mut fields = doc! { field: data };
         if found.as_bytes().len() <= LARGE {
+            bytes += found.as_bytes().len();
             filter.insert(field, doc! { "$eq": value(found, field) });
             fields.insert(mark, document::date(self.clock.wall()));
         }
         // A large one has no mark, so caches hear of it, and of what it may have overwritten.
-        Ok(Some(doc! { "q": filter, "u": { "$set": fields } }))
+        Ok(Some((doc! { "q": filter, "u": { "$set": fields } }, bytes)))
     }
 
-    async fn write_page(&self, statements: Vec<Document>) -> Result<Document> {
+    /// Sends the statements for these sessions as one command; answers with the sessions that may have
+    /// changed since they were read.
+    async fn write_page(
+        &self,
+        statements: Vec<Document>,
+        ids: Vec<Bson>,
+        progress: &mut Reencrypted,
+    ) -> Result<Vec<Bson>> {
+        let reply = self.send_page(statements).await?;
+        let modified = bulk::number(&reply, "nModified").unwrap_or(0);
+        progress.done += modified as u64;
+        if modified == ids.len() {
+            return Ok(Vec::new());
+        }
+        let mut refusals = Vec::new();
+        for error in reply.get_array("writeErrors").into_iter().flatten() {
+            let Some(error) = error.as_document() else { continue };
+            refusals.extend(bulk::number(error, "index"));
+            progress.fails(bulk::refused(error));
+        }
+        let places = ids.into_iter().enumerate();
+        Ok(places.filter(|(at, _)| !refusals.contains(at)).map(|(_, id)| id).collect())
+    }
+
+    async fn send_page(&self, statements: Vec<Document>) -> Result<Document> {
         self.within(async {
             let timer = self.timer(Verb::Bulk);
             match self.write(statements).await {

@@ -4,16 +4,18 @@
 //! A session arrives in two steps, between which it is not live: it has no `expires`, so no load, no
 //! list and no TTL index takes it for one. A load of it is an error and no absence. The second step
 //! changes this one document and no other, so it is done or not done, and it finds nothing if the
-//! session was ended, or taken in, before.
+//! session was ended, or taken in, before. It finds it by its `rev`, which the old document has for a
+//! mark by then: why, see [there](crate::import).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
-use mongodb::Collection;
+use bson::{Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use mongodb::error::{ErrorKind as Driver, InsertManyError};
+use mongodb::{ClientSession, Collection};
 
 use super::document::ARRIVED;
-use super::{MongoStore, Sessions, checks, document, failure};
+use super::seen::Seen;
+use super::{MongoStore, Sessions, bulk, checks, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
@@ -26,6 +28,21 @@ const TAKEN: &str = "imported";
 /// How many documents of the source are worked on at a time, and about how many bytes.
 const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 8 << 20;
+
+const MARK: &str = "mark the old sessions";
+
+/// The marks on documents of the source, by their `_id`.
+pub(crate) type Marks = HashMap<String, Vec<u8>>;
+
+/// The `rev` of each session that is there.
+pub(crate) type Revs = HashMap<SessionKey, Vec<u8>>;
+
+/// What stands on a document of the source.
+pub(crate) enum Mark<'a> {
+    Rev(&'a [u8]),
+    /// It is none of ours.
+    Foreign,
+}
 
 /// A collection that sessions come from, and the store that they go to.
 pub(crate) struct Takeover {
@@ -83,49 +100,126 @@ impl Takeover {
         sessions.within(count).await
     }
 
-    /// Whether a document of the source was marked by [`mark`](Self::mark).
-    pub(crate) fn is_marked(document: &bson::RawDocument) -> bool {
-        document.get(TAKEN).is_ok_and(|mark| mark.is_some())
+    /// The mark on a document of the source: the `rev` of the one arrival that may become live for it.
+    /// `None` if there is none yet.
+    pub(crate) fn mark_on(document: &RawDocument) -> Option<Mark<'_>> {
+        match document.get(TAKEN) {
+            Ok(None) => None,
+            Ok(Some(RawBsonRef::Binary(rev))) => Some(Mark::Rev(rev.bytes)),
+            Ok(Some(_)) | Err(_) => Some(Mark::Foreign),
+        }
     }
 
-    /// Marks documents of the source, once what was in them [has arrived](Self::arrive).
-    pub(crate) async fn mark(&self, ids: &[String]) -> Result<()> {
-        let mark = doc! { "$set": { TAKEN: document::date(self.now()) } };
-        let mark = self.source.update_many(doc! { "_id": { "$in": ids } }, mark);
-        let mark = async { mark.await.map_err(|error| failed("mark the old sessions", &error)) };
-        self.sessions().within(mark).await.map(drop)
+    /// Marks documents of the source with the arrivals that were found for them, unless they are marked
+    /// already, and answers with the marks that they have from now on. One that is gone has none.
+    pub(crate) async fn mark(&self, ids: &[(String, Option<Vec<u8>>)]) -> Result<Marks> {
+        let ours = ids.iter().filter_map(|(id, rev)| Some((id.clone(), rev.clone()?)));
+        let ours: Marks = ours.collect();
+        let statements: Vec<_> = ours
+            .iter()
+            .map(|(id, rev)| {
+                let mark = doc! { "$set": { TAKEN: document::binary(rev) } };
+                doc! { "q": { "_id": id, TAKEN: { "$exists": false } }, "u": mark }
+            })
+            .collect();
+        let sent = statements.len();
+        let marked = async {
+            // So that what is read is no older than the marks of another run that were in the way.
+            let start = Seen::blank(self.source.client()).await;
+            let mut session = start.map_err(|error| failed(MARK, &error))?;
+            let reply = match sent {
+                0 => Document::new(),
+                _ => bulk::update(&self.source, statements, &mut session)
+                    .await
+                    .map_err(|error| failed(MARK, &error))?,
+            };
+            if let Some(refusal) = refusal(&reply) {
+                return Err(refusal);
+            }
+            if sent == ids.len() && bulk::number(&reply, "nModified") == Some(sent) {
+                return Ok(ours);
+            }
+            let ids: Vec<_> = ids.iter().map(|(id, _)| id.as_str()).collect();
+            let marks = self.marks(&ids, &mut session).await;
+            marks.map_err(|error| failed("read the marks of the old sessions", &error))?
+        };
+        self.sessions().within(marked).await
     }
 
-    /// Removes documents from the source.
+    async fn marks(
+        &self,
+        ids: &[&str],
+        session: &mut ClientSession,
+    ) -> mongodb::error::Result<Result<Marks>> {
+        let documents = self.source.clone_with_type::<RawDocumentBuf>();
+        let find = documents.find(doc! { "_id": { "$in": ids } }).projection(doc! { TAKEN: 1 });
+        let find = find.batch_size(PAGE).max_time(self.sessions().timeout);
+        let mut cursor = find.session(&mut *session).await?;
+        let mut marks = Marks::with_capacity(ids.len());
+        while cursor.advance(session).await? {
+            let found = cursor.current();
+            let (Ok(id), Some(Mark::Rev(rev))) = (found.get_str("_id"), Self::mark_on(found))
+            else {
+                return Ok(Err(Error::new(
+                    ErrorKind::Server,
+                    "a session could not be taken over, since another one had its key, or one that \
+                     was ended just now: run the import again, and if it ends with this again, see \
+                     whether there is a unique index on the sessions collection beside the one on \
+                     _id",
+                )));
+            };
+            marks.insert(id.to_owned(), rev.to_vec());
+        }
+        Ok(Ok(marks))
+    }
+
+    /// Removes marked documents from the source.
     pub(crate) async fn remove(&self, ids: &[String]) -> Result<()> {
-        let remove = self.source.delete_many(doc! { "_id": { "$in": ids } });
+        let marked = doc! { "_id": { "$in": ids }, TAKEN: { "$exists": true } };
+        let remove = self.source.delete_many(marked);
         let remove =
             async { remove.await.map_err(|error| failed("remove the old sessions", &error)) };
         self.sessions().within(remove).await.map(drop)
     }
 
-    /// The document of a session that is not live yet. Its expiry is the one that it had: an import
-    /// is no use of a session.
+    /// The document of a session that is not live yet, or why it cannot be stored. Its expiry is the one
+    /// that it had: an import is no use of a session.
+    ///
+    /// # Errors
+    ///
+    /// What would befall any session, as an encryption that fails.
     pub(crate) fn arrival(
         &self,
         key: SessionKey,
         data: &Data,
         expires: WallTime,
-    ) -> Result<Document> {
+    ) -> Result<std::result::Result<Document, &'static str>> {
         let (rev, sessions) = (self.store.inner.revs.next(), self.sessions());
-        let form = (data, &sessions.form);
-        let mut document = document::insertion(key, rev, form, expires, self.now())?;
-        sessions.own(data, &mut document)?;
+        let mut document =
+            match document::insertion(key, rev, (data, &sessions.form), expires, self.now()) {
+                Ok(document) => document,
+                Err(error) if error.kind() == ErrorKind::Encode && !sessions.form.holds(data) => {
+                    return Ok(Err("its data is larger or deeper than what can be stored"));
+                }
+                Err(error) => return Err(error),
+            };
+        match sessions.own(data, &mut document) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Encode => {
+                return Ok(Err("its owner is longer than what can be stored"));
+            }
+            Err(error) => return Err(error),
+        }
         document.remove("expires");
         document.insert(ARRIVED, document::date(expires));
-        Ok(document)
+        Ok(Ok(document))
     }
 
     /// Stores sessions that are not live yet. Those that are there already, live or not, stay as
-    /// they are.
-    pub(crate) async fn arrive(&self, arrivals: Vec<Document>) -> Result<()> {
+    /// they are. Answers with the `rev` of each that is there then.
+    pub(crate) async fn arrive(&self, arrivals: Vec<Document>) -> Result<Revs> {
         if arrivals.is_empty() {
-            return Ok(());
+            return Ok(Revs::new());
         }
         let sessions = self.sessions();
         sessions
@@ -138,13 +232,18 @@ impl Takeover {
                     sessions.seen.learn(&session);
                     inserted.map(drop)
                 };
+                let mut revs: Revs = arrivals.iter().filter_map(key_and_rev).collect();
                 match inserted.await {
-                    Ok(()) => timer.ends(Outcome::Ok, Ok(())),
+                    Ok(()) => timer.ends(Outcome::Ok, Ok(revs)),
                     Err(error) => match in_the_way(&error) {
                         Some(places) => {
-                            // Those from an earlier run, as it should be: no id was drawn twice.
+                            // Those from another run, as it should be: no id was drawn twice.
                             drop(timer.ends(Outcome::Ok, Ok(())));
-                            self.are_there(places.filter_map(|at| arrivals.get(at))).await
+                            let theirs = places.filter_map(|at| key_and_rev(arrivals.get(at)?));
+                            let keys: Vec<_> = theirs.map(|(key, _)| key).collect();
+                            revs.retain(|key, _| !keys.contains(key));
+                            revs.extend(self.revs_of(&keys).await?);
+                            Ok(revs)
                         }
                         None => timer.fails("take sessions over", &error),
                     },
@@ -153,42 +252,26 @@ impl Takeover {
             .await
     }
 
-    /// Makes sure that it was sessions that were in the way of others with the same key: the source
-    /// is to be removed next.
-    async fn are_there(&self, arrivals: impl Iterator<Item = &Document>) -> Result<()> {
+    async fn revs_of(&self, keys: &[SessionKey]) -> Result<Revs> {
         let sessions = self.sessions();
-        let keys: HashSet<SessionKey> = arrivals
-            .filter_map(|it| SessionKey::from_bytes(it.get_binary_generic("_id").ok()?))
-            .collect();
         let timer = sessions.timer(Verb::Find);
-        let keys: Vec<_> = keys.into_iter().collect();
-        match sessions.find_documents(&keys, Some(doc! { "_id": 1 }), |_| ()).await {
-            Ok(found) if found.len() == keys.len() => timer.ends(Outcome::Ok, Ok(())),
-            Ok(_) => timer.ends(
-                Outcome::Ok,
-                Err(Error::new(
-                    ErrorKind::Server,
-                    "a session could not be taken over, since another one had its key, or one that \
-                     was ended just now: run the import again, and if it ends with this again, see \
-                     whether there is a unique index on the sessions collection beside the one on \
-                     _id",
-                )),
-            ),
+        let rev = |found: &RawDocument| document::rev(found).to_vec();
+        match sessions.find_documents(keys, Some(doc! { "rev": 1 }), rev).await {
+            Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
             Err(error) => timer.fails("look for sessions", &error),
         }
     }
 
-    /// Makes the sessions live that have arrived; answers with how many those were. One that was
-    /// ended meanwhile stays ended, and one that is live already stays as it is.
-    pub(crate) async fn admit(&self, keys: &[SessionKey]) -> Result<u64> {
-        if keys.is_empty() {
+    /// Makes the sessions live that have arrived under these revs; answers with how many those were.
+    /// One that was ended meanwhile stays ended, and one that is live already stays as it is.
+    pub(crate) async fn admit(&self, sessions: &[(SessionKey, Vec<u8>)]) -> Result<u64> {
+        if sessions.is_empty() {
             return Ok(0);
         }
-        let sessions = self.sessions();
-        let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
-        let arrived = doc! { "_id": { "$in": ids }, ARRIVED: { "$exists": true } };
+        let arrived = arrived(sessions);
         let stages =
             vec![doc! { "$set": { "expires": format!("${ARRIVED}") } }, doc! { "$unset": ARRIVED }];
+        let sessions = self.sessions();
         sessions
             .within(async {
                 let timer = sessions.timer(Verb::Replace);
@@ -206,6 +289,62 @@ impl Takeover {
             })
             .await
     }
+
+    /// Removes what has arrived under these revs and is not live: it is never to be.
+    pub(crate) async fn turn_away(&self, stale: &[(SessionKey, Vec<u8>)]) -> Result<()> {
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.turn_away_those(arrived(stale)).await
+    }
+
+    /// Removes what has arrived and was not made live while it might have been.
+    pub(crate) async fn turn_away_expired(&self) -> Result<()> {
+        // By the index on `expires`, in which they stand as those without.
+        let now = document::date(self.now());
+        self.turn_away_those(doc! { "expires": Bson::Null, ARRIVED: { "$lte": now } }).await
+    }
+
+    async fn turn_away_those(&self, filter: Document) -> Result<()> {
+        let sessions = self.sessions();
+        sessions
+            .within(async {
+                let timer = sessions.timer(Verb::Remove);
+                let removed = async {
+                    let mut session = sessions.causal().await?;
+                    let removed =
+                        sessions.documents.delete_many(filter).session(&mut session).await;
+                    sessions.seen.learn(&session);
+                    removed
+                };
+                match removed.await {
+                    Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+                    Err(error) => timer.fails("remove what was not taken over", &error),
+                }
+            })
+            .await
+    }
+}
+
+/// What finds those of these arrivals that are not live. A `rev` is of one session alone, so that the
+/// keys and the revs need not be told in pairs.
+fn arrived(sessions: &[(SessionKey, Vec<u8>)]) -> Document {
+    let ids: Vec<Bson> = sessions.iter().map(|(key, _)| document::id(*key).into()).collect();
+    let revs: Vec<Bson> = sessions.iter().map(|(_, rev)| document::binary(rev).into()).collect();
+    doc! { "_id": { "$in": ids }, ARRIVED: { "$exists": true }, "rev": { "$in": revs } }
+}
+
+fn key_and_rev(arrival: &Document) -> Option<(SessionKey, Vec<u8>)> {
+    let key = SessionKey::from_bytes(arrival.get_binary_generic("_id").ok()?)?;
+    Some((key, arrival.get_binary_generic("rev").ok()?.clone()))
+}
+
+/// What went wrong with the marks, if anything did.
+fn refusal(reply: &Document) -> Option<Error> {
+    let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
+    let error = reply.get_document("writeConcernError").ok().into_iter().chain(errors).next()?;
+    let code = bulk::number(error, "code").and_then(|code| i32::try_from(code).ok());
+    Some(failure::refused(MARK, code.unwrap_or_default()))
 }
 
 /// Which of the documents were not inserted, if that is all that went wrong, since others had their

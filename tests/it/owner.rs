@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{Binary, DateTime, Document, doc};
+use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use serde_json::{Value, json};
 use tower_sessions::session::Record;
 use tower_sessions::{SessionStore, session_store};
@@ -193,10 +193,20 @@ async fn follows_the_data(plain: impl Owned) {
     store.save(&record).await.unwrap();
     let documents = store.collection().clone_with_type::<Document>();
     let document = documents.find_one(by_key(&record)).await.unwrap().unwrap();
-    assert!(!document.contains_key("owner"), "{:?}", document.keys().collect::<Vec<_>>());
+    assert_eq!(document.get("owner"), Some(&Bson::Null));
     assert_eq!(document.get_str("note").unwrap(), "by hand");
     assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
     assert_eq!(store.delete_by_owner("corro").await.unwrap(), 0);
+    let listed: Vec<LiveSession> = store.all().try_collect().await.unwrap();
+    assert!(listed.len() == 1 && listed[0].owner.is_none());
+    assert_eq!(
+        (stored_owner(&store, &record).await, store.assign_owners().await.unwrap()),
+        (None, 0)
+    );
+    let stays = create(&store).await;
+    store.save(&Record { data: record.data, ..stays.clone() }).await.unwrap();
+    let document = documents.find_one(by_key(&stays)).await.unwrap().unwrap();
+    assert!(!document.contains_key("owner"), "it would be in the index");
 }
 
 async fn expired_is_left(plain: impl Owned) {

@@ -116,6 +116,16 @@ fn binary(bytes: Vec<u8>) -> Bson {
 }
 
 impl Form {
+    /// Whether the data can be stored, as far as that is up to the data.
+    #[cfg(feature = "import")]
+    pub(super) fn holds(&self, data: &Data) -> bool {
+        match self {
+            Self::Native => native::encode(data).is_ok(),
+            // It is text before it is encrypted.
+            _ => text::encode(data).is_ok(),
+        }
+    }
+
     fn refuses_plain(&self) -> bool {
         match self {
             #[cfg(feature = "encryption")]

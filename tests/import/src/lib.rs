@@ -1,1 +1,1 @@
-//! Nothing by itself: see `tests/import.rs`.
+//! Nothing by itself: see `tests/import`.

@@ -175,6 +175,57 @@ async fn what_was_changed_since_it_was_read_is_not_overwritten() {
     }
 }
 
+#[tokio::test]
+async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some_mib() {
+    let proxy = Proxy::start().await;
+    let plain = MongoStore::connect(proxy.direct()).await.unwrap();
+    let mut records = many(&plain, 10).await;
+    let store = with_keys(proxy.uri(), newest()).await;
+    let mut page = proxy.hold("find");
+    let walk = tokio::spawn({
+        let store = store.clone();
+        async move { walked(&store).await }
+    });
+    page.reached().await;
+    for record in &mut records {
+        // Twice that, as the condition and as what is written.
+        record.data.insert("large".to_owned(), json!("x".repeat(500 << 10)));
+        plain.save(record).await.unwrap();
+    }
+    let (mut late, mut again) = (proxy.hold("update"), proxy.hold("update"));
+    page.deliver();
+    assert_eq!(late.reached().await, 10);
+    late.deliver();
+    assert!(again.reached().await <= 4);
+    again.deliver();
+    let walked = walk.await.unwrap();
+    assert_eq!((walked.done, walked.skipped, walked.failed), (10, 0, 0), "{walked:?}");
+    for record in &records {
+        assert!(store.load(&record.id).await.unwrap().unwrap().data == record.data);
+        assert_eq!(key_of(&stored(&plain, record).await), Some(2));
+    }
+}
+
+#[tokio::test]
+async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mib() {
+    let proxy = Proxy::start().await;
+    let builder = MongoStore::builder().uri(proxy.direct()).queryable(true);
+    let queryable = builder.build().await.unwrap();
+    for _ in 0..6 {
+        let mut record = crate::common::record();
+        // A byte each, and six as JSON.
+        record.data.insert("large".to_owned(), json!("\u{1}".repeat(200 << 10)));
+        queryable.create(&mut record).await.unwrap();
+    }
+    let store = with_keys(proxy.uri(), newest()).await;
+    let mut write = proxy.hold("update");
+    let walk = tokio::spawn(async move { walked(&store).await });
+    assert!(write.reached().await <= 3);
+    write.deliver();
+    let walked = walk.await.unwrap();
+    assert_eq!((walked.done, walked.failed), (6, 0), "{walked:?}");
+}
+
 /// Two instances with different newest keys, each of which encrypts anew what the other has written,
 /// while requests go on through both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,8 @@ mod common {
     /// Longer than anything takes on a slow machine.
     pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 }
-#[path = "../../it/proxy.rs"]
+mod overlapping;
+#[path = "../../../it/proxy.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod proxy;
 
@@ -265,6 +266,33 @@ async fn what_is_no_live_session_stays_where_it_is_and_is_told_of() {
     }
     assert_eq!(loaded(&mongo, &expired).await, None);
     assert_eq!(mongo.collection().count_documents(doc! {}).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_removed() {
+    let (published, old, mongo) = side_by_side().await;
+    let records = write(&published, 0..3).await;
+    let client = mongo.collection().client().clone();
+    let builder = MongoStore::builder().client(client).database(&old.namespace().db);
+    let builder = builder.collection("ours").owner(|data| {
+        let serial = data.get("serial")?.as_u64()?;
+        Some(if serial == 1 { "x".repeat(1_025) } else { serial.to_string() })
+    });
+    let owned = builder.build().await.unwrap();
+    // As another run would leave it that broke off before it had removed what nobody waits for.
+    let ours = mongo.collection().clone_with_type::<Document>();
+    let key = |byte| Binary { subtype: BinarySubtype::Generic, bytes: vec![byte; 32] };
+    let now = DateTime::now().timestamp_millis();
+    for (byte, after) in [(1, -60_000), (2, 3_600_000)] {
+        let expires = DateTime::from_millis(now + after);
+        ours.insert_one(doc! { "_id": key(byte), "importing": expires }).await.unwrap();
+    }
+    let told = tower_sessions_mongodb_store(&old).into(&owned).run().await.unwrap();
+    assert_eq!((told.imported, told.unreadable, documents(&old).await), (2, 1, 1));
+    assert!(told.reasons.keys().all(|reason| reason.contains("owner is longer")), "{told:?}");
+    assert_eq!(loaded(&mongo, &records[2]).await, Some((2, true)));
+    assert_eq!(ours.count_documents(doc! { "_id": key(1) }).await.unwrap(), 0);
+    assert_eq!(ours.count_documents(doc! { "_id": key(2) }).await.unwrap(), 1, "it may be awaited");
 }
 
 #[tokio::test]
