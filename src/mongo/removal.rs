@@ -91,7 +91,7 @@ impl Sessions {
 
     /// Ends one session, if it is of this owner where one is given. Whether there was a live one.
     pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
-        let timer = self.timer(Verb::Remove);
+        let timer = self.timer_of(Verb::Remove, "findAndModify");
         let mut filter = doc! { "_id": document::id(key) };
         if let Some(owner) = owner {
             filter.insert("owner", owner.as_str());

@@ -23,6 +23,7 @@ use crate::follow::pause;
 use crate::key::SessionKey;
 use crate::mongo::news::{News, NewsSource, Report, Token, What};
 use crate::sync::{Mutex, lock};
+use crate::trace;
 
 /// How many events wait for the slowest consumer before it misses some.
 const WAITING: usize = 4_096;
@@ -116,6 +117,10 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time.
     pub async fn events(&self) -> Result<Events> {
+        trace::verb!("session_store.events", self.listen())
+    }
+
+    async fn listen(&self) -> Result<Events> {
         if !self.events.allowed {
             return Err(Error::config(
                 "events come from a change stream, and this store was built with \
