@@ -194,3 +194,30 @@ const PASSING: [i32; 22] = [
     6, 7, 18, 43, 63, 89, 91, 133, 150, 189, 234, 237, 262, 9001, 10107, 11600, 11602, 13388,
     13435, 13436, 50, 334,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_error_means_for_a_stream() {
+        for code in [136, 260, 280, 286] {
+            assert_eq!(fault_of(code), Fault::Lost, "{code}");
+        }
+        for code in [13, 20, 59, 40324, 40573] {
+            assert!(matches!(fault_of(code), Fault::Unsupported(_)), "{code}");
+        }
+        // The list of the specification that is named above.
+        for code in [
+            6, 7, 43, 63, 89, 91, 133, 150, 189, 234, 9001, 10107, 11600, 11602, 13388, 13435,
+            13436,
+        ] {
+            assert_eq!(fault_of(code), Fault::Passing, "{code}");
+        }
+        for code in [1, 2, 9, 26, 17280] {
+            assert_eq!(fault_of(code), Fault::Refused, "{code}");
+        }
+        let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(fault(&no_answer.into()), Fault::Passing);
+    }
+}

@@ -105,7 +105,7 @@ async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
     let mongo = mongo().await;
     create(&mongo).await;
     let (store, namespace) = (cache_of(&mongo).await, mongo.collection().namespace());
-    let seen = Seen::during(async { drop(store.warm(10).await.unwrap()) }).await;
+    let seen = Seen::during(async { _ = store.warm(10).await.unwrap() }).await;
     seen.are_of("warm", &["aggregate", "find"], &namespace);
     let seen = Seen::during(async { drop(store.events().await.unwrap()) }).await;
     seen.are_of("events", &[], &namespace);
