@@ -31,7 +31,8 @@ pub(super) async fn owners(quotes: &Quotes) {
     client.default_database().unwrap().run_command(create).await.unwrap();
     quotes.of_builder("a collation", ErrorKind::Index, builder(client)).await;
     let client = Client::with_uri_str(uri()).await.unwrap();
-    let index = doc! { "key": { "owner": 1, "_id": 1 }, "name": "theirs", "sparse": true };
+    let index = doc! { "key": { "owner": 1, "_id": 1 }, "name": "theirs",
+    "partialFilterExpression": { "owner": { "$gt": "a" } } };
     let create = doc! { "createIndexes": "sessions", "indexes": [index] };
     client.default_database().unwrap().run_command(create).await.unwrap();
     quotes.of_builder("another index of owners", ErrorKind::Index, builder(client)).await;
