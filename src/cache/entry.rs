@@ -264,7 +264,7 @@ mod tests {
         assert!(nested > 600_000, "a map of one value takes a whole node: {nested}");
     }
 
-    /// As an allocator counted them that rounds as `block` does, of serde_json 1.0 on 64 bits: with and
+    /// As an allocator counted them that rounds as `block` does, of `serde_json` 1.0 on 64 bits: with and
     /// without `preserve_order`, maps of so many numbers that were read from a text.
     #[test]
     #[cfg(target_pointer_width = "64")]
