@@ -298,7 +298,8 @@ impl<C: Changes> Follower<C> {
     }
 }
 
-fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
+/// How long to wait after so many failures in a row.
+pub(crate) fn pause(failures: u32, chance: &mut fastrand::Rng) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
     whole.mul_f64(0.5 + chance.f64() / 2.0)

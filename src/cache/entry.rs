@@ -1,10 +1,11 @@
 //! What one entry of the cache holds, and what it weighs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::packed;
 use crate::clock::Moment;
@@ -168,16 +169,7 @@ const fn block(bytes: usize) -> usize {
 }
 
 fn heap_of(data: &Data) -> usize {
-    // hashbrown: a power of two of buckets, seven eighths of which may be full; a control byte for
-    // each, and a group of 16 more.
-    let buckets = match data.capacity() {
-        0 => 0,
-        1..=3 => 4,
-        4..=7 => 8,
-        capacity => (capacity * 8 / 7).next_power_of_two(),
-    };
-    let table = if buckets == 0 { 0 } else { buckets * (size_of::<(String, Value)>() + 1) + 16 };
-    block(table)
+    table(buckets(data.capacity()), size_of::<(String, Value)>())
         + data.iter().map(|(key, value)| block(key.capacity()) + heap_in(value)).sum::<usize>()
 }
 
@@ -189,7 +181,7 @@ fn heap_in(value: &Value) -> usize {
             block(items.capacity() * size_of::<Value>()) + items.iter().map(heap_in).sum::<usize>()
         }
         Value::Object(map) => {
-            tree(map.len())
+            map_of(map.len())
                 + map
                     .iter()
                     .map(|(key, value)| block(key.capacity()) + heap_in(value))
@@ -198,21 +190,52 @@ fn heap_in(value: &Value) -> usize {
     }
 }
 
+/// The table of a hash map, as hashbrown has it: a control byte for each bucket, and a group of 16 more.
+fn table(buckets: usize, of: usize) -> usize {
+    if buckets == 0 { 0 } else { block(buckets * (of + 1) + 16) }
+}
+
+/// A power of two of them, seven eighths of which may be full.
+fn buckets(capacity: usize) -> usize {
+    match capacity {
+        0 => 0,
+        1..=3 => 4,
+        4..=7 => 8,
+        capacity => (capacity * 8 / 7).next_power_of_two(),
+    }
+}
+
+/// What one of `serde_json`'s maps of so many values takes beside them. It is another one wherever any
+/// crate of the app switches on `preserve_order`, which its size tells.
+fn map_of(len: usize) -> usize {
+    const IS_TREE: bool = size_of::<Map<String, Value>>() == size_of::<BTreeMap<String, Value>>();
+    if IS_TREE { tree(len, size_of::<Value>()) } else { ordered(len, size_of::<Value>()) }
+}
+
+/// The two blocks of a map that keeps its order: a list of hashes, keys and values, and a hash table of
+/// places in it, which both grow by doubling.
+fn ordered(len: usize, value: usize) -> usize {
+    let buckets = buckets(len);
+    let room = if buckets < 16 { buckets.saturating_sub(1) } else { buckets / 8 * 7 };
+    block(room * (size_of::<u64>() + size_of::<String>() + value))
+        + table(buckets, size_of::<usize>())
+}
+
 /// The nodes of a B-tree map of so many values, put there in order, as a decoder does: eleven fit in a
 /// node, and one that is full leaves six behind, and one above. Put there in another way they may take
 /// a third less.
-fn tree(len: usize) -> usize {
-    const LEAF: usize = 11 * (size_of::<String>() + size_of::<Value>()) + 16;
-    const INTERNAL: usize = LEAF + 12 * size_of::<usize>();
+fn tree(len: usize, value: usize) -> usize {
+    let leaf = 11 * (size_of::<String>() + value) + 16;
+    let internal = leaf + 12 * size_of::<usize>();
     let over = |most: usize, nodes: usize| 1 + nodes.saturating_sub(most).div_ceil(7);
     if len == 0 {
         return 0;
     }
     let mut nodes = over(11, len);
-    let mut bytes = nodes * block(LEAF);
+    let mut bytes = nodes * block(leaf);
     while nodes > 1 {
         nodes = over(12, nodes);
-        bytes += nodes * block(INTERNAL);
+        bytes += nodes * block(internal);
     }
     bytes
 }
@@ -239,6 +262,33 @@ mod tests {
         let nested =
             weigh(&json!({ "list": (0..1000).map(|n| json!({"n": n})).collect::<Vec<_>>() }));
         assert!(nested > 600_000, "a map of one value takes a whole node: {nested}");
+    }
+
+    /// As an allocator counted them that rounds as `block` does, of `serde_json` 1.0 on 64 bits: with and
+    /// without `preserve_order`, maps of so many numbers that were read from a text.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_map_weighs_what_it_takes_whether_it_keeps_its_order_or_not() {
+        for (len, sorted, in_order) in [
+            (0, 0, 0),
+            (1, 640, 384),
+            (3, 640, 384),
+            (4, 640, 832),
+            (7, 640, 832),
+            (8, 640, 1_648),
+            (12, 2_016, 1_648),
+            (15, 2_016, 3_248),
+            (29, 3_296, 6_448),
+            (50, 5_216, 6_448),
+            (57, 5_856, 12_848),
+            (100, 11_168, 12_848),
+            (200, 21_600, 25_648),
+            (1_000, 109_184, 204_848),
+        ] {
+            assert_eq!((tree(len, 32), ordered(len, 72)), (sorted, in_order), "{len}");
+        }
+        let map = if size_of::<Value>() == 32 { tree(5, 32) } else { ordered(5, 72) };
+        assert_eq!(map_of(5), map);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_core::Stream;
 use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
@@ -168,14 +168,13 @@ impl Sessions {
     pub(super) async fn remove_all(self) -> Result<u64> {
         let (mut removed, mut after) = (0, None);
         loop {
-            // Comparisons in a query stay within one type, and keys are binary: what another
-            // program keeps here under other types is not ours to remove.
-            let first = || doc! { "_id": { "$type": "binData" } };
-            let filter = after.take().map_or_else(first, |last| doc! { "_id": { "$gt": last } });
-            let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }).await?;
-            let Some(last) = page.last().cloned() else { return Ok(removed) };
-            removed += self.remove_page(Verb::Clear, doc! { "_id": { "$in": page } }).await?;
-            after = Some(last);
+            let filter = doc! { "_id": behind(after.take()) };
+            let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }, doc! { "_id": 1 }).await?;
+            after = page.last().and_then(|last| id_of(last));
+            if after.is_none() {
+                return Ok(removed);
+            }
+            removed += self.remove_page(Verb::Clear, doc! { "_id": { "$in": ids(&page) } }).await?;
         }
     }
 
@@ -185,9 +184,10 @@ impl Sessions {
         let mut removed = 0;
         loop {
             let filter = doc! { "expires": expired.clone() };
-            let page = self.page(Verb::Expire, filter, doc! { "expires": 1 }).await?;
+            let order = doc! { "expires": 1 };
+            let page = self.page(Verb::Expire, filter, order, doc! { "_id": 1 }).await?;
             // The expiry is asked for again: a session may have been prolonged meanwhile.
-            let filter = doc! { "_id": { "$in": page }, "expires": expired.clone() };
+            let filter = doc! { "_id": { "$in": ids(&page) }, "expires": expired.clone() };
             let gone = self.remove_page(Verb::Expire, filter).await?;
             // None at all: all is done, or the next page would be this one again.
             if gone == 0 {
@@ -197,24 +197,30 @@ impl Sessions {
         }
     }
 
-    async fn page(&self, verb: Verb, filter: Document, order: Document) -> Result<Vec<bson::Bson>> {
+    /// These fields of the first documents that a filter finds.
+    pub(super) async fn page(
+        &self,
+        verb: Verb,
+        filter: Document,
+        order: Document,
+        fields: Document,
+    ) -> Result<Vec<RawDocumentBuf>> {
         self.within(async {
             let timer = self.timer_of(verb, "find");
-            let find = self.documents.find(filter).sort(order).limit(PAGE.into());
-            let find = find.projection(doc! { "_id": 1 }).batch_size(PAGE).max_time(self.timeout);
-            let mut keys = Vec::new();
+            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
+            let find = documents.find(filter).sort(order).limit(PAGE.into());
+            let find = find.projection(fields).batch_size(PAGE).max_time(self.timeout);
             let read = async {
-                let mut session = self.causal().await?;
+                let (mut page, mut session) = (Vec::new(), self.causal().await?);
                 let mut cursor = find.session(&mut session).await?;
                 while cursor.advance(&mut session).await? {
-                    let mut found = cursor.deserialize_current()?;
-                    keys.extend(found.remove("_id"));
+                    page.push(cursor.current().to_owned());
                 }
                 self.seen.learn(&session);
-                Ok(())
+                Ok(page)
             };
             match read.await {
-                Ok(()) => timer.ends(Outcome::Ok, Ok(keys)),
+                Ok(page) => timer.ends(Outcome::Ok, Ok(page)),
                 Err(error) => timer.fails("find the sessions to remove", &error),
             }
         })
@@ -247,4 +253,19 @@ impl Sessions {
             .await
             .unwrap_or_else(|_| Err(crate::tasks::timed_out(self.timeout)))
     }
+}
+
+/// Which keys a walk along them has before it, after this last one. Comparisons in a query stay within
+/// one type, and keys are binary: what another program keeps here under other types is not ours to
+/// remove.
+pub(super) fn behind(last: Option<Bson>) -> Document {
+    last.map_or_else(|| doc! { "$type": "binData" }, |last| doc! { "$gt": last })
+}
+
+pub(super) fn id_of(found: &RawDocument) -> Option<Bson> {
+    found.get("_id").ok()??.try_into().ok()
+}
+
+fn ids(page: &[RawDocumentBuf]) -> Vec<Bson> {
+    page.iter().filter_map(|found| id_of(found)).collect()
 }

@@ -6,6 +6,7 @@ mod bulk;
 mod checks;
 mod codec;
 mod connection;
+mod cursor;
 mod document;
 mod expiry;
 mod failure;

@@ -13,6 +13,7 @@ use crate::handle::SessionHandle;
 use crate::key::SessionKey;
 use crate::owner::Owner;
 use crate::record::Data;
+use crate::trace;
 
 /// Derives a session's owner from its data.
 #[derive(Clone)]
@@ -132,7 +133,8 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        self.remove(self.inner.sessions.of_owner(&owner.into(), None)?).await
+        let removal = self.inner.sessions.of_owner(&owner.into(), None);
+        trace::verb!("session_store.delete_by_owner", self.remove(removal))
     }
 
     /// Ends every session of an owner but this one, given by its id or its handle, and answers with
@@ -153,7 +155,8 @@ impl MongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        self.remove(self.inner.sessions.of_owner(&owner.into(), Some(kept.into()))?).await
+        let removal = self.inner.sessions.of_owner(&owner.into(), Some(kept.into()));
+        trace::verb!("session_store.delete_by_owner_except", self.remove(removal))
     }
 
     /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
@@ -167,7 +170,8 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
-        self.run(self.inner.sessions.clone().revoke(handle.into(), None)).await
+        let revoke = self.inner.sessions.clone().revoke(handle.into(), None);
+        trace::verb!("session_store.revoke", self.run(revoke))
     }
 
     /// Ends one session if it is this owner's, and answers whether there was such a live one. So
@@ -186,9 +190,12 @@ impl MongoStore {
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let sessions = &self.inner.sessions;
-        sessions.has_owners()?;
-        self.run(sessions.clone().revoke(handle.into(), Some(owner.into()))).await
+        let (sessions, owner) = (self.inner.sessions.clone(), owner.into());
+        let revoke = async {
+            sessions.has_owners()?;
+            self.run(sessions.revoke(handle.into(), Some(owner))).await
+        };
+        trace::verb!("session_store.revoke_of", revoke)
     }
 
     /// Stores the owner of each live session whose stored one is not what its data tells, and answers
@@ -209,11 +216,12 @@ impl MongoStore {
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
         let call = self.inner.sessions.clone().assign_owners();
-        self.inner.tasks.run_paged(call, |outcome| outcome).await
+        let call = self.inner.tasks.run_paged(call, |outcome| outcome);
+        trace::verb!("session_store.assign_owners", call)
     }
 
-    pub(super) async fn remove(&self, removal: Removal) -> Result<u64> {
-        let call = self.inner.sessions.clone().remove_those(removal, |_| || ());
+    pub(super) async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
+        let call = self.inner.sessions.clone().remove_those(removal?, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }

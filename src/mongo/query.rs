@@ -6,6 +6,7 @@ use super::codec::{self, Form};
 use super::listing::Listing;
 use super::{LiveSessions, MongoStore, Removal, Sessions};
 use crate::error::{Error, Result};
+use crate::trace;
 
 /// The path of a key of the data, for a filter: the keys from the outermost one on, escaped as they
 /// are stored.
@@ -78,7 +79,8 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        self.remove(self.inner.sessions.those_of(filter)?).await
+        let removal = self.inner.sessions.those_of(filter);
+        trace::verb!("session_store.delete_where", self.remove(removal))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Ends the sessions that a filter finds, page by page, and one by its handle.
 
-use bson::{Binary, Bson, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocumentBuf, doc};
 
-use super::listing::PAGE;
+use super::listing::{behind, id_of};
 use super::query::both;
 use super::{Sessions, document};
 use crate::error::Result;
@@ -26,7 +26,7 @@ struct Page {
     live: Vec<SessionKey>,
     expired: Vec<SessionKey>,
     /// Where the next one begins.
-    last: Option<Binary>,
+    last: Option<Bson>,
 }
 
 impl Sessions {
@@ -54,46 +54,23 @@ impl Sessions {
         }
     }
 
-    async fn next_page(&self, removal: &Removal, after: Option<Binary>) -> Result<Page> {
-        // As in `remove_all`: comparisons stay within one type, and keys are binary.
-        let first = || doc! { "$type": "binData" };
-        let mut walk = after.map_or_else(first, |last| doc! { "$gt": last });
+    async fn next_page(&self, removal: &Removal, after: Option<Bson>) -> Result<Page> {
+        let mut walk = behind(after);
         if let Some(kept) = removal.kept {
             walk.insert("$ne", document::id(kept));
         }
         let wanted = self.wanted(removal, doc! { "_id": walk });
-        self.within(async {
-            let timer = self.timer(Verb::List);
-            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
-            let find = documents.find(wanted).sort(doc! { "_id": 1 }).limit(PAGE.into());
-            let find = find.projection(doc! { "_id": 1, "expires": 1 }).batch_size(PAGE);
-            let read = async {
-                let (mut page, mut session) = (Page::default(), self.causal().await?);
-                let mut cursor = find.max_time(self.timeout).session(&mut session).await?;
-                while cursor.advance(&mut session).await? {
-                    self.enter(&mut page, cursor.current());
-                }
-                self.seen.learn(&session);
-                Ok(page)
-            };
-            match read.await {
-                Ok(page) => timer.ends(Outcome::Ok, Ok(page)),
-                Err(error) => timer.fails("find the sessions to end", &error),
+        let fields = doc! { "_id": 1, "expires": 1 };
+        let found = self.page(Verb::List, wanted, doc! { "_id": 1 }, fields).await?;
+        let mut page = Page { last: found.last().and_then(|last| id_of(last)), ..Page::default() };
+        for found in &found {
+            // Another program's document has an `_id` of another length, and is passed by.
+            if let Some(key) = document::key(found) {
+                let live = document::expires_after(found, self.clock.wall());
+                if live { &mut page.live } else { &mut page.expired }.push(key);
             }
-        })
-        .await
-    }
-
-    fn enter(&self, page: &mut Page, found: &RawDocument) {
-        if let Some(key) = document::key(found) {
-            let live = document::expires_after(found, self.clock.wall());
-            if live { &mut page.live } else { &mut page.expired }.push(key);
         }
-        // Another program's document has an `_id` of another length, and is passed by.
-        page.last = found
-            .get_binary("_id")
-            .ok()
-            .map(|id| Binary { subtype: id.subtype, bytes: id.bytes.to_vec() });
+        Ok(page)
     }
 
     async fn remove_keys(&self, removal: &Removal, keys: &[SessionKey]) -> Result<u64> {
@@ -114,7 +91,7 @@ impl Sessions {
 
     /// Ends one session, if it is of this owner where one is given. Whether there was a live one.
     pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
-        let timer = self.timer(Verb::Remove);
+        let timer = self.timer_of(Verb::Remove, "findAndModify");
         let mut filter = doc! { "_id": document::id(key) };
         if let Some(owner) = owner {
             filter.insert("owner", owner.as_str());

@@ -19,16 +19,16 @@ use self::expiries::Expiries;
 use super::CachedMongoStore;
 use crate::backend::Fault;
 use crate::error::{Error, ErrorKind, Result};
+use crate::follow::pause;
 use crate::key::SessionKey;
-use crate::mongo::news::{News, NewsSource, Place, Report, What};
+use crate::mongo::news::{News, NewsSource, Report, Token, What};
 use crate::sync::{Mutex, lock};
+use crate::trace;
 
 /// How many events wait for the slowest consumer before it misses some.
 const WAITING: usize = 4_096;
 /// How long the server waits for a report, and so how long a stream outlives its last consumer.
 const PACE: Duration = Duration::from_millis(500);
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often in a row a server may refuse to go on from a place before that is given up.
 const REFUSALS: u32 = 3;
 
@@ -117,6 +117,10 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time.
     pub async fn events(&self) -> Result<Events> {
+        trace::verb!("session_store.events", self.listen())
+    }
+
+    async fn listen(&self) -> Result<Events> {
         if !self.events.allowed {
             return Err(Error::config(
                 "events come from a change stream, and this store was built with \
@@ -241,7 +245,7 @@ impl Drop for Teller {
 impl Teller {
     async fn run(self) {
         let (mut place, mut began, mut known) = (None, false, Expiries::default());
-        let (mut failures, mut refusals) = (0_u32, 0_u32);
+        let (mut failures, mut refusals, mut chance) = (0, 0, fastrand::Rng::new());
         loop {
             let opens = self.source.open(place.clone(), PACE);
             let fault = match timeout(self.patience, opens).await {
@@ -292,8 +296,7 @@ impl Teller {
                 return;
             }
             failures += 1;
-            let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(LONGEST_PAUSE);
-            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            sleep(pause(failures, &mut chance)).await;
         }
     }
 
@@ -301,7 +304,7 @@ impl Teller {
     async fn read(
         &self,
         mut news: News,
-        place: &mut Option<Place>,
+        place: &mut Option<Token>,
         known: &mut Expiries,
         failures: &mut u32,
     ) -> Option<Fault> {

@@ -10,6 +10,7 @@ use crate::metrics::Void;
 use crate::mongo::{LiveSessions, Removal};
 use crate::owner::Owner;
 use crate::tiers::Held;
+use crate::trace;
 
 impl CachedMongoStore {
     /// A stream of the live sessions of an owner, as MongoDB has them; see
@@ -35,7 +36,8 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        self.remove(self.mongo.sessions().of_owner(&owner.into(), None)?).await
+        let removal = self.mongo.sessions().of_owner(&owner.into(), None);
+        trace::verb!("session_store.delete_by_owner", self.remove(removal))
     }
 
     /// Ends every session of an owner but this one, given by its id or its handle, and answers with
@@ -67,7 +69,8 @@ impl CachedMongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        self.remove(self.mongo.sessions().of_owner(&owner.into(), Some(kept.into()))?).await
+        let removal = self.mongo.sessions().of_owner(&owner.into(), Some(kept.into()));
+        trace::verb!("session_store.delete_by_owner_except", self.remove(removal))
     }
 
     /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
@@ -84,7 +87,8 @@ impl CachedMongoStore {
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let key = handle.into();
         let sessions = self.mongo.sessions().clone();
-        self.tiers.remove(key, || sessions.revoke(key, None)).await
+        let revoke = self.tiers.remove(key, || sessions.revoke(key, None));
+        trace::verb!("session_store.revoke", revoke)
     }
 
     /// Ends one session if it is this owner's, and answers whether there was such a live one. So
@@ -110,10 +114,13 @@ impl CachedMongoStore {
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let (key, sessions) = (handle.into(), self.mongo.sessions());
-        sessions.has_owners()?;
+        let (key, sessions) = (handle.into(), self.mongo.sessions().clone());
         let owner = Some(owner.into());
-        self.tiers.remove(key, || sessions.clone().revoke(key, owner)).await
+        let revoke = async {
+            sessions.has_owners()?;
+            self.tiers.remove(key, || sessions.revoke(key, owner)).await
+        };
+        trace::verb!("session_store.revoke_of", revoke)
     }
 
     /// Stores the owner of each live session whose stored one is not what its data tells; see
@@ -148,10 +155,12 @@ impl CachedMongoStore {
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        self.remove(self.mongo.sessions().those_of(filter)?).await
+        let removal = self.mongo.sessions().those_of(filter);
+        trace::verb!("session_store.delete_where", self.remove(removal))
     }
 
-    async fn remove(&self, removal: Removal) -> Result<u64> {
+    async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
+        let removal = removal?;
         let (cache, noted) = (self.tiers.cache.clone(), self.tiers.cache.clone());
         let (removals, others) = (self.tiers.removals.clone(), self.tiers.removals.clone());
         // Each session of a page as in `delete`: a ticket from before it is removed, which forgets it

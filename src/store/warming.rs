@@ -14,6 +14,7 @@ use crate::cache::{Cache, NoRoom, Offer};
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
+use crate::trace;
 
 /// How many sessions are read by one command.
 const PAGE: usize = 100;
@@ -67,7 +68,7 @@ impl CachedMongoStore {
     /// load. Await it before the instance takes requests, or in a task beside them.
     ///
     /// It stands back for requests: it has one connection and no part in what `max_in_flight` bounds,
-    /// reads 100 sessions at a time, and rests after each page for as long as that took (100 ms at
+    /// reads at most 100 sessions at a time, and rests after each page for as long as that took (100 ms at
     /// most). It displaces nothing, passes over what is cached or being worked on, and what it has read
     /// is dropped if the session changes meanwhile.
     ///
@@ -131,8 +132,18 @@ impl IntoFuture for WarmUp {
     type IntoFuture = Pin<Box<dyn Future<Output = Result<Warmed>> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.run())
+        Box::pin(async { trace::verb!("session_store.warm", self.run()) })
     }
+}
+
+/// What became of a page.
+enum Taken {
+    /// All of it that may be is in the cache.
+    All,
+    /// Nothing: it has more bytes than there is room for.
+    TooMuch,
+    /// As much as there is room for.
+    NoRoom,
 }
 
 /// A warm-up under way.
@@ -155,40 +166,48 @@ impl Warming {
         let Some(keys) = self.mongo.newest(sessions, self.within).await? else {
             return Ok(self.ends(WarmUpLimit::Time).await);
         };
-        for page in keys.chunks(PAGE) {
+        let (mut left, mut at_once) = (&*keys, PAGE);
+        while !left.is_empty() {
             if abandoned.is_cancelled() || self.began.elapsed() >= self.within {
                 return Ok(self.ends(WarmUpLimit::Time).await);
             }
             let began = Instant::now();
-            if self.take(page).await? == Err(NoRoom) {
-                return Ok(self.ends(WarmUpLimit::Bytes).await);
+            let (page, rest) = left.split_at(at_once.min(left.len()));
+            match self.take(page).await? {
+                Taken::All => left = rest,
+                // The latest of them may fit.
+                Taken::TooMuch => at_once = page.len() / 2,
+                Taken::NoRoom => return Ok(self.ends(WarmUpLimit::Bytes).await),
             }
             sleep(began.elapsed().min(LONGEST_PAUSE)).await;
         }
         Ok(self.ends(WarmUpLimit::Sessions).await)
     }
 
-    async fn take(&mut self, page: &[SessionKey]) -> Result<Result<(), NoRoom>> {
+    async fn take(&mut self, page: &[SessionKey]) -> Result<Taken> {
         let mut room = self.cache.room(self.max_bytes);
         if room == 0 {
-            return Ok(Err(NoRoom));
+            return Ok(Taken::NoRoom);
         }
         // Before the read: what changes from here on is not what it brings.
         let offer = |key: &SessionKey| Some((*key, self.cache.offer(*key)?));
         let mut offers: HashMap<SessionKey, Offer> = page.iter().filter_map(offer).collect();
         let keys: Vec<_> = page.iter().copied().filter(|key| offers.contains_key(key)).collect();
         if keys.is_empty() {
-            return Ok(Ok(()));
+            return Ok(Taken::All);
         }
-        // No more at a time than there is room for; they come in another order than the latest first.
-        let (mut found, mut read, mut complete) = (HashMap::with_capacity(keys.len()), 0, true);
+        // No more at a time than there is room for, if it is not one; they come in another order than
+        // the latest first, so what has come by then is any of them.
+        let (mut found, mut read, alone) = (HashMap::with_capacity(keys.len()), 0, keys.len() == 1);
         let reads = self.mongo.read_each(&keys, |key, session, bytes| {
             found.insert(key, session);
             read += bytes;
-            complete = read <= room;
-            complete
+            read <= room || alone
         });
         reads.await?;
+        if read > room && !alone {
+            return Ok(Taken::TooMuch);
+        }
         for key in keys {
             let (Some(offer), Some(session)) = (offers.remove(&key), found.remove(&key)) else {
                 continue;
@@ -200,10 +219,10 @@ impl Warming {
                     self.warmed.push(key);
                 }
                 Ok(None) => {}
-                Err(NoRoom) => return Ok(Err(NoRoom)),
+                Err(NoRoom) => return Ok(Taken::NoRoom),
             }
         }
-        Ok(if complete { Ok(()) } else { Err(NoRoom) })
+        Ok(Taken::All)
     }
 
     /// The latest are to be the last that the cache lets go.

@@ -1,6 +1,8 @@
 //! The mistakes of the first minutes, each made on purpose: what is said is what the guide's page on
 //! troubleshooting quotes, and all that it quotes is said.
 
+mod calls;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -113,6 +115,10 @@ async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
     indexes(&quotes).await;
     runtimes(&quotes);
     options(&quotes).await;
+    calls::owners(&quotes).await;
+    calls::filters(&quotes).await;
+    calls::keys(&quotes).await;
+    calls::events(&quotes).await;
     while_it_runs(&quotes).await;
     #[cfg(unix)]
     examples(&quotes);
@@ -336,9 +342,10 @@ async fn while_it_runs(quotes: &Quotes) {
 
 /// The trait's error has a text of its own in front.
 fn said_by_the_trait(error: &tower_sessions::session_store::Error) -> String {
+    use tower_sessions::session_store::Error::{Backend, Decode, Encode};
+
     match error {
-        tower_sessions::session_store::Error::Backend(said) => said.clone(),
-        other => panic!("{other}"),
+        Backend(said) | Decode(said) | Encode(said) => said.clone(),
     }
 }
 

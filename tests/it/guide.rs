@@ -1,5 +1,7 @@
 //! The guide's page for those who come from another store has each of their options and methods.
 
+use std::collections::BTreeSet;
+
 const PAGE: &str = include_str!("../../src/guide/coming_from.md");
 
 /// The store, and what its README and its source offer.
@@ -118,24 +120,62 @@ const TABLE: &str = include_str!("../../src/metrics.md");
 const ON_CALL: &str = include_str!("../../src/guide/metrics.md");
 
 #[test]
-fn the_page_for_who_is_on_call_names_each_metric_and_each_value_of_its_labels() {
+fn the_page_for_who_is_on_call_has_a_row_for_each_value_of_each_metrics_labels() {
     let mut known = Vec::new();
     for line in TABLE.lines().skip(2) {
         let cells: Vec<_> = line.split(" | ").collect();
         let name = cells[0].trim_matches(['|', ' ', '`']);
         known.push(name);
-        assert!(ON_CALL.contains(name), "{name}");
+        assert!(metrics_in(ON_CALL).any(|named| named == name), "{name}");
         // `label`: `value` (what it is), `value`; `label`: …
-        for label in cells[2].split("; ") {
-            for value in label.split('`').skip(3).step_by(2) {
-                let named = [format!("`{value}`"), format!("\"{value}\"")];
-                assert!(named.iter().any(|text| ON_CALL.contains(text)), "{name}: {value}");
-            }
+        for label in cells[2].split("; ").filter(|label| !label.is_empty()) {
+            let (label, values) = label.split_once(": ").unwrap();
+            let label = label.trim_matches('`');
+            let without_asides = values.split(['(', ')']).step_by(2);
+            let values: BTreeSet<_> = without_asides.flat_map(codes).collect();
+            assert!(!values.is_empty(), "{name}: {label}");
+            assert_eq!(rows(ON_CALL, name, label), values, "{name}: {label}");
         }
     }
-    for word in ON_CALL.split(|character: char| !(character.is_alphanumeric() || character == '_'))
-    {
-        let is_metric = word.starts_with("session_store_") && word.len() > "session_store_".len();
-        assert!(!is_metric || known.contains(&word.trim_end_matches("_bucket")), "{word}");
+    for metric in metrics_in(ON_CALL) {
+        assert!(known.contains(&metric.trim_end_matches("_bucket")), "{metric}");
     }
+}
+
+fn metrics_in(page: &str) -> impl Iterator<Item = &str> {
+    let words = page.split(|it: char| !(it.is_alphanumeric() || it == '_'));
+    words.filter(|word| word.strip_prefix("session_store_").is_some_and(|rest| !rest.is_empty()))
+}
+
+fn codes(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The values that have a row: `metric{label="value"}` in its first cell, or the value alone in that of
+/// a table of this label, below a paragraph that names `metric{label}` and above the next such.
+fn rows<'a>(page: &'a str, metric: &str, label: &str) -> BTreeSet<&'a str> {
+    let of_metric = format!("{metric}{{");
+    let (mut rows, mut is_here) = (BTreeSet::new(), false);
+    for block in page.split("\n\n") {
+        let mut lines = block.lines();
+        let Some(cells) = lines.next().and_then(|head| head.strip_prefix("| ")) else {
+            let named = || codes(block).filter(|code| code.contains('{'));
+            if block.starts_with('#') || named().next().is_some() {
+                let labels =
+                    named().filter_map(|it| it.strip_prefix(&*of_metric)?.strip_suffix('}'));
+                is_here = labels.flat_map(|labels| labels.split(',')).any(|it| it == label);
+            }
+            continue;
+        };
+        let is_table = is_here && cells.split(" | ").next() == Some(label);
+        for row in lines.skip(1) {
+            let first = row.split(" | ").next().unwrap();
+            let exact = format!("{of_metric}{label}=\"");
+            let literal = |code: &'a str| code.strip_prefix(&*exact)?.strip_suffix("\"}");
+            rows.extend(codes(first).filter_map(|code| {
+                literal(code).or_else(|| (is_table && !code.contains('{')).then_some(code))
+            }));
+        }
+    }
+    rows
 }

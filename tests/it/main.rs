@@ -33,6 +33,7 @@ mod queries;
 mod races;
 mod sabotage;
 mod secrets;
+mod seen;
 mod touch;
 mod trace;
 mod verbs;

@@ -1,9 +1,5 @@
 //! The spans of verbs and commands, and the warnings of what an operator must know.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,18 +8,15 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::Id as SessionId;
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore, SessionHandle};
+use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 
 use crate::common::{Store, cache_of, create, eventually, mongo, on_both_tiers, uri};
 use crate::proxy::Proxy;
+use crate::seen::{OURS, Seen};
 
-const OURS: &str = "tower_sessions_moka_mongodb_store";
 const DROPPED: &str = "a save was dropped";
 const BEGINS: &str = "an outage begins";
 const ENDS: &str = "the outage has ended";
@@ -41,29 +34,7 @@ async fn verbs(store: impl Store + ExpiredDeletion) {
     macro_rules! has_spans {
         ($call:expr, $verb:literal, $commands:expr) => {
             let seen = Seen::during(async { _ = $call.await.unwrap() }).await;
-            let [verb, commands @ ..] = &*seen.spans else { panic!("{} has no span", $verb) };
-            assert_eq!((verb.name, verb.parent), (concat!("session_store.", $verb), None));
-            let names: Vec<_> =
-                commands.iter().map(|it| &*it.fields["db.operation.name"]).collect();
-            assert_eq!(names, $commands, "{}", $verb);
-            for span in &seen.spans {
-                assert_eq!(span.level, Level::DEBUG, "{span:?}");
-                assert!(!span.fields.contains_key("error.type"), "{span:?}");
-            }
-            for command in commands {
-                assert_eq!((command.name, command.parent), ("mongodb", Some(verb.id)));
-                let name = format!("{} {}", command.fields["db.operation.name"], namespace.coll);
-                for (field, value) in [
-                    ("otel.kind", "client"),
-                    ("otel.name", &*name),
-                    ("db.system.name", "mongodb"),
-                    ("db.namespace", &*namespace.db),
-                    ("db.collection.name", &*namespace.coll),
-                ] {
-                    assert_eq!(command.fields[field], value, "{command:?}");
-                }
-            }
-            assert!(seen.events.is_empty(), "{:?}", seen.events);
+            seen.are_of($verb, &$commands, &namespace);
         };
     }
     has_spans!(store.create(&mut record), "create", ["insert"]);
@@ -78,6 +49,66 @@ async fn verbs(store: impl Store + ExpiredDeletion) {
     has_spans!(store.delete_expired(), "delete_expired", ["find", "delete"]);
     let another = store.another().await;
     has_spans!(another.ensure_indexes(), "ensure_indexes", ["listIndexes"]);
+}
+
+/// The verbs that both tiers have under the same names, and not from a trait.
+macro_rules! of_owners {
+    ($store:expr) => {
+        let store = $store;
+        let namespace = store.collection().namespace();
+        macro_rules! has_spans {
+            ($call:expr, $verb:literal, $commands:expr) => {
+                let seen = Seen::during(async { _ = $call.await.unwrap() }).await;
+                seen.are_of($verb, &$commands, &namespace);
+            };
+        }
+        let of_seven = || async {
+            let mut record = crate::common::record();
+            record.data.insert("user_id".to_owned(), 7.into());
+            store.create(&mut record).await.unwrap();
+            SessionHandle::of(record.id)
+        };
+        let here = of_seven().await;
+        has_spans!(store.assign_owners(), "assign_owners", ["find"]);
+        has_spans!(store.delete_by_owner_except(7, here), "delete_by_owner_except", ["find"]);
+        has_spans!(store.revoke(here), "revoke", ["findAndModify"]);
+        has_spans!(store.revoke_of(7, here), "revoke_of", ["findAndModify"]);
+        of_seven().await;
+        has_spans!(store.delete_by_owner(7), "delete_by_owner", ["find", "delete", "find"]);
+        of_seven().await;
+        let filter = doc! { "owner": "7" };
+        has_spans!(store.delete_where(filter), "delete_where", ["find", "delete", "find"]);
+        // One that is refused before anything is sent is a failure of the verb all the same.
+        let seen = Seen::during(async { drop(store.delete_where(doc! {}).await.unwrap_err()) });
+        let seen = seen.await;
+        assert_eq!(seen.span("session_store.delete_where").unwrap().fields["error.type"], "config");
+    };
+}
+
+async fn of_owners() -> MongoStore {
+    let builder = MongoStore::builder().uri(uri()).owner(|data| data.get("user_id")?.as_i64());
+    builder.build().await.unwrap()
+}
+
+#[tokio::test]
+async fn each_verb_of_owners_has_a_span_uncached() {
+    of_owners!(of_owners().await);
+}
+
+#[tokio::test]
+async fn each_verb_of_owners_has_a_span_cached() {
+    of_owners!(cache_of(&of_owners().await).await);
+}
+
+#[tokio::test]
+async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
+    let mongo = mongo().await;
+    create(&mongo).await;
+    let (store, namespace) = (cache_of(&mongo).await, mongo.collection().namespace());
+    let seen = Seen::during(async { _ = store.warm(10).await.unwrap() }).await;
+    seen.are_of("warm", &["aggregate", "find"], &namespace);
+    let seen = Seen::during(async { drop(store.events().await.unwrap()) }).await;
+    seen.are_of("events", &[], &namespace);
 }
 
 async fn dropped(store: impl Store) {
@@ -250,124 +281,4 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
     })
     .await;
     assert_eq!((seen.warned(BEGINS), seen.warned(ENDS)), (0, 1), "{:?}", seen.events);
-}
-
-/// What this thread has traced.
-#[derive(Debug, Default)]
-struct Seen {
-    spans: Vec<SeenSpan>,
-    events: Vec<SeenEvent>,
-}
-
-#[derive(Debug)]
-struct SeenSpan {
-    id: u64,
-    parent: Option<u64>,
-    name: &'static str,
-    level: Level,
-    fields: Fields,
-}
-
-#[derive(Debug)]
-struct SeenEvent {
-    span: Option<u64>,
-    level: Level,
-    said: String,
-}
-
-thread_local! {
-    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
-}
-
-impl Seen {
-    /// What is traced by this thread while `work` goes on; the runtime has no other.
-    ///
-    /// One subscriber for all threads, which other threads' tests cannot make forget its interests.
-    async fn during(work: impl Future<Output = ()>) -> Self {
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| {
-            let ours = Capture.with_filter(Targets::new().with_target(OURS, Level::TRACE));
-            let all = tracing_subscriber::registry().with(ours);
-            tracing::subscriber::set_global_default(all).unwrap();
-        });
-        SEEN.set(Some(Self::default()));
-        work.await;
-        SEEN.take().unwrap()
-    }
-
-    fn span(&self, name: &str) -> Option<&SeenSpan> {
-        self.spans.iter().find(|span| span.name == name)
-    }
-
-    fn warned(&self, text: &str) -> usize {
-        let warnings = self.events.iter().filter(|event| event.level == Level::WARN);
-        warnings.filter(|event| event.said.contains(text)).count()
-    }
-}
-
-#[derive(Debug, Default)]
-struct Fields(BTreeMap<&'static str, String>);
-
-impl Fields {
-    fn contains_key(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
-    fn get(&self, name: &str) -> Option<&String> {
-        self.0.get(name)
-    }
-}
-
-impl std::ops::Index<&str> for Fields {
-    type Output = String;
-
-    fn index(&self, name: &str) -> &String {
-        self.0.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", self.0))
-    }
-}
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name(), value.to_owned());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name(), format!("{value:?}"));
-    }
-}
-
-struct Capture;
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let Some(seen) = seen else { return };
-            let mut fields = Fields::default();
-            attributes.record(&mut fields);
-            let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
-            let metadata = attributes.metadata();
-            let (id, level) = (id.into_u64(), *metadata.level());
-            seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
-        });
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let spans = seen.iter_mut().flat_map(|seen| &mut seen.spans);
-            for span in spans.filter(|span| span.id == id.into_u64()) {
-                values.record(&mut span.fields);
-            }
-        });
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let Some(seen) = seen else { return };
-            let mut fields = Fields::default();
-            event.record(&mut fields);
-            let span = context.event_span(event).map(|span| span.id().into_u64());
-            let said = fields.0.into_values().collect::<Vec<_>>().join("\n");
-            seen.events.push(SeenEvent { span, level: *event.metadata().level(), said });
-        });
-    }
 }

@@ -12,7 +12,7 @@ use tower_sessions_moka_mongodb_store::{
 
 use crate::common::{
     Commands, FOREVER, Meters, PATIENCE, Store, cache_of, create, eventually, mongo,
-    other_instance, uri,
+    other_instance, record, uri,
 };
 use crate::proxy::Proxy;
 
@@ -113,6 +113,38 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
     }
     let hits = meters.value("session_store_loads_total{result=hit}") - before;
     assert!((hits - 10.0).abs() < f64::EPSILON, "{hits}");
+}
+
+#[tokio::test]
+async fn the_latest_are_kept_where_a_page_is_more_than_there_is_room_for() {
+    let uri = uri();
+    let mongo = other_instance(&uri).await;
+    let documents = mongo.collection().clone_with_type::<Document>();
+    let mut newest_first = Vec::new();
+    for age in (0..60).rev() {
+        let mut record = record();
+        record.data.insert("much".to_owned(), json!("x".repeat(4_000)));
+        mongo.create(&mut record).await.unwrap();
+        let updated = DateTime::from_millis(DateTime::now().timestamp_millis() - age * 1_000);
+        let updated = doc! { "$set": { "updated": updated } };
+        documents.update_one(doc! { "_id": id(&record) }, updated).await.unwrap();
+        newest_first.insert(0, record);
+    }
+    for compact in [false, true] {
+        let commands = Commands::default();
+        let store = CachedMongoStore::builder(commands.mongo(&uri).await).compact(compact);
+        let store = store.max_staleness(FOREVER).build().await.unwrap();
+        let warmed = store.warm(60).max_bytes(64 << 10).await.unwrap();
+        assert_eq!(warmed.limit, WarmUpLimit::Bytes);
+        let kept = usize::try_from(warmed.sessions).unwrap();
+        assert!((10..20).contains(&kept), "{warmed:?}");
+        let before = commands.sent("find");
+        assert!(before < 15, "{before} reads");
+        for record in &newest_first[..kept] {
+            assert!(store.load(&record.id).await.unwrap().is_some());
+        }
+        assert_eq!(commands.sent("find"), before, "each of the latest {kept} is cached");
+    }
 }
 
 #[tokio::test]

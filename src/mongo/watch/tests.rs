@@ -46,27 +46,6 @@ fn a_batch_vouches_for_no_more_than_it_can() {
 }
 
 #[test]
-fn what_an_error_means_for_a_stream() {
-    for code in [136, 260, 280, 286] {
-        assert_eq!(fault_of(code), Fault::Lost, "{code}");
-    }
-    for code in [13, 20, 59, 40324, 40573] {
-        assert!(matches!(fault_of(code), Fault::Unsupported(_)), "{code}");
-    }
-    // The list of the specification that is named above.
-    for code in
-        [6, 7, 43, 63, 89, 91, 133, 150, 189, 234, 9001, 10107, 11600, 11602, 13388, 13435, 13436]
-    {
-        assert_eq!(fault_of(code), Fault::Passing, "{code}");
-    }
-    for code in [1, 2, 9, 26, 17280] {
-        assert_eq!(fault_of(code), Fault::Refused, "{code}");
-    }
-    let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-    assert_eq!(fault(&no_answer.into()), Fault::Passing);
-}
-
-#[test]
 fn a_report_names_a_session_by_its_key() {
     let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
     let heard = change(&doc! { "key": key }).unwrap();

@@ -1,0 +1,223 @@
+//! A change stream's cursor, opened and gone on with by plain commands, in one session and on one
+//! server, and closed when it is dropped.
+//!
+//! Who follows a stream must know which server was asked, when and after what, and that nothing is left
+//! out where it is resumed. The driver's own stream resumes behind one's back, and where the command
+//! for that has to be sent again, the second one has no resume token (mongodb 3.9.1): what came in
+//! between is lost without a word.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::options::{SelectionCriteria, ServerAddress};
+use mongodb::{ClientSession, Database, ServerInfo, ServerType};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::{Sessions, failure};
+use crate::backend::Fault;
+use crate::sync::{Mutex, lock};
+
+/// An open change stream of the sessions' collection.
+pub(crate) struct Cursor {
+    sessions: Sessions,
+    session: ClientSession,
+    server: Server,
+    /// 0 once the server has closed it.
+    id: i64,
+}
+
+/// A resume token, as the server gave it: from where a stream can go on.
+pub(crate) type Token = Document;
+
+/// What one answer has handed over.
+pub(super) struct Handed {
+    pub(super) events: Vec<Document>,
+    /// After all of them, from a server that says so.
+    pub(super) after: Option<Token>,
+}
+
+/// The reports with which a stream ends.
+pub(super) const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
+
+impl Sessions {
+    pub(super) fn database(&self) -> Database {
+        self.documents.client().database(&self.documents.namespace().db)
+    }
+
+    /// Opens a stream, through these stages: after a place, or else from now on.
+    pub(super) async fn open_stream(
+        self,
+        after: Option<Token>,
+        stages: [Document; 2],
+    ) -> Result<(Cursor, Handed), Fault> {
+        let client = self.documents.client();
+        let session = client.start_session().causal_consistency(false).await;
+        let mut session = session.map_err(|error| fault(&error))?;
+        let server = Server::primary_or_router();
+        let opens = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
+        let [matches, projects] = stages;
+        let database = self.database();
+        let asks = database.run_command(doc! {
+            "aggregate": self.documents.name(),
+            "pipeline": [{ "$changeStream": opens }, matches, projects],
+            "cursor": {},
+            "readConcern": { "level": "majority" },
+        });
+        let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        let (id, handed) = read(reply, "firstBatch").ok_or(Fault::Refused)?;
+        Ok((Cursor { sessions: self, session, server, id }, handed))
+    }
+}
+
+impl Cursor {
+    /// What comes next; nothing if the server has waited so long for it in vain.
+    pub(super) async fn more(&mut self, wait: Duration) -> Result<Handed, Fault> {
+        let database = self.sessions.database();
+        let asks = database.run_command(doc! {
+            "getMore": self.id,
+            "collection": self.sessions.documents.name(),
+            "maxTimeMS": i64::try_from(wait.as_millis()).unwrap_or(i64::MAX),
+        });
+        let criteria = self.server.criteria();
+        let reply = asks.session(&mut self.session).selection_criteria(criteria).await;
+        let reply = reply.map_err(|error| fault(&error))?;
+        let (id, handed) = read(reply, "nextBatch").ok_or(Fault::Refused)?;
+        self.id = id;
+        Ok(handed)
+    }
+
+    /// Whether the server has closed it, so that it brings nothing any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.id == 0
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl Drop for Cursor {
+    /// Closes the cursor, which the server would keep for minutes: as far as that goes, and in
+    /// nobody's way.
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_closed() {
+            return;
+        }
+        let (sessions, id, criteria) = (self.sessions.clone(), self.id, self.server.criteria());
+        runtime.spawn(async move {
+            let kill = doc! { "killCursors": sessions.documents.name(), "cursors": [id] };
+            let database = sessions.database();
+            let kills = database.run_command(kill).selection_criteria(criteria);
+            drop(timeout(sessions.timeout, kills.into_future()).await);
+        });
+    }
+}
+
+/// The cursor's id and a batch; `None` if this is no answer to such a question.
+fn read(mut reply: Document, batch: &str) -> Option<(i64, Handed)> {
+    let cursor = reply.get_document_mut("cursor").ok()?;
+    let Some(Bson::Array(events)) = cursor.remove(batch) else { return None };
+    let document = |event| if let Bson::Document(event) = event { Some(event) } else { None };
+    let events = events.into_iter().map(document).collect::<Option<_>>()?;
+    let after = cursor.remove("postBatchResumeToken").and_then(document);
+    Some((cursor.get_i64("id").ok()?, Handed { events, after }))
+}
+
+/// The one server that a stream or a question goes to: the first that is fit for it.
+#[derive(Clone, Default)]
+pub(super) struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
+
+impl Server {
+    pub(super) fn primary_or_router() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn criteria(&self) -> SelectionCriteria {
+        let this = self.clone();
+        SelectionCriteria::Predicate(Arc::new(move |server| this.is(server)))
+    }
+
+    fn is(&self, server: &ServerInfo<'_>) -> bool {
+        use ServerType::{LoadBalancer, Mongos, RsPrimary, Standalone};
+
+        let kind = server.server_type();
+        let mut chosen = lock(&self.0);
+        match &*chosen {
+            Some((address, _)) => address == server.address(),
+            None if matches!(kind, RsPrimary | Mongos | Standalone | LoadBalancer) => {
+                *chosen = Some((server.address().clone(), kind));
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn is_router(&self) -> bool {
+        lock(&self.0)
+            .as_ref()
+            .is_some_and(|(_, kind)| matches!(kind, ServerType::Mongos | ServerType::LoadBalancer))
+    }
+}
+
+/// What a driver's error means for a stream.
+pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
+    failure::code(error).map_or(Fault::Passing, fault_of)
+}
+
+fn fault_of(code: i32) -> Fault {
+    match code {
+        // CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost.
+        136 | 260 | 280 | 286 => Fault::Lost,
+        // "The $changeStream stage is only supported on replica sets", IllegalOperation,
+        // CommandNotFound, "Unrecognized pipeline stage name".
+        40573 | 20 | 59 | 40324 => Fault::Unsupported(
+            "this MongoDB server has no change streams (a replica set has them, one of a single \
+             member too: start mongod with --replSet and run rs.initiate())",
+        ),
+        13 => Fault::Unsupported(
+            "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
+             `changeStream` and `find` on the collection)",
+        ),
+        code if PASSING.contains(&code) => Fault::Passing,
+        _ => Fault::Refused,
+    }
+}
+
+/// The errors after which the
+/// [specification of change streams](https://github.com/mongodb/specifications/blob/master/source/change-streams/change-streams.md#resumable-error)
+/// has a driver resume, and the authentication that a new primary may ask for.
+const PASSING: [i32; 22] = [
+    6, 7, 18, 43, 63, 89, 91, 133, 150, 189, 234, 237, 262, 9001, 10107, 11600, 11602, 13388,
+    13435, 13436, 50, 334,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_error_means_for_a_stream() {
+        for code in [136, 260, 280, 286] {
+            assert_eq!(fault_of(code), Fault::Lost, "{code}");
+        }
+        for code in [13, 20, 59, 40324, 40573] {
+            assert!(matches!(fault_of(code), Fault::Unsupported(_)), "{code}");
+        }
+        // The list of the specification that is named above.
+        for code in [
+            6, 7, 43, 63, 89, 91, 133, 150, 189, 234, 9001, 10107, 11600, 11602, 13388, 13435,
+            13436,
+        ] {
+            assert_eq!(fault_of(code), Fault::Passing, "{code}");
+        }
+        for code in [1, 2, 9, 26, 17280] {
+            assert_eq!(fault_of(code), Fault::Refused, "{code}");
+        }
+        let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(fault(&no_answer.into()), Fault::Passing);
+    }
+}

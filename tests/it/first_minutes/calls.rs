@@ -1,0 +1,89 @@
+//! The mistakes in calls that not every app has: owners, filters, keys, events.
+
+use futures::TryStreamExt;
+use tower_sessions_moka_mongodb_store::{Key, Keys, Owner, SessionHandle};
+
+use super::*;
+
+fn config<T>(quotes: &Quotes, what: &str, outcome: Result<T>) {
+    is(quotes, what, ErrorKind::Config, outcome);
+}
+
+fn is<T>(quotes: &Quotes, what: &str, kind: ErrorKind, outcome: Result<T>) {
+    let Err(error) = outcome else { panic!("{what}: nothing is wrong") };
+    assert_eq!(error.kind(), kind, "{what}: {error}");
+    quotes.have(what, &error.to_string());
+}
+
+pub(super) async fn owners(quotes: &Quotes) {
+    let plain = mongo().await;
+    config(quotes, "whose?", plain.delete_by_owner("ferris").await);
+    config(quotes, "whose, in a list?", plain.find_by_owner("ferris").try_next().await);
+    is(quotes, "no handle", ErrorKind::Decode, "its id".parse::<SessionHandle>());
+    let owner = |_: &_| Some(Owner::from("x".repeat(10_000)));
+    let long = MongoStore::builder().uri(uri()).owner(owner).build().await.unwrap();
+    let error = long.create(&mut record()).await.unwrap_err();
+    quotes.have("an owner without end", &said_by_the_trait(&error));
+
+    let builder = |client| MongoStore::builder().client(client).owner(|_| Some("ferris"));
+    let client = Client::with_uri_str(uri()).await.unwrap();
+    let create = doc! { "create": "sessions", "collation": { "locale": "en", "strength": 2 } };
+    client.default_database().unwrap().run_command(create).await.unwrap();
+    quotes.of_builder("a collation", ErrorKind::Index, builder(client)).await;
+    let client = Client::with_uri_str(uri()).await.unwrap();
+    let index = doc! { "key": { "owner": 1, "_id": 1 }, "name": "theirs",
+    "partialFilterExpression": { "owner": { "$gt": "a" } } };
+    let create = doc! { "createIndexes": "sessions", "indexes": [index] };
+    client.default_database().unwrap().run_command(create).await.unwrap();
+    quotes.of_builder("another index of owners", ErrorKind::Index, builder(client)).await;
+}
+
+pub(super) async fn filters(quotes: &Quotes) {
+    let store = mongo().await;
+    config(quotes, "an empty filter", store.delete_where(doc! {}).await);
+    let of_data = || doc! { "data.role": "guest" };
+    config(quotes, "data that is a text", store.delete_where(of_data()).await);
+    config(quotes, "the same in a list", store.find(of_data()).try_next().await);
+    let no_filter = doc! { "created": { "$befor": 1 } };
+    is(quotes, "a misspelt operator", ErrorKind::Server, store.delete_where(no_filter).await);
+}
+
+pub(super) async fn keys(quotes: &Quotes) {
+    config(quotes, "no key", Key::from_hex(""));
+    config(quotes, "a key that is cut", Key::from_base64("c2VjcmV0"));
+    let key = |byte| Key::from_bytes(&[byte; 32]);
+    let (uri, builder) = (uri(), MongoStore::builder);
+    for (what, keys, queryable) in [
+        ("one id twice", Keys::new(1, key(1)).and_old(1, key(2)), false),
+        ("queryable too", Keys::new(1, key(1)), true),
+    ] {
+        let builder = builder().uri(&uri).encryption(keys).queryable(queryable);
+        quotes.of_builder(what, ErrorKind::Config, builder).await;
+    }
+    let with = async |keys| builder().uri(&uri).encryption(keys).build().await.unwrap();
+    let sealed = create(&with(Keys::new(1, key(1))).await).await;
+    let said = async |store: MongoStore, id| said_by_the_trait(&store.load(&id).await.unwrap_err());
+    let without = builder().uri(&uri).build().await.unwrap();
+    let plain = create(&without).await;
+    quotes.have("no key any more", &said(without, sealed.id).await);
+    quotes.have("the old key is out", &said(with(Keys::new(2, key(2))).await, sealed.id).await);
+    quotes.have("its id is another's", &said(with(Keys::new(1, key(2))).await, sealed.id).await);
+    let picky = with(Keys::new(1, key(1)).refuse_plain()).await;
+    quotes.have("plain ones are refused", &said(picky, plain.id).await);
+}
+
+pub(super) async fn events(quotes: &Quotes) {
+    let without = CachedMongoStore::builder(mongo().await).change_stream(false);
+    config(quotes, "no stream", without.build().await.unwrap().events().await);
+    let two = MongoStore::builder().uri(uri()).max_pool_size(2).build().await.unwrap();
+    let two = CachedMongoStore::builder(two).build().await.unwrap();
+    config(quotes, "a pool of two", two.events().await);
+    for (what, code) in [("a standalone server", 40573), ("a user who may not watch", 13)] {
+        let proxy = Proxy::start().await;
+        let mongo = MongoStore::connect(proxy.uri()).await.unwrap();
+        let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+        let held = proxy.hold("aggregate");
+        held.refuse(code);
+        config(quotes, what, store.events().await);
+    }
+}

@@ -1,0 +1,165 @@
+//! What the store traces while a test looks.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Once;
+
+use tower_sessions_moka_mongodb_store::mongodb::Namespace;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+pub(crate) const OURS: &str = "tower_sessions_moka_mongodb_store";
+
+/// What this thread has traced.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) spans: Vec<SeenSpan>,
+    pub(crate) events: Vec<SeenEvent>,
+}
+
+#[derive(Debug)]
+pub(crate) struct SeenSpan {
+    pub(crate) id: u64,
+    pub(crate) parent: Option<u64>,
+    pub(crate) name: &'static str,
+    pub(crate) level: Level,
+    pub(crate) fields: Fields,
+}
+
+#[derive(Debug)]
+pub(crate) struct SeenEvent {
+    pub(crate) span: Option<u64>,
+    pub(crate) level: Level,
+    pub(crate) said: String,
+}
+
+thread_local! {
+    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
+}
+
+impl Seen {
+    /// What is traced by this thread while `work` goes on; the runtime has no other.
+    ///
+    /// One subscriber for all threads, which other threads' tests cannot make forget its interests.
+    pub(crate) async fn during(work: impl Future<Output = ()>) -> Self {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            let ours = Capture.with_filter(Targets::new().with_target(OURS, Level::TRACE));
+            let all = tracing_subscriber::registry().with(ours);
+            tracing::subscriber::set_global_default(all).unwrap();
+        });
+        SEEN.set(Some(Self::default()));
+        work.await;
+        SEEN.take().unwrap()
+    }
+
+    pub(crate) fn span(&self, name: &str) -> Option<&SeenSpan> {
+        self.spans.iter().find(|span| span.name == name)
+    }
+
+    /// They are those of a verb and, right below it, of these commands on its collection; and no more
+    /// than that is said.
+    #[track_caller]
+    pub(crate) fn are_of(&self, verb: &str, commands: &[&str], on: &Namespace) {
+        let name = verb;
+        let [verb, below @ ..] = &*self.spans else { panic!("{name} has no span") };
+        assert_eq!((verb.name, verb.parent), (&*format!("session_store.{name}"), None));
+        let names: Vec<_> = below.iter().map(|it| &*it.fields["db.operation.name"]).collect();
+        assert_eq!(names, commands, "{name}");
+        for span in &self.spans {
+            assert_eq!(span.level, Level::DEBUG, "{span:?}");
+            assert!(!span.fields.contains_key("error.type"), "{span:?}");
+        }
+        for command in below {
+            assert_eq!((command.name, command.parent), ("mongodb", Some(verb.id)));
+            let name = format!("{} {}", command.fields["db.operation.name"], on.coll);
+            for (field, value) in [
+                ("otel.kind", "client"),
+                ("otel.name", &*name),
+                ("db.system.name", "mongodb"),
+                ("db.namespace", &*on.db),
+                ("db.collection.name", &*on.coll),
+            ] {
+                assert_eq!(command.fields[field], value, "{command:?}");
+            }
+        }
+        assert!(self.events.is_empty(), "{:?}", self.events);
+    }
+
+    pub(crate) fn warned(&self, text: &str) -> usize {
+        let warnings = self.events.iter().filter(|event| event.level == Level::WARN);
+        warnings.filter(|event| event.said.contains(text)).count()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Fields(BTreeMap<&'static str, String>);
+
+impl Fields {
+    pub(crate) fn contains_key(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&String> {
+        self.0.get(name)
+    }
+}
+
+impl std::ops::Index<&str> for Fields {
+    type Output = String;
+
+    fn index(&self, name: &str) -> &String {
+        self.0.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", self.0))
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+struct Capture;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let Some(seen) = seen else { return };
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
+            let metadata = attributes.metadata();
+            let (id, level) = (id.into_u64(), *metadata.level());
+            seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
+        });
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let spans = seen.iter_mut().flat_map(|seen| &mut seen.spans);
+            for span in spans.filter(|span| span.id == id.into_u64()) {
+                values.record(&mut span.fields);
+            }
+        });
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        SEEN.with_borrow_mut(|seen| {
+            let Some(seen) = seen else { return };
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            let span = context.event_span(event).map(|span| span.id().into_u64());
+            let said = fields.0.into_values().collect::<Vec<_>>().join("\n");
+            seen.events.push(SeenEvent { span, level: *event.metadata().level(), said });
+        });
+    }
+}
