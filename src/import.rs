@@ -79,6 +79,7 @@ use crate::key::SessionKey;
 use crate::mongo::MongoStore;
 use crate::mongo::takeover::{Mark, Takeover};
 use crate::record::{Data, RawId, WallTime};
+use crate::trace;
 
 /// The sessions that tower-sessions-mongodb-store 0.11 has written to `collection`.
 pub fn tower_sessions_mongodb_store<T: Send + Sync>(collection: &Collection<T>) -> Source {
@@ -178,7 +179,8 @@ impl Import {
             on_progress: self.on_progress,
             progress: Progress::default(),
         };
-        tasks.run_paged(walk.run(abandoned), |outcome| outcome).await
+        let run = Box::pin(tasks.run_paged(walk.run(abandoned), |outcome| outcome));
+        trace::verb!("session_store.import", run)
     }
 }
 

@@ -73,8 +73,8 @@
 //!
 //! # Traces and logs
 //!
-//! The calls of tower-sessions and those of the stores' own have a span each at debug (not the streams that list
-//! sessions, `import` and `reencrypt`), `session_store.load` say, and below it each command to MongoDB one
+//! The calls of tower-sessions and those of the stores' own have a span each at debug (not the streams: those that list
+//! sessions, and `reencrypt`), `session_store.load` say, and below it each command to MongoDB one
 //! with the attributes of OpenTelemetry's
 //! [conventions](https://opentelemetry.io/docs/specs/semconv/database/mongodb/); their `error.type` is
 //! the server's error code, or else the [kind](ErrorKind) in small letters. A command that carries the

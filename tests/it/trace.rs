@@ -111,6 +111,19 @@ async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
     seen.are_of("events", &[], &namespace);
 }
 
+#[cfg(feature = "import")]
+#[tokio::test]
+async fn an_import_has_a_span() {
+    use tower_sessions_moka_mongodb_store::import;
+
+    let mongo = mongo().await;
+    let old = mongo.collection().client().database(&fresh_database()).collection::<()>("old");
+    let run = import::tower_sessions_mongodb_store(&old).into(&mongo).run();
+    let seen = Seen::during(async { _ = run.await.unwrap() }).await;
+    // What had expired on its way is removed.
+    seen.are_of("import", &["delete"], &mongo.collection().namespace());
+}
+
 async fn dropped(store: impl Store) {
     let record = create(&store).await;
     let seen = Seen::during(async { store.save(&record).await.unwrap() }).await;

@@ -121,8 +121,10 @@ impl Form {
     pub(super) fn holds(&self, data: &Data) -> bool {
         match self {
             Self::Native => native::encode(data).is_ok(),
-            // It is text before it is encrypted.
-            _ => text::encode(data).is_ok(),
+            Self::Text => text::encode(data).is_ok(),
+            // It is text before.
+            #[cfg(feature = "encryption")]
+            Self::Encrypted(_) => text::encode(data).is_ok(),
         }
     }
 

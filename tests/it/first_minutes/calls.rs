@@ -1,7 +1,7 @@
 //! The mistakes in calls that not every app has: owners, filters, keys, events.
 
 use futures::TryStreamExt;
-use tower_sessions_moka_mongodb_store::{Key, Keys, Owner, SessionHandle};
+use tower_sessions_moka_mongodb_store::{Owner, SessionHandle};
 
 use super::*;
 
@@ -48,7 +48,10 @@ pub(super) async fn filters(quotes: &Quotes) {
     is(quotes, "a misspelt operator", ErrorKind::Server, store.delete_where(no_filter).await);
 }
 
+#[cfg(feature = "encryption")]
 pub(super) async fn keys(quotes: &Quotes) {
+    use tower_sessions_moka_mongodb_store::{Key, Keys};
+
     config(quotes, "no key", Key::from_hex(""));
     config(quotes, "a key that is cut", Key::from_base64("c2VjcmV0"));
     let key = |byte| Key::from_bytes(&[byte; 32]);
