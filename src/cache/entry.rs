@@ -261,7 +261,7 @@ mod tests {
         assert!(text - empty > 10_000 && text - empty < 11_000, "{empty} {text}");
         let nested =
             weigh(&json!({ "list": (0..1000).map(|n| json!({"n": n})).collect::<Vec<_>>() }));
-        assert!(nested > 600_000, "a map of one value takes a whole node: {nested}");
+        assert!(nested > 400_000, "a map takes far more than its one value: {nested}");
     }
 
     /// As an allocator counted them that rounds as `block` does, of `serde_json` 1.0 on 64 bits: with and
