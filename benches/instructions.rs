@@ -82,7 +82,7 @@ fn main() -> Result<ExitCode> {
         );
         return Ok(if options.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     };
-    let server = session_test_server::shared()?;
+    let server = session_test_server::shared_fast()?;
     let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
     eprintln!("{valgrind}, {profile} build, server: {}", server.description());
     let mut over = false;

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[tokio::main]
 async fn main() -> Result<()> {
     let rounds = rounds()?;
-    let server = session_test_server::shared()?;
+    let server = session_test_server::shared_fast()?;
     let uri = server.uri_for(&session_test_server::fresh_database());
     let (bare, cached) = measure(&uri, rounds).await?;
     println!("{rounds} rounds on {}", server.description());

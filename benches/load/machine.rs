@@ -31,7 +31,7 @@ const WATCHED: [&str; 9] = [
     "tower-sessions",
     "tower-sessions-core",
     "tower-sessions-memory-store",
-    env!("CARGO_PKG_NAME"),
+    "tower-sessions-moka-mongodb-store",
 ];
 
 pub(crate) fn is_optimised() -> bool {

@@ -61,7 +61,9 @@ fn main() -> Result<ExitCode> {
         Asked::Server => return server::run().map(|()| ExitCode::SUCCESS),
         Asked::Run(options) => *options,
     };
-    let mongo = session_test_server::shared()?;
+    // Cargo starts a bench in its package's folder. Files of the options are relative to the repository.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
+    let mongo = session_test_server::shared_fast()?;
     let machine = Machine::of(mongo);
     for (what, text) in machine.lines() {
         println!("{what:9} {text}");

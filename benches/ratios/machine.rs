@@ -14,7 +14,8 @@ pub(crate) fn describe(bench: &Bench) {
         eprintln!("load before: {}", load.join(" "));
     }
     let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-    eprintln!("build: {profile}, tower-sessions-moka-mongodb-store {}", env!("CARGO_PKG_VERSION"));
+    let store = "tower-sessions-moka-mongodb-store";
+    eprintln!("build: {profile}, {store} {}", version(store).unwrap_or("unknown"));
     let of = |name| format!("{name} {}", version(name).unwrap_or("unknown"));
     eprintln!("with: {}", ["mongodb", "moka", "tower-sessions", "tokio"].map(of).join(", "));
     eprintln!("server: {}", bench.server.description());

@@ -49,7 +49,7 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let options = Options::parse()?;
-    let bench = Bench::new(session_test_server::shared()?, options.rounds, options.quick);
+    let bench = Bench::new(session_test_server::shared_fast()?, options.rounds, options.quick);
     machine::describe(&bench);
     let mut failed = 0;
     for figure in options.chosen {

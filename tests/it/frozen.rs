@@ -21,7 +21,7 @@ use crate::common::{cache_of, uri};
 const FROZEN: usize = 14;
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/frozen")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("it/frozen")
 }
 
 fn the_documents_of_today() -> Vec<(&'static str, Value)> {

@@ -215,7 +215,7 @@ fn read(file: &str) -> String {
 }
 
 fn in_example(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/observability").join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/observability").join(file)
 }
 
 /// The program, if it is there. Told past the test's captured output.
