@@ -60,7 +60,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "Set MONGODB_URI to a server you have, or put `mongod` on PATH, or install \
-                     `cmake` and a C++ compiler, or Python 3.10+ with venv and pip, and run again"
+                     Python 3.10+ with venv and pip, or `cmake` and a C++ compiler, and run again"
                 )
             }
             Self::External(reason) => write!(f, "MONGODB_URI is set, but {reason}"),

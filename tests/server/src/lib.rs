@@ -1,10 +1,18 @@
 //! A MongoDB server for tests, examples and benches to run on, found or made without being asked.
 //!
-//! In this order: the server of `MONGODB_URI` if that is set; a `mongod` on PATH; `secantusd-rs` on
-//! PATH or in the cache; the same built into the cache with cargo if `cmake` is there; its Python
-//! twin, installed into the cache in a virtual environment. One line on stderr says what was done
-//! and why. The cache is `$SESSION_TEST_SERVER_CACHE`, else `tower-sessions-moka-mongodb-store` in
-//! `$XDG_CACHE_HOME` or `~/.cache`.
+//! In this order:
+//!
+//! 1. the server of `MONGODB_URI`, if that is set,
+//! 2. a `mongod` on PATH,
+//! 3. `secantusd-rs` on PATH or in the cache,
+//! 4. its Python twin in the cache,
+//! 5. the twin, installed into the cache with pip, which takes about a minute,
+//! 6. `secantusd-rs`, built into the cache with cargo, which takes some minutes and needs `cmake`.
+//!
+//! A way that fails leads to the next one. One line on stderr says what was done and why. The variable
+//! `SESSION_TEST_SERVER` names one kind to use: `mongod`, `rust` or `python`. The cache is
+//! `$SESSION_TEST_SERVER_CACHE`, else `tower-sessions-moka-mongodb-store` in `$XDG_CACHE_HOME` or
+//! `~/.cache`.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), session_test_server::Error> {
@@ -82,6 +90,20 @@ pub enum Kind {
 /// If `MONGODB_URI` is set and nothing answers there, or no server could be found, installed or
 /// started. All later calls give the same error.
 pub fn shared() -> Result<&'static TestServer, Error> {
+    shared_of(TestServer::builder())
+}
+
+/// The [`shared`] server for a bench: see [`Builder::fast`].
+///
+/// # Errors
+///
+/// As [`shared`].
+pub fn shared_fast() -> Result<&'static TestServer, Error> {
+    shared_of(TestServer::builder().fast(true))
+}
+
+/// The first call decides which server it is.
+fn shared_of(builder: Builder) -> Result<&'static TestServer, Error> {
     static SHARED: OnceLock<Result<TestServer, Error>> = OnceLock::new();
 
     let server = SHARED.get_or_init(|| match std::env::var("MONGODB_URI") {
@@ -89,7 +111,7 @@ pub fn shared() -> Result<&'static TestServer, Error> {
         Err(std::env::VarError::NotUnicode(_)) => {
             Err(Error::External("it is not UTF-8".to_owned()))
         }
-        _ => TestServer::builder().start(),
+        _ => builder.start(),
     });
     server.as_ref().map_err(Clone::clone)
 }
@@ -126,7 +148,7 @@ pub fn fresh_database() -> String {
 /// If there is none and none can be installed.
 pub fn install(kind: Option<Kind>) -> Result<String, Error> {
     #[cfg(unix)]
-    return find::program(kind).map(|program| program.title);
+    return find::program(kind, false).map(|program| program.title);
     #[cfg(not(unix))]
     return Builder { kind, ..Builder::default() }.start().map(|server| server.description());
 }

@@ -18,7 +18,9 @@ A MongoDB-compatible server for tests, on loopback, with temporary data.
   --durable     acknowledged writes survive a kill -9 of the server
   --help        this text
 
-Without a kind: the first there is, in that order; secantusd is installed if need be.
+Without a kind: that of SESSION_TEST_SERVER (mongod, rust or python) if it is set, else the first one
+that is found, in the order above. If none is found, the Python twin is installed with pip (about a
+minute), or else secantusd-rs is built with cargo (some minutes, with cmake and a C++ compiler).
 ";
 
 fn main() -> ExitCode {

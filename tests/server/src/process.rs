@@ -41,7 +41,7 @@ pub(crate) struct Own {
 impl Own {
     /// Finds (or installs) a program and starts it as `options` say.
     pub(crate) fn start(options: Builder) -> Result<Self, Error> {
-        let program = find::program(options.kind)?;
+        let program = find::program(options.kind, options.fast)?;
         let mut own = Self::without_server(program, options)?;
         let mut tries = 0;
         loop {

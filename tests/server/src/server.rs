@@ -25,6 +25,7 @@ pub struct TestServer {
 #[must_use]
 pub struct Builder {
     pub(crate) kind: Option<Kind>,
+    pub(crate) fast: bool,
     pub(crate) durable: bool,
     pub(crate) auth: bool,
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
@@ -36,6 +37,16 @@ impl Builder {
     /// Only this kind of server, not the first that is found.
     pub fn kind(mut self, kind: Kind) -> Self {
         self.kind = Some(kind);
+        self
+    }
+
+    /// Whether the faster server is preferred to the one that is ready sooner; off by default.
+    ///
+    /// Benches switch this on. It matters only where no server is installed yet, or only the Python
+    /// twin is: the server in Rust is then built, which takes some minutes. If that fails, the twin
+    /// is used.
+    pub fn fast(mut self, fast: bool) -> Self {
+        self.fast = fast;
         self
     }
 
