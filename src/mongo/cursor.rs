@@ -32,10 +32,10 @@ pub(crate) struct Cursor {
 pub(crate) type Token = Document;
 
 /// What one answer has handed over.
-pub(super) struct Handed {
-    pub(super) events: Vec<Document>,
+pub(crate) struct Handed {
+    pub(crate) events: Vec<Document>,
     /// After all of them, from a server that says so.
-    pub(super) after: Option<Token>,
+    pub(crate) after: Option<Token>,
 }
 
 /// The reports with which a stream ends.

@@ -10,6 +10,7 @@ mod fleet;
 mod heal;
 mod memory;
 mod operation;
+mod oplog;
 mod oracle;
 mod profile;
 mod queues;

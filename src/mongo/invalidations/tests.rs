@@ -1,3 +1,5 @@
+use bson::doc;
+
 use super::*;
 
 #[test]
@@ -17,8 +19,10 @@ fn a_batch_vouches_for_no_more_than_it_can() {
     use Waited::{No, OnARouter, OnOneServer};
 
     let token = doc! { "_data": "8263C1E0A4000000022B0229296E04" };
-    let (token, next) = (time_in(&token), Some(ServerTime(0x63C1_E0A4_0000_0003)));
-    let (early, late) = (Some(ServerTime(1)), Some(ServerTime(u64::MAX)));
+    let token = time_in(&token);
+    let next = Some(ServerTime(0x63C1_E0A4_0000_0003));
+    let early = Some(ServerTime(1));
+    let late = Some(ServerTime(u64::MAX));
     assert!(early < token && token < late);
     for (at, last, empty, waited, vouched) in [
         // The time of the token, and all that is before it.
