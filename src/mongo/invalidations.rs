@@ -5,23 +5,14 @@
 use bson::{Bson, Document};
 
 use super::cursor::{Handed, Token};
+use super::watermark::{Proof, StreamSource, Watermark};
 use crate::backend::{Batch, Change, Rev, ServerTime};
 use crate::key::SessionKey;
-
-/// Which kind of server feeds a change stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StreamSource {
-    /// A member of a replica set, which reads its own oplog.
-    Member,
-    /// A router (mongos), which merges the streams of all shards.
-    Router,
-}
 
 /// Reads the replies of one open change stream, in their order.
 #[derive(Clone, Debug)]
 pub(crate) struct InvalidationReader {
-    source: StreamSource,
-    is_first: bool,
+    watermark: Watermark,
 }
 
 /// What one reply says.
@@ -35,7 +26,7 @@ pub(crate) struct Reading {
 impl InvalidationReader {
     /// For a stream that has just been opened.
     pub(crate) fn new(source: StreamSource) -> Self {
-        Self { source, is_first: true }
+        Self { watermark: Watermark::new(source) }
     }
 
     /// Reads the next reply: first the one to `aggregate`, then each one to `getMore`.
@@ -54,42 +45,10 @@ impl InvalidationReader {
         let of_last = || events.last()?.get_document("_id").ok().cloned();
         let position = after.or_else(of_last);
         let token = position.as_ref().and_then(time_in);
-        let waited = match self.source {
-            _ if std::mem::take(&mut self.is_first) => Waited::No,
-            StreamSource::Member => Waited::OnOneServer,
-            StreamSource::Router => Waited::OnARouter,
-        };
-        let (reached, complete) = vouched_for(token, newest_change, events.is_empty(), waited);
-        let batch = Batch { changes, ended, position, reached, complete };
+        let Proof { reached, complete_on } =
+            self.watermark.judge(token, newest_change, events.is_empty());
+        let batch = Batch { changes, ended, position, reached, complete_on };
         Reading { batch, newest_change }
-    }
-}
-
-/// Whether a batch was waited for on the server's side, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waited {
-    No,
-    OnOneServer,
-    OnARouter,
-}
-
-/// Up to which time all changes have been handed over, and whether all from before the question have:
-/// by a batch whose resume token holds the time `at`, and whose last change is that of `last`.
-fn vouched_for(
-    at: Option<ServerTime>,
-    last: Option<ServerTime>,
-    empty: bool,
-    waited: Waited,
-) -> (Option<ServerTime>, bool) {
-    match at {
-        // On one server, an empty batch has left none behind; through a router, changes at this very
-        // time may still come from another shard.
-        Some(at) if empty && waited == Waited::OnOneServer => {
-            (Some(ServerTime(at.0.saturating_add(1))), false)
-        }
-        Some(at) => (Some(at.min(last.unwrap_or(at))), false),
-        None if empty && waited == Waited::OnOneServer => (None, true),
-        None => (last, false),
     }
 }
 

@@ -29,6 +29,7 @@ mod timer;
 mod uri;
 mod warming;
 mod watch;
+pub(crate) mod watermark;
 
 use std::fmt;
 use std::future::Future;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use bson::{Document, doc};
 
 use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
-use super::invalidations::{InvalidationReader, Reading, StreamSource};
+use super::invalidations::{InvalidationReader, Reading};
+use super::watermark::StreamSource;
 use super::{Sessions, document};
-use crate::backend::{Asked, Batch, Changes, Fault, Opened, ServerTime};
+use crate::backend::{Asked, Batch, Changes, Fault, Opened, PrimaryTime, ServerId, ServerTime};
 
 /// How the changes of one collection are asked for.
 #[derive(Clone)]
@@ -39,7 +40,7 @@ impl Changes for Watch {
         Box::pin(self.clone().noting(self.clone().goes_on(stream), Sign::OfTrouble))
     }
 
-    fn fence(&self) -> Asked<ServerTime> {
+    fn fence(&self) -> Asked<PrimaryTime> {
         let (watch, asks) = (self.clone(), self.clone());
         Box::pin(watch.noting(async move { asks.asks_the_time().await }, Sign::OfLife))
     }
@@ -69,9 +70,7 @@ impl Watch {
     async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
         let is_new = after.is_none();
         let (cursor, reply) = self.sessions.clone().open_stream(after, stages()).await?;
-        let is_router = cursor.server().is_router();
-        let source = if is_router { StreamSource::Router } else { StreamSource::Member };
-        let mut reader = InvalidationReader::new(source);
+        let mut reader = InvalidationReader::new(cursor.server().source());
         let batch = self.read(&mut reader, reply);
         if is_new {
             // What changed before the stream begins is never reported, so no read from here on may
@@ -91,7 +90,7 @@ impl Watch {
     /// The time of the newest change on the primary, were it by a write that nobody has heard of
     /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
     /// reads are no older than that.
-    async fn asks_the_time(&self) -> Result<ServerTime, Fault> {
+    async fn asks_the_time(&self) -> Result<PrimaryTime, Fault> {
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();
@@ -117,7 +116,7 @@ impl Watch {
         }
         let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
         self.sessions.seen.advance(time);
-        Ok(time)
+        Ok(PrimaryTime { time, visible_on: visible_on(&reply, time, server.source()) })
     }
 
     fn read(&self, reader: &mut InvalidationReader, reply: Handed) -> Batch<Token> {
@@ -127,6 +126,21 @@ impl Watch {
             self.sessions.seen.advance(newest_change);
         }
         batch
+    }
+}
+
+/// The member on which every scan from now on sees all up to `time`, the newest entry of the primary that
+/// has answered to `hello`. A stream sees the changes that a majority has.
+fn visible_on(reply: &Document, time: ServerTime, source: StreamSource) -> Option<ServerId> {
+    let StreamSource::Member(primary) = source else { return None };
+    let majority = || reply.get_document("lastWrite").ok()?.get_document("majorityOpTime").ok();
+    match majority() {
+        Some(majority) => {
+            let at = majority.get_timestamp("ts").ok()?;
+            (ServerTime::from(at) >= time).then_some(primary)
+        }
+        // A server that does not say how far a majority is.
+        None => Some(primary),
     }
 }
 

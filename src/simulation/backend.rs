@@ -9,7 +9,7 @@ use super::chance::Chance;
 use super::operation::{Operation, Outcome};
 use super::stream::{Cursor, Reply};
 use super::wire::{Manners, Wire};
-use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, Rev, ServerTime};
+use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Rev};
 use crate::clock::Clock;
 use crate::dispatch::Commands;
 use crate::error::{Error, ErrorKind, Result};
@@ -309,7 +309,7 @@ impl Changes for FakeBackend {
         let reply = self.ask(Operation::Open(after), handed);
         Box::pin(async move {
             let (cursor, reply) = reply.await?;
-            let mut reader = InvalidationReader::new(cursor.source);
+            let mut reader = InvalidationReader::new(cursor.source());
             let batch = reader.read(reply.into()).batch;
             Ok((Stream { cursor, reader }, batch))
         })
@@ -325,7 +325,7 @@ impl Changes for FakeBackend {
         })
     }
 
-    fn fence(&self) -> Asked<ServerTime> {
+    fn fence(&self) -> Asked<PrimaryTime> {
         self.ask(Operation::Fence, |outcome| match outcome {
             Outcome::Time(time) => Some(time),
             _ => None,

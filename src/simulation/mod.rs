@@ -19,6 +19,7 @@ mod seeds;
 mod stream;
 mod trace;
 mod walk;
+mod watermark;
 mod wire;
 
 use std::time::Duration;

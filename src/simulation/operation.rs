@@ -2,7 +2,7 @@
 
 use super::database::Database;
 use super::stream::{Cursor, Reply};
-use crate::backend::{Fault, Rev, ServerTime};
+use crate::backend::{Fault, PrimaryTime, Rev};
 use crate::key::SessionKey;
 use crate::mongo::cursor::Token;
 use crate::record::{Session, WallTime};
@@ -27,7 +27,7 @@ pub(super) enum Outcome {
     Removed,
     Cleared(u64),
     Handed(Cursor, Reply),
-    Time(ServerTime),
+    Time(PrimaryTime),
 }
 
 impl Operation {

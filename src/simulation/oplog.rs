@@ -13,6 +13,9 @@ pub(super) struct Oplog {
     oldest: u64,
     /// Which shard the next write that is not about a session goes to.
     next: usize,
+    /// The members of the replica set that were primary before, with the time up to which each has replicated
+    /// since. None if there are several shards.
+    deposed: Vec<u64>,
 }
 
 struct Shard {
@@ -37,7 +40,7 @@ impl Oplog {
     pub(super) fn new(shards: usize) -> Self {
         let shard = || Shard { applied: 1, clock: 1, changes: Vec::new() };
         let shards = (0..shards).map(|_| shard()).collect();
-        Self { shards, oldest: 0, next: 0 }
+        Self { shards, oldest: 0, next: 0, deposed: Vec::new() }
     }
 
     pub(super) fn shards(&self) -> usize {
@@ -90,8 +93,40 @@ impl Oplog {
         self.shards.iter().map(|shard| shard.applied).max().unwrap_or(0)
     }
 
-    pub(super) fn applied_by(&self, shard: usize) -> u64 {
+    pub(super) fn applied_on(&self, shard: usize) -> u64 {
         self.shards[shard].applied
+    }
+
+    /// Another member becomes the primary. The one before stays there as a secondary, and feeds its streams.
+    pub(super) fn elect(&mut self) {
+        if self.shards.len() == 1 {
+            self.deposed.push(self.applied());
+            // The entry with which each term begins.
+            self.tick(0);
+        }
+    }
+
+    /// The number of the primary among all members.
+    pub(super) fn primary(&self) -> usize {
+        self.deposed.len()
+    }
+
+    /// The member that was primary before.
+    pub(super) fn deposed(&self) -> Option<usize> {
+        self.deposed.len().checked_sub(1)
+    }
+
+    /// The time of the newest entry that a member has.
+    pub(super) fn applied_by(&self, member: usize) -> u64 {
+        self.deposed.get(member).copied().unwrap_or_else(|| self.applied())
+    }
+
+    /// A member that is primary no more replicates some entries.
+    pub(super) fn replicate(&mut self, member: usize, entries: u64) {
+        let applied = self.applied();
+        if let Some(replicated) = self.deposed.get_mut(member) {
+            *replicated = applied.min(*replicated + entries);
+        }
     }
 
     pub(super) fn changes(&self, shard: usize) -> &[Logged] {

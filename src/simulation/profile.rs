@@ -55,6 +55,8 @@ pub(super) struct Rates {
     pub(super) refuse_stream: f64,
     pub(super) lose_history: f64,
     pub(super) drop_collection: f64,
+    /// Another member of the replica set becomes the primary.
+    pub(super) elect: f64,
     /// One kind of calls stands still for a while, in one direction.
     pub(super) stall: f64,
     /// Nothing answers one store for a while.
@@ -124,6 +126,7 @@ impl Profile {
             refuse_stream: 0.002,
             lose_history: 0.002,
             drop_collection: 0.0005,
+            elect: chance.pick(&[0.0, 0.005, 0.02]),
             stall: 0.005,
             outage: 0.0,
         };

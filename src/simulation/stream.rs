@@ -19,18 +19,33 @@ use super::chance::Chance;
 use super::operation::Operation;
 use super::oplog::Logged;
 use super::wire::State;
-use crate::backend::{Fault, ServerTime};
+use crate::backend::{Fault, PrimaryTime, ServerId, ServerTime};
 use crate::mongo::cursor::{Handed, Token};
-use crate::mongo::invalidations::StreamSource;
+use crate::mongo::watermark::StreamSource;
 
 /// An open stream: the server's cursor.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor {
     pub(super) stream: usize,
-    pub(super) source: StreamSource,
+    /// The member that it reads from. 0 stands for a router if there are several shards.
+    member: usize,
     /// One for each shard.
     scans: Vec<Scan>,
     token: Mark,
+}
+
+impl Cursor {
+    pub(super) fn source(&self) -> StreamSource {
+        if self.is_merged() {
+            StreamSource::Router
+        } else {
+            StreamSource::Member(server(self.member))
+        }
+    }
+
+    fn is_merged(&self) -> bool {
+        self.scans.len() > 1
+    }
 }
 
 /// How far a shard's oplog has been read.
@@ -72,10 +87,14 @@ impl State {
         if !self.manners.streams {
             return Err(Fault::Unsupported("it is not asked to"));
         }
+        let healed = self.manners.healed;
         let oplog = &mut self.database.oplog;
+        // The driver may not have noticed yet that a member is primary no more.
+        let deposed = oplog.deposed().filter(|_| !healed && chance.happens(0.3));
+        let member = deposed.unwrap_or(oplog.primary());
         let token = match after {
             Some(token) => Mark::read(token),
-            None => Mark { time: oplog.applied() + 1, change: None },
+            None => Mark { time: oplog.applied_by(member) + 1, change: None },
         };
         if oplog.has_lost(token.time) {
             return Err(Fault::Lost);
@@ -94,7 +113,7 @@ impl State {
         };
         let cursor = Cursor {
             stream: self.streams.len(),
-            source: if shards == 1 { StreamSource::Member } else { StreamSource::Router },
+            member,
             scans: (0..shards).map(scan).collect(),
             token,
         };
@@ -113,20 +132,32 @@ impl State {
         if let Some(key) = self.manners.busy.filter(|_| !self.manners.healed) {
             self.database.another_write(Some(key));
         }
-        let is_router = cursor.source == StreamSource::Router;
-        if is_router && (self.manners.healed || chance.happens(0.3)) {
-            self.database.oplog.tick_everywhere();
+        let oplog = &mut self.database.oplog;
+        if cursor.is_merged() && (self.manners.healed || chance.happens(0.3)) {
+            oplog.tick_everywhere();
+        }
+        if cursor.member != oplog.primary() {
+            if self.manners.healed {
+                return Err(Fault::Passing);
+            }
+            if chance.happens(0.2) {
+                oplog.replicate(cursor.member, chance.below(4) as u64);
+            }
         }
         Ok(self.hand_over(cursor, chance))
     }
 
-    /// The time of the newest entry, or of the newest when the question was sent.
-    pub(super) fn fence(&mut self, call: usize, chance: &Chance) -> ServerTime {
+    /// The time of the primary's newest entry, or of the newest when the question was sent.
+    pub(super) fn fence(&mut self, call: usize, chance: &Chance) -> PrimaryTime {
         if !self.manners.healed && chance.happens(self.manners.others) {
             self.database.another_write(None);
         }
         let asked = self.records[call].asked_time;
-        ServerTime(if chance.happens(0.3) { asked } else { self.database.oplog.applied() })
+        let oplog = &self.database.oplog;
+        let time = if chance.happens(0.3) { asked } else { oplog.applied() };
+        let is_router = oplog.shards() > 1;
+        let visible_on = (!is_router).then(|| server(oplog.primary()));
+        PrimaryTime { time: ServerTime(time), visible_on }
     }
 
     /// Breaks the streams of one store off.
@@ -143,8 +174,11 @@ impl State {
     /// Reads the oplogs to their ends. A batch is empty only if there is nothing to hand over.
     fn hand_over(&self, mut cursor: Cursor, chance: &Chance) -> (Cursor, Reply) {
         let oplog = &self.database.oplog;
+        let is_merged = cursor.is_merged();
         for (shard, scan) in cursor.scans.iter_mut().enumerate() {
-            scan.examined = scan.examined.max(oplog.applied_by(shard));
+            let applied =
+                if is_merged { oplog.applied_on(shard) } else { oplog.applied_by(cursor.member) };
+            scan.examined = scan.examined.max(applied);
         }
         let healed = self.manners.healed;
         let most = if healed {
@@ -188,12 +222,14 @@ impl State {
         (!waits).then_some(first)
     }
 
-    /// The next change of each shard.
+    /// The next change of each shard, or of the one member.
     fn pending(&self, cursor: &Cursor) -> Vec<Option<(Mark, Logged)>> {
         let pending = |(shard, scan): (usize, &Scan)| {
             let logged = *self.database.oplog.changes(shard).get(scan.place)?;
             let mark = Mark { time: logged.time, change: Some((shard, scan.place)) };
-            Some((mark, logged))
+            let oplog = &self.database.oplog;
+            let is_there = cursor.is_merged() || logged.time <= oplog.applied_by(cursor.member);
+            is_there.then_some((mark, logged))
         };
         cursor.scans.iter().enumerate().map(pending).collect()
     }
@@ -202,7 +238,7 @@ impl State {
     /// has more to hand over: the batch was full.
     fn examined(&self, cursor: &Cursor) -> Option<u64> {
         let pending = self.pending(cursor);
-        if cursor.source == StreamSource::Member && pending.iter().any(Option::is_some) {
+        if !cursor.is_merged() && pending.iter().any(Option::is_some) {
             return None;
         }
         let examined = cursor.scans.iter().zip(pending).map(|(scan, pending)| {
@@ -245,6 +281,10 @@ impl Mark {
         let change = (text.len() > 18).then(|| (place(18, 26), place(26, 34)));
         Self { time: number(2, 18), change }
     }
+}
+
+fn server(member: usize) -> ServerId {
+    ServerId(member.to_string().into())
 }
 
 fn binary(bytes: &[u8]) -> bson::Binary {

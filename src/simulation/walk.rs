@@ -265,6 +265,10 @@ impl Walk {
                 state.break_streams(node, fault);
             }
         }
+        if chance.happens(rates.elect) {
+            state.trace.note(|| "elect another primary".to_owned());
+            state.database.oplog.elect();
+        }
         if chance.happens(rates.drop_collection) {
             state.trace.note(|| "drop the collection".to_owned());
             state.database.drop_all();
