@@ -190,3 +190,29 @@ enum Sign {
     /// Its failure alone: a deposed primary goes on feeding a stream.
     OfTrouble,
 }
+
+#[cfg(test)]
+mod tests {
+    use bson::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_primary_vouches_for_its_own_scans_once_a_majority_has_its_newest_entry() {
+        let one = ServerId("one:27017".into());
+        let member = || StreamSource::Member(one.clone());
+        let time = ServerTime::from(Timestamp { time: 9, increment: 2 });
+        let hello = |increment| {
+            let ts = Timestamp { time: 9, increment };
+            doc! { "isWritablePrimary": true, "lastWrite": { "majorityOpTime": { "ts": ts, "t": 1 } } }
+        };
+        assert_eq!(visible_on(&hello(1), time, member()), None);
+        assert_eq!(visible_on(&hello(2), time, member()), Some(one.clone()));
+        assert_eq!(visible_on(&hello(3), time, member()), Some(one.clone()));
+        assert_eq!(visible_on(&hello(3), time, StreamSource::Router), None);
+        // A server that does not say it, and one that says it in another form.
+        assert_eq!(visible_on(&doc! {}, time, member()), Some(one.clone()));
+        let other = doc! { "lastWrite": { "majorityOpTime": { "ts": 9 } } };
+        assert_eq!(visible_on(&other, time, member()), None);
+    }
+}
