@@ -10,6 +10,8 @@ mod cursor;
 mod document;
 mod expiry;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod listing;
 mod live;
 pub(crate) mod news;
