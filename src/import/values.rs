@@ -96,3 +96,65 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Ok(Value::Object(object))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::{Old, fuzzing, read};
+    use super::*;
+    use crate::fuzzing::same;
+    use crate::samples::{bomb, data, hostile, nested, on_a_small_stack};
+
+    fn imported(data: &Data) -> Result<Data, &'static str> {
+        let record = rmp_serde::to_vec(&(fuzzing::NUMBER, data, json!([2026, 1]))).unwrap();
+        read(&fuzzing::old(&record)).map(|Old { data, .. }| data)
+    }
+
+    /// Data as the other store itself reads it. With `arbitrary_precision`, a number is a struct of one
+    /// text to `serde`, for which MessagePack has an array.
+    fn in_the_old_store(data: &Data) -> Data {
+        data.iter().map(|(key, value)| (key.clone(), old_value(value))).collect()
+    }
+
+    fn old_value(value: &Value) -> Value {
+        let is_text = size_of::<Number>() == size_of::<String>();
+        match value {
+            Value::Number(number) if is_text => json!([number.to_string()]),
+            Value::Array(items) => items.iter().map(old_value).collect(),
+            Value::Object(map) => {
+                map.iter().map(|(key, value)| (key.clone(), old_value(value))).collect()
+            }
+            other => other.clone(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_another_store_wrote_is_read(data in data()) {
+            prop_assert!(same(&imported(&data).unwrap(), &in_the_old_store(&data)));
+        }
+    }
+
+    #[test]
+    fn keys_that_serde_json_uses_itself_are_keys() {
+        on_a_small_stack("importing", || {
+            for data in hostile().iter().chain(&[bomb(20), nested(98)]) {
+                assert!(same(&imported(data).unwrap(), &in_the_old_store(data)), "{data:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_record_that_is_nested_without_end_is_unreadable() {
+        on_a_small_stack("importing", || {
+            for level in [&[0x91][..], &[0x81, 0xa1, b'k']] {
+                for start in [&[0x93, 7, 0x81, 0xa1, b'a'][..], &[0x93, 7, 0x80], &[]] {
+                    let record = [start, &level.repeat(100_000)].concat();
+                    assert!(read(&fuzzing::old(&record)).is_err());
+                }
+            }
+        });
+    }
+}
