@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bson::{Bson, Document, doc};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
@@ -122,6 +124,10 @@ fn extended(value: Bson) -> Value {
         Bson::Int32(number) => json!({ "$numberInt": number.to_string() }),
         Bson::Int64(number) => json!({ "$numberLong": number.to_string() }),
         Bson::Double(number) => json!({ "$numberDouble": format!("{number:?}") }),
+        Bson::Binary(binary) => {
+            let subtype = format!("{:02x}", u8::from(binary.subtype));
+            json!({ "$binary": { "base64": STANDARD.encode(binary.bytes), "subType": subtype } })
+        }
         Bson::Array(items) => items.into_iter().map(extended).collect(),
         Bson::Document(document) => {
             document.into_iter().map(|(key, value)| (key, extended(value))).collect()
