@@ -35,7 +35,7 @@ pub enum ErrorKind {
     Permission,
     /// The expiry index is missing or stands with other options. The message says how to mend it.
     Index,
-    /// The session cannot be stored: too large, too deep, or a number that BSON cannot hold.
+    /// The session cannot be stored: it is too large or too deep.
     /// Nothing was sent.
     Encode,
     /// What is stored is not a session that this version can read. The message says what was found.

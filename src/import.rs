@@ -62,6 +62,10 @@
 //! a mark, for any run to begin with, or the arrival of its mark is there, for any run to make live, or
 //! the session has been live.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod values;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -74,6 +78,7 @@ use serde::de::IgnoredAny;
 use tokio_util::sync::CancellationToken;
 use tower_sessions_core::session::Id;
 
+use self::values::Values;
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
@@ -326,7 +331,7 @@ struct Old {
 /// What stands in `data`: tower-sessions' record, an array of its fields. Its expiry is the one of
 /// `expireAt`, in its own words.
 #[derive(Deserialize)]
-struct Record(i128, Data, #[allow(dead_code, reason = "it has to be there")] IgnoredAny);
+struct Record(i128, Values, #[allow(dead_code, reason = "it has to be there")] IgnoredAny);
 
 /// The record's array and the map in it come on top of what a session's data may have.
 const MAX_DEPTH: usize = 128;
@@ -344,7 +349,7 @@ fn read(document: &RawDocument) -> std::result::Result<Old, &'static str> {
     };
     let mut decoder = rmp_serde::Deserializer::from_read_ref(data);
     decoder.set_max_depth(MAX_DEPTH);
-    let Record(recorded, data, _) = Record::deserialize(&mut decoder)
+    let Record(recorded, Values(data), _) = Record::deserialize(&mut decoder)
         .map_err(|_| "its `data` is no record of tower-sessions")?;
     // Under which of the two ids would a browser find it?
     if recorded != number {

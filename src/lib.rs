@@ -101,6 +101,9 @@ mod contract;
 mod dispatch;
 mod error;
 mod follow;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod handle;
@@ -111,9 +114,12 @@ pub mod import;
 mod key;
 mod metrics;
 mod mongo;
+mod number;
 mod owner;
 mod record;
 mod removals;
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod simulation;
 mod store;

@@ -12,6 +12,14 @@ use crate::key::SessionKey;
 /// What an app keeps in a session. The type that both generations of tower-sessions-core use.
 pub(crate) type Data = HashMap<String, Value>;
 
+/// How many levels of arrays and objects a value in a session may have, in every form and in both
+/// directions. So no session can overflow a stack.
+///
+/// The server keeps documents of at most 100 levels; the document and its `data` take two of them. A
+/// text has the same bound, so that what is stored in one form can be stored in the other.
+/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
+pub(crate) const MAX_DEPTH: usize = 98;
+
 /// A moment of the wall clock, by which sessions expire: in whole milliseconds since 1970.
 ///
 /// BSON dates have no finer unit, so the cache keeps to it as well and both tiers return the same

@@ -30,6 +30,8 @@ use self::lease::Lease;
 pub use self::limits::EvictionPolicy;
 pub(crate) use self::limits::Limits;
 use self::outage::Outage;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::packed::{pack, unpack};
 pub(crate) use self::standing::Standing;
 pub(crate) use self::ticket::{Landing, Ticket};
 pub(crate) use self::warming::{NoRoom, Offer};

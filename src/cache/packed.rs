@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Number, Value};
 
-use crate::record::Data;
+use crate::number;
+use crate::record::{Data, MAX_DEPTH};
 
 const NULL: u8 = 0x00;
 const FALSE: u8 = 0x01;
@@ -38,38 +39,35 @@ const FEW: usize = 8;
 const SHORT: usize = 32;
 const SMALL_NUMBERS: u64 = 64;
 
-/// Deeper than anything that the database takes (98). Both ways recurse.
-const DEPTH: usize = 120;
-
 /// `None` for what is nested too deeply.
-pub(super) fn pack(data: &Data) -> Option<Arc<str>> {
+pub(crate) fn pack(data: &Data) -> Option<Arc<str>> {
     let mut writer = Writer(String::with_capacity(256));
     writer.varint(data.len() as u64);
     for (key, value) in data {
         writer.text(key);
-        writer.value(value, DEPTH)?;
+        writer.value(value, MAX_DEPTH)?;
     }
     Some(writer.0.into())
 }
 
 /// `None` for what [`pack`] has not written.
-pub(super) fn unpack(packed: &str) -> Option<Data> {
+pub(crate) fn unpack(packed: &str) -> Option<Data> {
     let mut reader = Reader { packed, at: 0 };
     let count = reader.length()?;
     // No more is set aside than there can be, whatever the count says.
-    let mut data = Data::with_capacity(count.min(packed.len()));
+    let mut data = Data::with_capacity(count.min(reader.left()));
     for _ in 0..count {
         let key = reader.key()?;
-        data.insert(key, reader.value()?);
+        data.insert(key, reader.value(MAX_DEPTH)?);
     }
-    Some(data)
+    reader.is_at_end().then_some(data)
 }
 
 struct Writer(String);
 
 impl Writer {
-    fn value(&mut self, value: &Value, depth: usize) -> Option<()> {
-        let deeper = depth.checked_sub(1)?;
+    /// Packs a value with at most this many levels. This bounds the depth of the calls.
+    fn value(&mut self, value: &Value, levels: usize) -> Option<()> {
         match value {
             Value::Null => self.byte(NULL),
             Value::Bool(false) => self.byte(FALSE),
@@ -77,16 +75,18 @@ impl Writer {
             Value::Number(number) => self.number(number),
             Value::String(text) => self.text(text),
             Value::Array(items) => {
+                let levels = levels.checked_sub(1)?;
                 self.length(ARRAY, ARRAY_OF, FEW, items.len());
                 for item in items {
-                    self.value(item, deeper)?;
+                    self.value(item, levels)?;
                 }
             }
             Value::Object(map) => {
+                let levels = levels.checked_sub(1)?;
                 self.length(OBJECT, OBJECT_OF, FEW, map.len());
                 for (key, value) in map {
                     self.text(key);
-                    self.value(value, deeper)?;
+                    self.value(value, levels)?;
                 }
             }
         }
@@ -166,7 +166,8 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn value(&mut self) -> Option<Value> {
+    /// Unpacks a value with at most this many levels. This bounds the depth of the calls.
+    fn value(&mut self, levels: usize) -> Option<Value> {
         Some(match self.byte()? {
             NULL => Value::Null,
             FALSE => Value::Bool(false),
@@ -182,36 +183,38 @@ impl<'a> Reader<'a> {
             }
             DIGITS => {
                 let length = self.length()?;
-                Value::Number(self.slice(length)?.parse().ok()?)
+                Value::Number(number::parse(self.slice(length)?)?)
             }
             ARRAY => {
                 let count = self.length()?;
-                self.array(count)?
+                self.array(count, levels)?
             }
             OBJECT => {
                 let count = self.length()?;
-                self.object(count)?
+                self.object(count, levels)?
             }
-            few @ ARRAY_OF..OBJECT_OF => self.array((few - ARRAY_OF).into())?,
-            few @ OBJECT_OF..0x1a => self.object((few - OBJECT_OF).into())?,
+            few @ ARRAY_OF..OBJECT_OF => self.array((few - ARRAY_OF).into(), levels)?,
+            few @ OBJECT_OF..0x1a => self.object((few - OBJECT_OF).into(), levels)?,
             small @ SMALL.. => (small - SMALL).into(),
             text => Value::String(self.text(text)?),
         })
     }
 
-    fn array(&mut self, count: usize) -> Option<Value> {
-        let mut items = Vec::with_capacity(count.min(self.packed.len()));
+    fn array(&mut self, count: usize, levels: usize) -> Option<Value> {
+        let levels = levels.checked_sub(1)?;
+        let mut items = Vec::with_capacity(count.min(self.left()));
         for _ in 0..count {
-            items.push(self.value()?);
+            items.push(self.value(levels)?);
         }
         Some(Value::Array(items))
     }
 
-    fn object(&mut self, count: usize) -> Option<Value> {
+    fn object(&mut self, count: usize, levels: usize) -> Option<Value> {
+        let levels = levels.checked_sub(1)?;
         let mut map = Map::new();
         for _ in 0..count {
             let key = self.key()?;
-            map.insert(key, self.value()?);
+            map.insert(key, self.value(levels)?);
         }
         Some(Value::Object(map))
     }
@@ -253,6 +256,15 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// How many bytes are left to read, which is at least the number of values in them.
+    fn left(&self) -> usize {
+        self.packed.len() - self.at
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.at == self.packed.len()
+    }
+
     fn byte(&mut self) -> Option<u8> {
         let byte = *self.packed.as_bytes().get(self.at)?;
         self.at += 1;
@@ -273,6 +285,11 @@ mod tests {
         prop_oneof![any::<String>(), "[a-z]{0,40}", "[\\x00-\\x7f]{28,36}", "é{60,70}"]
     }
 
+    /// Some are those that `serde_json` uses for values of its own.
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![text(), "\\$serde_json::private::(RawValue|Number)",]
+    }
+
     fn value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -287,19 +304,22 @@ mod tests {
             Just(json!(1.0)),
             Just(json!(-0.0)),
             Just(json!(5e-324)),
+            "-?(0|[1-9][0-9]{0,60})(\\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?"
+                .prop_filter_map("it is beyond a 64-bit float", |text| text.parse().ok())
+                .prop_map(Value::Number),
             text().prop_map(Value::from),
         ];
         leaf.prop_recursive(6, 64, 12, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..12).prop_map(Value::from),
-                prop::collection::btree_map(text(), inner, 0..12)
+                prop::collection::btree_map(key(), inner, 0..12)
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }
 
     fn data() -> impl Strategy<Value = Data> {
-        prop::collection::hash_map(text(), value(), 0..12)
+        prop::collection::hash_map(key(), value(), 0..12)
     }
 
     /// Which keeps `0.0` and `-0.0` apart, and `1` from `1.0`.
@@ -329,6 +349,12 @@ mod tests {
     }
 
     #[test]
+    fn more_behind_it_is_no_data() {
+        let packed = pack(&Data::from([("a".to_owned(), json!(1))])).unwrap();
+        assert_eq!(unpack(&format!("{packed}\0")), None);
+    }
+
+    #[test]
     fn what_is_nested_as_deeply_as_the_database_takes_is_packed_and_what_is_deeper_is_not() {
         let nested = |levels| {
             let value = (0..levels).fold(json!(1), |inside, level| match level % 2 {
@@ -337,8 +363,22 @@ mod tests {
             });
             Data::from([("deep".to_owned(), value)])
         };
-        let deep = nested(98);
+        let deep = nested(MAX_DEPTH);
         assert_eq!(unpack(&pack(&deep).unwrap()).unwrap(), deep);
-        assert_eq!(pack(&nested(DEPTH)), None);
+        assert_eq!(pack(&nested(MAX_DEPTH + 1)), None);
+    }
+
+    #[test]
+    fn what_is_deeper_than_it_is_packed_is_no_data() {
+        let array_of_one = char::from(ARRAY_OF + 1).to_string();
+        let object_of_one = format!("{}!k", char::from(OBJECT_OF + 1));
+        for level in [array_of_one, object_of_one] {
+            for (levels, is_data) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (100_000, false)] {
+                let packed = format!("\u{1}!a{}\0", level.repeat(levels));
+                let unpacks = move || assert_eq!(unpack(&packed).is_some(), is_data, "{levels}");
+                let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(unpacks);
+                thread.unwrap().join().unwrap();
+            }
+        }
     }
 }

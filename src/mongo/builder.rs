@@ -66,6 +66,11 @@ impl MongoStoreBuilder {
 
     /// Whether data is stored as a document that MongoDB can query, and not as JSON text. Default no:
     /// a text is faster to write and to read. Both are read in any case.
+    ///
+    /// Whole numbers are Int64, or Decimal128 above `i64::MAX`; other numbers are Double. With the feature
+    /// `arbitrary_precision` of `serde_json`, a number that none of these gives back to the last character
+    /// is a Decimal128 (`1.10`, `1e+5`, up to 34 digits), or else a Binary of the subtype 128 that holds its
+    /// text. Such a Binary is no number to a query.
     pub fn queryable(mut self, queryable: bool) -> Self {
         self.form = if queryable { Form::Native } else { Form::Text };
         self

@@ -119,7 +119,7 @@ impl Drop for Cursor {
 }
 
 /// The cursor's id and a batch; `None` if this is no answer to such a question.
-fn read(mut reply: Document, batch: &str) -> Option<(i64, Handed)> {
+pub(super) fn read(mut reply: Document, batch: &str) -> Option<(i64, Handed)> {
     let cursor = reply.get_document_mut("cursor").ok()?;
     let Some(Bson::Array(events)) = cursor.remove(batch) else { return None };
     let document = |event| if let Bson::Document(event) = event { Some(event) } else { None };

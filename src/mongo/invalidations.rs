@@ -53,7 +53,7 @@ impl InvalidationReader {
 }
 
 /// The session that a report is about. A key of another form is not one of ours.
-fn change(event: &Document) -> Option<Change> {
+pub(super) fn change(event: &Document) -> Option<Change> {
     let Bson::Binary(key) = event.get("key")? else {
         return None;
     };
@@ -65,7 +65,7 @@ fn change(event: &Document) -> Option<Change> {
 /// [MongoDB does](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md):
 /// a hexadecimal key string that begins with a timestamp, its type 0x82 first. `None` for another
 /// server's tokens.
-fn time_in(token: &Token) -> Option<ServerTime> {
+pub(super) fn time_in(token: &Token) -> Option<ServerTime> {
     let text = token.get_str("_data").ok()?.get(..18)?;
     let time = text.strip_prefix("82")?;
     u64::from_str_radix(time, 16).ok().map(ServerTime)

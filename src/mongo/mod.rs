@@ -11,6 +11,8 @@ mod document;
 mod expiry;
 mod failure;
 pub(crate) mod invalidations;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod listing;
 mod live;
 pub(crate) mod news;

@@ -158,7 +158,7 @@ fn stages() -> [Document; 2] {
 }
 
 /// `None` for what is not about a session, or about one that is not live yet.
-fn report(event: &Document) -> Option<Report> {
+pub(super) fn report(event: &Document) -> Option<Report> {
     let Some(Bson::Binary(key)) = event.get("key") else { return None };
     let key = SessionKey::from_bytes(&key.bytes)?;
     let expires = event.get_datetime("expires").ok();

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bson::{Bson, Document, doc};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
@@ -85,9 +87,9 @@ async fn what_was_written_once_is_read_by_every_release() {
     for file in std::fs::read_dir(folder()).unwrap() {
         let path = file.unwrap().path();
         let frozen: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        let Bson::Document(document) = Bson::try_from(frozen["document"].clone()).unwrap() else {
-            panic!("{path:?} has no document");
-        };
+        let document: Document = serde_json::from_value(frozen["document"].clone()).unwrap();
+        let again = serde_json::from_value(extended(document.clone().into())).unwrap();
+        assert_eq!(document, again, "what is frozen next can be read");
         documents.insert_one(&document).await.unwrap();
         let id: Id = frozen["id"].as_str().unwrap().parse().unwrap();
         let expected: HashMap<String, Value> =
@@ -113,6 +115,25 @@ async fn what_was_written_once_is_read_by_every_release() {
         files += 1;
     }
     assert_eq!(files, FROZEN);
+}
+
+/// Extended JSON that keeps the types of numbers. Not by the feature `serde_json-1` of `bson`: with that,
+/// the driver has to be built again wherever `serde_json` has other features.
+fn extended(value: Bson) -> Value {
+    match value {
+        Bson::Int32(number) => json!({ "$numberInt": number.to_string() }),
+        Bson::Int64(number) => json!({ "$numberLong": number.to_string() }),
+        Bson::Double(number) => json!({ "$numberDouble": format!("{number:?}") }),
+        Bson::Binary(binary) => {
+            let subtype = format!("{:02x}", u8::from(binary.subtype));
+            json!({ "$binary": { "base64": STANDARD.encode(binary.bytes), "subType": subtype } })
+        }
+        Bson::Array(items) => items.into_iter().map(extended).collect(),
+        Bson::Document(document) => {
+            document.into_iter().map(|(key, value)| (key, extended(value))).collect()
+        }
+        other => serde_json::to_value(other).unwrap(),
+    }
 }
 
 #[tokio::test]
@@ -141,7 +162,7 @@ async fn writes_the_frozen_documents() {
                 "id": record.id.to_string(),
                 "data": text(&data),
                 "expires": expires,
-                "document": Bson::Document(document).into_canonical_extjson(),
+                "document": extended(Bson::Document(document)),
             });
             let frozen = serde_json::to_string_pretty(&frozen).unwrap();
             std::fs::write(path, frozen + "\n").unwrap();

@@ -28,6 +28,8 @@ mod memory;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/metrics/mod.rs"]
 mod metrics;
+#[path = "../../src/number.rs"]
+mod number;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/record.rs"]
 mod record;

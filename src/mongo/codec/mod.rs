@@ -5,11 +5,11 @@
 //! last one by who has its key.
 
 mod envelope;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 #[cfg(feature = "encryption")]
 mod keys;
 mod native;
-#[cfg(test)]
-mod samples;
 #[cfg(feature = "encryption")]
 mod sealed;
 mod text;
@@ -24,12 +24,7 @@ use bson::{Bson, RawBsonRef};
 pub use self::keys::{Key, Keys};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::Data;
-
-/// The server keeps documents of at most 100 levels; two are taken by the document and its `data`. A
-/// text has the same bound, so that what is stored in one form can be stored in the other.
-/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
-const MAX_DEPTH: usize = 98;
+use crate::record::{Data, MAX_DEPTH};
 
 /// The server keeps documents of at most 16 MiB; some is left for the fields beside the data.
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
@@ -158,6 +153,11 @@ impl Form {
 
 fn too_deep() -> Error {
     unstorable(&format!("its data is nested deeper than {MAX_DEPTH} levels"))
+}
+
+#[cold]
+fn too_deep_to_read() -> Error {
+    unreadable(format!("its data is nested deeper than {MAX_DEPTH} levels"))
 }
 
 fn too_large(encoding: &str) -> Error {

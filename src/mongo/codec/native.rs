@@ -7,17 +7,30 @@
 //! | whole number above `i64::MAX` | Decimal128 |
 //! | number with a fraction or exponent | Double |
 //!
+//! If the app has switched on the feature `arbitrary_precision` of `serde_json`, a number is its text.
+//! One whose text none of these types gives back is stored as another type:
+//!
+//! | JSON | BSON |
+//! |---|---|
+//! | text of a Decimal128: `1.10`, `1e+5`, up to 34 digits | Decimal128 |
+//! | any other | Binary of the subtype 128: the text |
+//!
 //! Keys keep to what every server and query language takes: `%`, `.`, NUL and a leading `$` are
 //! percent-escaped. Nothing is read as extended JSON: `{"$oid": …}` stays an object.
 
 use std::borrow::Cow;
 
-use bson::{Bson, Decimal128, Document, RawBsonRef, RawDocument};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Decimal128, Document, RawBsonRef, RawDocument};
 use serde_json::{Map, Number, Value};
 
-use super::{MALFORMED, MAX_BYTES, MAX_DEPTH, too_deep, too_large, unreadable, unstorable};
+use super::{MALFORMED, MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable};
 use crate::error::{Error, Result};
-use crate::record::Data;
+use crate::number;
+use crate::record::{Data, MAX_DEPTH};
+
+/// The subtype of a Binary that is the text of a number: the first of those that MongoDB leaves to apps.
+const NUMBER_TEXT: BinarySubtype = BinarySubtype::UserDefined(0x80);
 
 /// Encodes a session's data; answers with how many bytes of BSON that is, too.
 pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
@@ -91,23 +104,36 @@ impl Encoder {
         self.take(5)
     }
 
+    /// Each type is taken only if the number comes back from it. With `arbitrary_precision`, two numbers
+    /// are the same only if their texts are.
     fn number(&mut self, number: &Number) -> Result<Bson> {
-        if let Some(whole) = number.as_i64() {
+        if let Some(whole) = number.as_i64()
+            && Number::from(whole) == *number
+        {
             self.take(8)?;
             return Ok(Bson::Int64(whole));
         }
-        if let Some(whole) = number.as_u64() {
+        if let Some(whole) = number.as_u64()
+            && Number::from(whole) == *number
+        {
             self.take(16)?;
             return Ok(Bson::Decimal128(decimal(whole)));
         }
-        self.take(8)?;
-        // With serde_json's `arbitrary_precision`, a number may be more than a double can hold.
-        let double = number.as_f64().filter(|double| {
-            Number::from_f64(*double).is_some_and(|same| same.to_string() == number.to_string())
-        });
-        double.map(Bson::Double).ok_or_else(|| {
-            unstorable("a number in it has more digits than a 64-bit float can hold")
-        })
+        if let Some(double) = number.as_f64()
+            && Number::from_f64(double).as_ref() == Some(number)
+        {
+            self.take(8)?;
+            return Ok(Bson::Double(double));
+        }
+        let text = number.to_string();
+        if let Ok(decimal) = text.parse::<Decimal128>()
+            && text_of(decimal) == text
+        {
+            self.take(16)?;
+            return Ok(Bson::Decimal128(decimal));
+        }
+        self.take(5 + text.len())?;
+        Ok(Bson::Binary(Binary { subtype: NUMBER_TEXT, bytes: text.into_bytes() }))
     }
 }
 
@@ -117,7 +143,7 @@ pub(super) fn decode(document: &RawDocument) -> Result<Data> {
     for element in document.iter_elements() {
         let element = element.map_err(|_| malformed())?;
         let key = unescape(element.key().as_str())?;
-        let value = decode_value(element.value().map_err(|_| malformed())?, 1)?;
+        let value = decode_value(element.value().map_err(|_| malformed())?, MAX_DEPTH)?;
         if data.insert(key, value).is_some() {
             return Err(unreadable("a key of its data stands there twice"));
         }
@@ -125,38 +151,54 @@ pub(super) fn decode(document: &RawDocument) -> Result<Data> {
     Ok(data)
 }
 
-fn decode_value(value: RawBsonRef<'_>, depth: usize) -> Result<Value> {
-    // One level for each call: a document made to exhaust the stack is refused.
-    if depth > MAX_DEPTH + 1 {
-        return Err(unreadable(format!("its data is nested deeper than {MAX_DEPTH} levels")));
-    }
+/// Decodes a value with at most this many levels. This bounds the depth of the calls.
+fn decode_value(value: RawBsonRef<'_>, levels: usize) -> Result<Value> {
     match value {
         RawBsonRef::Null => Ok(Value::Null),
         RawBsonRef::Boolean(value) => Ok(Value::Bool(value)),
         RawBsonRef::Int64(whole) => Ok(whole.into()),
-        // Ours are all 64 bits wide, but a shell in an operator's hands writes others.
+        // This store writes 64 bits, but an operator's shell writes others.
         RawBsonRef::Int32(whole) => Ok(whole.into()),
         RawBsonRef::Double(double) => Number::from_f64(double)
             .map(Value::Number)
             .ok_or_else(|| unreadable("its data holds a number that is not finite")),
-        RawBsonRef::Decimal128(wide) => whole(wide).map(Into::into).ok_or_else(|| {
-            unreadable("its data holds a Decimal128 that is no whole 64-bit number")
-        }),
+        RawBsonRef::Decimal128(wide) => {
+            let number = match whole(wide) {
+                Some(whole) => Some(whole.into()),
+                None => number::parse(&text_of(wide)),
+            };
+            number.map(Value::Number).ok_or_else(|| {
+                unreadable(
+                    "its data holds a Decimal128 that is not finite, or too large for a 64-bit float",
+                )
+            })
+        }
+        RawBsonRef::Binary(text) if text.subtype == NUMBER_TEXT => {
+            let number = std::str::from_utf8(text.bytes).ok().and_then(number::parse);
+            number.map(Value::Number).ok_or_else(|| {
+                unreadable(
+                    "its data holds a Binary of the subtype 128 that is no number, or one too large \
+                     for a 64-bit float",
+                )
+            })
+        }
         RawBsonRef::String(text) => Ok(Value::String(text.to_owned())),
         RawBsonRef::Array(array) => {
+            let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
             let mut items = Vec::new();
             for item in array {
-                items.push(decode_value(item.map_err(|_| malformed())?, depth + 1)?);
+                items.push(decode_value(item.map_err(|_| malformed())?, levels)?);
             }
             Ok(Value::Array(items))
         }
         RawBsonRef::Document(document) => {
+            let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
             let mut map = Map::new();
             for element in document.iter_elements() {
                 let element = element.map_err(|_| malformed())?;
                 let key = unescape(element.key().as_str())?;
                 let value = element.value().map_err(|_| malformed())?;
-                if map.insert(key, decode_value(value, depth + 1)?).is_some() {
+                if map.insert(key, decode_value(value, levels)?).is_some() {
                     return Err(unreadable("a key of its data stands there twice"));
                 }
             }
@@ -167,6 +209,11 @@ fn decode_value(value: RawBsonRef<'_>, depth: usize) -> Result<Value> {
             other.element_type()
         ))),
     }
+}
+
+/// The JSON text of a Decimal128, as `serde_json` writes exponents.
+fn text_of(decimal: Decimal128) -> String {
+    decimal.to_string().to_ascii_lowercase()
 }
 
 /// A Decimal128 with exponent zero. The specification's layout: a sign, 14 bits of exponent biased

@@ -2,9 +2,10 @@ use bson::{RawDocumentBuf, doc};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::super::samples::{data, key, nested, same};
 use super::*;
 use crate::error::ErrorKind;
+use crate::fuzzing::same;
+use crate::samples::{NUMBERS, bomb, data, hollow, hostile, key, nested, on_a_small_stack};
 
 fn round_trip(data: &Data) -> Data {
     let raw = RawDocumentBuf::try_from(&encode(data).unwrap().0).unwrap();
@@ -70,20 +71,100 @@ fn extended_json_is_not_interpreted() {
     assert_eq!(round_trip(&data), data);
 }
 
+/// With `arbitrary_precision`, that is to the last digit.
+#[test]
+fn numbers_come_back_as_they_were() {
+    for text in NUMBERS {
+        let number: Number = text.parse().unwrap();
+        let data = Data::from([("n".to_owned(), json!([number]))]);
+        assert_eq!(round_trip(&data)["n"].to_string(), format!("[{number}]"));
+    }
+}
+
+#[test]
+fn a_number_is_stored_as_a_type_that_can_be_queried_if_one_holds_it() {
+    let is_text = "1.10".parse::<Number>().unwrap().to_string() == "1.10";
+    for (text, plain, exact) in [
+        ("1", "Int64", "Int64"),
+        ("-0.0", "Double", "Double"),
+        ("5e-324", "Double", "Double"),
+        ("1.1", "Double", "Double"),
+        ("18446744073709551615", "Decimal128", "Decimal128"),
+        ("1.10", "Double", "Decimal128"),
+        ("1e5", "Double", "Decimal128"),
+        ("100000000000000000000", "Double", "Decimal128"),
+        ("12345678901234567890123456789012345", "Double", "Binary"),
+        ("1.5e-3", "Double", "Binary"),
+    ] {
+        let number: Number = text.parse().unwrap();
+        let (document, _) = encode(&Data::from([("n".to_owned(), json!(number))])).unwrap();
+        let stored = document.get("n").unwrap().element_type();
+        let expected = if is_text { exact } else { plain };
+        assert_eq!(format!("{stored:?}"), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_decimal_of_an_operator_is_a_number() {
+    for text in ["1.5", "-0.25", "1E+3", "0", "-7", "1E-7"] {
+        let raw = doc! { "a": text.parse::<Decimal128>().unwrap() };
+        let raw = RawDocumentBuf::try_from(&raw).unwrap();
+        let number: Number = text.parse().unwrap();
+        assert_eq!(decode(&raw).unwrap()["a"].as_f64(), number.as_f64(), "{text}");
+    }
+}
+
+#[test]
+fn keys_that_serde_json_uses_itself_are_keys() {
+    for data in hostile() {
+        let back = round_trip(&data);
+        assert!(same(&data, &back), "{data:?}\n{back:?}");
+    }
+    on_a_small_stack("decoding", || assert_eq!(round_trip(&bomb(20)), bomb(20)));
+}
+
 #[test]
 fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
-    let deepest = nested(MAX_DEPTH);
-    assert_eq!(round_trip(&deepest), deepest);
-    let error = encode(&nested(MAX_DEPTH + 1)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Encode);
-    assert!(error.to_string().contains("98 levels"), "{error}");
+    on_a_small_stack("decoding", || {
+        for of in [nested, hollow] {
+            let deepest = of(MAX_DEPTH);
+            assert_eq!(round_trip(&deepest), deepest);
+            let error = encode(&of(MAX_DEPTH + 1)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Encode);
+            assert!(error.to_string().contains("98 levels"), "{error}");
+            let (document, _) = encode(&deepest).unwrap();
+            let inner = document.get("a").unwrap().clone();
+            for deeper in [doc! { "a": [inner.clone()] }, doc! { "a": { "a": inner } }] {
+                let raw = RawDocumentBuf::try_from(&deeper).unwrap();
+                let error = decode(&raw).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Decode);
+                assert!(error.to_string().contains("98 levels"), "{error}");
+            }
+        }
+    });
+}
+
+/// `levels` documents in each other, as bytes.
+fn nest(levels: usize) -> Vec<u8> {
+    let mut bytes = vec![5, 0, 0, 0, 0];
+    for _ in 0..levels {
+        let size = u32::try_from(bytes.len() + 8).unwrap().to_le_bytes();
+        bytes = [&size[..], &[3, b'k', 0], &bytes, &[0]].concat();
+    }
+    bytes
 }
 
 #[test]
 fn a_document_deeper_than_ours_is_refused() {
-    let deep = (0..500).fold(doc! {"k": 1}, |inner, _| doc! {"k": inner});
-    let raw = RawDocumentBuf::try_from(&deep).unwrap();
-    assert_eq!(decode(&raw).unwrap_err().kind(), ErrorKind::Decode);
+    on_a_small_stack("decoding", || {
+        for levels in [MAX_DEPTH + 2, 500, 5_000] {
+            let raw = RawDocumentBuf::from_bytes(nest(levels)).unwrap();
+            assert_eq!(decode(&raw).unwrap_err().kind(), ErrorKind::Decode);
+        }
+    });
+    let raw = RawDocumentBuf::from_bytes(nest(MAX_DEPTH + 1)).unwrap();
+    assert!(decode(&raw).is_err());
+    assert!(decode(&RawDocumentBuf::from_bytes(nest(MAX_DEPTH)).unwrap()).is_ok());
 }
 
 #[test]
@@ -101,7 +182,11 @@ fn what_json_does_not_have_is_named() {
     for (document, named) in [
         (doc! {"a": bson::oid::ObjectId::new()}, "ObjectId"),
         (doc! {"a": f64::NAN}, "not finite"),
-        (doc! {"a": "1.5".parse::<Decimal128>().unwrap()}, "Decimal128"),
+        (doc! {"a": "NaN".parse::<Decimal128>().unwrap()}, "Decimal128"),
+        (doc! {"a": "-Infinity".parse::<Decimal128>().unwrap()}, "Decimal128"),
+        (doc! {"a": Binary { subtype: NUMBER_TEXT, bytes: b"01".to_vec() }}, "is no number"),
+        (doc! {"a": Binary { subtype: NUMBER_TEXT, bytes: vec![0xff] }}, "is no number"),
+        (doc! {"a": Binary { subtype: BinarySubtype::Generic, bytes: b"1".to_vec() }}, "Binary"),
         (doc! {"a%": 1}, "escape"),
         (doc! {"a%2e": 1}, "escape"),
     ] {

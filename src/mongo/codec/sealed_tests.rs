@@ -6,11 +6,12 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::keys::Key;
-use super::super::samples::{data, same};
 use super::super::{Form, decode, encode, reencode};
 use super::*;
 use crate::error::{Error, ErrorKind};
+use crate::fuzzing::same;
 use crate::record::Data;
+use crate::samples::data;
 
 const ID: [u8; 32] = [7; 32];
 

@@ -1,11 +1,19 @@
 //! Data as JSON text: the shortest way to and from a session, one field to the server, and readable
 //! by whoever looks into the collection.
+//!
+//! `serde_json` writes the text, and the parser here reads it. `serde_json`'s own would read the wrong
+//! thing: it takes an object with the key `$serde_json::private::RawValue` or
+//! `$serde_json::private::Number` for a value of its own, if any crate of the app has switched on the
+//! feature `raw_value` or `arbitrary_precision` (axum does), and then parses the string in it once more.
+//! Anyone may send such JSON. A visitor cannot avoid that without relying on the insides of
+//! `serde_json`, where a number calls `visit_map` with that key. To this parser every key is a key.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{MAX_BYTES, MAX_DEPTH, too_deep, too_large, unreadable, unstorable};
-use crate::error::Result;
-use crate::record::Data;
+use super::{MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable, unstorable};
+use crate::error::{Error, Result};
+use crate::number;
+use crate::record::{Data, MAX_DEPTH};
 
 pub(super) fn encode(data: &Data) -> Result<String> {
     // Both this look and the encoding recurse, so this one comes first.
@@ -17,18 +25,6 @@ pub(super) fn encode(data: &Data) -> Result<String> {
     if text.len() > MAX_BYTES { Err(too_large("JSON")) } else { Ok(text) }
 }
 
-/// Of the library's error only what it is about is told: its text may quote data.
-pub(super) fn decode(text: &str) -> Result<Data> {
-    serde_json::from_str(text).map_err(|error| {
-        let what = match error.classify() {
-            serde_json::error::Category::Eof => "its JSON is truncated",
-            serde_json::error::Category::Data => "its JSON is no object",
-            _ => "its JSON is malformed, or nested too deeply",
-        };
-        unreadable(what)
-    })
-}
-
 fn fits(value: &Value, levels: usize) -> bool {
     match value {
         Value::Array(items) => levels > 0 && items.iter().all(|item| fits(item, levels - 1)),
@@ -37,65 +33,271 @@ fn fits(value: &Value, levels: usize) -> bool {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
+/// Reads a JSON object. Of a key that it has twice, the last value counts, as for `serde_json`.
+///
+/// # Errors
+///
+/// They say what is wrong with the text, and quote none of it.
+pub(super) fn decode(text: &str) -> Result<Data> {
+    let mut parser = Parser { text, at: 0 };
+    parser.skip_space();
+    if parser.peek().is_some_and(|byte| byte != b'{') {
+        return Err(unreadable("its JSON is no object"));
+    }
+    parser.expect(b'{')?;
+    let mut data = Data::new();
+    let mut next = parser.opens(b'}')?;
+    while next {
+        let key = parser.key()?;
+        data.insert(key, parser.value(MAX_DEPTH)?);
+        next = parser.continues(b'}')?;
+    }
+    parser.skip_space();
+    if parser.peek().is_some() { Err(malformed()) } else { Ok(data) }
+}
 
-    use super::super::samples::{data, nested, same};
-    use super::*;
-    use crate::error::ErrorKind;
+/// A parser of [JSON](https://www.rfc-editor.org/rfc/rfc8259), as strict as the standard.
+struct Parser<'a> {
+    text: &'a str,
+    /// The byte to be read next. Always at the start of a character.
+    at: usize,
+}
 
-    proptest! {
-        #[test]
-        fn whatever_json_goes_in_comes_out(data in data()) {
-            let back = decode(&encode(&data).unwrap()).unwrap();
-            prop_assert!(same(&data, &back), "{data:?}\n{back:?}");
-        }
-
-        #[test]
-        fn a_part_of_it_is_an_error(data in data(), at in any::<prop::sample::Index>()) {
-            let text = encode(&data).unwrap();
-            let part = text.get(..at.index(text.len())).unwrap_or_default();
-            prop_assert_eq!(decode(part).unwrap_err().kind(), ErrorKind::Decode);
-        }
-
-        #[test]
-        fn what_nobody_encoded_is_an_error_or_data_and_no_panic(text in any::<String>()) {
-            drop(decode(&text));
+impl<'a> Parser<'a> {
+    /// Reads a value with at most this many levels. This bounds the depth of the calls.
+    fn value(&mut self, levels: usize) -> Result<Value> {
+        self.skip_space();
+        match self.peek().ok_or_else(truncated)? {
+            b'"' => self.string().map(Value::String),
+            b'{' => self.object(levels),
+            b'[' => self.array(levels),
+            b'-' | b'0'..=b'9' => self.number(),
+            b'n' => self.word("null", Value::Null),
+            b't' => self.word("true", Value::Bool(true)),
+            b'f' => self.word("false", Value::Bool(false)),
+            _ => Err(malformed()),
         }
     }
 
-    #[test]
-    fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
-        let deepest = nested(MAX_DEPTH);
-        assert_eq!(decode(&encode(&deepest).unwrap()).unwrap(), deepest);
-        let error = encode(&nested(MAX_DEPTH + 1)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Encode);
-        assert!(error.to_string().contains("98 levels"), "{error}");
-    }
-
-    #[test]
-    fn a_text_deeper_than_ours_is_refused() {
-        let text = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(decode(&text).unwrap_err().kind(), ErrorKind::Decode);
-    }
-
-    #[test]
-    fn the_largest_that_is_stored_fits_and_a_byte_more_is_refused() {
-        let of = |bytes: usize| Data::from([("a".to_owned(), json!("x".repeat(bytes)))]);
-        let overhead = encode(&of(0)).unwrap().len();
-        assert!(encode(&of(MAX_BYTES - overhead)).is_ok());
-        let error = encode(&of(MAX_BYTES - overhead + 1)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Encode);
-        assert!(!error.to_string().contains("xx"), "{error}");
-    }
-
-    #[test]
-    fn an_error_quotes_no_data() {
-        for text in [r#"{"card":"4111"#, r#""4111""#, r#"{"card":4111x}"#] {
-            let error = decode(text).unwrap_err().to_string();
-            assert!(!error.contains("4111") && error.contains("JSON"), "{error}");
+    fn object(&mut self, levels: usize) -> Result<Value> {
+        let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
+        self.at += 1;
+        let mut map = Map::new();
+        let mut next = self.opens(b'}')?;
+        while next {
+            let key = self.key()?;
+            map.insert(key, self.value(levels)?);
+            next = self.continues(b'}')?;
         }
+        Ok(Value::Object(map))
+    }
+
+    fn array(&mut self, levels: usize) -> Result<Value> {
+        let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
+        self.at += 1;
+        let mut items = Vec::new();
+        let mut next = self.opens(b']')?;
+        while next {
+            items.push(self.value(levels)?);
+            next = self.continues(b']')?;
+        }
+        Ok(Value::Array(items))
+    }
+
+    /// After an opening bracket: whether there is a first element. Takes the closing bracket, if not.
+    fn opens(&mut self, close: u8) -> Result<bool> {
+        self.skip_space();
+        let is_empty = self.peek().ok_or_else(truncated)? == close;
+        self.at += usize::from(is_empty);
+        Ok(!is_empty)
+    }
+
+    /// After an element: whether there is another one. Takes the comma or the closing bracket.
+    fn continues(&mut self, close: u8) -> Result<bool> {
+        self.skip_space();
+        let byte = self.peek().ok_or_else(truncated)?;
+        self.at += 1;
+        match byte {
+            b',' => Ok(true),
+            byte if byte == close => Ok(false),
+            _ => Err(malformed()),
+        }
+    }
+
+    /// Reads a key and the colon after it.
+    fn key(&mut self) -> Result<String> {
+        self.skip_space();
+        let key = self.string()?;
+        self.skip_space();
+        self.expect(b':')?;
+        Ok(key)
+    }
+
+    fn string(&mut self) -> Result<String> {
+        self.expect(b'"')?;
+        let plain = self.plain()?;
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(plain.to_owned());
+        }
+        let mut string = plain.to_owned();
+        loop {
+            match self.peek().ok_or_else(truncated)? {
+                b'"' => {
+                    self.at += 1;
+                    return Ok(string);
+                }
+                b'\\' => string.push(self.escape()?),
+                // A control character has to be escaped.
+                _ => return Err(malformed()),
+            }
+            string.push_str(self.plain()?);
+        }
+    }
+
+    /// Takes all up to the next byte that means something in a string.
+    fn plain(&mut self) -> Result<&'a str> {
+        let rest = self.text.as_bytes().get(self.at..).ok_or_else(truncated)?;
+        let end = self.at + plain_bytes(rest);
+        let plain = self.text.get(self.at..end).ok_or_else(malformed)?;
+        self.at = end;
+        Ok(plain)
+    }
+
+    fn escape(&mut self) -> Result<char> {
+        self.at += 1;
+        let byte = self.peek().ok_or_else(truncated)?;
+        if byte == b'u' {
+            return self.escaped_unicode();
+        }
+        let char = match byte {
+            b'"' | b'\\' | b'/' => char::from(byte),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            _ => return Err(malformed()),
+        };
+        self.at += 1;
+        Ok(char)
+    }
+
+    /// Reads `uXXXX`, or `uXXXX\uXXXX` for a character that UTF-16 has as two.
+    fn escaped_unicode(&mut self) -> Result<char> {
+        let first = self.utf16()?;
+        if let Some(char) = char::from_u32(first.into()) {
+            return Ok(char);
+        }
+        self.expect(b'\\')?;
+        let second = self.utf16()?;
+        match char::decode_utf16([first, second]).next() {
+            Some(Ok(char)) => Ok(char),
+            _ => Err(malformed()),
+        }
+    }
+
+    fn utf16(&mut self) -> Result<u16> {
+        self.expect(b'u')?;
+        let mut unit = 0;
+        for _ in 0..4 {
+            let digit = char::from(self.peek().ok_or_else(truncated)?).to_digit(16);
+            // Four digits fit.
+            unit = unit * 16 + u16::try_from(digit.ok_or_else(malformed)?).unwrap_or(0);
+            self.at += 1;
+        }
+        Ok(unit)
+    }
+
+    fn number(&mut self) -> Result<Value> {
+        let rest = self.text.get(self.at..).ok_or_else(malformed)?;
+        let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+        let length = rest.bytes().take_while(is_part).count();
+        let text = rest.get(..length).ok_or_else(malformed)?;
+        self.at += length;
+        if let Some(whole) = small(text) {
+            return Ok(Value::from(whole));
+        }
+        match number::parse(text) {
+            Some(number) => Ok(Value::Number(number)),
+            None if self.peek().is_none() => Err(truncated()),
+            None => Err(unreadable(
+                "a number in its JSON is malformed, or too large for a 64-bit float",
+            )),
+        }
+    }
+
+    fn word(&mut self, word: &str, value: Value) -> Result<Value> {
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        if rest.starts_with(word) {
+            self.at += word.len();
+            return Ok(value);
+        }
+        Err(if word.starts_with(rest) { truncated() } else { malformed() })
+    }
+
+    fn expect(&mut self, wanted: u8) -> Result<()> {
+        if self.peek().ok_or_else(truncated)? != wanted {
+            return Err(malformed());
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn skip_space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
     }
 }
+
+/// How many bytes there are before the first quotation mark, backslash or control character.
+///
+/// Eight at a time: a byte is below `n` if subtracting `n` borrows from its highest bit, which was not
+/// set. The borrow may spread to higher bytes, so only the lowest byte that is found counts.
+fn plain_bytes(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHEST: u64 = ONES << 7;
+    let (chunks, _) = bytes.as_chunks::<8>();
+    for (index, chunk) in chunks.iter().enumerate() {
+        let chunk = u64::from_le_bytes(*chunk);
+        let below = |bytes: u64, n: u64| bytes.wrapping_sub(ONES * n) & !bytes;
+        let control = below(chunk, 0x20);
+        let quote = below(chunk ^ (ONES * u64::from(b'"')), 1);
+        let backslash = below(chunk ^ (ONES * u64::from(b'\\')), 1);
+        let found = (control | quote | backslash) & HIGHEST;
+        if found != 0 {
+            return 8 * index + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let rest = bytes.get(8 * chunks.len()..).unwrap_or_default();
+    let is_plain = |byte: &&u8| !matches!(byte, b'"' | b'\\' | 0..0x20);
+    8 * chunks.len() + rest.iter().take_while(is_plain).count()
+}
+
+/// The value of a whole number of up to 18 digits, which most numbers are. Not of `-0`, which is a float.
+fn small(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let has_leading_zero = digits.starts_with('0') && text.len() > 1;
+    if has_leading_zero || digits.len() > 18 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+#[cold]
+fn truncated() -> Error {
+    unreadable("its JSON is truncated")
+}
+
+#[cold]
+fn malformed() -> Error {
+    unreadable("its JSON is malformed")
+}
+
+#[cfg(test)]
+mod tests;

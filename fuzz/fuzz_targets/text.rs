@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tower_sessions_moka_mongodb_store::fuzzing::text(bytes));

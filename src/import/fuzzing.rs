@@ -1,0 +1,37 @@
+//! What holds for any record of another store.
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, DateTime, RawDocument, RawDocumentBuf, doc};
+
+use super::read;
+use crate::fuzzing::comes_back;
+
+/// The id of a record: `AAAAAAAAAAAAAAAAAAAABw` in a cookie.
+pub(crate) const NUMBER: i128 = 7;
+
+/// Reads a document of the old collection, and one whose record is these bytes.
+pub fn import(bytes: &[u8]) {
+    if let Ok(raw) = RawDocument::from_bytes(bytes) {
+        take(raw);
+    }
+    take(&old(bytes));
+}
+
+fn take(document: &RawDocument) {
+    if let Ok(old) = read(document) {
+        // It may be deeper than what can be stored.
+        if crate::cache::pack(&old.data).is_some() {
+            comes_back(&old.data);
+        }
+    }
+}
+
+/// A document of the old collection with this record.
+pub(crate) fn old(record: &[u8]) -> RawDocumentBuf {
+    let document = doc! {
+        "_id": tower_sessions_core::session::Id(NUMBER).to_string(),
+        "data": Binary { subtype: BinarySubtype::Generic, bytes: record.to_vec() },
+        "expireAt": DateTime::from_millis(1),
+    };
+    RawDocumentBuf::try_from(&document).unwrap()
+}

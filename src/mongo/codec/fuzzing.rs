@@ -1,0 +1,97 @@
+//! What holds for any bytes that are stored in the place of a session's data.
+
+use bson::RawBson;
+use bson::RawDocument;
+#[cfg(feature = "encryption")]
+use bson::spec::BinarySubtype;
+#[cfg(feature = "encryption")]
+use bson::{RawBinaryRef, RawBsonRef};
+
+use super::{Form, decode, encode, native, text};
+use crate::cache::{pack, unpack};
+use crate::fuzzing::same;
+use crate::record::Data;
+
+pub(in crate::mongo) const ID: [u8; 32] = [7; 32];
+
+/// Reads JSON text.
+///
+/// `serde_json` reads the same, unless the text has an object that it takes for a value of its own.
+pub fn text(bytes: &[u8]) {
+    let Ok(json) = std::str::from_utf8(bytes) else { return };
+    let data = text::decode(json);
+    if !json.contains("private") && !json.contains("\\u") {
+        match (&data, serde_json::from_str::<Data>(json)) {
+            (Ok(ours), Ok(theirs)) => assert!(same(ours, &theirs)),
+            (Ok(_), Err(error)) => panic!("serde_json refuses this text: {error}"),
+            // `serde_json` takes 127 levels.
+            (Err(error), Ok(_)) => assert!(error.to_string().contains("98 levels"), "{error}"),
+            (Err(_), Err(_)) => {}
+        }
+    }
+    if let Ok(data) = data {
+        comes_back(&data);
+    }
+}
+
+/// Reads a native document.
+pub fn native(bytes: &[u8]) {
+    let Ok(document) = RawDocument::from_bytes(bytes) else { return };
+    if let Ok(data) = native::decode(document) {
+        comes_back(&data);
+    }
+}
+
+/// Reads an envelope, and encrypted bytes that nobody has encoded.
+#[cfg(feature = "encryption")]
+pub fn envelope(bytes: &[u8]) {
+    for form in forms() {
+        let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes };
+        if let Ok(data) = decode(RawBsonRef::Binary(envelope), &form, &ID) {
+            comes_back(&data);
+        }
+        if let Form::Encrypted(keys) = &form {
+            let sealed = super::sealed::seal(keys, &ID, bytes).unwrap();
+            let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &sealed };
+            let opened = decode(RawBsonRef::Binary(envelope), &form, &ID).ok();
+            let plain = std::str::from_utf8(bytes).ok().and_then(|text| text::decode(text).ok());
+            match (opened, plain) {
+                (Some(opened), Some(plain)) => assert!(same(&opened, &plain)),
+                (opened, plain) => assert!(opened.is_none() && plain.is_none()),
+            }
+            drop(super::reencode(RawBsonRef::Binary(envelope), keys, &ID));
+        }
+    }
+}
+
+/// Data that was read once can be stored in every form, and comes back from each as it was.
+pub(crate) fn comes_back(data: &Data) {
+    for form in forms() {
+        let stored = match encode(data, &form, &ID) {
+            Ok((stored, _)) => RawBson::try_from(stored).unwrap(),
+            Err(error) => {
+                assert!(error.to_string().contains("larger than"), "{error}");
+                continue;
+            }
+        };
+        let back = decode(stored.as_raw_bson_ref(), &form, &ID).unwrap();
+        assert!(same(data, &back), "{form:?}");
+    }
+    let packed = pack(data).unwrap();
+    assert!(same(data, &unpack(&packed).unwrap()));
+}
+
+pub(in crate::mongo) fn forms() -> Vec<Form> {
+    vec![
+        Form::Text,
+        Form::Native,
+        #[cfg(feature = "encryption")]
+        Form::Encrypted(std::sync::Arc::new(keys())),
+    ]
+}
+
+#[cfg(feature = "encryption")]
+pub(crate) fn keys() -> super::Keys {
+    let key = |byte| super::Key::from_bytes(&[byte; 32]);
+    super::Keys::new(2, key(2)).and_old(1, key(1))
+}

@@ -1,0 +1,118 @@
+//! What holds for any document that stands in the collection, for any report of a change stream and for
+//! any connection string.
+
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use bson::{Document, RawDocument};
+use mongodb::options::ClientOptions;
+
+pub(crate) use super::codec::fuzzing::comes_back;
+#[cfg(feature = "encryption")]
+pub use super::codec::fuzzing::envelope;
+use super::codec::fuzzing::forms;
+pub use super::codec::fuzzing::{native, text};
+use super::{cursor, document, invalidations, news, uri};
+use crate::error::ErrorKind;
+
+/// Reads a stored document, whatever types its fields have.
+pub fn document(bytes: &[u8]) {
+    let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
+    for form in forms() {
+        let session = document::session(raw, &form);
+        let listed = document::live_session(raw, &form);
+        if let Ok(session) = &session {
+            comes_back(&session.data);
+        }
+        // A list reads more of a document than a load.
+        assert!(session.is_ok() || listed.is_err());
+        for error in [session.err(), listed.err()].into_iter().flatten() {
+            assert_eq!(error.kind(), ErrorKind::Decode);
+        }
+    }
+    #[cfg(feature = "encryption")]
+    drop(document::stored_data(raw));
+    #[cfg(feature = "import")]
+    let _ = super::takeover::Takeover::mark_on(raw).is_some();
+    let now = crate::record::WallTime::from_millis(0);
+    let _ = (document::key(raw), document::rev(raw), document::expires_after(raw, now));
+}
+
+/// Reads a report of a change stream, and an answer that holds several.
+pub fn report(bytes: &[u8]) {
+    let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
+    let Ok(event) = Document::try_from(raw) else { return };
+    read_report(&event);
+    let _ = invalidations::time_in(&event);
+    for batch in ["firstBatch", "nextBatch"] {
+        let Some((_, handed)) = cursor::read(event.clone(), batch) else { continue };
+        handed.events.iter().for_each(read_report);
+        let _ = handed.after.as_ref().map(invalidations::time_in);
+    }
+}
+
+/// Both streams know the same sessions.
+fn read_report(event: &Document) {
+    if let Some(report) = news::report(event) {
+        assert_eq!(invalidations::change(event).map(|change| change.key), Some(report.key));
+    }
+}
+
+/// Reads a connection string. A password that is in it is in no error.
+pub fn uri(bytes: &[u8]) {
+    const PASSWORD: &str = "hunter2";
+
+    let Ok(uri) = std::str::from_utf8(bytes) else { return };
+    let _ = (uri::has_option(uri, "w"), uri::has_option(uri, "authmechanism"));
+    let mut errors = Vec::new();
+    errors.extend(uri::valid_database(uri).err());
+    errors.extend(uri::valid_collection(uri).err());
+    match uri::split_collection(uri) {
+        // For these, the driver asks a name server.
+        Ok((uri, _)) if uri.to_ascii_lowercase().contains("mongodb+srv:") => {}
+        Ok((uri, collection)) => {
+            assert!(collection.as_ref().is_none_or(|name| !name.contains('/')));
+            if let Some(Err(error)) = at_once(ClientOptions::parse(&uri).into_future()) {
+                errors.extend(at_once(uri::unusable(&uri, &error)));
+            }
+        }
+        Err(error) => errors.push(error),
+    }
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(!error.to_string().contains(PASSWORD) && !format!("{error:?}").contains(PASSWORD));
+    }
+}
+
+/// Hands over what is stored of this data in each form: the target, the form and the bytes.
+#[cfg(all(test, feature = "encryption"))]
+pub(crate) fn seeds(data: &crate::record::Data, write: impl Fn(&str, &str, &[u8])) {
+    use bson::Bson;
+
+    use crate::backend::RevSource;
+    use crate::key::SessionKey;
+    use crate::record::WallTime;
+
+    let key = SessionKey::from_bytes(&super::codec::fuzzing::ID).unwrap();
+    let at = WallTime::from_millis(1);
+    for (form, name) in forms().iter().zip(["-text", "-native", "-encrypted"]) {
+        let rev = RevSource::new().next();
+        let Ok(mut stored) = document::insertion(key, rev, (data, form), at, at) else { continue };
+        stored.insert("owner", "7");
+        write("document", name, &stored.to_vec().unwrap());
+        match stored.remove("data").unwrap() {
+            Bson::String(text) => write("text", "", text.as_bytes()),
+            Bson::Document(document) => write("native", "", &document.to_vec().unwrap()),
+            Bson::Binary(envelope) => write("envelope", "", &envelope.bytes),
+            other => panic!("data is stored as {other:?}"),
+        }
+    }
+}
+
+/// What a future gives that waits for nothing.
+fn at_once<F: Future>(future: F) -> Option<F::Output> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
