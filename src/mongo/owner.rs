@@ -13,6 +13,7 @@ use crate::handle::SessionHandle;
 use crate::key::SessionKey;
 use crate::owner::Owner;
 use crate::record::Data;
+use crate::removals::remove_pages;
 use crate::trace;
 
 /// Derives a session's owner from its data.
@@ -221,7 +222,8 @@ impl MongoStore {
     }
 
     pub(super) async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
-        let call = self.inner.sessions.clone().remove_those(removal?, |_| || ());
+        let pages = self.inner.sessions.pages(removal?);
+        let call = remove_pages(pages, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }

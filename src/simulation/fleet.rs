@@ -99,7 +99,6 @@ impl Fleet {
                 tasks,
                 revs: RevSource::new(),
                 touching: Touching { after: profile.touch_after, clock: clock.clone() },
-                removals: crate::removals::Removals::default(),
                 _ends_following: ends.drop_guard(),
             }
         });

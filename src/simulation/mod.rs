@@ -68,7 +68,6 @@ impl World {
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
             touching: Touching { after: Duration::ZERO, clock: clock.clone() },
-            removals: crate::removals::Removals::default(),
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }

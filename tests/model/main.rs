@@ -31,7 +31,7 @@ mod metrics;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/record.rs"]
 mod record;
-#[allow(dead_code, unused_imports, reason = "nobody waits for another's removal here")]
+#[allow(dead_code, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/removals.rs"]
 mod removals;
 mod scenarios;
