@@ -10,6 +10,7 @@ mod cursor;
 mod document;
 mod expiry;
 mod failure;
+mod filter;
 mod listing;
 mod live;
 pub(crate) mod news;
@@ -47,7 +48,7 @@ pub use self::expiry::ExpiredRemoval;
 use self::listing::Listing;
 pub use self::listing::LiveSessions;
 use self::owner::OwnerOf;
-pub use self::query::data_path;
+pub use self::query::{data_equals, data_path, owner_equals};
 #[cfg(feature = "encryption")]
 pub use self::reencrypt::{Reencrypted, Reencryption};
 pub(crate) use self::removal::Removal;
