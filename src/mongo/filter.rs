@@ -102,7 +102,7 @@ impl Guard {
                 "$comment" => {
                     guarded.insert(key, value.clone());
                 }
-                operator if operator.starts_with('$') => return Err(unknown_operator(operator)),
+                operator if operator.starts_with('$') => return Err(unknown_operator()),
                 path => {
                     check_condition(value, depth)?;
                     if !self.reads_data(path)? {
@@ -196,7 +196,7 @@ impl Guard {
                 Some((operator, _)) if is_in(EXPRESSIONS_WITH_INPUT, operator) => {
                     Err(reads_whole_document())
                 }
-                Some((operator, _)) => Err(unknown_operator(operator)),
+                Some(_) => Err(unknown_operator()),
             },
             _ => Ok(false),
         }
@@ -260,7 +260,7 @@ fn check_operator(operator: &str, argument: &Bson, depth: usize) -> Result<()> {
         }
         ("$elemMatch", Bson::Document(element)) => check_element(element, depth + 1),
         _ if is_in(CONDITIONS, operator) => Ok(()),
-        _ => Err(unknown_operator(operator)),
+        _ => Err(unknown_operator()),
     }
 }
 
@@ -354,13 +354,11 @@ fn reads_whole_document() -> Error {
     )
 }
 
-/// An operator is named if it can be one of MongoDB's: of a filter from elsewhere, any key may be here.
-fn unknown_operator(operator: &str) -> Error {
-    let is_name =
-        operator.len() <= 32 && operator[1..].chars().all(|char| char.is_ascii_alphanumeric());
-    let operator = if is_name { operator } else { "one" };
-    Error::config(format!(
-        "the filter has an operator that this store does not know, {operator}: it may read data that \
-         MongoDB cannot look into; use others, or ask MongoDB itself through `collection()`"
-    ))
+/// Does not name the operator: any key of a filter that was made of a request may be here.
+fn unknown_operator() -> Error {
+    Error::config(
+        "the filter has an operator that this store does not know, which may read data that MongoDB \
+         cannot look into: `MongoStore::find` says which may be used, and `collection()` asks MongoDB \
+         itself",
+    )
 }

@@ -15,6 +15,7 @@ mod profile;
 mod queues;
 mod races;
 mod seeds;
+mod sign_out;
 mod stream;
 mod trace;
 mod walk;

@@ -1,6 +1,7 @@
 //! What a database is asked for, and what it answers.
 
 use super::database::Database;
+use super::sign_out::{Floors, Found};
 use super::stream::{Cursor, Handed};
 use crate::backend::{Fault, Rev, ServerTime};
 use crate::key::SessionKey;
@@ -14,6 +15,10 @@ pub(crate) enum Operation {
     Find(SessionKey),
     Remove(SessionKey),
     Clear,
+    /// Finds a page of the sessions of an owner, behind the one of this number.
+    FindOwned(u64, Option<usize>),
+    /// Removes those of these sessions that are an owner's.
+    RemoveOwned(Vec<SessionKey>, u64),
     Open(Option<usize>),
     More(Cursor),
     Fence,
@@ -25,6 +30,9 @@ pub(super) enum Outcome {
     Found(Option<Session>),
     Removed,
     Cleared(u64),
+    Owned(Found),
+    /// How many were removed, and what all that were asked for are by now.
+    Ended(u64, Floors),
     Handed(Cursor, Handed),
     Time(ServerTime),
 }
@@ -43,6 +51,11 @@ impl Operation {
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
             Self::Clear => "clear".to_owned(),
+            Self::FindOwned(owner, after) => format!("find those of {owner} behind {after:?}"),
+            Self::RemoveOwned(keys, owner) => {
+                let numbers: Vec<_> = keys.iter().map(|key| database.number(*key)).collect();
+                format!("remove {numbers:?} of {owner}")
+            }
             Self::Open(after) => format!("open after {after:?}"),
             Self::More(cursor) => format!("more {cursor:?}"),
             Self::Fence => "fence".to_owned(),
@@ -51,6 +64,11 @@ impl Operation {
 
     pub(super) fn is_of_a_stream(&self) -> bool {
         matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
+    }
+
+    /// Whether it is a step of a call of many steps, which keeps to no deadline here.
+    pub(super) fn is_paged(&self) -> bool {
+        matches!(self, Self::Clear | Self::FindOwned(..) | Self::RemoveOwned(..))
     }
 
     /// Whether it comes through queues, so that what the store knows of it is an
@@ -75,6 +93,10 @@ pub(super) fn told(outcome: &Result<Outcome, Fault>) -> String {
             batch.reached.map(|time| time.0),
             if batch.complete { ", complete" } else { "" },
         ),
+        Ok(Outcome::Owned(found)) => {
+            let numbers: Vec<_> = found.sessions.iter().map(|(number, ..)| number).collect();
+            format!("{numbers:?}")
+        }
         other => format!("{other:?}"),
     }
 }

@@ -132,7 +132,8 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
-        self.mongo.assign_owners().await
+        let call = self.mongo.assign_owners_as(self.tiers.revs.clone());
+        trace::verb!("session_store.assign_owners", call)
     }
 
     /// A stream of the live sessions whose stored document a filter finds; see
