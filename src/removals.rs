@@ -22,20 +22,20 @@ pub(crate) struct Page {
 
 /// Ends the sessions that stand in the collection when this begins; answers with how many live ones.
 ///
-/// `hold` is called with the keys of each page before they are removed. What it returns is called once
-/// that has succeeded, and dropped otherwise.
+/// `hold` is called with keys before they are removed. What it returns is called once that has succeeded,
+/// and dropped otherwise.
 pub(crate) async fn remove_pages<P: Pages, H: FnOnce() + Send>(
     mut pages: P,
     hold: impl Fn(&[SessionKey]) -> H + Send,
 ) -> Result<u64> {
     let mut ended = 0;
     while let Some(page) = pages.next().await? {
-        let live = hold(&page.live);
-        let expired = hold(&page.expired);
+        let forget = hold(&page.live);
         ended += pages.remove(&page.live).await?;
+        forget();
+        let forget = hold(&page.expired);
         pages.remove(&page.expired).await?;
-        live();
-        expired();
+        forget();
     }
     Ok(ended)
 }
