@@ -6,6 +6,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -184,11 +186,11 @@ impl Rev {
 }
 
 /// Makes the revs of one store. Each store has its own: a cache must not take the writes of another
-/// store in the same process for its own.
-#[derive(Debug)]
+/// store in the same process for its own. Clones share the count.
+#[derive(Clone, Debug)]
 pub(crate) struct RevSource {
     store: [u8; 12],
-    next: std::sync::atomic::AtomicU32,
+    next: Arc<AtomicU32>,
 }
 
 impl RevSource {
@@ -198,7 +200,7 @@ impl RevSource {
         let random = SessionKey::of(tower_sessions_core::session::Id::default().0);
         let mut store = [0; 12];
         store.copy_from_slice(&random.as_bytes()[..12]);
-        Self { store, next: 0.into() }
+        Self { store, next: Arc::default() }
     }
 
     /// What [`Rev::store`] of its revs is.
@@ -207,7 +209,7 @@ impl RevSource {
     }
 
     pub(crate) fn next(&self) -> Rev {
-        let count = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
         let mut rev = [0; 16];
         rev[..12].copy_from_slice(&self.store);
         rev[12..].copy_from_slice(&count.to_be_bytes());

@@ -138,7 +138,7 @@ pub use self::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHeal
 pub use self::key::SessionKey;
 pub use self::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
-    data_path,
+    data_equals, data_path, owner_equals,
 };
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]

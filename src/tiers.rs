@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::Void;
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::removals::{Removals, UnderWay};
+use crate::removals::{Pages, remove_pages};
 use crate::tasks::Tasks;
 
 /// A save that changes no data.
@@ -57,7 +57,6 @@ pub(crate) struct Tiers<B> {
     pub(crate) tasks: Tasks,
     pub(crate) revs: RevSource,
     pub(crate) touching: Touching,
-    pub(crate) removals: Removals,
     pub(crate) _ends_following: DropGuard,
 }
 
@@ -162,20 +161,18 @@ impl<B: Backend> Tiers<B> {
         let ticket = cache.ticket_for(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
-        // Of a write that goes on past its deadline: a ticket until it has ended, and nothing is
-        // cached any more that was read before. Its lane may be free before that.
-        let late = Arc::new(OnceLock::new());
-        let doubt = Arc::clone(&late);
+        // Its lane may be free before the write has ended.
+        let late = LateTicket::default();
+        let doubt = late.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
             cache.note(&outcome);
+            doubt.take_if_late(&cache, key, &outcome);
             match outcome {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
                 Ok(None) => ticket.forget(Void::Gone),
                 Err(error) => {
                     if error.was_not_sent() {
                         ticket.release();
-                    } else if error.kind() == ErrorKind::Timeout {
-                        drop(doubt.set(cache.ticket(key)));
                     }
                     return Err(error);
                 }
@@ -228,55 +225,64 @@ impl<B: Backend> Tiers<B> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let cache = self.cache.clone();
-        let held = Held::of(&[key], &cache, &self.removals);
-        let noted = cache.clone();
+        let ticket = cache.ticket(key);
+        let late = LateTicket::default();
+        let doubt = late.clone();
         let end = move |outcome: Result<T>| {
-            noted.note(&outcome);
-            held.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
+            cache.note(&outcome);
+            doubt.take_if_late(&cache, key, &outcome);
+            ticket.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
             outcome
         };
-        self.tasks.run(remove(), end, move || cache.forget(key)).await
+        self.tasks.run(remove(), end, move || drop(late)).await
+    }
+
+    /// Ends the sessions that these pages find; answers with how many live ones those were.
+    ///
+    /// No later load here returns one that was ended, nor one as it was before a write from here took it
+    /// out of what the pages find. Where that write has been answered, the cache has what it stored. Where
+    /// it has not, the walk does not find the session, and the cache may still have it as it was before:
+    /// so it is forgotten.
+    pub(crate) async fn remove_found(&self, pages: impl Pages) -> Result<u64> {
+        let cache = self.cache.clone();
+        let noted = cache.clone();
+        let removal = async move {
+            let hold = |keys: &[SessionKey]| {
+                let tickets: Vec<_> = keys.iter().map(|key| cache.ticket(*key)).collect();
+                || tickets.into_iter().for_each(|ticket| ticket.forget(Void::Delete))
+            };
+            let removed = remove_pages(pages, hold).await;
+            // After the last page was read: what a write changes later on was found there.
+            cache.forget_pending_writes();
+            removed
+        };
+        let end = move |outcome| {
+            noted.note(&outcome);
+            outcome
+        };
+        self.tasks.run_paged(removal, end).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {
-        let clears = ClearOnDrop { cache: self.cache.clone(), _under_way: self.removals.begins() };
+        let clearing = self.cache.begin_clear();
         let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
-            drop(clears);
+            drop(clearing);
             outcome
         });
         cleared.await
     }
 }
 
-/// What a removal holds, from before it until nothing that it removes is cached any more.
-pub(crate) struct Held {
-    tickets: Vec<Ticket>,
-    // Let go last.
-    _under_way: UnderWay,
-}
+/// A ticket of a write that goes on past its deadline, until it has ended: nothing is cached any more
+/// then that was read before, and until then it counts as [pending](Cache::forget_pending_writes).
+#[derive(Clone, Default)]
+struct LateTicket(Arc<OnceLock<Ticket>>);
 
-impl Held {
-    pub(crate) fn of(keys: &[SessionKey], cache: &Cache, removals: &Removals) -> Self {
-        let under_way = removals.begins();
-        let tickets = keys.iter().map(|key| cache.ticket(*key)).collect();
-        Self { tickets, _under_way: under_way }
-    }
-
-    pub(crate) fn forget(self, cause: Void) {
-        self.tickets.into_iter().for_each(|ticket| ticket.forget(cause));
-    }
-}
-
-/// Empties the cache however the operation ends, were it with its runtime.
-struct ClearOnDrop {
-    cache: Cache,
-    // Let go last.
-    _under_way: UnderWay,
-}
-
-impl Drop for ClearOnDrop {
-    fn drop(&mut self) {
-        self.cache.clear();
-        self.cache.was_emptied(Void::Clear);
+impl LateTicket {
+    /// To be called while the write's own ticket is still there.
+    fn take_if_late<T>(&self, cache: &Cache, key: SessionKey, outcome: &Result<T>) {
+        if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+            drop(self.0.set(cache.ticket(key)));
+        }
     }
 }

@@ -215,6 +215,17 @@ impl<F: Clone> Freshness<F> {
         generation
     }
 
+    /// Voids the stamps of each key on which an operation is under way that may change the session's data.
+    /// `remove` must remove the key's entry; it runs under the key's lock.
+    pub(crate) fn void_pending_writes(&self, mut remove: impl FnMut(SessionKey)) {
+        for shard in &self.shards {
+            for (key, slot) in lock(shard).iter_mut().filter(|(_, slot)| slot.changes > 0) {
+                slot.generation += 1;
+                remove(*key);
+            }
+        }
+    }
+
     /// Runs `act` under the key's lock. It may remove what nobody would be served, and nothing else:
     /// every stamp stays as current as it is.
     pub(crate) fn hold<R>(&self, key: SessionKey, act: impl FnOnce() -> R) -> R {

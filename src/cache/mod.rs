@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::key::{KeyHashing, SessionKey};
 use crate::metrics::{CacheMetrics, Eviction, Series, Void};
 use crate::sync::moka::{self, notification::RemovalCause};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The cache. Clones share it.
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ struct Shared {
     /// Never renewed: insertions are not reported, so nothing vouches for an absence, nor for a read
     /// under way that may bring one.
     lease_of_reads: Lease,
+    /// How many calls of `clear` are under way. An atomic, since nothing else changes with it.
+    clears: AtomicU64,
     outage: Outage,
     compact: bool,
     clock: Clock,
@@ -125,6 +128,7 @@ impl Cache {
             echoes: Echoes::default(),
             lease: lease(),
             lease_of_reads: lease(),
+            clears: AtomicU64::new(0),
             outage: Outage::new(limits.outage_grace),
             compact: limits.compact,
             clock,
@@ -277,6 +281,24 @@ impl Cache {
         self.0.freshness.void(key, || self.0.remove(key, Void::Doubt));
     }
 
+    /// Forgets each session that a write from here may have changed already, though its answer is not here
+    /// yet: what is cached may be from before that write. To be called after MongoDB was asked which
+    /// sessions a filter finds: it does not find those, and says nothing about them.
+    pub(crate) fn forget_pending_writes(&self) {
+        if self.0.clears.load(Ordering::Acquire) > 0 {
+            // It may have removed any session.
+            return self.clear();
+        }
+        self.0.freshness.void_pending_writes(|key| self.0.remove(key, Void::Doubt));
+    }
+
+    /// To be called before the database is cleared. The cache is emptied when the guard is dropped, however
+    /// the call ends.
+    pub(crate) fn begin_clear(&self) -> Clearing {
+        self.0.clears.fetch_add(1, Ordering::AcqRel);
+        Clearing(self.clone())
+    }
+
     /// Takes a change that the database reports.
     pub(crate) fn hear(&self, change: &Change) -> Report {
         let (shared, key) = (&self.0, change.key);
@@ -372,6 +394,19 @@ impl Cache {
             }
             _ => Lookup::Miss,
         }
+    }
+}
+
+/// A `clear` of the database that is under way.
+#[derive(Debug)]
+pub(crate) struct Clearing(Cache);
+
+impl Drop for Clearing {
+    fn drop(&mut self) {
+        self.0.clear();
+        self.0.was_emptied(Void::Clear);
+        // Not earlier: a sign-out that does not find what this has removed must know of it.
+        self.0.0.clears.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -1,21 +1,30 @@
 //! Stores the owners of sessions that were written without.
 
-use bson::{Binary, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
+use bson::{Binary, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
 use super::{Sessions, document};
+use crate::backend::{Rev, RevSource};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
+use crate::owner::Owner;
+
+/// What makes the stored owner of a session the one that its data tells.
+enum Correction {
+    Set(Owner),
+    Clear,
+}
 
 impl Sessions {
-    /// Gives each live session the owner that its data tells.
-    pub(super) async fn assign_owners(self) -> Result<u64> {
+    /// Gives each live session the owner that its data tells. `revs` are those of the store that is asked:
+    /// its [events](crate::CachedMongoStore::events) tell by the `rev` who has made a change.
+    pub(super) async fn assign_owners(self, revs: RevSource) -> Result<u64> {
         self.has_owners()?;
         let (mut assigned, mut left) = (0, 0_u64);
         let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             match self.correction(&found) {
                 Ok(None) => {}
-                Ok(Some(change)) => assigned += self.assign(&found, change).await?,
+                Ok(Some(change)) => assigned += self.assign(&found, change, revs.next()).await?,
                 Err(error) if matches!(error.kind(), ErrorKind::Decode | ErrorKind::Encode) => {
                     left += 1;
                 }
@@ -31,8 +40,8 @@ impl Sessions {
         Ok(assigned)
     }
 
-    /// What makes the stored owner of a session the one that its data tells, if it is not.
-    fn correction(&self, found: &RawDocument) -> Result<Option<Document>> {
+    /// `None` if the stored owner is the one that the data tells.
+    fn correction(&self, found: &RawDocument) -> Result<Option<Correction>> {
         let session = document::session(found, &self.form)?;
         let owner = self.owner.as_ref().and_then(|owner_of| owner_of.derive(&session.data));
         if let Some(owner) = &owner {
@@ -41,14 +50,14 @@ impl Sessions {
         let stored = found.get("owner").ok().flatten();
         Ok(match (stored, owner) {
             (None | Some(RawBsonRef::Null), None) => None,
-            (Some(_), None) => Some(doc! { "$unset": { "owner": "" } }),
+            (Some(_), None) => Some(Correction::Clear),
             (Some(RawBsonRef::String(stored)), Some(owner)) if stored == owner.as_str() => None,
-            (_, Some(owner)) => Some(doc! { "$set": { "owner": owner.as_str() } }),
+            (_, Some(owner)) => Some(Correction::Set(owner)),
         })
     }
 
     /// Whoever writes the session meanwhile stores its owner as well, and a new `rev`.
-    async fn assign(&self, found: &RawDocument, change: Document) -> Result<u64> {
+    async fn assign(&self, found: &RawDocument, change: Correction, new: Rev) -> Result<u64> {
         let Some(key) = document::key(found) else { return Ok(0) };
         let mut unchanged = doc! { "_id": document::id(key) };
         let rev = found
@@ -57,6 +66,11 @@ impl Sessions {
         match rev {
             Ok(rev) => unchanged.insert("rev", rev),
             Err(_) => unchanged.insert("rev", doc! { "$exists": false }),
+        };
+        let rev = document::binary(new.as_bytes());
+        let change = match change {
+            Correction::Set(owner) => doc! { "$set": { "owner": owner.as_str(), "rev": rev } },
+            Correction::Clear => doc! { "$set": { "rev": rev }, "$unset": { "owner": "" } },
         };
         self.within(async {
             let timer = self.timer(Verb::Replace);

@@ -10,9 +10,10 @@ pub(crate) mod cursor;
 mod document;
 mod expiry;
 mod failure;
-pub(crate) mod invalidations;
+mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub(crate) mod invalidations;
 mod listing;
 mod live;
 pub(crate) mod news;
@@ -51,7 +52,7 @@ pub use self::expiry::ExpiredRemoval;
 use self::listing::Listing;
 pub use self::listing::LiveSessions;
 use self::owner::OwnerOf;
-pub use self::query::data_path;
+pub use self::query::{data_equals, data_path, owner_equals};
 #[cfg(feature = "encryption")]
 pub use self::reencrypt::{Reencrypted, Reencryption};
 pub(crate) use self::removal::Removal;

@@ -8,11 +8,13 @@ use bson::{Document, doc};
 
 use super::listing::Listing;
 use super::{LiveSessions, MongoStore, MongoStoreBuilder, Removal, Sessions};
+use crate::backend::RevSource;
 use crate::error::{Error, Result};
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
 use crate::owner::Owner;
 use crate::record::Data;
+use crate::removals::remove_pages;
 use crate::trace;
 
 /// Derives a session's owner from its data.
@@ -215,13 +217,19 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
-        let call = self.inner.sessions.clone().assign_owners();
-        let call = self.inner.tasks.run_paged(call, |outcome| outcome);
+        let call = self.assign_owners_as(self.inner.revs.clone());
         trace::verb!("session_store.assign_owners", call)
     }
 
+    /// The same for a store whose writes have other revs.
+    pub(crate) async fn assign_owners_as(&self, revs: RevSource) -> Result<u64> {
+        let call = self.inner.sessions.clone().assign_owners(revs);
+        self.inner.tasks.run_paged(call, |outcome| outcome).await
+    }
+
     pub(super) async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
-        let call = self.inner.sessions.clone().remove_those(removal?, |_| || ());
+        let pages = self.inner.sessions.pages(removal?);
+        let call = remove_pages(pages, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }

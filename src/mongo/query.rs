@@ -1,11 +1,14 @@
 //! What operators ask of the stored documents, and end by it.
 
 use bson::{Bson, Document, doc};
+use serde_json::Value;
 
 use super::codec::{self, Form};
+use super::filter::{finds_everything, guarded};
 use super::listing::Listing;
 use super::{LiveSessions, MongoStore, Removal, Sessions};
 use crate::error::{Error, Result};
+use crate::owner::Owner;
 use crate::trace;
 
 /// The path of a key of the data, for a filter: the keys from the outermost one on, escaped as they
@@ -30,6 +33,64 @@ pub fn data_path(keys: &[impl AsRef<str>]) -> String {
     path
 }
 
+/// A filter of the sessions whose data has this value under a key: the keys from the outermost one on, as
+/// for [`data_path`]. For values that come from a request, or from anywhere else.
+///
+/// An attacker who sends a JSON object where a text is expected must not choose the comparison. A handler
+/// that ends "the sessions with this device" by `doc! { "data.device": device }`, with a `device` that was
+/// parsed from `{"device": {"$ne": ""}}`, ends all sessions of all users (the
+/// [NoSQL injection](https://owasp.org/www-project-web-security-testing-guide/stable/4-Web_Application_Security_Testing/07-Input_Validation_Testing/05.6-Testing_for_NoSQL_Injection)
+/// of other languages). This compares with `$eq`, and writes the value as the store writes data, so that
+/// `{"$ne": ""}` is found only where just that is stored.
+///
+/// ```
+/// use serde_json::json;
+/// use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
+/// use tower_sessions_moka_mongodb_store::{Result, data_equals};
+///
+/// # fn main() -> Result<()> {
+/// let filter = data_equals(&["cart", "id"], "a")?;
+/// assert_eq!(filter, doc! { "data.cart.id": { "$eq": "a" } });
+/// let attack = data_equals(&["cart", "id"], json!({ "$ne": "" }))?;
+/// assert_eq!(attack, doc! { "data.cart.id": { "$eq": { "%24ne": "" } } });
+/// # Ok(())
+/// # }
+/// ```
+///
+/// `null` is found only where `null` is stored. As in every filter of MongoDB, a list is found by each
+/// value in it too, and an object only if its keys stand in the same order: compare with texts, numbers
+/// and booleans. To combine filters put them into a list: `doc! { "$and": [one, other] }`.
+///
+/// # Errors
+///
+/// [`Config`](crate::ErrorKind::Config) if there is no key, [`Encode`](crate::ErrorKind::Encode) if the
+/// value is none that a session can have.
+pub fn data_equals(keys: &[impl AsRef<str>], value: impl Into<Value>) -> Result<Document> {
+    if keys.is_empty() {
+        return Err(Error::config("a filter by the data needs a key to look under"));
+    }
+    let path = data_path(keys);
+    Ok(match codec::encode_value(&value.into())? {
+        // `$eq` would find the sessions that do not have the key at all.
+        Bson::Null => doc! { path: { "$type": "null" } },
+        value => doc! { path: { "$eq": value } },
+    })
+}
+
+/// A filter of the sessions of an owner, to combine with others; see [`data_equals`]. All sessions of an
+/// owner are ended by [`delete_by_owner`](MongoStore::delete_by_owner).
+///
+/// ```
+/// use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
+/// use tower_sessions_moka_mongodb_store::owner_equals;
+///
+/// assert_eq!(owner_equals(7), doc! { "owner": { "$eq": "7" } });
+/// ```
+#[must_use]
+pub fn owner_equals(owner: impl Into<Owner>) -> Document {
+    doc! { "owner": { "$eq": owner.into().as_str() } }
+}
+
 impl MongoStore {
     /// A stream of the live sessions whose stored document a filter finds, in no particular order;
     /// else as [`all`](Self::all). The filter is MongoDB's, over the fields of
@@ -38,7 +99,18 @@ impl MongoStore {
     /// Only a store that is [`queryable`](crate::MongoStoreBuilder::queryable) stores data in a form
     /// that a filter can look into; of another one, the only item is a
     /// [`Config`](crate::ErrorKind::Config) error if the filter asks for `data`. A session
-    /// that was stored before the store was queryable is not found by its data until it changes.
+    /// that was stored before the store was queryable is not found by its data until it changes, neither
+    /// by what that has nor by what it does not have: a condition on its data is unknown, and a filter finds
+    /// a session if the filter as a whole is true. So `$or` of an owner and of data finds it by its owner.
+    ///
+    /// MongoDB is asked no filter of which the store does not know what it reads. Each path must be a
+    /// field of [`StoredSession`](crate::StoredSession) or begin with `data.`. The operators are those that
+    /// compare fields, `$and`, `$or`, `$nor`, `$not`, `$elemMatch`, and `$expr` with the expressions that read
+    /// their arguments alone; not `$where`, `$function`, `$jsonSchema`, `$text`, nor `"$$ROOT"` as a whole.
+    /// Anything else is a `Config` error too. [`collection`](Self::collection) asks MongoDB itself.
+    ///
+    /// **Values from a request** belong into [`data_equals`] or [`owner_equals`]: as a part of a filter,
+    /// `{"$ne": ""}` is an operator.
     ///
     /// ```no_run
     /// use futures::TryStreamExt;
@@ -54,7 +126,7 @@ impl MongoStore {
     /// ```
     pub fn find(&self, filter: Document) -> LiveSessions {
         let sessions = &self.inner.sessions;
-        let filter = match sessions.can_answer(filter) {
+        let filter = match sessions.guarded(&filter) {
             Ok(filter) => filter,
             Err(error) => return LiveSessions::failed(error),
         };
@@ -71,44 +143,31 @@ impl MongoStore {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for an empty filter, and for one that asks for
-    /// `data` in a store that is not queryable; else as [`length`](Self::length), what the server says
+    /// [`Config`](crate::ErrorKind::Config) for an empty filter, for one that asks for `data` in a store
+    /// that is not queryable, and for one that has what [`find`](Self::find) does not ask for; else as [`length`](Self::length), what the server says
     /// of a malformed filter included. Some sessions may have been ended by then.
     ///
     /// # Cancel safety
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.inner.sessions.those_of(filter);
+        let removal = self.inner.sessions.those_of(&filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 }
 
 impl Sessions {
-    pub(crate) fn those_of(&self, filter: Document) -> Result<Removal> {
-        if filter.is_empty() {
+    pub(crate) fn those_of(&self, filter: &Document) -> Result<Removal> {
+        if finds_everything(filter) {
             return Err(Error::config(
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
         }
-        let filter = self.can_answer(filter)?;
-        Ok(Removal { filter, kept: None, live_alone: true })
+        Ok(Removal { filter: self.guarded(filter)?, kept: None, live_alone: true })
     }
 
-    /// The filter, if MongoDB can see what it asks for. By their data only those are found that it can
-    /// look into: of the others, from before the store was queryable, it would find all by what they
-    /// have *not*.
-    fn can_answer(&self, filter: Document) -> Result<Document> {
-        if !names_data(&filter) {
-            return Ok(filter);
-        }
-        if matches!(self.form, Form::Native) {
-            return Ok(both(filter, doc! { "data": { "$type": "object" } }));
-        }
-        Err(Error::config(
-            "the filter asks for `data`, and this store keeps data as a text, or \
-             encrypted, so that MongoDB sees no keys: build it with MongoStoreBuilder::queryable(true)",
-        ))
+    fn guarded(&self, filter: &Document) -> Result<Document> {
+        guarded(filter, matches!(self.form, Form::Native))
     }
 }
 
@@ -122,60 +181,9 @@ pub(super) fn both(mut one: Document, other: Document) -> Document {
     one
 }
 
-/// Whether a filter asks for `data`, or a path below it.
-fn names_data(filter: &Document) -> bool {
-    filter.iter().any(|(key, value)| match (key.as_str(), value) {
-        ("$and" | "$or" | "$nor", Bson::Array(filters)) => {
-            filters.iter().any(|filter| filter.as_document().is_some_and(names_data))
-        }
-        ("$expr", expression) => reads_data(expression),
-        (path, _) => path == "data" || path.starts_with("data."),
-    })
-}
-
-/// Whether an aggregation expression reads a path below `data`.
-fn reads_data(expression: &Bson) -> bool {
-    match expression {
-        Bson::String(text) => {
-            let path = text.strip_prefix("$$ROOT.").or_else(|| text.strip_prefix("$$CURRENT."));
-            path.or_else(|| text.strip_prefix('$')).is_some_and(|path| path.starts_with("data."))
-        }
-        Bson::Array(items) => items.iter().any(reads_data),
-        Bson::Document(document) => {
-            document.iter().any(|(key, value)| key != "$literal" && reads_data(value))
-        }
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_below_the_data_is_seen_wherever_it_stands() {
-        for filter in [
-            doc! { "data.a": 1 },
-            doc! { "owner": "x", "data.a.b": { "$gt": 1 } },
-            doc! { "data.a": { "$not": { "$gt": 1 } } },
-            doc! { "$or": [{ "owner": "x" }, { "$and": [{ "data.a": 1 }] }] },
-            doc! { "$nor": [{ "data.a": 1 }] },
-            doc! { "$expr": { "$gt": ["$data.a", 1] } },
-            doc! { "$and": [{ "$expr": { "$not": [{ "$eq": [1, "$$ROOT.data.a"] }] } }] },
-            doc! { "$expr": { "$let": { "vars": { "a": "$$CURRENT.data.a" }, "in": "$$a" } } },
-        ] {
-            assert!(names_data(&filter), "{filter}");
-        }
-        for filter in [
-            doc! {},
-            doc! { "owner": "data.a", "database": 1 },
-            doc! { "$expr": { "$eq": ["$owner", { "$literal": "$data.a" }] } },
-            doc! { "$expr": { "$eq": ["data.a", "$created"] } },
-            doc! { "$comment": "$data.a", "$where": "this.data.a" },
-        ] {
-            assert!(!names_data(&filter), "{filter}");
-        }
-    }
 
     #[test]
     fn of_two_filters_none_covers_the_other() {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::owner::Owner;
+use crate::removals::{Page, Pages};
 
 /// Which sessions are to be ended.
 #[derive(Clone, Debug)]
@@ -20,65 +21,51 @@ pub(crate) struct Removal {
     pub(super) live_alone: bool,
 }
 
-/// Some of the sessions to be ended.
-#[derive(Default)]
-struct Page {
-    live: Vec<SessionKey>,
-    expired: Vec<SessionKey>,
-    /// Where the next one begins.
-    last: Option<Bson>,
+/// A walk along the keys, which no write changes. It ends however fast new sessions come.
+pub(crate) struct RemovalPages {
+    sessions: Sessions,
+    removal: Removal,
+    /// The last key of the page before.
+    after: Option<Bson>,
 }
 
-impl Sessions {
-    /// Ends the sessions that stand in the collection when this begins, and answers with how many live
-    /// ones those were. One walk along the keys, which no write changes; it ends however fast new
-    /// sessions come.
-    ///
-    /// `hold` is told of each page before it is removed. What it answers with is called once that has
-    /// succeeded, and dropped otherwise.
-    pub(crate) async fn remove_those<H: FnOnce() + Send>(
-        self,
-        removal: Removal,
-        hold: impl Fn(&[SessionKey]) -> H + Send,
-    ) -> Result<u64> {
-        let (mut ended, mut after) = (0, None);
-        loop {
-            let page = self.next_page(&removal, after.take()).await?;
-            let Some(last) = page.last else { return Ok(ended) };
-            let (live, expired) = (hold(&page.live), hold(&page.expired));
-            ended += self.remove_keys(&removal, &page.live).await?;
-            self.remove_keys(&removal, &page.expired).await?;
-            live();
-            expired();
-            after = Some(last);
-        }
-    }
-
-    async fn next_page(&self, removal: &Removal, after: Option<Bson>) -> Result<Page> {
-        let mut walk = behind(after);
-        if let Some(kept) = removal.kept {
+impl Pages for RemovalPages {
+    async fn next(&mut self) -> Result<Option<Page>> {
+        let mut walk = behind(self.after.take());
+        if let Some(kept) = self.removal.kept {
             walk.insert("$ne", document::id(kept));
         }
-        let wanted = self.wanted(removal, doc! { "_id": walk });
+        let wanted = self.sessions.wanted(&self.removal, doc! { "_id": walk });
         let fields = doc! { "_id": 1, "expires": 1 };
-        let found = self.page(Verb::List, wanted, doc! { "_id": 1 }, fields).await?;
-        let mut page = Page { last: found.last().and_then(|last| id_of(last)), ..Page::default() };
+        let found = self.sessions.page(Verb::List, wanted, doc! { "_id": 1 }, fields).await?;
+        self.after = found.last().and_then(|last| id_of(last));
+        if self.after.is_none() {
+            return Ok(None);
+        }
+        let mut page = Page::default();
         for found in &found {
             // Another program's document has an `_id` of another length, and is passed by.
             if let Some(key) = document::key(found) {
-                let live = document::expires_after(found, self.clock.wall());
+                let live = document::expires_after(found, self.sessions.clock.wall());
                 if live { &mut page.live } else { &mut page.expired }.push(key);
             }
         }
-        Ok(page)
+        Ok(Some(page))
     }
 
-    async fn remove_keys(&self, removal: &Removal, keys: &[SessionKey]) -> Result<u64> {
+    async fn remove(&self, keys: &[SessionKey]) -> Result<u64> {
         if keys.is_empty() {
             return Ok(0);
         }
         let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
-        self.remove_page(Verb::Remove, self.wanted(removal, doc! { "_id": { "$in": ids } })).await
+        let wanted = self.sessions.wanted(&self.removal, doc! { "_id": { "$in": ids } });
+        self.sessions.remove_page(Verb::Remove, wanted).await
+    }
+}
+
+impl Sessions {
+    pub(crate) fn pages(&self, removal: Removal) -> RemovalPages {
+        RemovalPages { sessions: self.clone(), removal, after: None }
     }
 
     fn wanted(&self, removal: &Removal, ids: Document) -> Document {

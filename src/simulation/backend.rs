@@ -7,6 +7,7 @@ use futures::future::join_all;
 
 use super::chance::Chance;
 use super::operation::{Operation, Outcome};
+use super::sign_out::Floors;
 use super::stream::{Cursor, Reply};
 use super::wire::{Manners, Wire};
 use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Rev};
@@ -99,7 +100,12 @@ impl FakeBackend {
         }
     }
 
-    fn call<T: Send + 'static>(
+    /// What the database holds of these sessions.
+    pub(super) fn ranks(&self, keys: &[SessionKey]) -> Floors {
+        self.wire.state().database.ranks(keys)
+    }
+
+    pub(super) fn call<T: Send + 'static>(
         &self,
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,

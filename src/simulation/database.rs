@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::oplog::Oplog;
+use super::sign_out::{Floors, PAGE};
 use crate::backend::Rev;
 use crate::clock::{Clock, Moment};
 use crate::key::SessionKey;
@@ -167,6 +168,49 @@ impl Database {
         let there: Vec<_> = there.take(most).collect();
         self.remove_all(&there, by);
         there.len() as u64
+    }
+
+    /// A page of the sessions of an owner, behind the one of this number, and whether each is live.
+    pub(super) fn owned(&self, owner: u64, after: Option<usize>) -> Vec<(usize, SessionKey, bool)> {
+        let first = after.map_or(0, |after| after + 1);
+        let owned = (first..self.sessions()).filter(|number| self.is_of(*number, owner));
+        let owned = owned.map(|number| (number, self.keys[number], self.is_live(number)));
+        owned.take(PAGE).collect()
+    }
+
+    /// Removes those of these sessions that are an owner's; answers with how many.
+    pub(super) fn remove_owned(
+        &mut self,
+        keys: &[SessionKey],
+        owner: u64,
+        by: Option<usize>,
+    ) -> u64 {
+        let mut removed = 0;
+        for key in keys {
+            let number = self.number(*key);
+            if self.is_of(number, owner) {
+                self.remove(*key, by);
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    fn is_of(&self, number: usize, owner: u64) -> bool {
+        let held = self.current(number).held.as_ref();
+        held.is_some_and(|held| super::sign_out::owner(held.version) == owner)
+    }
+
+    /// What these sessions are now.
+    pub(super) fn ranks(&mut self, keys: &[SessionKey]) -> Floors {
+        let numbers: Vec<_> = keys.iter().map(|key| self.number(*key)).collect();
+        numbers.into_iter().map(|number| (number, self.rank(number))).collect()
+    }
+
+    /// What the last of these calls that has changed a session has made of it.
+    pub(super) fn rank_by(&self, number: usize, by: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut states = self.histories[number].iter();
+        states.rposition(|state| state.by.is_some_and(&by)).map(|index| 2 * index)
     }
 
     /// Prolongs a live session, of which the log does not tell; `false` if there is none.

@@ -13,6 +13,7 @@ use super::crew::Crew;
 use super::edge::Edge;
 use super::oracle::Begun;
 use super::profile::Profile;
+use super::sign_out::OwnedPages;
 use super::wire::{Manners, Wire};
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
@@ -43,6 +44,7 @@ pub(super) enum Verb {
     Load(RawId),
     Delete(RawId),
     Clear,
+    SignOut(u64),
 }
 
 impl Fleet {
@@ -100,7 +102,6 @@ impl Fleet {
                 tasks,
                 revs: RevSource::new(),
                 touching: Touching { after: profile.touch_after, clock: clock.clone() },
-                removals: crate::removals::Removals::default(),
                 _ends_following: ends.drop_guard(),
             }
         });
@@ -160,6 +161,7 @@ impl Fleet {
                     Err(error) => self.failed(node, Some(id), begun, &error),
                 }
             }
+            Verb::SignOut(owner) => self.sign_out(node, owner).await,
             Verb::Clear => {
                 let there = self.stored(&self.ids());
                 // It keeps to no deadline, and fails as others do.
@@ -197,6 +199,38 @@ impl Fleet {
             }
         }
         self.in_time(begun, &mut state);
+    }
+
+    /// Ends the sessions of an owner, and lets the oracle know what that promises.
+    async fn sign_out(&self, node: usize, owner: u64) {
+        let live = |state: &super::wire::State| -> Vec<_> {
+            let database = &state.database;
+            let live = (0..database.sessions()).filter_map(|number| {
+                let version = database.version(number)?;
+                (super::sign_out::owner(version) == owner).then(|| (number, database.rank(number)))
+            });
+            live.collect()
+        };
+        let before = live(&self.wire.state());
+        let pages = OwnedPages::new(FakeBackend::new(self.wire.clone(), node), owner);
+        let reached = pages.reached();
+        let ended = self.stores[node].remove_found(pages).await;
+        let mut state = self.wire.state();
+        let state = &mut *state;
+        let step = state.database.step();
+        let reached = std::mem::take(&mut *reached.lock().unwrap());
+        state.oracle.signed_out(node, &reached.removed, step);
+        match ended {
+            Ok(_) => {
+                state.oracle.signed_out(node, &reached.pending, step);
+                let after = live(state);
+                if let Some((number, _)) = before.iter().find(|it| after.contains(it)) {
+                    let text = format!("I1, sign-out: session {number} of {owner} is there still");
+                    state.oracle.violated(text);
+                }
+            }
+            Err(error) => self.noted_in(state, node, &error),
+        }
     }
 
     fn begins(&self) -> Begun {
@@ -269,9 +303,13 @@ impl Fleet {
     }
 
     fn noted(&self, node: usize, error: &Error) {
+        self.noted_in(&mut self.wire.state(), node, error);
+    }
+
+    #[allow(clippy::unused_self, reason = "as the one above")]
+    fn noted_in(&self, state: &mut super::wire::State, node: usize, error: &Error) {
         use ErrorKind::{Connection, Overloaded, Server, Timeout};
 
-        let mut state = self.wire.state();
         state.trace.note(|| format!("store {node} fails: {error}"));
         let kind = error.kind();
         if !matches!(kind, Connection | Overloaded | Server | Timeout) {
@@ -297,6 +335,7 @@ impl Fleet {
             Verb::Load(id) => format!("load session {}", number(id)),
             Verb::Delete(id) => format!("delete session {}", number(id)),
             Verb::Clear => "clear".to_owned(),
+            Verb::SignOut(owner) => format!("sign out {owner}"),
         }
     }
 }

@@ -16,6 +16,7 @@ mod profile;
 mod queues;
 mod races;
 mod seeds;
+mod sign_out;
 mod stream;
 mod trace;
 mod walk;
@@ -70,7 +71,6 @@ impl World {
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
             touching: Touching { after: Duration::ZERO, clock: clock.clone() },
-            removals: crate::removals::Removals::default(),
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }

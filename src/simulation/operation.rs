@@ -1,6 +1,7 @@
 //! What a database is asked for, and what it answers.
 
 use super::database::Database;
+use super::sign_out::{Floors, Found};
 use super::stream::{Cursor, Reply};
 use crate::backend::{Fault, PrimaryTime, Rev};
 use crate::key::SessionKey;
@@ -16,6 +17,10 @@ pub(crate) enum Operation {
     Remove(SessionKey),
     Clear,
     Open(Option<Token>),
+    /// Finds a page of the sessions of an owner, behind the one of this number.
+    FindOwned(u64, Option<usize>),
+    /// Removes those of these sessions that are an owner's.
+    RemoveOwned(Vec<SessionKey>, u64),
     More(Cursor),
     Fence,
 }
@@ -28,6 +33,9 @@ pub(super) enum Outcome {
     Cleared(u64),
     Handed(Cursor, Reply),
     Time(PrimaryTime),
+    Owned(Found),
+    /// How many were removed, and what all that were asked for are by now.
+    Ended(u64, Floors),
 }
 
 impl Operation {
@@ -44,6 +52,11 @@ impl Operation {
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
             Self::Clear => "clear".to_owned(),
+            Self::FindOwned(owner, after) => format!("find those of {owner} behind {after:?}"),
+            Self::RemoveOwned(keys, owner) => {
+                let numbers: Vec<_> = keys.iter().map(|key| database.number(*key)).collect();
+                format!("remove {numbers:?} of {owner}")
+            }
             Self::Open(after) => format!("open after {after:?}"),
             Self::More(cursor) => format!("more {cursor:?}"),
             Self::Fence => "fence".to_owned(),
@@ -52,6 +65,11 @@ impl Operation {
 
     pub(super) fn is_of_a_stream(&self) -> bool {
         matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
+    }
+
+    /// Whether it is a step of a call of many steps, which keeps to no deadline here.
+    pub(super) fn is_paged(&self) -> bool {
+        matches!(self, Self::Clear | Self::FindOwned(..) | Self::RemoveOwned(..))
     }
 
     /// Whether it comes through queues, so that what the store knows of it is an
@@ -70,6 +88,10 @@ pub(super) fn told(outcome: &Result<Outcome, Fault>) -> String {
         }
         Ok(Outcome::Handed(cursor, reply)) => {
             format!("{} changes, token {:?}, {cursor:?}", reply.events.len(), reply.token)
+        }
+        Ok(Outcome::Owned(found)) => {
+            let numbers: Vec<_> = found.sessions.iter().map(|(number, ..)| number).collect();
+            format!("{numbers:?}")
         }
         other => format!("{other:?}"),
     }

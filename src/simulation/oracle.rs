@@ -107,7 +107,12 @@ impl Oracle {
         let woke_at = self.asleep_at.filter(|at| *at > record.asked);
         let node = self.node(record.node);
         node.under_way.remove(&call);
-        if !matches!(record.operation, Operation::Clear) {
+        // What a call of many steps has learned its store notes at the end of all.
+        if record.operation.is_paged() {
+            if end == (End::Failed { outage: true }) {
+                node.failed_at = Some(now);
+            }
+        } else {
             match end {
                 // That says nothing about the database.
                 End::NotSent => return,
@@ -139,6 +144,14 @@ impl Oracle {
             let emptied = matches!(record.operation, Operation::Clear) || !answered;
             let rank = applied.filter(|_| !emptied).unwrap_or_else(|| database.rank(number));
             self.raise(record.node, number, Floor { step, rank, invariant });
+        }
+    }
+
+    /// A sign-out has ended: no later load answers with less.
+    pub(super) fn signed_out(&mut self, node: usize, floors: &[(usize, usize)], step: u64) {
+        self.count("signed out");
+        for (number, rank) in floors {
+            self.raise(node, *number, Floor { step, rank: *rank, invariant: "I1, sign-out" });
         }
     }
 
@@ -279,8 +292,7 @@ impl Oracle {
         let node = self.node(node);
         let asked = node.under_way.iter().map(|call| &records[*call]);
         let overdue = asked.filter(|record| {
-            let verb = !matches!(record.operation, Operation::Clear);
-            verb && record.asked.after(manners.timeout) <= now
+            !record.operation.is_paged() && record.asked.after(manners.timeout) <= now
         });
         // A deadline that passed while the process was asleep is noticed once it is awake.
         let noticed = overdue.map(|record| {

@@ -37,6 +37,8 @@ pub(super) struct Profile {
     pub(super) touch_after: Duration,
     /// How many saves are of what was served last.
     pub(super) unchanged: f64,
+    /// How many operations are sign-outs.
+    pub(super) sign_outs: f64,
 }
 
 /// How often things happen: at each step, or to each call that could go on.
@@ -173,6 +175,7 @@ impl Profile {
             limits: Self::limits(kind, chance, timeout),
             touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
             unchanged: chance.pick(&[0.0, 0.3, 0.7]),
+            sign_outs: 0.0,
         }
     }
 

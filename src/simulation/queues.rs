@@ -41,7 +41,6 @@ impl Queued {
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: touch_after, clock: clock.clone() },
-            removals: crate::removals::Removals::default(),
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }

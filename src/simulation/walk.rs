@@ -60,7 +60,10 @@ enum Way {
 /// Goes a walk to its end, or to the first thing that should not have been.
 pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
     let chance = Chance::of(seed);
-    let fleet = Fleet::new(Profile::draw(&chance), chance);
+    let mut profile = Profile::draw(&chance);
+    // Not drawn with the rest, so that the walks without go as they went before there were any.
+    profile.sign_outs = Chance::of(!seed).pick(&[0.0, 0.0, 0.0, 0.1]);
+    let fleet = Fleet::new(profile, chance);
     fleet.wire.state().trace = trace;
     let steps = fleet.profile.steps;
     let crew = Crew::new(fleet.chance.clone(), fleet.profile.laziness);
@@ -132,7 +135,9 @@ impl Walk {
         let crowded = self.fleet.profile.kind == Kind::Crowded;
         let unknown = if crowded { 0.2 } else { 0.02 };
         let (id, live) = self.choose();
+        let signs_out = chance.happens(self.fleet.profile.sign_outs);
         let verb = match chance.below(1_000) {
+            _ if signs_out => Verb::SignOut(chance.pick(&[0, 1])),
             _ if chance.happens(unknown) => Verb::Load(self.invent()),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),

@@ -12,6 +12,7 @@ use super::database::Database;
 use super::errands::Errands;
 use super::operation::{Operation, Outcome, told};
 use super::oracle::{End, Oracle};
+use super::sign_out::Found;
 use super::trace::Trace;
 use crate::backend::Fault;
 use crate::clock::{Clock, Moment};
@@ -282,6 +283,22 @@ impl State {
                 Outcome::Removed
             }
             Operation::Clear => Outcome::Cleared(self.database.clear(usize::MAX, by)),
+            Operation::FindOwned(owner, after) => {
+                let sessions = self.database.owned(*owner, *after);
+                let node = self.records[call].node;
+                let is_pending = |by: usize| {
+                    let record = &self.records[by];
+                    record.node == node && record.ended.is_none()
+                };
+                let pending = (0..self.database.sessions()).filter_map(|number| {
+                    Some((number, self.database.rank_by(number, is_pending)?))
+                });
+                Outcome::Owned(Found { sessions, pending: pending.collect() })
+            }
+            Operation::RemoveOwned(keys, owner) => {
+                let removed = self.database.remove_owned(keys, *owner, by);
+                Outcome::Ended(removed, self.database.ranks(keys))
+            }
             Operation::Open(after) => {
                 let (cursor, reply) = self.open(after.as_ref(), chance)?;
                 Outcome::Handed(cursor, reply)

@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::follow::{self, Follower};
 use crate::metrics::{Retry, StreamMetrics};
 use crate::mongo::{self, MongoStore};
-use crate::removals::Removals;
 use crate::tiers::{Tiers, Touching};
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
@@ -227,7 +226,6 @@ impl CachedMongoStoreBuilder {
             tasks,
             revs: RevSource::new(),
             touching: Touching { after: self.touch_after, clock: Clock::system() },
-            removals: Removals::default(),
             _ends_following: ends_following,
         };
         let events = Hub::new(self.follows);

@@ -6,10 +6,8 @@ use super::CachedMongoStore;
 use crate::error::Result;
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
-use crate::metrics::Void;
 use crate::mongo::{LiveSessions, Removal};
 use crate::owner::Owner;
-use crate::tiers::Held;
 use crate::trace;
 
 impl CachedMongoStore {
@@ -134,7 +132,8 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
-        self.mongo.assign_owners().await
+        let call = self.mongo.assign_owners_as(self.tiers.revs.clone());
+        trace::verb!("session_store.assign_owners", call)
     }
 
     /// A stream of the live sessions whose stored document a filter finds; see
@@ -155,31 +154,11 @@ impl CachedMongoStore {
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.mongo.sessions().those_of(filter);
+        let removal = self.mongo.sessions().those_of(&filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 
     async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
-        let removal = removal?;
-        let (cache, noted) = (self.tiers.cache.clone(), self.tiers.cache.clone());
-        let (removals, others) = (self.tiers.removals.clone(), self.tiers.removals.clone());
-        // Each session of a page as in `delete`: a ticket from before it is removed, which forgets it
-        // once it is, or once nobody knows.
-        let hold = move |keys: &[SessionKey]| {
-            let held = Held::of(keys, &cache, &removals);
-            move || held.forget(Void::Delete)
-        };
-        let sessions = self.mongo.sessions().clone();
-        let removal = async move {
-            let removed = sessions.remove_those(removal, hold).await;
-            // What another call has removed already was not found, and is cached until that call knows.
-            others.settle().await;
-            removed
-        };
-        let end = move |outcome| {
-            noted.note(&outcome);
-            outcome
-        };
-        self.tiers.tasks.run_paged(removal, end).await
+        self.tiers.remove_found(self.mongo.sessions().pages(removal?)).await
     }
 }

@@ -89,6 +89,35 @@ async fn every_kind_is_told_on_both_instances() {
 }
 
 #[tokio::test]
+async fn the_owners_that_an_instance_assigns_are_its_own_changes() {
+    let uri = uri();
+    let plain = other_instance(&uri).await;
+    let mut set = create(&plain).await;
+    set.data.insert("user".to_owned(), 7.into());
+    plain.save(&set).await.unwrap();
+    let owner =
+        |data: &std::collections::HashMap<String, serde_json::Value>| data.get("user")?.as_i64();
+    let mut stores = Vec::new();
+    for _ in 0..2 {
+        let mongo = MongoStore::builder().uri(&uri).owner(owner).build().await.unwrap();
+        stores.push(cache_of(&mongo).await);
+    }
+    let [here, there] = &stores[..] else { panic!("two stores") };
+    let mut all = [here.events().await.unwrap(), there.events().await.unwrap()];
+    assert_eq!(here.assign_owners().await.unwrap(), 1);
+    // Data without an owner, beside an owner that does not belong there.
+    set.data.remove("user");
+    plain.save(&set).await.unwrap();
+    assert_eq!(there.assign_owners().await.unwrap(), 1);
+    for (events, at_here) in all.iter_mut().zip([true, false]) {
+        for by_us in [at_here, false, !at_here] {
+            let expected = (EventKind::Changed, SessionKey::from(set.id), Some(by_us));
+            assert_eq!(told(events).await, expected, "at_here: {at_here}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_event_shows_no_byte_of_a_key_and_has_the_time() {
     let store = alone(&uri()).await;
     let mut events = store.events().await.unwrap();

@@ -16,6 +16,7 @@ mod encryption;
 mod events;
 mod examples;
 mod expiry;
+mod filters;
 mod first_minutes;
 mod follow;
 mod frozen;

@@ -1,5 +1,6 @@
 //! The sessions of an owner: listed, ended, and what is stored for that.
 
+mod in_flight;
 mod index;
 #[cfg(feature = "tower-sessions-014")]
 mod login;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    ErrorKind, LiveSessions, Result, SessionHandle, data_path, mongodb,
+    ErrorKind, LiveSessions, Result, SessionHandle, data_equals, data_path, mongodb, owner_equals,
 };
 
 use crate::common::{create, eventually, everything_said_by, on_both_tiers, record};
@@ -19,6 +19,9 @@ on_both_tiers! {
     a_store_of_texts_says_what_to_do = not_queryable;
     what_a_filter_finds_ends_here_and_elsewhere = delete_where;
     an_empty_filter_ends_nothing = empty;
+    a_filter_that_reads_data_in_any_way_is_refused_where_data_is_text = reads_data_of_texts;
+    an_owner_or_its_data_finds_the_sessions_of_both_forms = owner_or_data;
+    a_filter_from_untrusted_json_finds_what_equals_it = untrusted;
     the_server_is_not_quoted = errors;
 }
 
@@ -125,11 +128,170 @@ async fn empty(store: impl Owned) {
 async fn errors(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.queryable(true)).await;
     drop(create(&store).await);
-    let filter = doc! { "data.card": { "$no_such": "4111" } };
-    let deleted: Result<u64> = store.delete_where(filter.clone()).await;
-    for error in [error_of(store.find(filter)).await, deleted.unwrap_err()] {
-        assert_eq!(error.kind(), ErrorKind::Server);
-        let said = everything_said_by(&error);
-        assert!(!said.contains("4111") && !said.contains("no_such"), "{said}");
+    for (filter, kind) in [
+        (doc! { "data.card": { "$in": "4111" } }, ErrorKind::Server),
+        (doc! { "data.card": { "$no_such": "4111" } }, ErrorKind::Config),
+    ] {
+        let deleted: Result<u64> = store.delete_where(filter.clone()).await;
+        for error in [error_of(store.find(filter)).await, deleted.unwrap_err()] {
+            assert_eq!(error.kind(), kind);
+            let said = everything_said_by(&error);
+            assert!(!said.contains("4111") && !said.contains("no_such"), "{said}");
+        }
     }
+}
+
+/// Filters that read the data, or may. Each has ended sessions that it should not find, or would.
+fn read_data() -> Vec<Document> {
+    let role = doc! { "$getField": { "field": "role", "input": "$data" } };
+    vec![
+        doc! { "$expr": { "$ne": [role.clone(), "admin"] } },
+        doc! { "$expr": { "$let": { "vars": { "d": "$data" }, "in": { "$ne": ["$$d.role", "admin"] } } } },
+        doc! { "$or": [{ "owner": "7" }, { "data.flagged": true }] },
+        doc! { "data": { "$ne": { "role": "admin" } } },
+        doc! { "data": { "$not": { "$type": "object" } } },
+        doc! { "data": { "$type": "string" } },
+        doc! { "data": { "$exists": true } },
+        doc! { "$nor": [{ "data.role": "admin" }] },
+        doc! { "$nor": [{ "$or": [{ "$and": [{ "data.role": { "$in": ["admin"] } }] }] }] },
+        doc! { "data.role": { "$not": { "$regex": "^admin" } } },
+        doc! { "$where": "this.data.role != 'admin'" },
+        doc! { "$jsonSchema": { "not": { "properties": { "data": { "required": ["role"] } } } } },
+        doc! { "$text": { "$search": "-admin" } },
+        doc! { "$expr": { "$ne": ["$$ROOT.data.role", "admin"] } },
+        doc! { "$expr": { "$ne": ["$$CURRENT.data.role", "admin"] } },
+        doc! { "$expr": { "$let": { "vars": { "d": "$$ROOT" }, "in": { "$ne": ["$$d.data.role", "admin"] } } } },
+        doc! { "$expr": { "$let": { "vars": { "d": "$$CURRENT" }, "in": { "$ne": ["$$d.data.role", "admin"] } } } },
+        doc! { "$expr": { "$let": { "vars": { "CURRENT": "$data" }, "in": { "$ne": ["$role", "admin"] } } } },
+        doc! { "$expr": { "$ne": [{ "$getField": "data" }, 1] } },
+        doc! { "$expr": { "$ne": [{ "$getField": { "field": "data" } }, 1] } },
+        doc! { "$expr": { "$ne": [{ "$getField": { "field": "data", "input": "$$ROOT" } }, 1] } },
+        doc! { "$expr": { "$eq": [{ "$type": "$data.role" }, "missing"] } },
+        doc! { "$expr": { "$not": [{ "$in": ["admin", { "$ifNull": ["$data.roles", []] }] }] } },
+        doc! { "$expr": { "$eq": [{ "$size": { "$objectToArray": "$$ROOT" } }, 7] } },
+        doc! { "$expr": { "$eq": [{ "$mergeObjects": ["$$ROOT", {}] }, {}] } },
+        doc! { "$expr": { "$ne": [{ "$setField": { "field": "a", "input": "$$ROOT", "value": 1 } }, 1] } },
+        doc! { "$expr": { "$switch": { "branches": [{ "case": { "$eq": ["$data.role", "admin"] }, "then": false }], "default": true } } },
+        doc! { "$expr": { "$reduce": { "input": ["$data"], "initialValue": true, "in": { "$ne": ["$$this.role", "admin"] } } } },
+        doc! { "$expr": { "$allElementsTrue": [{ "$map": { "input": ["$data"], "as": "d", "in": { "$ne": ["$$d.role", "admin"] } } }] } },
+        doc! { "$expr": { "$function": { "body": "() => true", "args": ["$data"], "lang": "js" } } },
+        doc! { "$expr": { "$cond": { "if": "$data.role", "then": false, "else": true } } },
+        doc! { "$expr": { "a": "$data.role" } },
+        doc! { "$expr": [{ "$not": ["$data.role"] }] },
+        doc! { "$expr": "$data" },
+        doc! { "$expr": { "$gt": [{ "$meta": "textScore" }, 1] } },
+        // No session has these: a `$ne` of them finds all.
+        doc! { "role": { "$ne": "admin" } },
+        doc! { "user_id": { "$exists": false } },
+        doc! { "database": 1 },
+        doc! { "$expr": { "$ne": ["$role", "admin"] } },
+        doc! { "expires.data": { "$exists": false } },
+        doc! { "": 1 },
+        // No condition at all.
+        doc! { "$comment": "all of them" },
+        doc! { "$or": [{ "owner": "7" }, {}] },
+        doc! { "$and": [{ "$comment": "all of them" }] },
+    ]
+}
+
+async fn reads_data_of_texts(store: impl Owned) {
+    let admin = with(&store, "role", json!("admin")).await;
+    let other = with(&store, "role", json!("visitor")).await;
+    for filter in read_data() {
+        let error = store.delete_where(filter.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{filter}: {error}");
+        let said = everything_said_by(&error);
+        assert!(!said.contains("admin") && !said.contains("role"), "{filter}: {said}");
+        if !filter.contains_key("$comment") {
+            let listed = error_of(store.find(filter.clone())).await;
+            assert_eq!(listed.kind(), ErrorKind::Config, "{filter}: {listed}");
+        }
+    }
+    let mut deep = doc! { "data.role": 1 };
+    for _ in 0..300 {
+        deep = doc! { "$and": [deep] };
+    }
+    let error = store.delete_where(deep).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(is_there(&store, &admin).await && is_there(&store, &other).await);
+}
+
+async fn owner_or_data(plain: impl Owned) {
+    let owner = |data: &std::collections::HashMap<String, Value>| data.get("user")?.as_i64();
+    let texts = plain.with(|mongo| mongo.owner(owner)).await;
+    let store = plain.with(|mongo| mongo.owner(owner).queryable(true)).await;
+    let text_of_7 = with(&texts, "user", json!(7)).await;
+    let text_of_8 = with(&texts, "user", json!(8)).await;
+    let flagged_text = with(&texts, "flagged", json!(true)).await;
+    let native_of_7 = with(&store, "user", json!(7)).await;
+    let native_of_8 = with(&store, "user", json!(8)).await;
+    let flagged = with(&store, "flagged", json!(true)).await;
+
+    let either = doc! { "$or": [{ "owner": "7" }, { "data.flagged": true }] };
+    let mut found_by_either = found(store.find(either.clone())).await;
+    let mut wanted =
+        [&text_of_7, &native_of_7, &flagged].map(|it| SessionHandle::of(it.id)).to_vec();
+    found_by_either.sort_unstable_by_key(ToString::to_string);
+    wanted.sort_unstable_by_key(ToString::to_string);
+    assert_eq!(found_by_either, wanted);
+    let in_an_expression = doc! { "$expr": { "$or": [
+        { "$eq": ["$owner", "7"] },
+        { "$eq": ["$data.flagged", true] },
+    ] } };
+    assert_eq!(store.find(in_an_expression).count().await, 3);
+    for neither in [
+        doc! { "$nor": [{ "owner": "7" }, { "data.flagged": true }] },
+        doc! { "$expr": { "$not": [{ "$or": [
+            { "$eq": ["$owner", "7"] },
+            { "$eq": ["$data.flagged", true] },
+        ] }] } },
+    ] {
+        let found = found(store.find(neither)).await;
+        assert_eq!(found, [SessionHandle::of(native_of_8.id)], "texts may be flagged");
+    }
+
+    assert_eq!(store.delete_where(either).await.unwrap(), 3);
+    for gone in [&text_of_7, &native_of_7, &flagged] {
+        assert!(!is_there(&store, gone).await);
+    }
+    for left in [&text_of_8, &flagged_text, &native_of_8] {
+        assert!(is_there(&store, left).await);
+    }
+}
+
+/// The value comes from a request: `{"token": {"$ne": ""}}` instead of `{"token": "…"}`.
+async fn untrusted(plain: impl Owned) {
+    let store = plain.with(|mongo| mongo.queryable(true)).await;
+    let one = with(&store, "cart", json!({ "id": "a", "total": 7 })).await;
+    let other = with(&store, "cart", json!({ "id": "b", "$ne": "" })).await;
+    let without = with(&store, "name", Value::Null).await;
+    for attack in [
+        json!({ "$ne": "" }),
+        json!({ "$exists": true }),
+        json!({ "$gt": "" }),
+        json!({ "$regex": "." }),
+        json!({ "$not": { "$eq": 1 } }),
+        json!([{ "$ne": "" }]),
+        json!({ "id": { "$ne": "" } }),
+        json!({}),
+        json!([]),
+        json!("$data.cart.id"),
+        // What is not there is not null.
+        Value::Null,
+    ] {
+        let filter = data_equals(&["cart", "id"], attack.clone()).unwrap();
+        assert_eq!(store.delete_where(filter).await.unwrap(), 0, "{attack}");
+    }
+    let filter = data_equals(&["cart", "id"], "a").unwrap();
+    assert_eq!(found(store.find(filter)).await, [SessionHandle::of(one.id)]);
+    let filter = data_equals(&["cart", "total"], 7).unwrap();
+    assert_eq!(found(store.find(filter)).await, [SessionHandle::of(one.id)]);
+    let filter = data_equals(&["cart", "$ne"], "").unwrap();
+    assert_eq!(found(store.find(filter)).await, [SessionHandle::of(other.id)], "keys are escaped");
+    let filter = data_equals(&["name"], Value::Null).unwrap();
+    assert_eq!(found(store.find(filter)).await, [SessionHandle::of(without.id)]);
+    let error = data_equals(&[""; 0], "a").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(store.find(owner_equals("$ne")).count().await, 0);
+    assert_eq!(store.find(doc! {}).count().await, 3);
 }

@@ -185,7 +185,6 @@ impl App {
             tasks: Tasks::default(),
             revs: RevSource::new(),
             touching: Touching { after, clock },
-            removals: crate::removals::Removals::default(),
             _ends_following: CancellationToken::new().drop_guard(),
         };
         Self { tiers, lane }

@@ -33,7 +33,7 @@ mod number;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/record.rs"]
 mod record;
-#[allow(dead_code, unused_imports, reason = "nobody waits for another's removal here")]
+#[allow(dead_code, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/removals.rs"]
 mod removals;
 mod scenarios;

@@ -19,6 +19,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bson::{Bson, RawBsonRef};
+use serde_json::Value;
 
 #[cfg(feature = "encryption")]
 pub use self::keys::{Key, Keys};
@@ -61,6 +62,11 @@ pub(super) fn encode(data: &Data, form: &Form, id: &[u8]) -> Result<(Bson, usize
             Ok((binary(envelope), bytes))
         }
     }
+}
+
+/// Encodes a value as it stands in data that is a document.
+pub(super) fn encode_value(value: &Value) -> Result<Bson> {
+    native::encode_value(value)
 }
 
 /// Decodes the data of the session whose document has this `_id`, in whichever form it is.

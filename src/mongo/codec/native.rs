@@ -43,6 +43,11 @@ pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
     Ok((document, encoder.bytes))
 }
 
+/// Encodes one value of a session's data.
+pub(super) fn encode_value(value: &Value) -> Result<Bson> {
+    Encoder { bytes: 5 }.value(value, 1)
+}
+
 struct Encoder {
     /// Of the BSON written so far.
     bytes: usize,

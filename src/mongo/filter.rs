@@ -1,0 +1,364 @@
+//! Checks a caller's filter before MongoDB is asked, and guards the conditions on `data` in it.
+//!
+//! MongoDB cannot look into data that is stored as a text or encrypted. For a filter, such data has no
+//! keys at all: `data.role` is missing in all of it, so `data.role != "admin"` holds for every such
+//! session, admins included. Two rules keep `delete_where` from ending sessions for that reason.
+//!
+//! 1. Only what is listed here is sent: fields, query operators and expression operators whose way to
+//!    read the document is known. All else is a [`Config`](crate::ErrorKind::Config) error. (A list of
+//!    what is forbidden had holes: `$getField`, `$let`, `"$data"` and `"$$ROOT"` read the data too.)
+//! 2. A condition on `data` is neither true nor false for a session whose data MongoDB cannot look
+//!    into: it is unknown, and a filter finds a session only if the whole filter is true
+//!    (the three-valued logic of SQL):
+//!
+//! | `owner` | `data.x` | `$or` | `$and` | `$nor` of both |
+//! |---|---|---|---|---|
+//! | true | unknown | true: found | unknown | false |
+//! | false | unknown | unknown: not found | false | unknown: not found |
+//!
+//! MongoDB has no third value. So a condition on `data` is made false where it is unknown, or true below
+//! an odd number of negations.
+
+use bson::{Bson, Document, doc};
+
+use super::document::REENCRYPTED;
+use super::query::both;
+use crate::error::{Error, Result};
+
+/// The fields beside `data`, which every store writes in the same form.
+const FIELDS: [&str; 8] =
+    ["_id", "format", "expires", "rev", "created", "updated", "owner", REENCRYPTED[1]];
+
+/// The operators of a condition on one field that read that field alone.
+const CONDITIONS: &str = "$bitsAllClear $bitsAllSet $bitsAnyClear $bitsAnySet $eq $exists $gt $gte $in $lt \
+    $lte $mod $ne $nin $options $regex $size $type";
+
+/// The operators of an expression that read their arguments alone.
+const EXPRESSIONS: &str = "$abs $add $allElementsTrue $and $anyElementTrue $arrayElemAt $arrayToObject $avg \
+    $binarySize $bsonSize $ceil $cmp $concat $concatArrays $cond $convert $dateAdd $dateDiff \
+    $dateFromParts $dateFromString $dateSubtract $dateToParts $dateToString $dateTrunc $dayOfMonth \
+    $dayOfWeek $dayOfYear $divide $eq $exp $filter $first $firstN $floor $gt $gte $hour $ifNull $in \
+    $indexOfArray $indexOfBytes $indexOfCP $isArray $isNumber $isoDayOfWeek $isoWeek $isoWeekYear $last \
+    $lastN $let $ln $log $log10 $lt $lte $ltrim $map $max $maxN $mergeObjects $millisecond $min $minN \
+    $minute $mod $month $multiply $ne $not $objectToArray $or $pow $range $reduce $regexFind \
+    $regexFindAll $regexMatch $replaceAll $replaceOne $reverseArray $round $rtrim $second \
+    $setDifference $setEquals $setIntersection $setIsSubset $setUnion $size $slice $sortArray $split \
+    $sqrt $strLenBytes $strLenCP $strcasecmp $substrBytes $substrCP $subtract $sum $switch $toBool \
+    $toDate $toDecimal $toDouble $toInt $toLong $toLower $toObjectId $toString $toUpper $trim $trunc \
+    $type $week $year $zip";
+
+/// These read the whole document if they have no `input`.
+const EXPRESSIONS_WITH_INPUT: &str = "$getField $setField $unsetField";
+
+/// MongoDB takes no more levels than that in a document, and each level here is a call.
+/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
+const MAX_DEPTH: usize = 100;
+
+/// The filter to ask MongoDB with, for a store whose data is `queryable` or not.
+///
+/// # Errors
+///
+/// `Config` for a filter that asks for `data` where MongoDB cannot look into it, and for one that is
+/// not known to do without.
+pub(super) fn guarded(filter: &Document, queryable: bool) -> Result<Document> {
+    Guard { queryable }.filter(filter, Sense::True, 0)
+}
+
+/// What a condition must be for the whole filter to find a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sense {
+    True,
+    False,
+}
+
+impl Sense {
+    fn negated(self) -> Self {
+        match self {
+            Self::True => Self::False,
+            Self::False => Self::True,
+        }
+    }
+}
+
+struct Guard {
+    queryable: bool,
+}
+
+impl Guard {
+    fn filter(&self, filter: &Document, sense: Sense, depth: usize) -> Result<Document> {
+        check_depth(depth)?;
+        let mut guarded = Document::new();
+        let mut others = Vec::new();
+        let mut needs_data = false;
+        for (key, value) in filter {
+            match key.as_str() {
+                "$and" | "$or" => {
+                    guarded.insert(key, self.filters(value, sense, depth)?);
+                }
+                "$nor" => {
+                    guarded.insert(key, self.filters(value, sense.negated(), depth)?);
+                }
+                "$expr" => others.push(self.expression(value, sense, depth)?),
+                "$comment" => {
+                    guarded.insert(key, value.clone());
+                }
+                operator if operator.starts_with('$') => return Err(unknown_operator()),
+                path => {
+                    check_condition(value, depth)?;
+                    if !self.reads_data(path)? {
+                        guarded.insert(path, value.clone());
+                    } else if sense == Sense::True {
+                        guarded.insert(path, value.clone());
+                        needs_data = true;
+                    } else {
+                        others.push(or_unknown(doc! { path: value.clone() }));
+                    }
+                }
+            }
+        }
+        if needs_data {
+            guarded = both(guarded, doc! { "data": is_document() });
+        }
+        for other in others {
+            guarded = both(guarded, other);
+        }
+        Ok(guarded)
+    }
+
+    /// The filters of a `$and`, `$or` or `$nor`.
+    fn filters(&self, filters: &Bson, sense: Sense, depth: usize) -> Result<Vec<Bson>> {
+        let Bson::Array(filters) = filters else {
+            return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
+        };
+        let mut guarded = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let Bson::Document(filter) = filter else {
+                return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
+            };
+            if finds_everything(filter) {
+                return Err(malformed("an empty filter in a list finds every session"));
+            }
+            guarded.push(self.filter(filter, sense, depth + 1)?.into());
+        }
+        Ok(guarded)
+    }
+
+    /// A `$expr`. Only its outermost `$and`, `$or` and `$not` are looked through: a comparison that reads
+    /// the data and something else is unknown as a whole.
+    fn expression(&self, expression: &Bson, sense: Sense, depth: usize) -> Result<Document> {
+        let whole = doc! { "$expr": expression.clone() };
+        if !self.expression_reads_data(expression, depth)? {
+            return Ok(whole);
+        }
+        if let Some((operator, arguments)) = as_logic(expression) {
+            let is_not = operator == "$not";
+            let sense = if is_not { sense.negated() } else { sense };
+            let mut guarded = Vec::with_capacity(arguments.len());
+            for argument in arguments {
+                guarded.push(self.expression(argument, sense, depth + 1)?);
+            }
+            return Ok(doc! { if is_not { "$nor" } else { operator }: guarded });
+        }
+        Ok(match sense {
+            Sense::True => both(whole, doc! { "data": is_document() }),
+            Sense::False => or_unknown(whole),
+        })
+    }
+
+    /// Whether an expression reads the data. An error if it is not known what it reads.
+    ///
+    /// Nothing reads the data but a path that begins with `data`: a variable gets what it holds from an
+    /// expression beside it, which is looked at too.
+    fn expression_reads_data(&self, expression: &Bson, depth: usize) -> Result<bool> {
+        check_depth(depth)?;
+        let all = |arguments: &mut dyn Iterator<Item = &Bson>| {
+            let mut reads_data = false;
+            for argument in arguments {
+                reads_data |= self.expression_reads_data(argument, depth + 1)?;
+            }
+            Ok(reads_data)
+        };
+        match expression {
+            Bson::String(text) => self.operand_reads_data(text),
+            Bson::Array(items) => all(&mut items.iter()),
+            Bson::Document(document) => match single_operator(document)? {
+                None => all(&mut document.values()),
+                Some(("$literal", _)) => Ok(false),
+                Some((operator, arguments)) if is_in(EXPRESSIONS, operator) => {
+                    self.expression_reads_data(arguments, depth + 1)
+                }
+                Some((operator, Bson::Document(arguments)))
+                    if is_in(EXPRESSIONS_WITH_INPUT, operator)
+                        && arguments.contains_key("input") =>
+                {
+                    all(&mut arguments.values())
+                }
+                Some((operator, _)) if is_in(EXPRESSIONS_WITH_INPUT, operator) => {
+                    Err(reads_whole_document())
+                }
+                Some(_) => Err(unknown_operator()),
+            },
+            _ => Ok(false),
+        }
+    }
+
+    /// The same of a text: a path, a variable, or nothing but a text.
+    fn operand_reads_data(&self, text: &str) -> Result<bool> {
+        let Some(variable) = text.strip_prefix("$$") else {
+            return text.strip_prefix('$').map_or(Ok(false), |path| self.reads_data(path));
+        };
+        let (name, path) = match variable.split_once('.') {
+            Some((name, path)) => (name, Some(path)),
+            None => (variable, None),
+        };
+        match (name, path) {
+            ("ROOT" | "CURRENT", Some(path)) => self.reads_data(path),
+            ("ROOT" | "CURRENT", None) => Err(reads_whole_document()),
+            ("NOW", None) => Ok(false),
+            // The names of an expression's own variables begin so.
+            _ if name.starts_with(|first: char| first.is_ascii_lowercase()) => Ok(false),
+            _ => Err(malformed("it has a variable that this store does not know")),
+        }
+    }
+
+    /// Whether a path leads into the data. An error if it leads nowhere, or MongoDB cannot look there.
+    fn reads_data(&self, path: &str) -> Result<bool> {
+        if FIELDS.contains(&path) {
+            return Ok(false);
+        }
+        if path != "data" && !path.starts_with("data.") {
+            return Err(unknown_field());
+        }
+        if self.queryable { Ok(true) } else { Err(not_queryable()) }
+    }
+}
+
+/// Whether a filter has no condition at all.
+pub(super) fn finds_everything(filter: &Document) -> bool {
+    filter.keys().all(|key| key == "$comment")
+}
+
+/// Checks what is asked of one field.
+fn check_condition(condition: &Bson, depth: usize) -> Result<()> {
+    check_depth(depth)?;
+    let Bson::Document(operators) = condition else { return Ok(()) };
+    if !operators.keys().any(|key| key.starts_with('$')) {
+        // A document to compare with.
+        return Ok(());
+    }
+    for (operator, argument) in operators {
+        check_operator(operator, argument, depth)?;
+    }
+    Ok(())
+}
+
+fn check_operator(operator: &str, argument: &Bson, depth: usize) -> Result<()> {
+    match (operator, argument) {
+        ("$not", condition) => check_condition(condition, depth + 1),
+        ("$all", Bson::Array(items)) => {
+            items.iter().try_for_each(|item| check_condition(item, depth + 1))
+        }
+        ("$elemMatch", Bson::Document(element)) => check_element(element, depth + 1),
+        _ if is_in(CONDITIONS, operator) => Ok(()),
+        _ => Err(unknown_operator()),
+    }
+}
+
+/// Checks what is asked of an element of a list: of itself, or of its own fields, which are no fields of
+/// the session.
+fn check_element(element: &Document, depth: usize) -> Result<()> {
+    check_depth(depth)?;
+    for (key, value) in element {
+        match (key.as_str(), value) {
+            ("$and" | "$or" | "$nor", Bson::Array(elements)) => {
+                for element in elements {
+                    let Bson::Document(element) = element else {
+                        return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
+                    };
+                    check_element(element, depth + 1)?;
+                }
+            }
+            (operator, argument) if operator.starts_with('$') => {
+                check_operator(operator, argument, depth)?;
+            }
+            (_, condition) => check_condition(condition, depth)?,
+        }
+    }
+    Ok(())
+}
+
+/// The operator of an expression and its arguments; `None` for a document that holds expressions under
+/// names of its own.
+fn single_operator(document: &Document) -> Result<Option<(&str, &Bson)>> {
+    let Some((operator, arguments)) = document.iter().find(|(key, _)| key.starts_with('$')) else {
+        return Ok(None);
+    };
+    if document.len() > 1 {
+        return Err(malformed("an expression has one operator"));
+    }
+    Ok(Some((operator, arguments)))
+}
+
+/// A logical operator of an expression and its arguments.
+fn as_logic(expression: &Bson) -> Option<(&str, &[Bson])> {
+    let (operator, arguments) = expression.as_document()?.iter().next()?;
+    let arguments = arguments.as_array()?;
+    match (operator.as_str(), arguments.len()) {
+        ("$and" | "$or", 1..) | ("$not", 1) => Some((operator, arguments)),
+        _ => None,
+    }
+}
+
+fn is_in(list: &str, operator: &str) -> bool {
+    list.split_ascii_whitespace().any(|known| known == operator)
+}
+
+fn is_document() -> Document {
+    doc! { "$type": "object" }
+}
+
+/// A condition on the data, made true where it is unknown.
+fn or_unknown(condition: Document) -> Document {
+    doc! { "$or": [condition, { "data": { "$not": is_document() } }] }
+}
+
+fn check_depth(depth: usize) -> Result<()> {
+    if depth < MAX_DEPTH {
+        return Ok(());
+    }
+    Err(malformed("it is nested deeper than 100 levels"))
+}
+
+fn malformed(why: &str) -> Error {
+    Error::config(format!("the filter is malformed: {why}"))
+}
+
+fn not_queryable() -> Error {
+    Error::config(
+        "the filter asks for `data`, and this store keeps data as a text, or \
+         encrypted, so that MongoDB sees no keys: build it with MongoStoreBuilder::queryable(true)",
+    )
+}
+
+fn unknown_field() -> Error {
+    Error::config(
+        "the filter asks for a field that no session has: the fields are those of StoredSession, and \
+         `data_path` writes the path of a key of the data",
+    )
+}
+
+fn reads_whole_document() -> Error {
+    Error::config(
+        "the filter reads the stored document as a whole, and so data that MongoDB cannot look into: \
+         name the fields that it asks for",
+    )
+}
+
+/// Does not name the operator: any key of a filter that was made of a request may be here.
+fn unknown_operator() -> Error {
+    Error::config(
+        "the filter has an operator that this store does not know, which may read data that MongoDB \
+         cannot look into: `MongoStore::find` says which may be used, and `collection()` asks MongoDB \
+         itself",
+    )
+}

@@ -1,0 +1,213 @@
+//! A sign-out while a write of the same session is in flight: MongoDB has carried the write out, and this
+//! instance does not have the answer yet.
+//!
+//! ```text
+//! this instance                     MongoDB
+//! save(owner: ferris -> corro)  ->  stored; the proxy holds the reply
+//! delete_by_owner(ferris)       ->  finds nothing, since corro owns the session
+//!                               <-  Ok(0)
+//! load                              must not return ferris' version from the cache
+//! ```
+
+use std::time::Duration;
+
+use mongodb::bson::doc;
+use serde_json::{Value, json};
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionHandle, mongodb};
+
+use super::{is_there, log_in, user};
+use crate::common::{FOREVER, PATIENCE};
+use crate::proxy::Proxy;
+
+/// What keeps the cache true.
+#[derive(Clone, Copy, Debug)]
+enum Coherence {
+    SoleWriter,
+    TimeBound,
+    /// A change stream that brings nothing for a while.
+    StalledStream,
+}
+
+impl Coherence {
+    const ALL: [Self; 3] = [Self::SoleWriter, Self::TimeBound, Self::StalledStream];
+
+    async fn store(self, proxy: &Proxy, max_in_flight: u32) -> CachedMongoStore {
+        let mongo = MongoStore::builder()
+            .uri(proxy.uri())
+            .owner(user)
+            .max_in_flight(max_in_flight)
+            .operation_timeout(PATIENCE);
+        let store = CachedMongoStore::builder(mongo.build().await.unwrap());
+        let store = match self {
+            Self::SoleWriter => store.exclusive(),
+            Self::TimeBound => store.change_stream(false).max_staleness(FOREVER),
+            Self::StalledStream => store.max_staleness(FOREVER),
+        };
+        store.build().await.unwrap()
+    }
+}
+
+/// The calls that end sessions by what MongoDB finds.
+#[derive(Clone, Copy, Debug)]
+enum SignOut {
+    Owner,
+    OwnerExcept,
+    Filter,
+}
+
+impl SignOut {
+    const ALL: [Self; 3] = [Self::Owner, Self::OwnerExcept, Self::Filter];
+
+    async fn run(self, store: &CachedMongoStore) -> u64 {
+        let other = SessionHandle::of(tower_sessions::session::Id::default());
+        let ended = match self {
+            Self::Owner => store.delete_by_owner("ferris").await,
+            Self::OwnerExcept => store.delete_by_owner_except("ferris", other).await,
+            Self::Filter => store.delete_where(doc! { "owner": "ferris" }).await,
+        };
+        ended.unwrap()
+    }
+}
+
+fn saves(store: &CachedMongoStore, record: &Record) -> tokio::task::JoinHandle<()> {
+    let store = store.clone();
+    let record = record.clone();
+    tokio::spawn(async move { SessionStore::save(&store, &record).await.unwrap() })
+}
+
+fn owned_by(record: &Record, owner: Option<&str>) -> Record {
+    let mut record = record.clone();
+    match owner {
+        Some(owner) => drop(record.data.insert("user".to_owned(), json!(owner))),
+        None => drop(record.data.remove("user")),
+    }
+    record
+}
+
+async fn owner_loaded(store: &CachedMongoStore, record: &Record) -> Option<Value> {
+    let loaded = SessionStore::load(store, &record.id).await.unwrap();
+    loaded.expect("it has another owner, so it is there").data.get("user").cloned()
+}
+
+#[tokio::test]
+async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_the_owners() {
+    for coherence in Coherence::ALL {
+        for sign_out in SignOut::ALL {
+            for new_owner in [Some("corro"), None] {
+                let case = format!("{coherence:?}, {sign_out:?}, {new_owner:?}");
+                let proxy = Proxy::start().await;
+                let store = coherence.store(&proxy, 4).await;
+                let record = log_in(&store, "ferris").await;
+                assert!(is_there(&store, &record).await, "{case}: it is cached");
+                let mut stream = proxy.hold("getMore");
+                if matches!(coherence, Coherence::StalledStream) {
+                    stream.reached().await;
+                }
+                let mut reply = proxy.hold("update");
+                let changed = owned_by(&record, new_owner);
+                let save = saves(&store, &changed);
+                reply.reached().await;
+
+                assert_eq!(sign_out.run(&store).await, 0, "{case}: it is nobody's of ferris");
+                let new_owner = new_owner.map(Value::from);
+                assert_eq!(owner_loaded(&store, &record).await, new_owner, "{case}");
+
+                reply.deliver();
+                save.await.unwrap();
+                assert_eq!(owner_loaded(&store, &record).await, new_owner, "{case}: answered");
+                stream.deliver();
+            }
+        }
+    }
+}
+
+/// Two saves in one command, behind a third that keeps the only free place.
+#[tokio::test]
+async fn saves_that_are_sent_together_are_in_flight_too() {
+    let proxy = Proxy::start().await;
+    let store = Coherence::SoleWriter.store(&proxy, 1).await;
+    let first = log_in(&store, "ferris").await;
+    let second = log_in(&store, "ferris").await;
+    let blocker = log_in(&store, "blocker").await;
+    let mut blocking = proxy.hold("update");
+    let blocks = saves(&store, &owned_by(&blocker, Some("somebody")));
+    blocking.reached().await;
+    let mut reply = proxy.hold("update");
+    let saved = [
+        saves(&store, &owned_by(&first, Some("corro"))),
+        saves(&store, &owned_by(&second, Some("corro"))),
+    ];
+    assert_eq!(reply.reached().await, 2, "they are sent together");
+
+    assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);
+    for record in [&first, &second] {
+        assert_eq!(owner_loaded(&store, record).await, Some(json!("corro")));
+    }
+    reply.deliver();
+    blocking.deliver();
+    blocks.await.unwrap();
+    for save in saved {
+        save.await.unwrap();
+    }
+}
+
+/// A load that began before the sign-out may return what it has read. A later one does not wait for it.
+#[tokio::test]
+async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
+    let proxy = Proxy::start().await;
+    let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
+    let record = log_in(&other, "ferris").await;
+    let store = Coherence::TimeBound.store(&proxy, 4).await;
+    let mut read = proxy.hold("find");
+    let slow = tokio::spawn({
+        let store = store.clone();
+        let record = record.clone();
+        async move { owner_loaded(&store, &record).await }
+    });
+    read.reached().await;
+    let mut reply = proxy.hold("update");
+    let save = saves(&store, &owned_by(&record, Some("corro")));
+    reply.reached().await;
+
+    assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);
+    let later = tokio::time::timeout(Duration::from_secs(30), owner_loaded(&store, &record));
+    assert_eq!(later.await.expect("it reads MongoDB itself"), Some(json!("corro")));
+    read.deliver();
+    assert_eq!(slow.await.unwrap(), Some(json!("ferris")), "it began before");
+    assert_eq!(owner_loaded(&store, &record).await, Some(json!("corro")));
+    reply.deliver();
+    save.await.unwrap();
+}
+
+/// Another call has removed the session, and does not know it yet. The second call finds nothing.
+#[tokio::test]
+async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_removed() {
+    for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {
+        let proxy = Proxy::start().await;
+        let store = Coherence::SoleWriter.store(&proxy, 4).await;
+        let record = log_in(&store, "ferris").await;
+        let command = if other_call == "revoke" { "findAndModify" } else { "delete" };
+        let mut reply = proxy.hold(command);
+        let first = tokio::spawn({
+            let store = store.clone();
+            let id = record.id;
+            async move {
+                match other_call {
+                    "delete" => SessionStore::delete(&store, &id).await.unwrap(),
+                    "revoke" => assert!(store.revoke(SessionHandle::of(id)).await.unwrap()),
+                    "clear" => assert_eq!(store.clear().await.unwrap(), 1),
+                    _ => assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 1),
+                }
+            }
+        });
+        reply.reached().await;
+        let second = tokio::time::timeout(PATIENCE, store.delete_by_owner("ferris"));
+        assert_eq!(second.await.expect("it waits for nobody").unwrap(), 0, "{other_call}");
+        assert!(!is_there(&store, &record).await, "{other_call}");
+        reply.deliver();
+        first.await.unwrap();
+        assert!(!is_there(&store, &record).await, "{other_call}");
+    }
+}
