@@ -2,6 +2,7 @@
 
 use bson::{Binary, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
+use super::owner::panicked;
 use super::{Sessions, document};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
@@ -11,6 +12,7 @@ impl Sessions {
     pub(super) async fn assign_owners(self) -> Result<u64> {
         self.has_owners()?;
         let (mut assigned, mut left) = (0, 0_u64);
+        let mut panics = 0_u64;
         let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             match self.correction(&found) {
@@ -19,6 +21,7 @@ impl Sessions {
                 Err(error) if matches!(error.kind(), ErrorKind::Decode | ErrorKind::Encode) => {
                     left += 1;
                 }
+                Err(error) if error.kind() == ErrorKind::Panic => panics += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -28,13 +31,19 @@ impl Sessions {
                 "sessions that cannot be read, or whose owner is too long, were left as they are"
             );
         }
+        if panics > 0 {
+            return Err(panicked(&format!("{panics} sessions, which were left as they are")));
+        }
         Ok(assigned)
     }
 
     /// What makes the stored owner of a session the one that its data tells, if it is not.
     fn correction(&self, found: &RawDocument) -> Result<Option<Document>> {
         let session = document::session(found, &self.form)?;
-        let owner = self.owner.as_ref().and_then(|owner_of| owner_of.derive(&session.data));
+        let owner = match &self.owner {
+            Some(owner_of) => owner_of.derive(&session.data)?,
+            None => None,
+        };
         if let Some(owner) = &owner {
             owner.fits()?;
         }
