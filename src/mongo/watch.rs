@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
+use tokio_util::sync::CancellationToken;
 
 use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
 use super::{Sessions, document};
@@ -19,6 +20,8 @@ pub(crate) struct Watch {
     sessions: Sessions,
     /// How long the server waits for changes before it sends an empty batch.
     pace: Duration,
+    /// Cancelled once nobody needs the changes any more.
+    ends: CancellationToken,
 }
 
 impl Changes for Watch {
@@ -40,8 +43,8 @@ impl Changes for Watch {
 }
 
 impl Watch {
-    pub(super) fn new(sessions: Sessions, pace: Duration) -> Self {
-        Self { sessions, pace }
+    pub(super) fn new(sessions: Sessions, pace: Duration, ends: CancellationToken) -> Self {
+        Self { sessions, pace, ends }
     }
 
     /// Takes note of what a call tells of the database: whether it answers.
@@ -62,7 +65,8 @@ impl Watch {
 
     async fn opens(self, after: Option<Token>) -> Result<(Cursor, Batch<Token>), Fault> {
         let is_new = after.is_none();
-        let (stream, handed) = self.sessions.clone().open_stream(after, stages()).await?;
+        let (stream, handed) =
+            self.sessions.clone().open_stream(after, stages(), self.ends.clone()).await?;
         // The first batch is what was there already: empty, it says nothing of what was to come.
         let batch = self.read(handed, Waited::No);
         if is_new {
@@ -86,6 +90,7 @@ impl Watch {
     /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
     /// reads are no older than that.
     async fn asks_the_time(&self) -> Result<ServerTime, Fault> {
+        self.sessions.has_client()?;
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();
