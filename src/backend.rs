@@ -119,6 +119,8 @@ pub(crate) enum Fault {
     Lost,
     /// The sessions as a whole are no longer those that were watched: dropped or renamed.
     Ended,
+    /// The client was shut down, and sends nothing any more.
+    Closed,
     /// This server has no change streams, or the user may not open one. The text says which.
     Unsupported(&'static str),
 }

@@ -16,6 +16,7 @@ impl Moment {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    #[cfg(test)]
     pub(crate) fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
     }
@@ -37,10 +38,10 @@ impl Moment {
 #[derive(Clone, Debug)]
 pub(crate) enum Clock {
     System,
-    /// Both clocks follow tokio's, which a test can pause; the wall starts in 2001, and the steady
-    /// clock had run for an hour.
+    /// Both clocks follow tokio's, which a test can pause; the wall starts in 2001 and can be stepped
+    /// by so many milliseconds, and the steady clock had run for an hour.
     #[cfg(test)]
-    Tokio(tokio::time::Instant),
+    Tokio(tokio::time::Instant, std::sync::Arc<std::sync::atomic::AtomicI64>),
 }
 
 impl Clock {
@@ -50,14 +51,23 @@ impl Clock {
 
     #[cfg(test)]
     pub(crate) fn tokio() -> Self {
-        Self::Tokio(tokio::time::Instant::now())
+        Self::Tokio(tokio::time::Instant::now(), std::sync::Arc::default())
+    }
+
+    /// Steps the wall clock, of all clones.
+    #[cfg(test)]
+    pub(crate) fn step_wall(&self, by: time::Duration) {
+        let by = i64::try_from(by.whole_milliseconds()).unwrap_or(0);
+        if let Self::Tokio(_, stepped) = self {
+            stepped.fetch_add(by, std::sync::atomic::Ordering::SeqCst);
+        }
     }
 
     pub(crate) fn now(&self) -> Moment {
         match self {
             Self::System => Moment(steady()),
             #[cfg(test)]
-            Self::Tokio(start) => Moment(nanos(Duration::from_secs(3_600) + start.elapsed())),
+            Self::Tokio(start, _) => Moment(nanos(Duration::from_secs(3_600) + start.elapsed())),
         }
     }
 
@@ -65,7 +75,12 @@ impl Clock {
         let since_1970 = match self {
             Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             #[cfg(test)]
-            Self::Tokio(start) => Duration::from_secs(1_000_000_000) + start.elapsed(),
+            Self::Tokio(start, stepped) => {
+                let stepped = stepped.load(std::sync::atomic::Ordering::SeqCst);
+                let since_2001 = time::Duration::seconds(1_000_000_000) + start.elapsed();
+                let wall = since_2001 + time::Duration::milliseconds(stepped);
+                wall.try_into().unwrap_or_default()
+            }
         };
         WallTime::from_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
     }

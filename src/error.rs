@@ -43,8 +43,12 @@ pub enum ErrorKind {
     /// The server answered with an error, of which the message holds the code and its name, or with
     /// something that the driver could make nothing of.
     Server,
-    /// The store, or the runtime it was built on, has been shut down.
+    /// The store, the runtime it was built on, or the client that was handed to it has been shut
+    /// down.
     Closed,
+    /// A function that the app gave to the store panicked, or the MongoDB driver did. The message
+    /// says which. What else the call had to do was done, as far as that goes.
+    Panic,
 }
 
 impl Error {
@@ -58,6 +62,25 @@ impl Error {
 
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Closed, "the session store has been shut down")
+    }
+
+    /// The driver refuses every command, since its client was shut down. The store does that to its
+    /// own client alone, and sends nothing afterwards.
+    pub(crate) fn client_closed() -> Self {
+        Self::new(
+            ErrorKind::Closed,
+            "the app has shut down the MongoDB client that it handed to this store: shut down the \
+             store first, and the client after it",
+        )
+    }
+
+    /// A panic in a task of the store: the driver's, or a fault of this crate.
+    pub(crate) fn panicked() -> Self {
+        Self::new(
+            ErrorKind::Panic,
+            "a panic in the MongoDB driver or in this crate ended the operation: the app's panic hook \
+             has its message, standard error if no other hook is set",
+        )
     }
 
     pub(crate) fn cut_off() -> Self {
@@ -76,7 +99,8 @@ impl Error {
 
     /// Whether it says nothing of how the database is: it arose here.
     pub(crate) fn is_ours(&self) -> bool {
-        self.was_not_sent() || matches!(self.0.kind, ErrorKind::Config | ErrorKind::Closed)
+        self.was_not_sent()
+            || matches!(self.0.kind, ErrorKind::Config | ErrorKind::Closed | ErrorKind::Panic)
     }
 
     /// The kind of error, to act on.

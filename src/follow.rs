@@ -19,6 +19,7 @@ use self::fences::Fences;
 use crate::backend::{Asked, Batch, Changes, Fault};
 use crate::cache::Cache;
 use crate::clock::Clock;
+use crate::error::{Error, Result as Outcome};
 use crate::metrics::{Gap, StreamMetrics, Void};
 use crate::tasks::Tasks;
 
@@ -67,8 +68,13 @@ pub(crate) struct Follower<C> {
 
 impl<C: Changes> Follower<C> {
     /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
-    /// cache is followed for the first time, or it is known that it cannot be.
-    pub(crate) fn start(self, tasks: &Tasks, ends: CancellationToken) -> oneshot::Receiver<()> {
+    /// cache is followed for the first time, or it is known that it cannot be; an error if the store
+    /// is of no use.
+    pub(crate) fn start(
+        self,
+        tasks: &Tasks,
+        ends: CancellationToken,
+    ) -> oneshot::Receiver<Outcome<()>> {
         let (opened, is_opened) = oneshot::channel();
         tasks.spawn(async move {
             let _says_if = Panics;
@@ -82,7 +88,7 @@ impl<C: Changes> Follower<C> {
         is_opened
     }
 
-    async fn run(&self, opened: oneshot::Sender<()>) -> Infallible {
+    async fn run(&self, opened: oneshot::Sender<Outcome<()>>) -> Infallible {
         let (mut opened, mut position, mut warned) = (Some(opened), None, false);
         let (mut listens, mut is_first, mut lost) = (false, true, false);
         let mut chance = self.chance.clone();
@@ -96,7 +102,7 @@ impl<C: Changes> Follower<C> {
                         tracing::warn!("the stream of changes is open again");
                     }
                     (listens, is_first) = (true, false);
-                    opened.take().map(|opened| opened.send(()));
+                    opened.take().map(|opened| opened.send(Ok(())));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
                     fault
@@ -113,6 +119,13 @@ impl<C: Changes> Follower<C> {
                     Fault::Passing
                 }
             };
+            if fault == Fault::Closed {
+                self.metrics.unavailable();
+                let error = Error::client_closed();
+                tracing::warn!(%error, "the change stream has ended for good");
+                opened.take().map(|opened| opened.send(Err(error)));
+                return std::future::pending().await;
+            }
             failed.in_a_row += 1;
             failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
             if failed.in_a_row == LOST && !matches!(fault, Fault::Unsupported(_)) {
@@ -140,7 +153,7 @@ impl<C: Changes> Follower<C> {
                     (position, failed.too_slow) = (None, 0);
                     self.gap(Gap::Refused);
                 }
-                Fault::Passing | Fault::Refused => {}
+                Fault::Passing | Fault::Refused | Fault::Closed => {}
                 Fault::Lost => {
                     position = None;
                     self.gap(Gap::HistoryLost);
@@ -162,7 +175,7 @@ impl<C: Changes> Follower<C> {
                         );
                         warned = true;
                     }
-                    opened.take().map(|opened| opened.send(()));
+                    opened.take().map(|opened| opened.send(Ok(())));
                     sleep(SECOND_THOUGHTS).await;
                     self.metrics.retries.increment(1);
                     continue;

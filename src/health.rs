@@ -26,7 +26,7 @@ use crate::metrics::{Beat, Phase, Standing};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether the store takes calls: it was not shut down.
+    /// Whether the store takes calls: neither it nor the client that was handed to it was shut down.
     pub open: bool,
     /// Whether MongoDB answers.
     pub mongo: MongoHealth,
@@ -57,7 +57,7 @@ pub enum MongoHealth {
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
     },
-    /// Nobody asks any more: the store was shut down.
+    /// Nobody asks any more: the store, or the client that was handed to it, was shut down.
     Closed,
 }
 

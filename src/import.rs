@@ -68,6 +68,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 
 use bson::spec::ElementType;
@@ -79,7 +80,7 @@ use tokio_util::sync::CancellationToken;
 use tower_sessions_core::session::Id;
 
 use self::values::Values;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
 use crate::mongo::takeover::{Mark, Takeover};
@@ -167,8 +168,9 @@ impl Import {
     ///
     /// # Errors
     ///
-    /// What the server answers, and [`Closed`](crate::ErrorKind::Closed) once the store is shut down.
-    /// A run after that goes on where this one ended.
+    /// What the server answers, [`Closed`](ErrorKind::Closed) once the store is shut down, and
+    /// [`Panic`](ErrorKind::Panic) if [`on_progress`](Self::on_progress) panics. A run after that goes on
+    /// where this one ended.
     ///
     /// # Cancel safety
     ///
@@ -215,7 +217,7 @@ impl Walk {
             let Some(last) = page.last().and_then(|last| text_id(last)) else { break };
             last.clone_into(&mut after);
             self.take(&page).await?;
-            (self.on_progress)(&self.progress);
+            self.tell_progress()?;
             if abandoned.is_cancelled() {
                 return Ok(self.progress);
             }
@@ -231,6 +233,17 @@ impl Walk {
             tracing::warn!(count, reason, "documents were not imported as sessions");
         }
         Ok(self.progress)
+    }
+
+    fn tell_progress(&mut self) -> Result<()> {
+        let told = catch_unwind(AssertUnwindSafe(|| (self.on_progress)(&self.progress)));
+        told.map_err(|_| {
+            Error::new(
+                ErrorKind::Panic,
+                "the `on_progress` function panicked, and the import ended after that page: run it \
+                 again to go on. The app's panic hook has the panic's message",
+            )
+        })
     }
 
     async fn take(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {

@@ -6,11 +6,17 @@
 //! follower of the changes alone drops its futures at their deadline, and when it ends: they only read,
 //! so nothing is left half done but a connection, which the driver closes, and a cursor, which times
 //! out.
+//!
+//! A caller may also be polled where there is no timer, or no runtime at all: by another executor, or
+//! in another runtime. So whatever needs a timer or a socket runs in a task on the runtime that the store
+//! was built on, and callers wait for channels alone.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -29,6 +35,7 @@ pub(crate) struct Tasks {
     running: TaskTracker,
     is_shut_down: Arc<AtomicBool>,
     closed: CancellationToken,
+    client_closed: CancellationToken,
     timeout: Duration,
     answers: Arc<Answers>,
 }
@@ -40,13 +47,14 @@ impl Tasks {
             running: TaskTracker::new(),
             is_shut_down: Arc::default(),
             closed: CancellationToken::new(),
+            client_closed: CancellationToken::new(),
             timeout,
             answers: Arc::default(),
         }
     }
 
-    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the call panics or
-    /// the runtime itself goes away: the result, or a timeout error at the deadline.
+    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime itself
+    /// goes away: the result, a timeout error at the deadline, or an error if the call panics.
     ///
     /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
     /// that the driver can bring its connection and session to a clean end. `late` is run then,
@@ -68,12 +76,12 @@ impl Tasks {
         end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
     ) {
-        if self.is_closed() {
-            return end(Err(Error::closed()));
+        if let Some(refusal) = self.refusal() {
+            return end(Err(refusal));
         }
         let (timeout, closed, answers) = (self.timeout, self.closed.clone(), self.answers.clone());
         let task = async move {
-            let mut call = pin!(call);
+            let mut call = pin!(caught(call));
             let in_time = tokio::time::timeout(patience, &mut call).await;
             let is_late = in_time.is_err();
             let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
@@ -116,18 +124,52 @@ impl Tasks {
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        if self.is_closed() {
-            return end(Err(Error::closed()));
+        if let Some(refusal) = self.refusal() {
+            return end(Err(refusal));
         }
         let (reply, answer) = oneshot::channel();
         let answers = self.answers.clone();
         let task = async move {
-            let outcome = call.await;
+            let outcome = caught(call).await;
             answers.note(&outcome);
             drop(reply.send(end(outcome)));
         };
         self.spawn(task.instrument(Span::current()));
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
+    }
+
+    /// Waits on the store's runtime for something that is not a call to MongoDB, for at most the
+    /// operation timeout and not past the store's end.
+    pub(crate) async fn wait_for<T: Send + 'static>(
+        &self,
+        awaited: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T> {
+        if self.is_closed() {
+            return Err(Error::closed());
+        }
+        let (reply, answer) = oneshot::channel();
+        let timeout = self.timeout;
+        let closed = self.closed.clone();
+        self.spawn(async move {
+            let outcome = tokio::select! {
+                awaited = tokio::time::timeout(timeout, awaited) => {
+                    awaited.map_err(|_| timed_out(timeout))
+                }
+                () = closed.cancelled() => Err(Error::closed()),
+            };
+            let _ = reply.send(outcome);
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
+    }
+
+    /// Runs the last work of a store that is shut down on its runtime, for at most the operation
+    /// timeout. Nothing is done if the runtime is gone.
+    pub(crate) async fn finish(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let timeout = self.timeout;
+        let finished = self.runtime.spawn(async move {
+            let _ = tokio::time::timeout(timeout, work).await;
+        });
+        let _ = finished.await;
     }
 
     /// Starts a task that lives until it ends by itself or [`closed`](Self::closed) tells it to.
@@ -149,6 +191,19 @@ impl Tasks {
         self.timeout
     }
 
+    /// Why nothing may be sent any more, if that is so.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        if self.is_closed() {
+            return Some(Error::closed());
+        }
+        self.client_closed.is_cancelled().then(Error::client_closed)
+    }
+
+    /// Done once the app shuts down the client that it handed in. The store itself is still open.
+    pub(crate) fn client_closed(&self) -> &CancellationToken {
+        &self.client_closed
+    }
+
     /// Done once the store is shut down.
     pub(crate) fn closed(&self) -> &CancellationToken {
         &self.closed
@@ -162,6 +217,17 @@ impl Tasks {
         self.running.close();
         self.running.wait().await;
     }
+}
+
+/// `call`, with an error in the place of a panic. So `end` has its turn whatever happens, and the
+/// caller learns what it was.
+async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut call = pin!(call);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(Error::panicked())))
+    })
+    .await
 }
 
 pub(crate) fn timed_out(timeout: Duration) -> Error {
@@ -217,6 +283,34 @@ mod tests {
         assert!(tasks.is_shut_down() && tasks.is_closed());
         let error = tasks.run(async { Ok(()) }, |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_panics_has_an_end_and_is_an_error_of_its_own() {
+        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let ended = Arc::new(AtomicBool::new(false));
+        let seen = ended.clone();
+        let end = move |outcome| {
+            seen.store(true, Ordering::SeqCst);
+            outcome
+        };
+        let outcome = tasks.run(async { panic!("on purpose") }, end, || ()).await;
+        assert_eq!(Result::<()>::unwrap_err(outcome).kind(), ErrorKind::Panic);
+        assert!(ended.load(Ordering::SeqCst));
+        let outcome = tasks.run_paged(async { panic!("on purpose") }, |outcome| outcome).await;
+        assert_eq!(Result::<()>::unwrap_err(outcome).kind(), ErrorKind::Panic);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_its_deadline_and_with_the_store() {
+        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        assert_eq!(tasks.wait_for(async { 7 }).await.unwrap(), 7);
+        let error = tasks.wait_for(pending::<()>()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        let mut wait = Box::pin(tasks.wait_for(pending::<()>()));
+        assert!(futures::poll!(&mut wait).is_pending());
+        tasks.shutdown().await;
+        assert_eq!(wait.await.unwrap_err().kind(), ErrorKind::Closed);
     }
 
     #[test]

@@ -124,6 +124,7 @@ const fn kind(error: ErrorKind) -> &'static str {
         ErrorKind::Decode => "decode",
         ErrorKind::Server => "server",
         ErrorKind::Closed => "closed",
+        ErrorKind::Panic => "panic",
     }
 }
 

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use metrics::Gauge;
-
 use super::Limits;
-use crate::metrics::{CacheMetrics, Portion};
+use crate::metrics::{CacheMetrics, Gauge, Portion};
 
 /// moka knows one bound, a sum of weights. Were each entry to weigh at least its share of the
 /// capacity, no more than the given number would fit.

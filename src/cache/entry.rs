@@ -39,9 +39,6 @@ pub(crate) struct Times {
     pub(crate) epoch: u64,
     /// When its read, or the write that it comes from, began.
     pub(crate) read_at: Moment,
-    /// The record's expiry, on the steady clock: a step of the wall clock neither prolongs nor
-    /// shortens what is held.
-    pub(crate) expires_at: Moment,
 }
 
 impl Entry {
@@ -250,7 +247,7 @@ mod tests {
     fn weigh(value: &Value) -> u32 {
         let data: Data = value.as_object().unwrap().clone().into_iter().collect();
         let now = Clock::system().now();
-        let times = Times { epoch: 0, read_at: now, expires_at: now };
+        let times = Times { epoch: 0, read_at: now };
         Entry::new(Session { data, expires: WallTime::from_millis(0) }, times).weight()
     }
 
@@ -308,7 +305,7 @@ mod tests {
     #[test]
     fn debug_shows_no_data() {
         let now = Clock::system().now();
-        let times = Times { epoch: 0, read_at: now, expires_at: now };
+        let times = Times { epoch: 0, read_at: now };
         let data = Data::from([("card".to_owned(), json!("4111"))]);
         let text =
             format!("{:?}", Entry::new(Session { data, expires: WallTime::from_millis(0) }, times));

@@ -7,6 +7,7 @@ mod bounds;
 mod echoes;
 mod ended;
 mod entry;
+mod expiry;
 mod freshness;
 mod lease;
 mod limits;
@@ -25,6 +26,7 @@ use self::bounds::{Account, Bound};
 use self::echoes::Echoes;
 pub(crate) use self::echoes::Report;
 pub(crate) use self::entry::Entry;
+use self::expiry::WallClock;
 use self::freshness::{Boarding, Freshness};
 use self::lease::Lease;
 pub use self::limits::EvictionPolicy;
@@ -64,6 +66,7 @@ struct Shared {
     outage: Outage,
     compact: bool,
     clock: Clock,
+    wall: WallClock,
     metrics: CacheMetrics,
 }
 
@@ -132,6 +135,7 @@ impl Cache {
             outage: Outage::new(limits.outage_grace),
             compact: limits.compact,
             clock,
+            wall: WallClock::default(),
             metrics,
         }))
     }
@@ -375,7 +379,7 @@ impl Cache {
             let times = *entry.times();
             // An entry past its expiry is a miss and no answer: another instance may have
             // prolonged the session, of which nobody tells us.
-            if times.epoch != epoch || now >= times.expires_at {
+            if times.epoch != epoch || shared.wall.is_past(entry.expires(), now) {
                 return Lookup::Miss;
             }
             if lease.holds(times.read_at, now) {
@@ -413,7 +417,6 @@ impl Drop for Clearing {
 impl Shared {
     fn remove(&self, key: SessionKey, cause: Void) {
         self.absent.invalidate(&key);
-        // Counted last: a metrics recorder that panics must leave nothing.
         if self.sessions.remove(&key).is_some() {
             self.metrics.void(cause);
         }

@@ -224,6 +224,35 @@ async fn a_resumption_that_takes_too_long_each_time_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_was_shut_down_is_asked_no_more_and_warned_of_once() {
+    Log::start();
+    let shut_down_at = 20;
+    let followed = Followed::start(Fake {
+        batches: Box::new(move |n| match n {
+            n if n < shut_down_at => Says::Yes,
+            _ => Says::No(Fault::Closed),
+        }),
+        opens: Box::new(|n| if n == 0 { Says::Yes } else { Says::No(Fault::Closed) }),
+        resumes: always(|| Says::No(Fault::Closed)),
+        ..Fake::new()
+    });
+    sleep(HOUR).await;
+    let calls = || {
+        let calls = &followed.calls;
+        let all = [&calls.opened, &calls.resumed, &calls.batches, &calls.fences];
+        all.map(|calls| calls.load(Ordering::SeqCst))
+    };
+    let before = calls();
+    assert_eq!(before[0] + before[1], 1, "not opened again");
+    sleep(HOUR).await;
+    assert_eq!(calls(), before, "nor is anything else asked");
+    assert!(followed.value("session_store_mongo_retries_total") < 0.5);
+    followed.tasks.shutdown().await;
+    let warned = ["WARN", "has shut down the MongoDB client"].map(Log::count);
+    assert_eq!(warned, [1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_answers_nothing_costs_no_position() {
     let start = tokio::time::Instant::now();
     let manner = move || -> Manner {

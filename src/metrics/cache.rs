@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge};
-
 use super::Series;
 use super::catalogue::{
     self, BYTES, ENTRIES, EVICTIONS, FILLS, LIMIT_BYTES, LIMIT_ENTRIES, LOADS, MAX_STALENESS,
     SKIPPED, VOIDS,
 };
+use super::handles::{Counter, Gauge};
 use super::labels::{Eviction, Fill, Loaded, Void};
 
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
+use super::handles::guarded;
 use super::labels::{
     Ended, Eviction, Fill, Gap, Loaded, Origin, Retry, Together, Values, Verb, Void,
 };
@@ -97,10 +98,10 @@ catalogue! {
 /// Tells the recorder of them all.
 pub(super) fn describe() {
     for Metric { name, kind, unit, help, .. } in CATALOGUE {
-        match kind {
+        let _ = guarded(|| match kind {
             Kind::Counter => describe_counter!(*name, *unit, *help),
             Kind::Gauge => describe_gauge!(*name, *unit, *help),
             Kind::Histogram => describe_histogram!(*name, *unit, *help),
-        }
+        });
     }
 }

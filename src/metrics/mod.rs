@@ -6,6 +6,7 @@
 
 mod cache;
 mod catalogue;
+mod handles;
 mod labels;
 mod mongo;
 mod pulse;
@@ -15,6 +16,9 @@ mod stream;
 mod tests;
 
 pub(crate) use self::cache::CacheMetrics;
+#[cfg(test)]
+pub(crate) use self::handles::Counter;
+pub(crate) use self::handles::Gauge;
 pub(crate) use self::labels::{Eviction, Fill, Gap, Retry, Verb, Void};
 pub(crate) use self::mongo::{MongoMetrics, Outcome};
 pub(crate) use self::pulse::{Beat, Question};

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram};
-
 use super::catalogue::{self, DROPPED, DURATION, LIVE, OPERATIONS, RETRIES, TOGETHER};
+use super::handles::{Counter, Gauge, Histogram};
 use super::labels::{Ended, Retry, Together, Verb};
 use super::pulse::Pulse;
 use super::{Beat, Portion, Question, Series};

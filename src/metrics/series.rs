@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
+use metrics::{Label, counter, gauge, histogram};
 
 use super::catalogue::Metric;
+use super::handles::{Counter, Gauge, Histogram};
 
 /// How the series of a store are labelled: with its name, if it was given one.
 #[derive(Clone, Debug, Default)]
@@ -16,11 +17,11 @@ impl Series {
     }
 
     pub(super) fn counter(&self, metric: &Metric) -> Counter {
-        counter!(metric.name, self.labels(metric, &[]))
+        self.counter_of(metric, &[])
     }
 
     pub(super) fn gauge(&self, metric: &Metric) -> Gauge {
-        gauge!(metric.name, self.labels(metric, &[]))
+        Gauge::new(|| gauge!(metric.name, self.labels(metric, &[])))
     }
 
     /// A counter for each value of the metric's one label.
@@ -30,12 +31,13 @@ impl Series {
 
     /// A counter for one value of each label, by their numbers.
     pub(super) fn counter_of(&self, metric: &Metric, values: &[usize]) -> Counter {
-        counter!(metric.name, self.labels(metric, values))
+        Counter::new(|| counter!(metric.name, self.labels(metric, values)))
     }
 
     /// A histogram for each value of the metric's one label.
     pub(super) fn histograms<const N: usize>(&self, metric: &Metric) -> [Histogram; N] {
-        std::array::from_fn(|value| histogram!(metric.name, self.labels(metric, &[value])))
+        let of = |value| Histogram::new(|| histogram!(metric.name, self.labels(metric, &[value])));
+        std::array::from_fn(of)
     }
 
     fn labels(&self, metric: &Metric, values: &[usize]) -> Vec<Label> {

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use metrics::{Counter, Gauge};
-
 use super::Series;
 use super::catalogue::{self, STREAM_EVENTS, STREAM_GAPS, STREAM_LAG, STREAM_OPEN, STREAM_RESUMES};
+use super::handles::{Counter, Gauge};
 use super::labels::{Gap, Origin};
 use crate::clock::{Clock, Moment};
 

@@ -2,6 +2,7 @@
 
 use bson::{Binary, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
+use super::owner::panicked;
 use super::{Sessions, document};
 use crate::backend::{Rev, RevSource};
 use crate::error::{ErrorKind, Result};
@@ -20,6 +21,7 @@ impl Sessions {
     pub(super) async fn assign_owners(self, revs: RevSource) -> Result<u64> {
         self.has_owners()?;
         let (mut assigned, mut left) = (0, 0_u64);
+        let mut panics = 0_u64;
         let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             match self.correction(&found) {
@@ -28,6 +30,7 @@ impl Sessions {
                 Err(error) if matches!(error.kind(), ErrorKind::Decode | ErrorKind::Encode) => {
                     left += 1;
                 }
+                Err(error) if error.kind() == ErrorKind::Panic => panics += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -37,13 +40,19 @@ impl Sessions {
                 "sessions that cannot be read, or whose owner is too long, were left as they are"
             );
         }
+        if panics > 0 {
+            return Err(panicked(&format!("{panics} sessions, which were left as they are")));
+        }
         Ok(assigned)
     }
 
     /// `None` if the stored owner is the one that the data tells.
     fn correction(&self, found: &RawDocument) -> Result<Option<Correction>> {
         let session = document::session(found, &self.form)?;
-        let owner = self.owner.as_ref().and_then(|owner_of| owner_of.derive(&session.data));
+        let owner = match &self.owner {
+            Some(owner_of) => owner_of.derive(&session.data)?,
+            None => None,
+        };
         if let Some(owner) = &owner {
             owner.fits()?;
         }

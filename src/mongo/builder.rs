@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::doc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::checks::{limits, runtime, with_concerns};
 use super::codec::Form;
 use super::connection::Connection;
 use super::owner::OwnerOf;
-use super::{ExpiredRemoval, Inner, MongoStore, Sessions, expiry, live};
+use super::{ExpiredRemoval, Inner, MongoStore, Sessions, client_state, expiry, live};
 use crate::backend::RevSource;
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
@@ -181,8 +182,15 @@ impl MongoStoreBuilder {
         }
         let limits = limits(self.max_in_flight, self.max_waiting)?;
         let form = self.form()?;
-        let (documents, own_pool) = self.connection.collection(COLLECTION, timeout).await?;
+        let connection = self.connection;
+        let connects = async move { connection.collection(COLLECTION, timeout).await };
+        // In a task: this may be polled elsewhere after its first step. It ends if the call is dropped.
+        let connects = AbortOnDropHandle::new(runtime.spawn(connects));
+        let (documents, own_pool) = connects.await.unwrap_or_else(|_| Err(Error::cut_off()))?;
+        let owns_client = own_pool.is_some();
+        let pool_size = own_pool.or_else(|| client_state::pool_size(documents.client()));
         let tasks = Tasks::new(runtime, timeout);
+        client_state::attend(documents.client().clone(), !owns_client, &tasks);
         let ends_with_the_store = tasks.closed().clone().drop_guard();
         let sessions = Sessions {
             documents: with_concerns(&documents)?,
@@ -192,7 +200,8 @@ impl MongoStoreBuilder {
             owner: self.owner,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series, Clock::system())),
-            seen: super::seen::Seen::default(),
+            seen: super::seen::Seen::new(owns_client),
+            tasks: tasks.clone(),
             closed: tasks.closed().clone(),
         };
         let store = MongoStore {
@@ -202,7 +211,8 @@ impl MongoStoreBuilder {
                 tasks,
                 revs: RevSource::new(),
                 removal: self.removal,
-                own_pool,
+                owns_client,
+                pool_size,
                 _ends_background_tasks: ends_with_the_store,
             }),
         };

@@ -12,9 +12,11 @@ use std::time::Duration;
 use bson::{Bson, Document, doc};
 use mongodb::options::{SelectionCriteria, ServerAddress};
 use mongodb::{ClientSession, Database, ServerInfo, ServerType};
-use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
+use super::client_state::LINGERS;
 use super::watermark::StreamSource;
 use super::{Sessions, failure};
 use crate::backend::{Fault, ServerId};
@@ -27,6 +29,8 @@ pub(crate) struct Cursor {
     server: Server,
     /// 0 once the server has closed it.
     id: i64,
+    /// Cancelled once nobody needs the stream any more: its store was dropped or shut down.
+    ends: CancellationToken,
 }
 
 /// A resume token, as the server gave it: from where a stream can go on.
@@ -47,12 +51,21 @@ impl Sessions {
         self.documents.client().database(&self.documents.namespace().db)
     }
 
-    /// Opens a stream, through these stages: after a place, or else from now on.
+    /// Nothing may be sent for a stream once the app shuts down its client, which waits for the
+    /// stream's session.
+    pub(super) fn has_client(&self) -> Result<(), Fault> {
+        if self.tasks.client_closed().is_cancelled() { Err(Fault::Closed) } else { Ok(()) }
+    }
+
+    /// Opens a stream, through these stages: after a place, or else from now on. It is needed until
+    /// `ends` is cancelled.
     pub(super) async fn open_stream(
         self,
         after: Option<Token>,
         stages: [Document; 2],
+        ends: CancellationToken,
     ) -> Result<(Cursor, Handed), Fault> {
+        self.has_client()?;
         let client = self.documents.client();
         let session = client.start_session().causal_consistency(false).await;
         let mut session = session.map_err(|error| fault(&error))?;
@@ -69,13 +82,16 @@ impl Sessions {
         let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
         let reply = reply.map_err(|error| fault(&error))?;
         let (id, handed) = read(reply, "firstBatch").ok_or(Fault::Refused)?;
-        Ok((Cursor { sessions: self, session, server, id }, handed))
+        Ok((Cursor { sessions: self, session, server, id, ends }, handed))
     }
 }
 
 impl Cursor {
     /// What comes next; nothing if the server has waited so long for it in vain.
     pub(super) async fn more(&mut self, wait: Duration) -> Result<Handed, Fault> {
+        // The runtime may have ended while the last answer was taken: then this goes no further.
+        yield_now().await;
+        self.sessions.has_client()?;
         let database = self.sessions.database();
         let asks = database.run_command(doc! {
             "getMore": self.id,
@@ -102,18 +118,23 @@ impl Cursor {
 
 impl Drop for Cursor {
     /// Closes the cursor, which the server would keep for minutes: as far as that goes, and in
-    /// nobody's way.
+    /// nobody's way. A shutdown of the store waits for it.
     fn drop(&mut self) {
-        let Ok(runtime) = Handle::try_current() else { return };
         if self.is_closed() {
             return;
         }
-        let (sessions, id, criteria) = (self.sessions.clone(), self.id, self.server.criteria());
-        runtime.spawn(async move {
+        let sessions = self.sessions.clone();
+        let id = self.id;
+        let criteria = self.server.criteria();
+        let may_end_soon = self.ends.is_cancelled() && !sessions.tasks.is_shut_down();
+        self.sessions.tasks.spawn(async move {
+            if may_end_soon {
+                sleep(LINGERS).await;
+            }
             let kill = doc! { "killCursors": sessions.documents.name(), "cursors": [id] };
             let database = sessions.database();
             let kills = database.run_command(kill).selection_criteria(criteria);
-            drop(timeout(sessions.timeout, kills.into_future()).await);
+            let _ = timeout(sessions.timeout, kills.into_future()).await;
         });
     }
 }
@@ -178,6 +199,9 @@ fn is_router(kind: ServerType) -> bool {
 
 /// What a driver's error means for a stream.
 pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
+    if matches!(*error.kind, mongodb::error::ErrorKind::Shutdown) {
+        return Fault::Closed;
+    }
     failure::code(error).map_or(Fault::Passing, fault_of)
 }
 

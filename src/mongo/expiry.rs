@@ -241,6 +241,12 @@ pub(super) fn sweep(sessions: Sessions, every: Duration, tasks: &Tasks) {
             }
             match sessions.clone().remove_expired().await {
                 Ok(removed) => tracing::debug!(removed, "removed expired sessions"),
+                Err(error) if error.kind() == ErrorKind::Closed => {
+                    if !closed.is_cancelled() {
+                        tracing::warn!(%error, "expired sessions are no longer removed");
+                    }
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "could not remove expired sessions; will try again");
                 }

@@ -22,7 +22,7 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
         | Driver::ConnectionPoolCleared { .. }
         | Driver::DnsResolve { .. } => ErrorKind::Connection,
         Driver::InvalidArgument { .. } | Driver::InvalidTlsConfig { .. } => ErrorKind::Config,
-        Driver::Shutdown => return Error::closed(),
+        Driver::Shutdown => return Error::client_closed(),
         _ => code(error).map_or(ErrorKind::Server, kind_of),
     };
     let message = match (kind, code(error)) {

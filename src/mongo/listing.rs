@@ -89,13 +89,18 @@ impl Sessions {
     pub(super) fn list(&self, tasks: &Tasks, listing: Listing) -> LiveSessions {
         let (sender, received) = mpsc::channel(AHEAD as usize);
         if !tasks.is_closed() {
-            let (sessions, closed) = (self.clone(), tasks.closed().clone());
+            let sessions = self.clone();
+            let closed = tasks.closed().clone();
+            let client_closed = tasks.client_closed().clone();
             tasks.spawn(async move {
                 tokio::select! {
                     () = closed.cancelled() => {}
                     () = sender.closed() => {}
                     () = async {
-                        let ended = sessions.send_all(&sender, listing).await;
+                        // A list that nobody polls must not hold what the app's client waits for.
+                        let sends = sessions.send_all(&sender, listing);
+                        let ended = client_closed.run_until_cancelled(sends).await;
+                        let ended = ended.unwrap_or_else(|| Err(Error::client_closed()));
                         drop(sender.send(Step::Ended(ended)).await);
                     } => {}
                 }
@@ -246,8 +251,8 @@ impl Sessions {
 
     /// One step of a longer operation, under the operation timeout, if the store is still open.
     pub(super) async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
-        if self.closed.is_cancelled() {
-            return Err(Error::closed());
+        if let Some(refusal) = self.tasks.refusal() {
+            return Err(refusal);
         }
         tokio::time::timeout(self.timeout, step)
             .await

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use super::Sessions;
+use crate::error::ErrorKind;
 use crate::tasks::Tasks;
 
 /// Counts the live sessions again and again, until the store is closed. A count that fails is counted
@@ -23,6 +24,7 @@ pub(super) fn count(sessions: Sessions, every: Duration, tasks: &Tasks) {
             };
             match closed.run_until_cancelled(counted).await {
                 Some(Ok(count)) => live.set(count),
+                Some(Err(error)) if error.kind() == ErrorKind::Closed => return,
                 Some(Err(error)) => tracing::debug!(%error, "could not count the live sessions"),
                 None => return,
             }

@@ -4,6 +4,7 @@ mod assign;
 mod builder;
 mod bulk;
 mod checks;
+mod client_state;
 mod codec;
 mod connection;
 pub(crate) mod cursor;
@@ -108,8 +109,10 @@ struct Inner {
     tasks: Tasks,
     revs: RevSource,
     removal: ExpiredRemoval,
-    /// How large the client's pool is, if the client was made here and is to be closed here.
-    own_pool: Option<u32>,
+    /// Whether the client was made here and is to be closed here.
+    owns_client: bool,
+    /// How many connections the client may have to a server, if that is known.
+    pool_size: Option<u32>,
     _ends_background_tasks: DropGuard,
 }
 
@@ -127,6 +130,7 @@ pub(crate) struct Sessions {
     clock: Clock,
     metrics: Arc<MongoMetrics>,
     seen: Seen,
+    tasks: Tasks,
     closed: CancellationToken,
 }
 
@@ -283,7 +287,7 @@ impl MongoStore {
     /// much as when it was last used.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::of_mongo(!self.inner.tasks.is_closed(), self.metrics().beat())
+        Health::of_mongo(self.inner.tasks.refusal().is_none(), self.metrics().beat())
     }
 
     /// Ends the background tasks, waits for the operations under way and closes the connections,
@@ -297,11 +301,11 @@ impl MongoStore {
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
         self.inner.sessions.seen.lets_go();
-        if self.inner.own_pool.is_some() {
+        if self.inner.owns_client {
             let client = self.inner.sessions.documents.client().clone();
-            let closes = client.shutdown().immediate(true).into_future();
-            // The driver waits for its monitors, which wait for a server that may not answer.
-            drop(tokio::time::timeout(self.inner.tasks.timeout(), closes).await);
+            // The driver waits for its monitors, which wait for a server that may not answer; so this
+            // has the timeout for its bound.
+            self.inner.tasks.finish(client.shutdown().immediate(true).into_future()).await;
         }
     }
 
@@ -339,15 +343,15 @@ impl MongoStore {
         self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
     }
 
-    /// The changes of the collection; an empty batch comes after `pace`.
-    pub(crate) fn watch(&self, pace: Duration) -> Result<Watch> {
-        if self.inner.own_pool == Some(1) {
+    /// The changes of the collection, until `ends` is cancelled; an empty batch comes after `pace`.
+    pub(crate) fn watch(&self, pace: Duration, ends: CancellationToken) -> Result<Watch> {
+        if self.inner.pool_size == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
                  for itself: give at least 2, or build the cached store with change_stream(false)",
             ));
         }
-        Ok(Watch::new(self.inner.sessions.clone(), pace))
+        Ok(Watch::new(self.inner.sessions.clone(), pace, ends))
     }
 
     /// What a cache in front of this asks.

@@ -57,7 +57,7 @@ impl MongoStore {
     ///
     /// [`Config`](crate::ErrorKind::Config) if the pool has no connection to spare.
     pub(crate) fn has_room_for_news(&self) -> Result<()> {
-        if matches!(self.inner.own_pool, Some(1 | 2)) {
+        if matches!(self.inner.pool_size, Some(1 | 2)) {
             return Err(Error::config(
                 "`max_pool_size` is below 3, and the streams of changes and of events keep a \
                  connection each: give at least 3",
@@ -74,7 +74,8 @@ impl MongoStore {
 impl NewsSource {
     /// Opens a stream: after a place, or else from now on. The server waits `pace` for reports.
     pub(crate) async fn open(&self, after: Option<Token>, pace: Duration) -> Result<News, Fault> {
-        let (cursor, handed) = self.0.clone().open_stream(after.clone(), stages()).await?;
+        let (cursor, handed) =
+            self.0.clone().open_stream(after.clone(), stages(), self.0.closed.clone()).await?;
         let events = VecDeque::new();
         let mut news = News { cursor, pace, events, after: None, place: after };
         news.takes(handed);

@@ -2,6 +2,7 @@
 //! asked and ended by it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bson::{Document, doc};
@@ -9,7 +10,7 @@ use bson::{Document, doc};
 use super::listing::Listing;
 use super::{LiveSessions, MongoStore, MongoStoreBuilder, Removal, Sessions};
 use crate::backend::RevSource;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
 use crate::owner::Owner;
@@ -24,9 +25,23 @@ pub(super) struct OwnerOf(Arc<Derive>);
 type Derive = dyn Fn(&Data) -> Option<Owner> + Send + Sync;
 
 impl OwnerOf {
-    pub(super) fn derive(&self, data: &Data) -> Option<Owner> {
-        (self.0)(data)
+    /// # Errors
+    ///
+    /// [`Panic`](ErrorKind::Panic) if the app's function panics.
+    pub(super) fn derive(&self, data: &Data) -> Result<Option<Owner>> {
+        catch_unwind(AssertUnwindSafe(|| (self.0)(data))).map_err(|_| panicked("a session"))
     }
+}
+
+/// The error of an `owner` function that panicked on the data of `what`.
+pub(super) fn panicked(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Panic,
+        format!(
+            "the `owner` function panicked on the data of {what}: make it return None for data \
+             that it does not expect. The app's panic hook has the panic's message"
+        ),
+    )
 }
 
 impl fmt::Debug for OwnerOf {
@@ -71,6 +86,9 @@ impl MongoStoreBuilder {
     /// ```
     ///
     /// For axum-login there is [`Owner::from_axum_login`].
+    ///
+    /// If the function panics, the call that asked it fails with [`Panic`](ErrorKind::Panic), and
+    /// nothing is sent.
     pub fn owner<F, O>(mut self, owner: F) -> Self
     where
         F: Fn(&Data) -> Option<O> + Send + Sync + 'static,
@@ -207,11 +225,14 @@ impl MongoStore {
     ///
     /// Reads all sessions, 64 at a time, and writes those that it changes one by one; each step is
     /// under the operation timeout. Caches read anew what it has changed. A session that cannot be read
-    /// or whose owner is too long is left as it is, and a warning tells how many there were.
+    /// or whose owner is too long is left as it is, and a warning tells how many there were. So is one
+    /// on whose data the `owner` function panics.
     ///
     /// # Errors
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner); some owners may have been stored by then.
+    /// [`Panic`](ErrorKind::Panic) if the `owner` function panicked; the owners of all other sessions
+    /// have been stored by then.
     ///
     /// # Cancel safety
     ///
@@ -243,7 +264,7 @@ impl Sessions {
     /// Adds its owner to the fields that are stored of a session with this data.
     pub(super) fn own(&self, data: &Data, fields: &mut Document) -> Result<Owned> {
         let Some(owner_of) = &self.owner else { return Ok(Owned::AsFieldsSay) };
-        let Some(owner) = owner_of.derive(data) else { return Ok(Owned::ByNobody) };
+        let Some(owner) = owner_of.derive(data)? else { return Ok(Owned::ByNobody) };
         owner.fits()?;
         fields.insert("owner", owner.as_str());
         Ok(Owned::AsFieldsSay)

@@ -21,18 +21,24 @@ const KEPT: usize = 32;
 const FRESH: Duration = Duration::from_secs(60);
 
 /// The latest time of the database that is known here. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Seen(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     time: AtomicU64,
+    /// Whether sessions are used again. Not those of a client that the app handed in: the app may shut
+    /// it down at any time, and `Client::shutdown` waits for every session that is kept.
+    pools: bool,
     /// Sessions to be used again, each with when it was used last. The driver starts a task for each
     /// session, which costs more than what such a session is needed for.
     idle: Mutex<Vec<(ClientSession, Instant)>>,
 }
 
 impl Seen {
+    pub(super) fn new(pools: bool) -> Self {
+        Self(Arc::new(Shared { time: AtomicU64::new(0), pools, idle: Mutex::default() }))
+    }
+
     pub(super) fn advance(&self, to: ServerTime) {
         self.0.time.fetch_max(to.0, Ordering::AcqRel);
     }
@@ -54,14 +60,14 @@ impl Seen {
     }
 
     /// Takes note of what an operation in `session` has brought about, and keeps the session if that
-    /// went well.
+    /// went well and sessions are used again.
     pub(super) fn returns<T>(
         &self,
         session: ClientSession,
         outcome: mongodb::error::Result<T>,
     ) -> mongodb::error::Result<T> {
         self.learn(&session);
-        if outcome.is_ok() {
+        if outcome.is_ok() && self.0.pools {
             let mut idle = lock(&self.0.idle);
             if idle.len() < KEPT {
                 idle.push((session, Instant::now()));
@@ -104,7 +110,7 @@ mod tests {
         let early = ServerTime::from(Timestamp { time: 1, increment: u32::MAX });
         let late = ServerTime::from(Timestamp { time: 2, increment: 0 });
         assert!(early < late);
-        let seen = Seen::default();
+        let seen = Seen::new(true);
         seen.advance(late);
         seen.advance(early);
         assert_eq!(seen.0.time.load(Ordering::Acquire), late.0);

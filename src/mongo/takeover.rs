@@ -208,6 +208,9 @@ impl Takeover {
             Err(error) if error.kind() == ErrorKind::Encode => {
                 return Ok(Err("its owner is longer than what can be stored"));
             }
+            Err(error) if error.kind() == ErrorKind::Panic => {
+                return Ok(Err("the `owner` function panicked on its data"));
+            }
             Err(error) => return Err(error),
         }
         document.remove("expires");

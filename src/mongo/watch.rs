@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bson::{Document, doc};
+use tokio_util::sync::CancellationToken;
 
 use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
 use super::invalidations::{InvalidationReader, Reading};
@@ -20,6 +21,8 @@ pub(crate) struct Watch {
     sessions: Sessions,
     /// How long the server waits for changes before it sends an empty batch.
     pace: Duration,
+    /// Cancelled once nobody needs the changes any more.
+    ends: CancellationToken,
 }
 
 /// An open stream, and what reads its replies.
@@ -47,8 +50,8 @@ impl Changes for Watch {
 }
 
 impl Watch {
-    pub(super) fn new(sessions: Sessions, pace: Duration) -> Self {
-        Self { sessions, pace }
+    pub(super) fn new(sessions: Sessions, pace: Duration, ends: CancellationToken) -> Self {
+        Self { sessions, pace, ends }
     }
 
     /// Takes note of what a call tells of the database: whether it answers.
@@ -69,7 +72,8 @@ impl Watch {
 
     async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
         let is_new = after.is_none();
-        let (cursor, reply) = self.sessions.clone().open_stream(after, stages()).await?;
+        let (cursor, reply) =
+            self.sessions.clone().open_stream(after, stages(), self.ends.clone()).await?;
         let mut reader = InvalidationReader::new(cursor.server().source());
         let batch = self.read(&mut reader, reply);
         if is_new {
@@ -91,6 +95,7 @@ impl Watch {
     /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
     /// reads are no older than that.
     async fn asks_the_time(&self) -> Result<PrimaryTime, Fault> {
+        self.sessions.has_client()?;
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();

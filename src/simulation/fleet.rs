@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics::Counter;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +90,11 @@ impl Fleet {
                     clock: clock.clone(),
                     pace,
                     timeout: profile.timeout,
-                    metrics: StreamMetrics::new(&Series::default(), Counter::noop(), clock.clone()),
+                    metrics: StreamMetrics::new(
+                        &Series::default(),
+                        crate::metrics::Counter::noop(),
+                        clock.clone(),
+                    ),
                     chance: chance.another(),
                 };
                 drop(follower.start(&tasks, CancellationToken::clone(&ends)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 use super::*;
+use crate::cache::Lookup;
 
 impl World {
     fn compact() -> Self {
@@ -100,6 +101,52 @@ async fn they_are_given_back_without_being_asked_for() {
     assert_eq!(world.tiers.cache.entries().0, 0);
     ends.cancel();
     tidy.await.unwrap();
+}
+
+/// Whether the cache answers with a session of this key.
+fn is_served(world: &World, id: RawId) -> bool {
+    matches!(world.tiers.cache.get(id.key()), Lookup::Hit(_))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_a_step_of_the_wall_clock_ends_is_served_for_a_second_at_most() {
+    let world = World::with(Limits { exclusive: true, ..limits() });
+    let ends = CancellationToken::new();
+    let tidy = tokio::spawn(world.tiers.cache.clone().tidy(ends.clone()));
+    let short = world.ends_in(Duration::from_secs(3_600));
+    let long = world.ends_in(Duration::from_secs(86_400));
+    for id in [short, long] {
+        world.load(id).await;
+        assert!(is_served(&world, id));
+    }
+    // At any point of the second.
+    tokio::time::sleep(Duration::from_millis(12_340)).await;
+    world.clock.step_wall(time::Duration::hours(2));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!is_served(&world, short), "it has expired by the wall clock");
+    assert!(is_served(&world, long));
+    // Stepped back, it is what MongoDB says again, and ends when the wall clock comes to its expiry.
+    world.clock.step_wall(time::Duration::hours(-3));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(is_served(&world, long));
+    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    assert!(is_served(&world, long), "an hour is left");
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert!(!is_served(&world, long));
+    ends.cancel();
+    tidy.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_placed_tells_the_whole_cache_of_a_step_of_the_wall_clock() {
+    let world = World::with(Limits { exclusive: true, ..limits() });
+    let (short, long) = (world.ends_in(Duration::from_secs(3_600)), RawId::draw());
+    world.load(short).await;
+    world.clock.step_wall(time::Duration::hours(2));
+    assert!(is_served(&world, short), "nobody has looked at the wall clock yet");
+    world.mongo.put(long.key(), Some(Session { data: data(1), expires: world.in_an_hour() }));
+    world.load(long).await;
+    assert!(!is_served(&world, short));
 }
 
 /// It is boxed for each hit, which must not pay for the room that a miss needs.

@@ -8,7 +8,7 @@ use super::events::Hub;
 use crate::backend::RevSource;
 use crate::cache::{Cache, EvictionPolicy, Limits};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::follow::{self, Follower};
 use crate::metrics::{Retry, StreamMetrics};
 use crate::mongo::{self, MongoStore};
@@ -169,7 +169,8 @@ impl CachedMongoStoreBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for options that make no sense, alone or together.
+    /// [`Config`](ErrorKind::Config) for options that make no sense, alone or together;
+    /// [`Closed`](ErrorKind::Closed) if the `MongoStore`, its runtime or its client has been shut down.
     ///
     /// # Cancel safety
     ///
@@ -199,6 +200,7 @@ impl CachedMongoStoreBuilder {
         // Made whether it is needed or not, so that each series is there.
         let metrics = StreamMetrics::new(&series, retries, clock.clone());
         let mut stream = None;
+        let mut opened = None;
         let tasks = self.mongo.tasks().clone();
         let following = tasks.closed().child_token();
         // From here on: a call that is dropped must not leave a follower behind.
@@ -208,7 +210,7 @@ impl CachedMongoStoreBuilder {
             stream = Some(metrics.standing());
             let pace = follow::pace(limits.max_staleness);
             let follower = Follower {
-                changes: self.mongo.watch(pace)?,
+                changes: self.mongo.watch(pace, following.clone())?,
                 cache: cache.clone(),
                 clock,
                 pace,
@@ -216,8 +218,20 @@ impl CachedMongoStoreBuilder {
                 metrics,
                 chance: fastrand::Rng::new(),
             };
-            let opened = follower.start(&tasks, following.clone());
-            drop(tokio::time::timeout(tasks.timeout(), opened).await);
+            opened = Some(follower.start(&tasks, following.clone()));
+        }
+        // In a task, since this may be polled where there is no timer; and with no stream too, to see
+        // whether the runtime of the store is still there.
+        let starts = async move {
+            let Some(opened) = opened else { return Ok(()) };
+            // A follower that has ended without a word has said why in the log.
+            opened.await.unwrap_or(Ok(()))
+        };
+        match tasks.wait_for(starts).await {
+            Ok(started) => started?,
+            // It goes on trying.
+            Err(error) if error.kind() == ErrorKind::Timeout => {}
+            Err(error) => return Err(error),
         }
         tasks.spawn(cache.clone().tidy(following));
         let tiers = Tiers {

@@ -132,12 +132,12 @@ impl CachedMongoStore {
             return Err(Error::closed());
         }
         let (received, mut opened) = self.events.subscribe(self);
-        let patience = self.mongo.tasks().timeout();
-        match timeout(patience, opened.wait_for(Option::is_some)).await {
-            Ok(Ok(opened)) => opened.clone().unwrap_or_else(|| Err(Error::cut_off()))?,
-            Ok(Err(_)) => return Err(Error::closed()),
-            Err(_) => return Err(crate::tasks::timed_out(patience)),
-        }
+        let opens = async move {
+            let opened = opened.wait_for(Option::is_some).await;
+            // It was dropped: with the store, or with the runtime.
+            opened.map_err(|_| Error::closed())?.clone().unwrap_or_else(|| Err(Error::cut_off()))
+        };
+        self.mongo.tasks().wait_for(opens).await??;
         Ok(Events { next: ReusableBoxFuture::new(next(received)) })
     }
 }
@@ -277,6 +277,10 @@ impl Teller {
             };
             let Some(fault) = fault else { return };
             match fault {
+                Fault::Closed => {
+                    self.opens.send_replace(Some(Err(Error::client_closed())));
+                    return;
+                }
                 Fault::Unsupported(why) if !began => {
                     let error =
                         Error::new(ErrorKind::Config, format!("there are no events: {why}"));

@@ -99,6 +99,10 @@ impl MongoStoreBuilder {
 
     /// An existing client. It is not closed by [`MongoStore::shutdown`](crate::MongoStore::shutdown).
     ///
+    /// Shut down the store first and the client after it. If the app shuts down its client while the
+    /// store lives, the store notices within half a second and lets go of it; from then on each call
+    /// is a [`Closed`](crate::ErrorKind::Closed) error that says so, and the change stream ends.
+    ///
     /// Its write concern is kept; without one, writes have `majority`. With one below `majority`
     /// (`w: 1`) a read, which is always of read concern `majority`, may not see a write yet that was
     /// acknowledged before it, and a failover may undo the write.

@@ -1,0 +1,244 @@
+//! Calls that are polled where there is no timer, or no runtime at all, while the runtime that the
+//! store was built on goes on elsewhere.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::mpsc;
+
+use futures::{StreamExt, TryStreamExt};
+use mongodb::bson::doc;
+use tokio::runtime::{Builder, Runtime};
+use tower_sessions::session_store::ExpiredDeletion;
+use tower_sessions::{SessionStore, session::Record};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, ErrorKind, MongoStore, SessionHandle, mongodb,
+};
+
+use crate::common::{PATIENCE, Store, create, record, uri};
+
+/// A place to poll a future that has less than the store's own runtime has.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// A thread without a runtime.
+    PlainThread,
+    /// A runtime with neither a timer nor I/O.
+    BareRuntime,
+}
+
+const PLACES: [Place; 2] = [Place::PlainThread, Place::BareRuntime];
+
+impl Place {
+    /// Polls `call` here, on a thread of its own. Fails if that panics or takes too long.
+    fn poll<T: Send + 'static>(
+        self,
+        what: &'static str,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let output = match self {
+                Self::PlainThread => futures::executor::block_on(call),
+                Self::BareRuntime => Builder::new_current_thread().build().unwrap().block_on(call),
+            };
+            done.send(output).ok();
+        });
+        is_done.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{what} {self:?}: {error}"))
+    }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+async fn owned(uri: &str) -> MongoStore {
+    let builder = MongoStore::builder().uri(uri).owner(|data| data.get("user")?.as_i64());
+    builder.build().await.unwrap()
+}
+
+type Calls<S> = Vec<(&'static str, fn(S, Record) -> Pin<Box<dyn Future<Output = ()> + Send>>)>;
+
+macro_rules! calls {
+    ($store:ident, $record:ident: $($name:literal => $call:expr;)*) => {
+        vec![$(($name, |$store, $record| {
+            Box::pin(async move {
+                let _ = &$record;
+                let _ = $call;
+            })
+        })),*]
+    };
+}
+
+/// What both stores have.
+macro_rules! calls_of_both {
+    () => {
+        calls! { store, record:
+            "create" => create(&store).await;
+            "save" => store.save(&record).await.unwrap();
+            "load" => store.load(&record.id).await.unwrap().unwrap();
+            "load of an absent id" => store.load(&self::record().id).await.unwrap();
+            "contains" => assert!(store.contains(record.id).await.unwrap());
+            "length" => store.length().await.unwrap();
+            "estimated_length" => store.estimated_length().await.unwrap();
+            "ensure_indexes" => store.ensure_indexes().await.unwrap();
+            "all" => store.all().try_collect::<Vec<_>>().await.unwrap();
+            "find" => store.find(doc! { "owner": "7" }).try_collect::<Vec<_>>().await.unwrap();
+            "find_by_owner" => store.find_by_owner(7).try_collect::<Vec<_>>().await.unwrap();
+            "assign_owners" => store.assign_owners().await.unwrap();
+            "delete_by_owner_except" => store.delete_by_owner_except(7, record.id).await.unwrap();
+            "delete_by_owner" => store.delete_by_owner(7).await.unwrap();
+            "delete_where" => store.delete_where(doc! { "owner": "7" }).await.unwrap();
+            "revoke_of" => store.revoke_of(7, SessionHandle::of(record.id)).await.unwrap();
+            "revoke" => store.revoke(SessionHandle::of(record.id)).await.unwrap();
+            "delete" => store.delete(&record.id).await.unwrap();
+            "delete_expired" => store.delete_expired().await.unwrap();
+            "health" => assert!(store.health().is_serving());
+            "clear" => store.clear().await.unwrap();
+            "shutdown" => store.shutdown().await;
+        }
+    };
+}
+
+fn calls_of_a_cached_store() -> Calls<CachedMongoStore> {
+    let mut calls: Calls<CachedMongoStore> = calls! { store, record:
+        "events" => {
+            let mut events = store.events().await.unwrap();
+            create(&store).await;
+            events.next().await.unwrap()
+        };
+        "warm" => store.warm(10).await.unwrap();
+    };
+    let of_both: Calls<CachedMongoStore> = calls_of_both!();
+    calls.extend(of_both);
+    calls
+}
+
+fn calls_of_an_uncached_store() -> Calls<MongoStore> {
+    let mut calls: Calls<MongoStore> = calls! { store, record:
+        "build a cached store" => {
+            let cached = CachedMongoStore::builder(store).build().await.unwrap();
+            cached.load(&record.id).await.unwrap().unwrap()
+        };
+    };
+    #[cfg(feature = "encryption")]
+    {
+        let encrypted: Calls<MongoStore> = calls! { store, record:
+            "reencrypt" => store.reencrypt().finish().await.unwrap_err();
+        };
+        calls.extend(encrypted);
+    }
+    #[cfg(feature = "import")]
+    {
+        let import: Calls<MongoStore> = calls! { store, record:
+            "import" => {
+                let old = store.collection().client().database("old").collection::<()>("none");
+                let import = tower_sessions_moka_mongodb_store::import::tower_sessions_mongodb_store;
+                import(&old).into(&store).run().await.unwrap()
+            };
+        };
+        calls.extend(import);
+    }
+    let of_both: Calls<MongoStore> = calls_of_both!();
+    calls.extend(of_both);
+    calls
+}
+
+fn all_work<S: Store + Send + 'static>(store: &S, own: &Runtime, place: Place, calls: Calls<S>) {
+    for (what, call) in calls {
+        let mut record = record();
+        record.data.insert("user".to_owned(), 7.into());
+        own.block_on(store.create(&mut record)).unwrap();
+        place.poll(what, call(store.clone(), record));
+    }
+}
+
+#[test]
+fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
+    for place in PLACES {
+        let (own, uri) = (runtime(), uri());
+        let store = own.block_on(async {
+            CachedMongoStore::builder(owned(&uri).await).build().await.unwrap()
+        });
+        all_work(&store, &own, place, calls_of_a_cached_store());
+    }
+}
+
+#[test]
+fn every_call_of_an_uncached_store_works_where_there_is_no_timer() {
+    for place in PLACES {
+        let (own, uri) = (runtime(), uri());
+        let store = own.block_on(owned(&uri));
+        all_work(&store, &own, place, calls_of_an_uncached_store());
+    }
+}
+
+/// With `outage_grace`, an own timeout and a server that does not answer: the paths that wait longest.
+#[test]
+fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
+    use std::time::Duration;
+
+    for place in PLACES {
+        let own = runtime();
+        let (proxy, store) = own.block_on(async {
+            let proxy = crate::proxy::Proxy::start().await;
+            let timeout = Duration::from_millis(500);
+            let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(timeout);
+            let mongo = mongo.build().await.unwrap();
+            let cached = CachedMongoStore::builder(mongo).change_stream(true).exclusive();
+            (proxy, cached.build().await.unwrap())
+        });
+        let held = proxy.hold("aggregate");
+        let asks = store.clone();
+        let outcome = place.poll("events", async move { asks.events().await.map(drop) });
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Timeout, "{place:?}");
+        drop(held);
+        let held = proxy.hold("find");
+        let asks = store.clone();
+        place.poll("load", async move { asks.load(&record().id).await }).unwrap_err();
+        drop(held);
+        let mongo = own.block_on(MongoStore::connect(proxy.uri())).unwrap();
+        let held = proxy.hold("aggregate");
+        place.poll("build", CachedMongoStore::builder(mongo).build()).unwrap();
+        drop(held);
+        place.poll("shutdown", async move { store.shutdown().await });
+    }
+}
+
+#[test]
+fn a_cached_store_on_a_runtime_that_is_gone_is_an_error_and_no_hang() {
+    for place in PLACES {
+        for follow in [true, false] {
+            let (own, uri) = (runtime(), uri());
+            let mongo = own.block_on(owned(&uri));
+            drop(own);
+            let build = CachedMongoStore::builder(mongo.clone()).change_stream(follow).build();
+            let error = place.poll("build", build).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+            place.poll("shutdown", async move { mongo.shutdown().await });
+        }
+    }
+}
+
+#[test]
+fn building_where_there_is_no_timer_says_what_to_do() {
+    for place in PLACES {
+        let error = place.poll("connect", MongoStore::connect(uri())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        let error = place.poll("connect", CachedMongoStore::connect(uri())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("tokio"), "{error}");
+    }
+}
+
+/// The build has begun where it can go on, and is then moved to where it is polled no more by the
+/// runtime: all of it that needs one runs there anyway.
+#[test]
+fn a_build_goes_on_though_it_is_polled_elsewhere_after_its_first_step() {
+    let own = runtime();
+    let mut build = Box::pin(MongoStore::connect(uri()));
+    let begun = own.block_on(async {
+        let first = futures::poll!(&mut build);
+        assert!(first.is_pending());
+        build
+    });
+    Place::PlainThread.poll("connect", begun).unwrap();
+}
