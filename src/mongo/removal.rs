@@ -2,7 +2,8 @@
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
-use super::listing::{behind, id_of};
+use super::document::keys_after;
+use super::listing::id_of;
 use super::query::both;
 use super::{Sessions, document};
 use crate::error::Result;
@@ -55,7 +56,7 @@ impl Sessions {
     }
 
     async fn next_page(&self, removal: &Removal, after: Option<Bson>) -> Result<Page> {
-        let mut walk = behind(after);
+        let mut walk = keys_after(after);
         if let Some(kept) = removal.kept {
             walk.insert("$ne", document::id(kept));
         }
