@@ -26,6 +26,7 @@ mod shown;
 pub(crate) mod takeover;
 mod timer;
 mod uri;
+mod uri_options;
 mod warming;
 mod watch;
 
