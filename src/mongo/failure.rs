@@ -15,6 +15,11 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 
 /// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
 pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
+    if let Driver::ServerSelection { message, .. } = &*error.kind
+        && let Some(incompatible) = super::probe::incompatible(message)
+    {
+        return incompatible;
+    }
     if let Driver::Authentication { message, .. } = &*error.kind
         && let Some(missing) = super::uri_options::missing_feature(message)
     {
