@@ -42,24 +42,21 @@ async fn recreate_missing(sessions: Sessions, removal: ExpiredRemoval) -> Result
     if standing.is_empty() {
         return Ok(());
     }
-    match expiry::judge_all(&sessions, &standing, removal) {
-        Some(verdict) => verdict?,
-        None => {
-            expiry::ensure_index(sessions.clone(), removal).await?;
-            created_again(&sessions, "expires");
-        }
+    if let Some(verdict) = expiry::judge_all(&sessions, &standing, removal) {
+        verdict?;
+    } else {
+        expiry::ensure_index(sessions.clone(), removal).await?;
+        created_again(&sessions, "expires");
     }
     if sessions.owner.is_none() {
         return Ok(());
     }
-    match owner_index::judge_all(&sessions, &standing) {
-        Some(verdict) => verdict,
-        None => {
-            owner_index::ensure_index(sessions.clone()).await?;
-            created_again(&sessions, "owner");
-            Ok(())
-        }
+    if let Some(verdict) = owner_index::judge_all(&sessions, &standing) {
+        return verdict;
     }
+    owner_index::ensure_index(sessions.clone()).await?;
+    created_again(&sessions, "owner");
+    Ok(())
 }
 
 fn created_again(sessions: &Sessions, field: &str) {

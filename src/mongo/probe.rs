@@ -17,7 +17,7 @@ const OLDEST: &str = "4.4.2";
 
 const COMMAND_NOT_FOUND: i32 = 59;
 /// What servers answer to a stage that they do not have: `FailedToParse`, `CommandNotFound`,
-/// `CommandNotSupported`, `NotImplemented`, 303 and 304 of Amazon DocumentDB, and MongoDB's code for an
+/// `CommandNotSupported`, `NotImplemented`, 303 and 304 of Amazon `DocumentDB`, and MongoDB's code for an
 /// unknown stage.
 const NOT_UNDERSTOOD: [i32; 7] = [9, COMMAND_NOT_FOUND, 115, 238, 303, 304, 40324];
 

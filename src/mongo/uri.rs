@@ -102,7 +102,7 @@ pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     // Some mechanisms take an @ with no user before it.
     let head = head.replacen("://@", "://", 1);
     if let Err(error) = ConnectionString::parse(head) {
-        return uri_options::reason(&error).map_or_else(malformed, refused);
+        return uri_options::reason(&error).map_or_else(malformed, |reason| refused(&reason));
     }
     let pairs: Vec<_> = options(uri).collect();
     if let Some(fault) = pairs.iter().find_map(|pair| uri_options::fault(pair)) {
@@ -114,10 +114,10 @@ pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
             "the URI has a & after its ? with no option before or behind it: take it out",
         );
     }
-    uri_options::reason(error).map_or_else(malformed, refused)
+    uri_options::reason(error).map_or_else(malformed, |reason| refused(&reason))
 }
 
-fn refused(reason: String) -> Error {
+fn refused(reason: &str) -> Error {
     Error::config(format!("the driver refused the URI: {reason}"))
 }
 

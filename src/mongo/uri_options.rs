@@ -252,7 +252,6 @@ impl Takes {
     fn refuse(self, name: &str, value: &str) -> Option<String> {
         let takes = |what: &str| Some(format!("the URI's option `{name}` takes {what}"));
         match self {
-            Text => None,
             Boolean if matches!(value, "true" | "false") => None,
             Boolean => takes("`true` or `false`"),
             Number(least, most) => match value.parse::<i64>() {
@@ -267,7 +266,7 @@ impl Takes {
             WriteConcern if value.starts_with('-') => {
                 takes("a whole number of at least 0, or `majority`")
             }
-            WriteConcern => None,
+            Text | WriteConcern => None,
             Mechanism => match MECHANISMS.iter().find(|(mechanism, _)| *mechanism == value) {
                 Some((mechanism, Some(feature))) => {
                     Some(lacks_feature(&format!("{name}={mechanism}"), feature))
@@ -278,13 +277,12 @@ impl Takes {
             Compressors => {
                 let mut feature = None;
                 for one in value.split(',') {
-                    match COMPRESSORS.iter().find(|(compressor, _)| *compressor == one) {
-                        Some((_, needed)) => feature = feature.or(Some(needed)),
-                        None => {
-                            let all = one_of(&COMPRESSORS.map(|(compressor, _)| compressor));
-                            return takes(&format!("a list of {all}"));
-                        }
-                    }
+                    let known = COMPRESSORS.iter().find(|(compressor, _)| *compressor == one);
+                    let Some((_, needed)) = known else {
+                        let all = one_of(&COMPRESSORS.map(|(compressor, _)| compressor));
+                        return takes(&format!("a list of {all}"));
+                    };
+                    feature = feature.or(Some(needed));
                 }
                 feature.map(|feature| lacks_feature(name, feature))
             }
