@@ -7,19 +7,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::doc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checks::{limits, runtime, with_concerns};
 use super::codec::Form;
 use super::connection::Connection;
 use super::owner::OwnerOf;
-use super::{ExpiredRemoval, Inner, MongoStore, Sessions, client_state, expiry, live};
+use super::{
+    ExpiredRemoval, Inner, MongoStore, Sessions, client_state, expiry, index_upkeep, live,
+};
 use crate::backend::RevSource;
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
-use crate::metrics::{MongoMetrics, Outcome, Series, Verb};
+use crate::metrics::{MongoMetrics, Series};
 use crate::tasks::Tasks;
 
 /// The operation timeout when none is given.
@@ -84,7 +85,8 @@ impl MongoStoreBuilder {
     }
 
     /// Whether [`build`](Self::build) creates the indexes that are missing, and checks those that are
-    /// there. Default yes.
+    /// there. Default yes: then they are also created again, within a minute, if the collection, the
+    /// database or an index is dropped while the store runs.
     pub fn create_indexes(mut self, create: bool) -> Self {
         self.leave_indexes_alone = !create;
         self
@@ -140,7 +142,9 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Connects, looks whether the server answers, and creates the expiry index if it is missing.
+    /// Connects, creates the expiry index if it is missing, and checks that the server is new enough
+    /// (MongoDB 4.4.2) and that this user may read and write. The check writes nothing: it asks for a
+    /// save of a session that nobody has.
     ///
     /// # Errors
     ///
@@ -149,6 +153,8 @@ impl MongoStoreBuilder {
     /// [`Connection`](crate::ErrorKind::Connection),
     /// [`Authentication`](crate::ErrorKind::Authentication) or
     /// [`Timeout`](crate::ErrorKind::Timeout) if the server cannot be used;
+    /// [`Permission`](crate::ErrorKind::Permission) for a user who may not read and write;
+    /// [`Server`](crate::ErrorKind::Server) for a server that is too old;
     /// [`Index`](crate::ErrorKind::Index) and [`Permission`](crate::ErrorKind::Permission) as
     /// [`MongoStore::ensure_indexes`]. Each says what to change, and none holds the password.
     ///
@@ -217,9 +223,11 @@ impl MongoStoreBuilder {
             }),
         };
         if self.leave_indexes_alone {
-            store.run(ping(sessions.clone())).await?;
+            store.run(sessions.clone().probe()).await?;
         } else {
             store.ensure_indexes().await?;
+            store.run(sessions.clone().probe()).await?;
+            index_upkeep::start(&sessions, self.removal, &store.inner.tasks);
         }
         if let Some(every) = self.count_every {
             live::count(sessions.clone(), every, &store.inner.tasks);
@@ -246,13 +254,4 @@ pub(crate) fn series(name: Option<&str>) -> Result<Series> {
         return Err(Error::config("`name` is empty: leave it out, or give the store a name"));
     }
     Ok(Series::of(name))
-}
-
-async fn ping(sessions: Sessions) -> Result<()> {
-    let timer = sessions.timer(Verb::Ping);
-    let database = sessions.documents.client().database(&sessions.documents.namespace().db);
-    match database.run_command(doc! { "ping": 1 }).await {
-        Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-        Err(error) => timer.fails("connect", &error),
-    }
 }

@@ -1,6 +1,8 @@
 //! From what a user gives to a collection: the URI with a collection in its path, parts, or an
 //! existing handle.
 
+use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,8 +11,11 @@ use mongodb::options::{ClientOptions, Credential, ServerAddress, Tls, TlsOptions
 use mongodb::{Client, Collection, Database};
 
 use super::failure;
-use super::uri::{has_option, split_collection, unusable, valid_collection, valid_database};
-use crate::error::{Error, Result};
+use super::uri::{
+    has_option, options as options_of, split_collection, unusable, valid_collection, valid_database,
+};
+use super::uri_options::{unusable_mechanism, warn_of_no_effect};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A web server has many requests in flight; the driver's own default of 10 would queue them.
 const POOL: u32 = 100;
@@ -51,10 +56,12 @@ impl Connection {
     ) -> Result<(Collection<Document>, Option<u32>)> {
         self.check()?;
         if let Some(collection) = &self.collection_handle {
+            valid_database(&collection.namespace().db)?;
             return Ok((collection.clone(), None));
         }
         let given = self.collection.as_deref();
         if let Some(database) = &self.database_handle {
+            valid_database(database.name())?;
             return Ok((database.collection(valid_collection(given.unwrap_or(default))?), None));
         }
         if let Some(client) = &self.client {
@@ -77,6 +84,7 @@ impl Connection {
         };
         let database = match (&self.database, options.default_database.take()) {
             (Some(given), Some(in_uri)) if *given != in_uri => {
+                valid_database(&in_uri)?;
                 return Err(Error::config(
                     "the URI and `database` name two different databases: give one",
                 ));
@@ -149,6 +157,7 @@ impl Connection {
                  out",
             ));
         }
+        self.check_ends()?;
         if self.password.is_some() && self.username.is_none() {
             return Err(Error::config("`password` was given without `username`"));
         }
@@ -163,20 +172,56 @@ impl Connection {
         Ok(())
     }
 
+    /// What is read from a file ends with a line break. Where that might belong to the value, it is not
+    /// taken off silently: it would be a wrong password without a visible reason.
+    fn check_ends(&self) -> Result<()> {
+        let file = self.tls_ca_file.as_ref().and_then(|path| path.to_str());
+        for (name, value) in [
+            ("username", self.username.as_deref()),
+            ("password", self.password.as_deref()),
+            ("auth_source", self.auth_source.as_deref()),
+            ("replica_set", self.replica_set.as_deref()),
+            ("app_name", self.app_name.as_deref()),
+            ("database", self.database.as_deref()),
+            ("collection", self.collection.as_deref()),
+            ("tls_ca_file", file),
+        ] {
+            if value.is_some_and(|value| value.ends_with(['\n', '\r'])) {
+                return Err(Error::config(format!(
+                    "`{name}` ends with a line break, as what is read from a file does: take it off \
+                     with trim_end()"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The driver's options, and the collection in the URI's path.
     async fn client_options(&self, timeout: Duration) -> Result<(ClientOptions, Option<String>)> {
         let uri = self.uri()?;
         let (mut options, collection) = match &uri {
             Some(uri) => {
                 let (uri, collection) = split_collection(uri)?;
-                let parsed = tokio::time::timeout(timeout, ClientOptions::parse(&uri)).await;
-                match parsed.map_err(|_| crate::tasks::timed_out(timeout))? {
-                    Ok(options) => (options, collection),
-                    Err(error) => return Err(unusable(&uri, &error).await),
+                match resolved(ClientOptions::parse(&uri).into_future(), timeout).await? {
+                    Ok(options) => {
+                        if let Some(error) =
+                            options.credential.as_ref().and_then(unusable_mechanism)
+                        {
+                            return Err(error);
+                        }
+                        options_of(&uri).for_each(warn_of_no_effect);
+                        (options, collection)
+                    }
+                    Err(error) => return Err(unusable(&uri, &error)),
                 }
             }
             None => (ClientOptions::builder().hosts(self.addresses()?).build(), None),
         };
+        // A proxy resolves the names by itself.
+        if !uri.as_ref().is_some_and(|uri| has_option(uri, "proxyhost")) {
+            let timeout = timeout.mul_f64(0.9);
+            look_up(&options.hosts, timeout, |host| tokio::net::lookup_host((host, 0))).await?;
+        }
         if let Some(username) = &self.username {
             if options.credential.is_some() {
                 return Err(Error::config(
@@ -237,7 +282,7 @@ impl Connection {
 
     fn uri(&self) -> Result<Option<String>> {
         if !self.uri_from_env {
-            return Ok(self.uri.clone());
+            return Ok(self.uri.as_deref().map(|uri| uri.trim().to_owned()));
         }
         let uri = std::env::var("MONGODB_URI").ok().map(|uri| uri.trim().to_owned());
         uri.filter(|uri| !uri.is_empty()).map(Some).ok_or_else(|| {
@@ -258,6 +303,7 @@ impl Connection {
     }
 
     fn address(&self, host: &str, port: u16) -> Result<ServerAddress> {
+        let host = host.trim();
         if host.contains("://") {
             return Err(Error::config(
                 "a host is a name or address, with a port or without: of several URIs make one, \
@@ -277,6 +323,56 @@ impl Connection {
     }
 }
 
+/// Reads a URI, which waits for nothing but the name server that a `mongodb+srv://` is looked up at.
+async fn resolved<T>(reads: impl Future<Output = T>, timeout: Duration) -> Result<T> {
+    tokio::time::timeout(timeout, reads).await.map_err(|_| {
+        Error::new(
+            ErrorKind::Connection,
+            format!("the host of the mongodb+srv:// URI {}", unresolved(timeout)),
+        )
+    })
+}
+
+fn unresolved(timeout: Duration) -> String {
+    format!(
+        "was not resolved, since no name server answered within {timeout:?}: does DNS work here, and \
+         are its name servers reachable?"
+    )
+}
+
+/// Fails if no name server says anything of any host. The driver would only say that the host does not
+/// answer. What a name server does say, the driver hears as well, and asks again while there is time.
+async fn look_up<F, T>(
+    hosts: &[ServerAddress],
+    timeout: Duration,
+    resolve: impl Fn(String) -> F,
+) -> Result<()>
+where
+    F: Future<Output = T> + Send + 'static,
+    T: Send + 'static,
+{
+    let mut lookups = tokio::task::JoinSet::new();
+    let mut names = Vec::new();
+    for host in hosts {
+        match host {
+            ServerAddress::Tcp { host, .. } if host.parse::<IpAddr>().is_err() => {
+                let lookup = resolve(host.clone());
+                lookups.spawn(async move { drop(lookup.await) });
+                names.push(host.as_str());
+            }
+            // This one needs no name server.
+            _ => return Ok(()),
+        }
+    }
+    if tokio::time::timeout(timeout, lookups.join_next()).await.is_ok() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Connection,
+        format!("the name {} {}", names.join(", "), unresolved(timeout)),
+    ))
+}
+
 /// What the setter or the URI says, if they do not say different things.
 fn one_of<T: PartialEq>(setter: &str, given: Option<T>, in_uri: Option<T>) -> Result<Option<T>> {
     match (given, in_uri) {
@@ -284,5 +380,56 @@ fn one_of<T: PartialEq>(setter: &str, given: Option<T>, in_uri: Option<T>) -> Re
             Err(Error::config(format!("the URI and `{setter}` say two different things: give one")))
         }
         (given, in_uri) => Ok(given.or(in_uri)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_name_server_is_not_mongodb() {
+        let start = tokio::time::Instant::now();
+        let error = resolved(pending::<()>(), TIMEOUT).await.unwrap_err();
+        assert_eq!(start.elapsed(), TIMEOUT);
+        assert_eq!(error.kind(), ErrorKind::Connection);
+        assert_eq!(
+            error.to_string(),
+            "the host of the mongodb+srv:// URI was not resolved, since no name server answered \
+             within 5s: does DNS work here, and are its name servers reachable?"
+        );
+    }
+
+    async fn looked_up(hosts: &[&str], silent: bool) -> Result<()> {
+        let hosts: Vec<_> = hosts.iter().map(|host| ServerAddress::parse(host).unwrap()).collect();
+        look_up(&hosts, TIMEOUT, |host| async move {
+            if silent || host == "silent" {
+                pending::<()>().await;
+            }
+        })
+        .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hosts_of_whom_no_name_server_says_anything_are_named() {
+        let start = tokio::time::Instant::now();
+        let error = looked_up(&["first:1", "second"], true).await.unwrap_err();
+        assert_eq!(start.elapsed(), TIMEOUT);
+        assert_eq!(error.kind(), ErrorKind::Connection);
+        assert!(
+            error.to_string().starts_with("the name first, second was not resolved"),
+            "{error}"
+        );
+        let start = tokio::time::Instant::now();
+        for hosts in [&["127.0.0.1"][..], &["[::1]:1"], &["first", "10.0.0.1:1"], &["/tmp/a.sock"]]
+        {
+            looked_up(hosts, true).await.unwrap();
+        }
+        looked_up(&["silent", "answers"], false).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
     }
 }

@@ -31,6 +31,34 @@ pub(super) fn binary(bytes: &[u8]) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
 }
 
+/// Where the keys of sessions begin and end in the index on `_id`: binaries of 32 bytes, which MongoDB
+/// [orders](https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/#binary-data) by
+/// their length first. No session has one of these two.
+pub(super) const FIRST_KEY: [u8; 32] = [0; 32];
+const LAST_KEY: [u8; 32] = [0xff; 32];
+
+/// Which `_id`s a walk along the keys has before it, after this last one. What another program keeps in the
+/// same collection under an `_id` of another type or length is not among them.
+pub(super) fn keys_after(last: Option<Bson>) -> Document {
+    let end = binary(&LAST_KEY);
+    match last {
+        None => doc! { "$gte": binary(&FIRST_KEY), "$lte": end },
+        Some(last) => doc! { "$gt": last, "$lte": end },
+    }
+}
+
+/// Finds the documents of other programs: those whose `_id` is no session's key. A comparison stays
+/// within one type, so the other types are listed; each is a range of the index on `_id`. So the cost
+/// grows with these documents, not with the sessions.
+pub(super) fn foreign() -> Document {
+    let types = ["null", "number", "string", "object", "objectId", "bool", "date", "timestamp"];
+    doc! { "$or": [
+        { "_id": { "$type": types.to_vec() } },
+        { "_id": { "$lt": binary(&FIRST_KEY) } },
+        { "_id": { "$gt": binary(&LAST_KEY) } },
+    ] }
+}
+
 pub(super) fn date(at: WallTime) -> DateTime {
     DateTime::from_millis(at.millis())
 }
@@ -114,7 +142,7 @@ pub(super) fn touch(expires: WallTime, now: WallTime) -> Document {
 /// The key of a document, if it has one of ours.
 pub(super) fn key(document: &RawDocument) -> Option<SessionKey> {
     let id = document.get_binary("_id").ok()?;
-    SessionKey::from_bytes(id.bytes)
+    (id.subtype == BinarySubtype::Generic).then(|| SessionKey::from_bytes(id.bytes)).flatten()
 }
 
 /// Whether a document has an expiry, and one that is later than `now`.

@@ -74,7 +74,7 @@ pub(super) fn overdue(error: &Error, field: &str) -> Error {
 
 /// What the indexes on `expires` are worth: one that fits is enough, and of others the first is to
 /// be mended. `None` if there is no such index.
-fn judge_all(
+pub(super) fn judge_all(
     sessions: &Sessions,
     standing: &[IndexModel],
     removal: ExpiredRemoval,
@@ -151,11 +151,10 @@ pub(super) async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
 fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Result<()> {
     let options = index.options.clone().unwrap_or_default();
     let name = options.name.as_deref().unwrap_or(NAME);
-    let partial = options.partial_filter_expression.is_some() || options.sparse == Some(true);
     let (found, wanted, mend) = match (options.expire_after, removal) {
-        _ if partial => (
-            "covers only some of the sessions".to_owned(),
-            "an index of all of them",
+        _ if misfit(&options).is_some() => (
+            misfit(&options).unwrap_or_default().to_owned(),
+            "an index of all sessions",
             drop_command(sessions, name),
         ),
         (Some(Duration::ZERO), ExpiredRemoval::TtlIndex)
@@ -189,6 +188,18 @@ fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Re
             sessions.documents.namespace(),
         ),
     ))
+}
+
+/// Why an index on `expires` alone is of no use, whether it is a TTL index or not. A collation does no harm:
+/// it is for texts, and these are dates.
+fn misfit(options: &IndexOptions) -> Option<&'static str> {
+    if options.partial_filter_expression.is_some() || options.sparse == Some(true) {
+        return Some("covers only some of the sessions");
+    }
+    if options.unique == Some(true) {
+        return Some("is unique, though two sessions may expire at the same time");
+    }
+    (options.hidden == Some(true)).then_some("is hidden, so that no query uses it")
 }
 
 fn refused(
@@ -272,6 +283,27 @@ mod tests {
             doc! { "rev": 1 },
         ] {
             assert!(!is_by_expiry(&keys), "{keys}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_cannot_be_used_is_not_ours() {
+        let misfit = |options: IndexOptions| misfit(&options);
+        let builder = IndexOptions::builder;
+        assert!(misfit(builder().unique(true).build()).unwrap().contains("unique"));
+        assert!(misfit(builder().hidden(true).build()).unwrap().contains("hidden"));
+        assert!(misfit(builder().sparse(true).build()).unwrap().contains("only some"));
+        let only = doc! { "owner": "a" };
+        let partial = builder().partial_filter_expression(only).build();
+        assert!(misfit(partial).unwrap().contains("only some"));
+        let collation = mongodb::options::Collation::builder().locale("en").build();
+        for harmless in [
+            builder().build(),
+            builder().unique(false).hidden(false).sparse(false).build(),
+            builder().name("theirs".to_owned()).expire_after(Duration::ZERO).build(),
+            builder().collation(collation).build(),
+        ] {
+            assert_eq!(misfit(harmless.clone()), None, "{harmless:?}");
         }
     }
 

@@ -15,6 +15,16 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 
 /// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
 pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
+    if let Driver::ServerSelection { message, .. } = &*error.kind
+        && let Some(incompatible) = super::probe::incompatible(message)
+    {
+        return incompatible;
+    }
+    if let Driver::Authentication { message, .. } = &*error.kind
+        && let Some(missing) = super::uri_options::missing_feature(message)
+    {
+        return missing;
+    }
     let kind = match &*error.kind {
         Driver::Authentication { .. } => ErrorKind::Authentication,
         Driver::Io(_)
@@ -181,6 +191,8 @@ enum Found {
     /// It is no MongoDB.
     Stranger,
     Unreachable,
+    /// Its name has no address, or no name server knows it.
+    Unresolved,
     /// Nothing is heard of it, or it hangs up without a word.
     Mute,
     /// Its certificate is not trusted.
@@ -196,7 +208,9 @@ impl Found {
             Self::Untrusted
         } else if error.contains("invalid reply") {
             Self::Stranger
-        } else if !error.starts_with("I/O error") && !error.contains("DNS resolution") {
+        } else if error.contains("failed to lookup address") || error.contains("DNS resolution") {
+            Self::Unresolved
+        } else if !error.starts_with("I/O error") {
             Self::Odd
         } else if hung_up.iter().any(|text| error.contains(text)) {
             Self::Mute
@@ -210,6 +224,7 @@ impl Found {
             Self::Odd => "it answers, but not as the connection's options would have it",
             Self::Stranger => "something answers there that is no MongoDB: is the port right?",
             Self::Unreachable => "is it running, and is the address right?",
+            Self::Unresolved => "its name was not resolved: is it right, and does DNS work here?",
             Self::Mute => {
                 "is it running, is the address right, does a firewall let you through, and is TLS \
                  switched on (tls=true) just as it is at the server?"
@@ -291,6 +306,7 @@ mod tests {
              Unknown, Error: Kind: I/O error: failed to lookup address information: Name or service \
              not known, labels: {}, source: None, server response: None } ] }",
         );
+        assert!(said.contains("its name was not resolved"), "{said}");
         assert!(said.contains("directConnection=true"), "{said}");
     }
 }

@@ -9,6 +9,7 @@ use futures_core::Stream;
 use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
 
+use super::document::keys_after;
 use super::query::both;
 use super::{LiveSession, Sessions, document, failure};
 use crate::error::{Error, Result};
@@ -158,14 +159,20 @@ impl Sessions {
         cursor: &mut SessionCursor<RawDocumentBuf>,
         session: &mut ClientSession,
     ) -> Result<Option<RawDocumentBuf>> {
-        self.within(async {
-            match cursor.advance(session).await {
-                Ok(true) => Ok(Some(cursor.current().to_owned())),
-                Ok(false) => Ok(None),
-                Err(error) => Err(failure::failure("list the sessions", &error)),
+        loop {
+            let next = self.within(async {
+                match cursor.advance(session).await {
+                    Ok(true) => Ok(Some(cursor.current().to_owned())),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(failure::failure("list the sessions", &error)),
+                }
+            });
+            let next = next.await?;
+            // Another program's document is passed by.
+            if next.as_deref().is_none_or(|found| document::key(found).is_some()) {
+                return Ok(next);
             }
-        })
-        .await
+        }
     }
 
     /// Removes every session that stands in the collection when this begins. One walk along the
@@ -173,13 +180,14 @@ impl Sessions {
     pub(super) async fn remove_all(self) -> Result<u64> {
         let (mut removed, mut after) = (0, None);
         loop {
-            let filter = doc! { "_id": behind(after.take()) };
+            let filter = doc! { "_id": keys_after(after.take()) };
             let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }, doc! { "_id": 1 }).await?;
             after = page.last().and_then(|last| id_of(last));
             if after.is_none() {
                 return Ok(removed);
             }
-            removed += self.remove_page(Verb::Clear, doc! { "_id": { "$in": ids(&page) } }).await?;
+            removed +=
+                self.remove_page(Verb::Clear, doc! { "_id": { "$in": keys(&page) } }).await?;
         }
     }
 
@@ -188,11 +196,11 @@ impl Sessions {
         let expired = doc! { "$lte": document::date(self.clock.wall()) };
         let mut removed = 0;
         loop {
-            let filter = doc! { "expires": expired.clone() };
+            let filter = doc! { "expires": expired.clone(), "_id": keys_after(None) };
             let order = doc! { "expires": 1 };
             let page = self.page(Verb::Expire, filter, order, doc! { "_id": 1 }).await?;
             // The expiry is asked for again: a session may have been prolonged meanwhile.
-            let filter = doc! { "_id": { "$in": ids(&page) }, "expires": expired.clone() };
+            let filter = doc! { "_id": { "$in": keys(&page) }, "expires": expired.clone() };
             let gone = self.remove_page(Verb::Expire, filter).await?;
             // None at all: all is done, or the next page would be this one again.
             if gone == 0 {
@@ -260,17 +268,13 @@ impl Sessions {
     }
 }
 
-/// Which keys a walk along them has before it, after this last one. Comparisons in a query stay within
-/// one type, and keys are binary: what another program keeps here under other types is not ours to
-/// remove.
-pub(super) fn behind(last: Option<Bson>) -> Document {
-    last.map_or_else(|| doc! { "$type": "binData" }, |last| doc! { "$gt": last })
-}
-
 pub(super) fn id_of(found: &RawDocument) -> Option<Bson> {
     found.get("_id").ok()??.try_into().ok()
 }
 
-fn ids(page: &[RawDocumentBuf]) -> Vec<Bson> {
-    page.iter().filter_map(|found| id_of(found)).collect()
+/// The keys of the sessions among these. Not every server orders binaries by length, so that a page may
+/// hold a document of another program.
+fn keys(page: &[RawDocumentBuf]) -> Vec<Bson> {
+    let keys = page.iter().filter_map(|found| document::key(found));
+    keys.map(|key| document::id(key).into()).collect()
 }

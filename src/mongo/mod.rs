@@ -14,6 +14,7 @@ mod failure;
 mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod index_upkeep;
 pub(crate) mod invalidations;
 mod listing;
 mod live;
@@ -21,6 +22,7 @@ pub(crate) mod news;
 mod operations;
 mod owner;
 mod owner_index;
+mod probe;
 mod query;
 #[cfg(feature = "encryption")]
 mod reencrypt;
@@ -31,6 +33,7 @@ mod shown;
 pub(crate) mod takeover;
 mod timer;
 mod uri;
+mod uri_options;
 mod warming;
 mod watch;
 pub(crate) mod watermark;
@@ -171,6 +174,9 @@ impl MongoStore {
     /// cost grows with the number; for a figure on every page see
     /// [`estimated_length`](Self::estimated_length).
     ///
+    /// Documents of other programs in the same collection are not counted: a second command counts them
+    /// through the index on `_id`, and they are subtracted.
+    ///
     /// # Errors
     ///
     /// [`Timeout`](crate::ErrorKind::Timeout), [`Connection`](crate::ErrorKind::Connection) and
@@ -184,7 +190,7 @@ impl MongoStore {
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
-    /// expired ones that have not been removed yet. Its cost does not grow with the live ones, given
+    /// expired ones that have not been removed yet, and less the documents of other programs. Its cost does not grow with the live ones, given
     /// the index on `expires`. After
     /// an unclean shutdown of the server, and on a sharded cluster with orphaned documents, the
     /// metadata may be off.
@@ -217,7 +223,7 @@ impl MongoStore {
 
     /// A stream of the live sessions, in no particular order and without their ids. Holds 64
     /// sessions at most in memory; each batch is read under the operation timeout. Sessions that
-    /// are created or ended meanwhile may be in it or not.
+    /// are created or ended meanwhile may be in it or not. Documents of other programs are left out.
     ///
     /// Dropping the stream ends the query. Holding it does not keep the store open.
     pub fn all(&self) -> LiveSessions {
@@ -226,7 +232,7 @@ impl MongoStore {
 
     /// Removes every session and answers with how many those were. Those that are created
     /// meanwhile may stay. Indexes stay, as does the collection itself, and so does a document that
-    /// another program keeps there under an `_id` that is no binary.
+    /// another program keeps there under an `_id` that is no binary of 32 bytes.
     ///
     /// Works in pages of 1,000 sessions, each under the operation timeout.
     ///
@@ -252,7 +258,8 @@ impl MongoStore {
 
     /// Creates the expiry index if it is missing, and where [`owner`](MongoStoreBuilder::owner) is
     /// given the one on the owner. [`build`](MongoStoreBuilder::build) does so unless
-    /// [told otherwise](MongoStoreBuilder::create_indexes).
+    /// [told otherwise](MongoStoreBuilder::create_indexes), and so does a background task once a minute,
+    /// which looks whether the collection or an index was dropped.
     ///
     /// # Errors
     ///

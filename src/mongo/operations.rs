@@ -2,9 +2,11 @@
 
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::ClientSession;
+use mongodb::options::Hint;
 use mongodb::results::UpdateResult;
 
 use super::owner::Owned;
+use super::query::both;
 use super::{Sessions, document, failure};
 use crate::backend::{Call, Rev};
 use crate::dispatch::Commands;
@@ -249,13 +251,17 @@ impl Sessions {
 
     pub(super) async fn count(self) -> Result<u64> {
         let timer = self.timer(Verb::Count);
-        let live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
+        let live = || doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
         let counted = async {
             let mut session = self.causal().await?;
-            let count = self.documents.count_documents(live).max_time(self.timeout);
-            let counted = count.session(&mut session).await;
+            let count = self.documents.count_documents(live()).max_time(self.timeout);
+            let all = count.session(&mut session).await;
+            let foreign = match all {
+                Ok(_) => self.count_foreign(live()).session(&mut session).await,
+                Err(_) => Ok(0),
+            };
             self.seen.learn(&session);
-            counted
+            Ok(all?.saturating_sub(foreign?))
         };
         match counted.await {
             Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
@@ -265,14 +271,24 @@ impl Sessions {
 
     pub(super) async fn estimate(self) -> Result<u64> {
         let timer = self.timer_of(Verb::Count, "count");
-        let expired = doc! { "expires": { "$lte": document::date(self.clock.wall()) } };
-        let (all, expired) = tokio::join!(
+        let ended = doc! { "$lte": document::date(self.clock.wall()) };
+        let expired = self.documents.count_documents(doc! { "expires": ended.clone() });
+        // Those of them that have expired are subtracted with the sessions that have.
+        let foreign = self.count_foreign(doc! { "expires": { "$not": ended } });
+        let (all, expired, foreign) = tokio::join!(
             self.documents.estimated_document_count().max_time(self.timeout).into_future(),
-            self.documents.count_documents(expired).max_time(self.timeout).into_future(),
+            expired.max_time(self.timeout).into_future(),
+            foreign.into_future(),
         );
-        match all.and_then(|all| Ok(all.saturating_sub(expired?))) {
+        match all.and_then(|all| Ok(all.saturating_sub(expired?).saturating_sub(foreign?))) {
             Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
             Err(error) => timer.fails("estimate the number of sessions", &error),
         }
+    }
+
+    /// Counts the documents of other programs that a filter finds, through the index on `_id`.
+    fn count_foreign(&self, filter: Document) -> mongodb::action::CountDocuments<'_> {
+        let foreign = self.documents.count_documents(both(document::foreign(), filter));
+        foreign.hint(Hint::Keys(doc! { "_id": 1 })).max_time(self.timeout)
     }
 }

@@ -73,7 +73,7 @@ fn has_collation(index: &IndexModel) -> bool {
 
 /// What the indexes on the owner are worth: one that fits is enough, and of others the first is to be
 /// mended. `None` if there is no such index.
-fn judge_all(sessions: &Sessions, standing: &[IndexModel]) -> Option<Result<()>> {
+pub(super) fn judge_all(sessions: &Sessions, standing: &[IndexModel]) -> Option<Result<()>> {
     let mut ours = standing.iter().filter(|index| is_by_owner(&index.keys)).peekable();
     let first = *ours.peek()?;
     let Some(found) = misfit(first) else { return Some(Ok(())) };
@@ -114,7 +114,7 @@ fn misfit(index: &IndexModel) -> Option<&'static str> {
     if has_collation(index) {
         return Some("has a collation");
     }
-    (options.hidden == Some(true)).then_some("is hidden")
+    (options.hidden == Some(true)).then_some("is hidden, so that no query uses it")
 }
 
 fn refused(sessions: &Sessions, error: &mongodb::error::Error) -> Error {
@@ -156,6 +156,29 @@ fn refused(sessions: &Sessions, error: &mongodb::error::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_that_cannot_be_used_is_not_ours() {
+        let found = |options: IndexOptions| {
+            misfit(&IndexModel::builder().keys(keys()).options(options).build())
+        };
+        let builder = IndexOptions::builder;
+        let collation = mongodb::options::Collation::builder().locale("en").build();
+        assert!(found(builder().hidden(true).build()).unwrap().contains("hidden"));
+        assert!(found(builder().collation(collation).build()).unwrap().contains("collation"));
+        let some_owners = doc! { "owner": { "$gt": "m" } };
+        let partial = builder().partial_filter_expression(some_owners).build();
+        assert!(found(partial).unwrap().contains("only some"));
+        // With `_id` in it each document has a field of it, and no two have the same.
+        for harmless in [
+            builder().build(),
+            builder().partial_filter_expression(some()).build(),
+            builder().unique(true).build(),
+            builder().sparse(true).build(),
+        ] {
+            assert_eq!(found(harmless.clone()), None, "{harmless:?}");
+        }
+    }
 
     #[test]
     fn the_keys_are_compared_in_order_and_as_numbers() {

@@ -186,9 +186,7 @@ impl Sessions {
         let mut seen = 0;
         let total = self.number_of_documents().await?;
         loop {
-            // Comparisons in a query stay within one type, and keys are binary.
-            let first = || doc! { "$type": "binData" };
-            let place = after.take().map_or_else(first, |last: Bson| doc! { "$gt": last });
+            let place = document::keys_after(after.take());
             // What has expired is as good as gone.
             let live = doc! { "$gt": document::date(self.clock.wall()) };
             let page = self.read_page(doc! { "_id": place, "expires": live }, PAGE_BYTES).await?;

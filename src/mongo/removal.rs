@@ -2,7 +2,8 @@
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
-use super::listing::{behind, id_of};
+use super::document::keys_after;
+use super::listing::id_of;
 use super::query::both;
 use super::{Sessions, document};
 use crate::error::Result;
@@ -31,7 +32,7 @@ pub(crate) struct RemovalPages {
 
 impl Pages for RemovalPages {
     async fn next(&mut self) -> Result<Option<Page>> {
-        let mut walk = behind(self.after.take());
+        let mut walk = keys_after(self.after.take());
         if let Some(kept) = self.removal.kept {
             walk.insert("$ne", document::id(kept));
         }

@@ -1,53 +1,10 @@
 //! What a connection string says, and what is wrong with it, in words that never quote it: any
 //! piece of a malformed one may be a piece of the password.
 
-use mongodb::options::{ClientOptions, ConnectionString};
+use mongodb::options::ConnectionString;
 
-use super::failure;
+use super::{failure, uri_options};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The options that an error may name, as the manual spells them.
-const OPTIONS: [&str; 39] = [
-    "appName",
-    "authMechanism",
-    "authMechanismProperties",
-    "authSource",
-    "compressors",
-    "connectTimeoutMS",
-    "directConnection",
-    "enableOverloadRetargeting",
-    "heartbeatFrequencyMS",
-    "journal",
-    "loadBalanced",
-    "localThresholdMS",
-    "maxAdaptiveRetries",
-    "maxConnecting",
-    "maxIdleTimeMS",
-    "maxPoolSize",
-    "maxStalenessSeconds",
-    "minPoolSize",
-    "readConcernLevel",
-    "readPreference",
-    "readPreferenceTags",
-    "replicaSet",
-    "retryReads",
-    "retryWrites",
-    "serverMonitoringMode",
-    "serverSelectionTimeoutMS",
-    "socketTimeoutMS",
-    "srvMaxHosts",
-    "srvServiceName",
-    "ssl",
-    "tls",
-    "tlsAllowInvalidCertificates",
-    "tlsCAFile",
-    "tlsCertificateKeyFile",
-    "tlsCertificateKeyFilePassword",
-    "tlsInsecure",
-    "w",
-    "waitQueueTimeoutMS",
-    "wTimeoutMS",
-];
 
 /// Takes the collection, the second part of the path, out of a URI.
 pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
@@ -97,7 +54,7 @@ pub(super) fn has_option(uri: &str, name: &str) -> bool {
     options(uri).any(|pair| key(pair).eq_ignore_ascii_case(name))
 }
 
-fn options(uri: &str) -> impl Iterator<Item = &str> {
+pub(super) fn options(uri: &str) -> impl Iterator<Item = &str> {
     split_query(uri).1.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty())
 }
 
@@ -105,7 +62,7 @@ fn key(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(key, _)| key)
 }
 
-fn percent_decoded(text: &str) -> Result<String> {
+pub(super) fn percent_decoded(text: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
@@ -128,65 +85,40 @@ fn percent_decoded(text: &str) -> Result<String> {
         .map_err(|_| Error::config("a name in the URI's path is not UTF-8 when percent-decoded"))
 }
 
-/// Why the driver could not read the URI. What the driver says itself is not passed on.
-pub(super) async fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
+/// Why the driver refused the URI. The driver's text is passed on only where it cannot hold a piece of the
+/// URI.
+pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
         return Error::config(
             "the URI does not begin with mongodb:// or mongodb+srv://: write it like \
              mongodb://localhost/app, with no quotation marks around it",
         );
     }
-    let (head, _) = split_query(uri);
     let said = failure::failure("read the URI", error);
     if said.kind() == ErrorKind::Connection {
         return said;
     }
-    if !is_readable(head).await {
-        return malformed();
+    let (head, query) = split_query(uri);
+    // Some mechanisms take an @ with no user before it.
+    let head = head.replacen("://@", "://", 1);
+    if let Err(error) = ConnectionString::parse(head) {
+        return uri_options::reason(&error).map_or_else(malformed, |reason| refused(&reason));
     }
     let pairs: Vec<_> = options(uri).collect();
-    let has_gap = split_query(uri).1.len() > pairs.join("&").len() + 1;
-    if has_gap && is_readable(&format!("{head}?{}", pairs.join("&"))).await {
+    if let Some(fault) = pairs.iter().find_map(|pair| uri_options::fault(pair)) {
+        return fault;
+    }
+    let has_gap = query.len() > pairs.join("&").len() + 1;
+    if has_gap {
         return Error::config(
             "the URI has a & after its ? with no option before or behind it: take it out",
         );
     }
-    // The one without which the rest is right; or else the first that is wrong by itself.
-    for (at, pair) in pairs.iter().enumerate() {
-        let mut others = pairs.clone();
-        others.remove(at);
-        if is_readable(&format!("{head}?{}", others.join("&"))).await {
-            return option(pair);
-        }
-    }
-    for pair in pairs {
-        if !is_readable(&format!("{head}?{pair}")).await {
-            return option(pair);
-        }
-    }
-    malformed()
+    uri_options::reason(error).map_or_else(malformed, |reason| refused(&reason))
 }
 
-/// Whether the driver takes it, without asking any server.
-async fn is_readable(uri: &str) -> bool {
-    match ConnectionString::parse(uri) {
-        Ok(_) if uri.starts_with("mongodb+srv:") => true,
-        Ok(_) => ClientOptions::parse(uri).await.is_ok(),
-        Err(_) => false,
-    }
-}
-
-fn option(pair: &str) -> Error {
-    match OPTIONS.iter().find(|name| name.eq_ignore_ascii_case(key(pair))) {
-        Some(name) if pair.contains('=') => Error::config(format!(
-            "the URI's option `{name}` has no valid value, or does not go with the other options"
-        )),
-        Some(name) => Error::config(format!("the URI's option `{name}` has no value")),
-        None => Error::config(
-            "the URI has an option after its ? that the driver does not know: they have the form \
-             ?name=value&name=value, and a ? in the user name or password is written %3F",
-        ),
-    }
+fn refused(reason: &str) -> Error {
+    Error::config(format!("the driver refused the URI: {reason}"))
 }
 
 fn malformed() -> Error {
@@ -199,7 +131,17 @@ fn malformed() -> Error {
     )
 }
 
+/// MongoDB's own databases, which have no change streams, and of which `local` is not replicated.
+const INTERNAL: [&str; 3] = ["admin", "config", "local"];
+
 pub(super) fn valid_database(name: &str) -> Result<&str> {
+    if let Some(internal) = INTERNAL.iter().find(|internal| name.eq_ignore_ascii_case(internal)) {
+        return Err(Error::config(format!(
+            "sessions cannot be stored in `{internal}`, which is MongoDB's own database: name a \
+             database of yours. If `{internal}` is where the user is known, write \
+             mongodb://user:password@host/yourdb?authSource={internal}"
+        )));
+    }
     let malformed = name.is_empty()
         || name.len() > 63
         || name.contains(['/', '\\', '.', ' ', '"', '$'])
@@ -239,8 +181,8 @@ mod tests {
             Ok(split) => split,
             Err(error) => return error.to_string(),
         };
-        let error = ClientOptions::parse(&uri).await.unwrap_err();
-        let said = unusable(&uri, &error).await;
+        let error = mongodb::options::ClientOptions::parse(&uri).await.expect_err(&uri);
+        let said = unusable(&uri, &error);
         assert_eq!(said.kind(), ErrorKind::Config, "{said}");
         said.to_string()
     }
@@ -255,25 +197,114 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_option_that_is_wrong_is_named() {
-        for (query, name) in [
-            ("maxPoolSize=many", "`maxPoolSize`"),
-            ("maxpoolsize=0", "`maxPoolSize`"),
-            ("w=majority&MAXPOOLSIZE=-1&appName=x", "`maxPoolSize`"),
-            ("readPreference=often", "`readPreference`"),
-            ("readPreferenceTags=dc:ny", "`readPreferenceTags`"),
-            ("journal=1&maxConnecting=x", "`journal`"),
-            ("heartbeatFrequencyMS=1", "`heartbeatFrequencyMS`"),
+    async fn a_refused_option_is_named_with_what_it_takes() {
+        const NO_FEATURE: &str = "this build of the driver does not support the URI's option";
+        const NO_SUPPORT: &str = "the Rust driver does not support the URI's option";
+        for (query, said) in [
+            ("maxPoolSize=many", "`maxPoolSize` takes a whole number from 1 to 4294967295"),
+            ("maxpoolsize=0", "`maxPoolSize` takes a whole number from 1"),
+            ("w=majority&MAXPOOLSIZE=-1&appName=x", "`maxPoolSize` takes"),
+            ("w=-1", "`w` takes a whole number of at least 0, or `majority`"),
+            ("connectTimeoutMS=1s", "`connectTimeoutMS` takes a whole number of at least 0"),
+            ("maxStalenessSeconds=-2", "`maxStalenessSeconds` takes a whole number of at least -1"),
+            ("readPreference=often", "`readPreference` takes `primary`, `primaryPreferred`, "),
+            ("readPreferenceTags=ny", "`readPreferenceTags` takes pairs key:value"),
+            ("serverMonitoringMode=x", "`serverMonitoringMode` takes `auto`, `poll` or `stream`"),
+            ("uuidRepresentation=standard", "`uuidRepresentation` takes `csharpLegacy`, "),
+            ("journal=1&maxConnecting=x", "`journal` takes `true` or `false`"),
+            ("tls=True", "`tls` takes `true` or `false`"),
+            (
+                "heartbeatFrequencyMS=1",
+                "`heartbeatFrequencyMS` takes a whole number of at least 500",
+            ),
             ("directConnection", "`directConnection` has no value"),
-            ("authMechanismProperties=AWS_SESSION_TOKEN:abc,SEKRET", "`authMechanismProperties`"),
+            ("authMechanismProperties=TOKEN:abc,SEKRET", "`authMechanismProperties` takes pairs"),
+            ("authMechanism=SEKRET", "`authMechanism` takes `GSSAPI`, `MONGODB-AWS`, "),
+            ("compressors=SEKRET", "`compressors` takes a list of `snappy`, `zlib` or `zstd`"),
             ("hunter2=1", "does not know"),
             ("hunter2", "does not know"),
+            ("compressors=zlib", NO_FEATURE),
+            ("compressors=zlib", "the feature `zlib-compression` of the crate `mongodb`"),
+            ("compressors=snappy,zstd", "the feature `snappy-compression`"),
+            ("zlibCompressionLevel=9", "the feature `zlib-compression`"),
+            ("tlsCertificateKeyFilePassword=SEKRET", "the feature `cert-key-password`"),
+            ("proxyHost=a&proxyPassword=SEKRET", "`proxyHost`: enable the feature `socks5-proxy`"),
+            ("authMechanism=GSSAPI", "`authMechanism=GSSAPI`: enable the feature `gssapi-auth`"),
+            ("authMechanism=MONGODB-AWS", "the feature `aws-auth`"),
+            ("socketTimeoutMS=30000", NO_SUPPORT),
+            ("sockettimeoutms=30000", "`socketTimeoutMS`: take it out of the URI, and set Mongo"),
+            ("timeoutMS=30000", "MongoStoreBuilder::operation_timeout"),
+            ("tlsAllowInvalidHostnames=true", NO_SUPPORT),
+            ("tlsDisableOCSPEndpointCheck=true", NO_SUPPORT),
+            ("useUnifiedTopology=true", "it is an option of the Node driver"),
         ] {
             for head in ["mongodb://localhost/app", "mongodb://user:hunter2@localhost:1/app"] {
-                let said = said_of(&format!("{head}?{query}")).await;
-                assert!(said.contains(name), "{query}: {said}");
-                assert!(!said.contains("hunter2") && !said.contains("SEKRET"), "{said}");
+                let all = said_of(&format!("{head}?{query}")).await;
+                assert!(all.contains(said), "{query}: {all}");
+                assert!(!all.contains("hunter2") && !all.contains("SEKRET"), "{all}");
             }
+        }
+        let said = said_of("mongodb://@localhost/app?authMechanism=MONGODB-AWS").await;
+        assert!(said.contains("`aws-auth`"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn the_drivers_reason_is_kept_where_it_cannot_hold_a_value() {
+        for (uri, reason) in [
+            (
+                "mongodb://a,b/app?directConnection=true",
+                "multiple seeds with directConnection=true",
+            ),
+            ("mongodb://a,b/app?loadBalanced=true", "multiple seeds with loadBalanced=true"),
+            ("mongodb://a/app?loadBalanced=true&replicaSet=SEKRET", "replicaSet with loadBalanced"),
+            (
+                "mongodb://a/app?loadBalanced=true&directConnection=true",
+                "directConnection=true with",
+            ),
+            ("mongodb://a/app?appName=SEKRET&appname=SEKRET", "repeated options are not allowed"),
+            ("mongodb://a/app?w=0&journal=true", "w=0 and j=true"),
+            ("mongodb://a/app?authSource=", "empty authSource"),
+            ("mongodb://a/app?srvMaxHosts=1", "srvMaxHosts cannot be specified with a non-SRV URI"),
+            ("mongodb://a/app?srvServiceName=SEKRET", "srvServiceName cannot be specified"),
+            ("mongodb+srv://a.example/app?directConnection=true", "SRV-style URI with directConn"),
+            (
+                "mongodb+srv://a.example/app?srvMaxHosts=1&replicaSet=b",
+                "srvMaxHosts and replicaSet",
+            ),
+            ("mongodb+srv://a.example,b.example/app", "exactly one host"),
+            ("mongodb+srv://a.example:27017/app", "a port cannot be specified with 'mongodb+srv'"),
+            (
+                "mongodb://a/app?readPreferenceTags=dc:SEKRET",
+                "without also setting read preference",
+            ),
+            ("mongodb://a/app?maxStalenessSeconds=90", "without also setting read preference mode"),
+            (
+                "mongodb://a/app?readPreference=nearest&maxStalenessSeconds=89",
+                "must be at least 90 seconds",
+            ),
+            ("mongodb://a/app?tls=false&tlsCAFile=SEKRET", "'tlsCAFile' can't be set if tls=false"),
+            ("mongodb://a/app?tls=false&tlsInsecure=true", "tlsinsecure when TLS is disabled"),
+            ("mongodb://a/app?tls=false&ssl=true", "cannot set `tls` or `ssl` if TLS is disabled"),
+            ("mongodb://a/app?tlsCAFile=SEKRET&tls=false", "`tls` or `ssl` if other TLS options"),
+            (
+                "mongodb://a/app?tlsInsecure=true&tlsAllowInvalidCertificates=true",
+                "cannot set both",
+            ),
+            ("mongodb://a/app?authMechanism=SCRAM-SHA-256", "No username provided for SCRAM"),
+            ("mongodb://a/app?authMechanism=PLAIN", "No username provided for PLAIN"),
+            ("mongodb://u@a/app?authMechanism=PLAIN", "No password provided for PLAIN"),
+            (
+                "mongodb://u:SEKRET@a/app?authMechanism=MONGODB-X509",
+                "A password cannot be specified",
+            ),
+            (
+                "mongodb://u@a/?authMechanism=MONGODB-X509&authSource=SEKRET",
+                "only $external may be",
+            ),
+        ] {
+            let said = said_of(uri).await;
+            assert!(said.starts_with("the driver refused the URI: "), "{uri}: {said}");
+            assert!(said.contains(reason) && !said.contains("SEKRET"), "{uri}: {said}");
         }
     }
 
@@ -292,6 +323,18 @@ mod tests {
             let said = said_of(uri).await;
             assert!(said.contains("mongodb://user:password@host"), "{uri}: {said}");
             assert!(!said.contains("hunter2") && !said.contains("7712"), "{said}");
+        }
+    }
+
+    #[test]
+    fn databases_of_mongodb_itself_are_refused() {
+        for name in ["admin", "config", "local", "Admin"] {
+            let error = valid_database(name).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("/yourdb?authSource="), "{error}");
+        }
+        for name in ["admins", "localhost", "my-config"] {
+            assert_eq!(valid_database(name).unwrap(), name);
         }
     }
 

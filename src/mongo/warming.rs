@@ -21,7 +21,10 @@ impl MongoStore {
         within: Duration,
     ) -> Result<Option<Vec<SessionKey>>> {
         let this = &self.inner.sessions;
-        let live = doc! { "expires": { "$gt": document::date(this.clock.wall()) } };
+        let live = doc! {
+            "expires": { "$gt": document::date(this.clock.wall()) },
+            "_id": document::keys_after(None),
+        };
         // The projection comes first, so that what the server sorts is small.
         let stages = [
             doc! { "$match": live },

@@ -225,7 +225,10 @@ impl Commands {
 
     /// A store whose commands are counted into this.
     pub(crate) async fn mongo(&self, uri: &str) -> MongoStore {
-        MongoStore::builder().client(self.client(uri).await).build().await.unwrap()
+        let store = MongoStore::builder().client(self.client(uri).await).build().await.unwrap();
+        // What `build` asks does not count.
+        self.0.lock().unwrap().clear();
+        store
     }
 }
 

@@ -110,6 +110,7 @@ async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
     let quotes = Quotes::of(GUIDE);
     uris(&quotes).await;
     servers(&quotes).await;
+    versions(&quotes).await;
     certificates(&quotes).await;
     users(&quotes).await;
     indexes(&quotes).await;
@@ -148,6 +149,12 @@ async fn uris(quotes: &Quotes) {
         "mongodb://localhost/a/b/c",
         "mongodb://localhost/app?retryWritess=true",
         "mongodb://localhost/app?maxPoolSize=many",
+        "mongodb://localhost/app?maxPoolSize",
+        "mongodb://localhost/app?compressors=zlib",
+        "mongodb://localhost/app?authMechanism=GSSAPI",
+        "mongodb://localhost/app?socketTimeoutMS=30000",
+        "mongodb://a,b/app?directConnection=true",
+        "mongodb://user:pass@localhost/admin",
         "mongodb://localhost/app?maxPoolSize=5&",
         "mongodb://localhost/app?&maxPoolSize=5",
     ] {
@@ -158,6 +165,12 @@ async fn uris(quotes: &Quotes) {
     {
         quotes.of_builder(uri, ErrorKind::Connection, MongoStore::builder().uri(uri)).await;
     }
+    // Said in the unit tests of src/mongo/connection.rs: the driver's name server cannot be chosen.
+    quotes.have(
+        "a silent name server",
+        "the host of the mongodb+srv:// URI was not resolved, since no name server answered within \
+         5s: does DNS work here, and are its name servers reachable?",
+    );
     for value in [None, Some(""), Some(" ")] {
         quotes.have("MONGODB_URI", &in_a_child("app", value));
     }
@@ -214,6 +227,15 @@ async fn servers(quotes: &Quotes) {
     ] {
         quotes.of_builder(what, ErrorKind::Connection, builder).await;
     }
+}
+
+async fn versions(quotes: &Quotes) {
+    let old = MongoStore::builder().uri(crate::build::old_server().await);
+    quotes.of_builder("an old version", ErrorKind::Server, old).await;
+    let proxy = Proxy::start().await;
+    proxy.hold("update").refuse(304);
+    let partly = MongoStore::builder().uri(proxy.uri());
+    quotes.of_builder("compatible in part", ErrorKind::Server, partly).await;
 }
 
 async fn certificates(quotes: &Quotes) {
@@ -309,6 +331,8 @@ fn runtimes(quotes: &Quotes) {
 async fn options(quotes: &Quotes) {
     let builder = MongoStore::builder().uri("mongodb://localhost/app?appName=a").app_name("b");
     quotes.of_builder("contradictions", ErrorKind::Config, builder).await;
+    let builder = MongoStore::builder().username("u").password("p\n");
+    quotes.of_builder("a password from a file", ErrorKind::Config, builder).await;
     let one = MongoStore::builder().uri(uri()).max_pool_size(1).build().await.unwrap();
     let error = CachedMongoStore::builder(one).build().await.unwrap_err();
     quotes.have("a pool of one", &error.to_string());
@@ -326,6 +350,15 @@ async fn while_it_runs(quotes: &Quotes) {
         builds.await.unwrap();
         quotes.have_one_of(what, &log.take());
     }
+    let proxy = Proxy::start().await;
+    proxy.hold("update").refuse(14031);
+    MongoStore::connect(proxy.uri()).await.unwrap();
+    quotes.have_one_of("a full disk", &log.take());
+    let own = uri();
+    let and = if own.contains('?') { '&' } else { '?' };
+    MongoStore::connect(format!("{own}{and}readPreference=nearest")).await.unwrap();
+    quotes.have_one_of("an option without effect", &log.take());
+    dropped_indexes(quotes, &log).await;
     let store = mongo().await;
     store.save(&record()).await.unwrap();
     quotes.have_one_of("a late save", &log.take());
@@ -342,6 +375,31 @@ async fn while_it_runs(quotes: &Quotes) {
     store.shutdown().await;
     let error = store.load(&record().id).await.unwrap_err();
     quotes.have("after its end", &said_by_the_trait(&error));
+}
+
+async fn dropped_indexes(quotes: &Quotes, log: &Log) {
+    let store = mongo().await;
+    let theirs = store.collection().clone_with_type::<mongodb::bson::Document>();
+    theirs.insert_one(doc! { "_id": "theirs" }).await.unwrap();
+    let builder = MongoStore::builder().collection_handle(store.collection());
+    let _second = builder.build().await.unwrap();
+    quotes.have_one_of("documents of another store", &log.take());
+    theirs.drop_index("expires_1").await.unwrap();
+    let said = RefCell::new(String::new());
+    let says = async |text: &str| {
+        said.borrow_mut().push_str(&log.take());
+        said.borrow().contains(text)
+    };
+    crate::index_upkeep::by_the_minute("the index", async || says("was created again").await).await;
+    quotes.have_one_of("a dropped index", &said.borrow());
+    theirs.drop_index("expires_1").await.unwrap();
+    theirs
+        .create_index(mongodb::IndexModel::builder().keys(doc! { "expires": 1 }).build())
+        .await
+        .unwrap();
+    crate::index_upkeep::by_the_minute("another", async || says("an index was changed").await)
+        .await;
+    quotes.have_one_of("a changed index", &said.borrow());
 }
 
 /// The trait's error has a text of its own in front.

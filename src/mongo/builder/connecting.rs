@@ -8,7 +8,11 @@ use super::MongoStoreBuilder;
 
 impl MongoStoreBuilder {
     /// A connection string, `mongodb://` or `mongodb+srv://`. The path names the database, and a
-    /// second part of it the collection: `mongodb://user:pass@host:port/database/collection`.
+    /// second part of it the collection: `mongodb://user:pass@host:port/database/collection`. White space
+    /// around it does not count, since what is read from a file ends with a line break.
+    ///
+    /// The database must be one of yours: not `admin`, `config` or `local`. Where a hosted MongoDB gives
+    /// a URI that ends in `/admin`, write `/yourdb?authSource=admin`.
     pub fn uri(mut self, uri: impl Into<String>) -> Self {
         self.connection.uri = Some(uri.into());
         self
@@ -21,7 +25,7 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// The server's host name or address. Default `127.0.0.1`.
+    /// The server's host name or address. Default `127.0.0.1`. White space around it does not count.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.connection.host = Some(host.into());
         self
@@ -35,7 +39,7 @@ impl MongoStoreBuilder {
     }
 
     /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`;
-    /// at least one.
+    /// at least one. White space around each does not count.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.connection.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
@@ -55,6 +59,9 @@ impl MongoStoreBuilder {
     }
 
     /// The password of [`username`](Self::username), as it is: nothing is to be escaped here.
+    ///
+    /// Nothing is taken off silently either. A password or user name that ends with a line break, as one
+    /// that is read from a file does, is a [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.connection.password = Some(password.into());
         self
@@ -103,6 +110,12 @@ impl MongoStoreBuilder {
     /// store lives, the store notices within half a second and lets go of it; from then on each call
     /// is a [`Closed`](crate::ErrorKind::Closed) error that says so, and the change stream ends.
     ///
+    /// This is a `Client` of the driver's version 3. This crate enables the driver's feature `bson-3`, and
+    /// Cargo unites the features of all crates: `mongodb::bson` is bson 3 in the whole app. An app that
+    /// uses `bson = "2"` beside the driver stops compiling (``expected `mongodb::bson::Document`, found
+    /// `bson::Document` ``). Use [`mongodb::bson`](crate::mongodb::bson) in place of the crate `bson`, or
+    /// `bson = "3"`.
+    ///
     /// Its write concern is kept; without one, writes have `majority`. With one below `majority`
     /// (`w: 1`) a read, which is always of read concern `majority`, may not see a write yet that was
     /// acknowledged before it, and a failover may undo the write.
@@ -126,7 +139,8 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters.
+    /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters, and none
+    /// of MongoDB's own (`admin`, `config`, `local`).
     /// Default: the one in the URI, which must not be another one, or else `sessions`. Two apps on
     /// one server need two databases or two collections.
     pub fn database(mut self, name: impl Into<String>) -> Self {

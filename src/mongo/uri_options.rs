@@ -1,0 +1,313 @@
+//! The options of a connection string: which values each takes, and which of them this driver lacks.
+//!
+//! The driver alone decides whether a URI is used. This table only explains why it was refused, since the
+//! driver's own texts quote what they refuse, which may be a piece of the password. The names are those of
+//! [the manual](https://www.mongodb.com/docs/manual/reference/connection-string-options/).
+
+use mongodb::options::{AuthMechanism, Credential};
+
+use crate::error::Error;
+
+/// What an option takes.
+#[derive(Clone, Copy)]
+enum Takes {
+    Text,
+    Boolean,
+    /// A whole number in this range.
+    Number(i64, i64),
+    /// One of these, in any case.
+    OneOf(&'static [&'static str]),
+    /// `key:value` pairs, with commas between them.
+    Pairs,
+    /// A whole number, or the name of a write concern.
+    WriteConcern,
+    /// The name of a mechanism. Some need a feature of the driver.
+    Mechanism,
+    /// Names of compressors, with commas between them. Each needs a feature of the driver.
+    Compressors,
+    /// Valid, if the driver was built with this feature.
+    Feature(&'static str),
+    /// Valid, but the Rust driver has no such option. What to do about it.
+    Unsupported(&'static str),
+}
+
+use Takes::{
+    Boolean, Compressors, Feature, Mechanism, Number, OneOf, Pairs, Text, Unsupported, WriteConcern,
+};
+
+const MILLIS: Takes = Number(0, i64::MAX);
+const COUNT: Takes = Number(0, u32::MAX as i64);
+const AT_LEAST_ONE: Takes = Number(1, u32::MAX as i64);
+const OPERATION_TIMEOUT: Takes =
+    Unsupported("take it out of the URI, and set MongoStoreBuilder::operation_timeout");
+const TAKE_IT_OUT: Takes = Unsupported("take it out of the URI");
+const NODE: Takes = Unsupported("it is an option of the Node driver: take it out of the URI");
+
+const OPTIONS: [(&str, Takes); 52] = [
+    ("appName", Text),
+    ("authMechanism", Mechanism),
+    ("authMechanismProperties", Pairs),
+    ("authSource", Text),
+    ("compressors", Compressors),
+    ("connectTimeoutMS", MILLIS),
+    ("directConnection", Boolean),
+    ("enableOverloadRetargeting", Boolean),
+    ("heartbeatFrequencyMS", Number(500, i64::MAX)),
+    ("journal", Boolean),
+    ("loadBalanced", Boolean),
+    ("localThresholdMS", MILLIS),
+    ("maxAdaptiveRetries", COUNT),
+    ("maxConnecting", AT_LEAST_ONE),
+    ("maxIdleTimeMS", MILLIS),
+    ("maxPoolSize", AT_LEAST_ONE),
+    ("maxStalenessSeconds", Number(-1, i64::MAX)),
+    ("minPoolSize", COUNT),
+    ("proxyHost", Feature("socks5-proxy")),
+    ("proxyPassword", Feature("socks5-proxy")),
+    ("proxyPort", Feature("socks5-proxy")),
+    ("proxyUsername", Feature("socks5-proxy")),
+    ("readConcernLevel", Text),
+    (
+        "readPreference",
+        OneOf(&["primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest"]),
+    ),
+    ("readPreferenceTags", Pairs),
+    ("replicaSet", Text),
+    ("retryReads", Boolean),
+    ("retryWrites", Boolean),
+    ("serverMonitoringMode", OneOf(&["auto", "poll", "stream"])),
+    ("serverSelectionTimeoutMS", MILLIS),
+    ("socketTimeoutMS", OPERATION_TIMEOUT),
+    ("srvMaxHosts", COUNT),
+    ("srvServiceName", Text),
+    ("ssl", Boolean),
+    ("timeoutMS", OPERATION_TIMEOUT),
+    ("tls", Boolean),
+    ("tlsAllowInvalidCertificates", Boolean),
+    ("tlsAllowInvalidHostnames", TAKE_IT_OUT),
+    ("tlsCAFile", Text),
+    ("tlsCertificateKeyFile", Text),
+    ("tlsCertificateKeyFilePassword", Feature("cert-key-password")),
+    ("tlsDisableCertificateRevocationCheck", TAKE_IT_OUT),
+    ("tlsDisableOCSPEndpointCheck", TAKE_IT_OUT),
+    ("tlsInsecure", Boolean),
+    ("useNewUrlParser", NODE),
+    ("useUnifiedTopology", NODE),
+    ("uuidRepresentation", OneOf(&["csharpLegacy", "javaLegacy", "pythonLegacy"])),
+    ("w", WriteConcern),
+    ("waitQueueMultiple", TAKE_IT_OUT),
+    ("waitQueueTimeoutMS", MILLIS),
+    ("wTimeoutMS", MILLIS),
+    ("zlibCompressionLevel", Feature("zlib-compression")),
+];
+
+/// Each compressor with the driver's feature that it needs.
+const COMPRESSORS: [(&str, &str); 3] =
+    [("snappy", "snappy-compression"), ("zlib", "zlib-compression"), ("zstd", "zstd-compression")];
+
+/// Each mechanism with the driver's feature that it needs, or with none.
+const MECHANISMS: [(&str, Option<&str>); 7] = [
+    ("GSSAPI", Some("gssapi-auth")),
+    ("MONGODB-AWS", Some("aws-auth")),
+    ("MONGODB-OIDC", None),
+    ("MONGODB-X509", None),
+    ("PLAIN", None),
+    ("SCRAM-SHA-1", None),
+    ("SCRAM-SHA-256", None),
+];
+
+/// The driver's reasons that hold nothing of the URI, with `#` for a number: they may be passed on.
+const REASONS: [&str; 35] = [
+    "'heartbeat_freq' must be at least #ms, but #ms was given",
+    "'tlsCAFile' can't be set if tls=false",
+    "'tlsCertificateKeyFile' can't be set if tls=false",
+    "'tlsCertificateKeyFilePassword' can't be set if tls=false",
+    "A password cannot be specified with MONGODB-X#",
+    "No password provided for PLAIN authentication",
+    "No username provided for GSSAPI authentication",
+    "No username provided for PLAIN authentication",
+    "No username provided for SCRAM authentication",
+    "Username cannot be provided without password for MONGODB-AWS authentication",
+    "a port cannot be specified with 'mongodb+srv'",
+    "cannot set both tlsinsecure and tlsallowinvalidcertificates in the connection string",
+    "cannot set max staleness without also setting read preference mode",
+    "cannot set read preference tags without also setting read preference mode",
+    "cannot set tlsallowinvalidcertificates when TLS is disabled",
+    "cannot set tlsinsecure when TLS is disabled",
+    "cannot set {key}={tls} if TLS is disabled",
+    "cannot set {key}={tls} if other TLS options are set",
+    "cannot specify directConnection=true with loadBalanced=true",
+    "cannot specify multiple seeds with directConnection=true",
+    "cannot specify multiple seeds with loadBalanced=true",
+    "cannot specify replicaSet with loadBalanced=true",
+    "cannot use SRV-style URI with directConnection=true",
+    "empty authSource provided",
+    "exactly one host must be specified with 'mongodb+srv'",
+    "invalid max_staleness value: must be at least # seconds",
+    "only $external may be specified as an auth source for GSSAPI",
+    "only $external may be specified as an auth source for MONGODB-OIDC",
+    "only $external may be specified as an auth source for MONGODB-X#",
+    "repeated options are not allowed in the connection string",
+    "srvMaxHosts and loadBalanced=true cannot both be present",
+    "srvMaxHosts and replicaSet cannot both be present",
+    "srvMaxHosts cannot be specified with a non-SRV URI",
+    "srvServiceName cannot be specified with a non-SRV URI",
+    "write concern cannot have w=# and j=true",
+];
+
+/// Options that the driver takes and that have no effect here, with what has.
+const WITHOUT_EFFECT: [(&str, &[&str], &str); 3] = [
+    ("readConcernLevel", &["majority"], "a session store reads with read concern `majority`"),
+    ("readPreference", &["primary"], "a session store reads from the primary"),
+    (
+        "waitQueueTimeoutMS",
+        &[],
+        "the driver does not support it; MongoStoreBuilder::operation_timeout limits the wait",
+    ),
+];
+
+/// What is wrong with an option as it stands in the URI, `name=value`, if anything is.
+pub(super) fn fault(pair: &str) -> Option<Error> {
+    let (key, value) = match pair.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (pair, None),
+    };
+    let Some((name, takes)) = OPTIONS.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))
+    else {
+        return Some(Error::config(
+            "the URI has an option after its ? that the driver does not know: they have the form \
+             ?name=value&name=value, and a ? in the user name or password is written %3F",
+        ));
+    };
+    let Some(value) = value else {
+        return Some(Error::config(format!("the URI's option `{name}` has no value")));
+    };
+    let value = super::uri::percent_decoded(value).unwrap_or_else(|_| value.to_owned());
+    takes.refuse(name, &value).map(Error::config)
+}
+
+/// The driver's reason for its refusal, if it holds nothing of the URI.
+pub(super) fn reason(error: &mongodb::error::Error) -> Option<String> {
+    let mongodb::error::ErrorKind::InvalidArgument { message, .. } = &*error.kind else {
+        return None;
+    };
+    let mut pattern = String::new();
+    for character in message.chars() {
+        match character {
+            '0'..='9' if pattern.ends_with('#') => {}
+            '0'..='9' => pattern.push('#'),
+            other => pattern.push(other),
+        }
+    }
+    // The driver forgets to fill this in.
+    let reason = message.replace("{key}={tls}", "`tls` or `ssl`");
+    REASONS.contains(&pattern.as_str()).then_some(reason)
+}
+
+/// A mechanism that the driver reads from a URI and cannot use. It would be told as a wrong password, once the
+/// server is reached.
+pub(super) fn unusable_mechanism(credential: &Credential) -> Option<Error> {
+    match credential.mechanism.as_ref()? {
+        AuthMechanism::MongoDbCr => Some(Error::config(
+            "the Rust driver does not support the URI's option `authMechanism=MONGODB-CR`: take it \
+             out of the URI, and it uses SCRAM",
+        )),
+        AuthMechanism::MongoDbOidc => {
+            let properties = credential.mechanism_properties.as_ref();
+            let has_environment = properties.is_some_and(|it| it.contains_key("ENVIRONMENT"));
+            (!has_environment).then(|| {
+                Error::config(
+                    "the URI's option `authMechanism=MONGODB-OIDC` takes \
+                     authMechanismProperties=ENVIRONMENT:… beside it: add it, or give a client with \
+                     a callback of yours to MongoStoreBuilder::client",
+                )
+            })
+        }
+        _ => None,
+    }
+}
+
+/// What the driver says of a mechanism that needs a feature of it, which it does only once it has reached the
+/// server.
+pub(super) fn missing_feature(said: &str) -> Option<Error> {
+    let feature = ["azure-oidc", "gcp-oidc"]
+        .into_iter()
+        .find(|feature| said.contains(&format!("`{feature}` feature flag must be enabled")))?;
+    Some(Error::config(lacks_feature("authMechanism=MONGODB-OIDC", feature)))
+}
+
+/// Warns of an option that the driver takes and that does nothing here.
+pub(super) fn warn_of_no_effect(pair: &str) {
+    let Some((key, value)) = pair.split_once('=') else { return };
+    for (name, same, why) in WITHOUT_EFFECT {
+        let has_same_effect = same.iter().any(|same| same.eq_ignore_ascii_case(value));
+        if name.eq_ignore_ascii_case(key) && !has_same_effect {
+            tracing::warn!("the URI's option `{name}` has no effect: {why}");
+        }
+    }
+}
+
+impl Takes {
+    /// Why this value is refused.
+    fn refuse(self, name: &str, value: &str) -> Option<String> {
+        let takes = |what: &str| Some(format!("the URI's option `{name}` takes {what}"));
+        match self {
+            Boolean if matches!(value, "true" | "false") => None,
+            Boolean => takes("`true` or `false`"),
+            Number(least, most) => match value.parse::<i64>() {
+                Ok(number) if (least..=most).contains(&number) => None,
+                _ if most == i64::MAX => takes(&format!("a whole number of at least {least}")),
+                _ => takes(&format!("a whole number from {least} to {most}")),
+            },
+            OneOf(values) if values.iter().any(|one| one.eq_ignore_ascii_case(value)) => None,
+            OneOf(values) => takes(&one_of(values)),
+            Pairs if value.split(',').all(|pair| pair.is_empty() || pair.contains(':')) => None,
+            Pairs => takes("pairs key:value, with commas between them"),
+            WriteConcern if value.starts_with('-') => {
+                takes("a whole number of at least 0, or `majority`")
+            }
+            Text | WriteConcern => None,
+            Mechanism => match MECHANISMS.iter().find(|(mechanism, _)| *mechanism == value) {
+                Some((mechanism, Some(feature))) => {
+                    Some(lacks_feature(&format!("{name}={mechanism}"), feature))
+                }
+                Some((_, None)) => None,
+                None => takes(&one_of(&MECHANISMS.map(|(mechanism, _)| mechanism))),
+            },
+            Compressors => {
+                let mut feature = None;
+                for one in value.split(',') {
+                    let known = COMPRESSORS.iter().find(|(compressor, _)| *compressor == one);
+                    let Some((_, needed)) = known else {
+                        let all = one_of(&COMPRESSORS.map(|(compressor, _)| compressor));
+                        return takes(&format!("a list of {all}"));
+                    };
+                    feature = feature.or(Some(needed));
+                }
+                feature.map(|feature| lacks_feature(name, feature))
+            }
+            Feature(feature) => Some(lacks_feature(name, feature)),
+            Unsupported(remedy) => Some(format!(
+                "the Rust driver does not support the URI's option `{name}`: {remedy}"
+            )),
+        }
+    }
+}
+
+fn lacks_feature(option: &str, feature: &str) -> String {
+    format!(
+        "this build of the driver does not support the URI's option `{option}`: enable the feature \
+         `{feature}` of the crate `mongodb` in your Cargo.toml, or take the option out"
+    )
+}
+
+/// `a`, `b` or `c`
+fn one_of(values: &[&str]) -> String {
+    let quoted: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
+    match quoted.split_last() {
+        Some((last, others)) if !others.is_empty() => {
+            format!("{} or {last}", others.join(", "))
+        }
+        _ => quoted.join(""),
+    }
+}
