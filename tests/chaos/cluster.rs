@@ -3,13 +3,13 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
+use session_test_proxy::Proxy;
 use session_test_server::{TestServer, fresh_database, with_option};
 use tokio::sync::Mutex;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
 use crate::args::Settings;
 use crate::faults::Victims;
-use crate::proxy::Proxy;
 
 /// The instances and what is under them.
 pub(crate) struct Cluster {

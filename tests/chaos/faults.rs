@@ -8,11 +8,11 @@ use std::time::Duration;
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use session_test_proxy::{Direction, Ending, Proxy};
 use session_test_server::TestServer;
 use tokio::sync::Mutex;
 
 use crate::history::{Clock, Nanos};
-use crate::proxy::{Ending, Proxy, Way};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -58,7 +58,7 @@ pub(crate) struct Fault {
     lasts: Duration,
     /// Which instances' networks: a bit for each.
     instances: u32,
-    way: Way,
+    direction: Direction,
     /// How many messages, or milliseconds of delay.
     amount: u32,
 }
@@ -105,7 +105,7 @@ pub(crate) fn plan(
                 1 => rng.random_range(1..=all),
                 _ => 1 << rng.random_range(0..instances),
             },
-            way: if rng.random() { Way::ToServer } else { Way::ToClient },
+            direction: if rng.random() { Direction::ToServer } else { Direction::ToClient },
             amount: rng.random_range(1..=4),
         });
     }
@@ -180,37 +180,37 @@ impl Victims {
         let pass = || tokio::time::sleep(fault.lasts);
         let breaks = usize::try_from(fault.amount).unwrap_or(1);
         match fault.kind {
-            Kind::Cut => all(&|proxy| proxy.cut(Ending::Close)),
-            Kind::Reset => all(&|proxy| proxy.cut(Ending::Reset)),
+            Kind::Cut => all(&|proxy| proxy.break_off(Ending::Close)),
+            Kind::Reset => all(&|proxy| proxy.break_off(Ending::Reset)),
             Kind::Refuse => {
                 all(&|proxy| proxy.refuse(true));
-                all(&|proxy| proxy.cut(Ending::Reset));
+                all(&|proxy| proxy.break_off(Ending::Reset));
                 pass().await;
                 all(&|proxy| proxy.refuse(false));
             }
             Kind::StallRequests | Kind::StallReplies => {
-                let way = match fault.kind {
-                    Kind::StallRequests => Way::ToServer,
-                    _ => Way::ToClient,
+                let direction = match fault.kind {
+                    Kind::StallRequests => Direction::ToServer,
+                    _ => Direction::ToClient,
                 };
-                all(&|proxy| proxy.stall(way, true));
+                all(&|proxy| proxy.stall(direction, true));
                 pass().await;
-                all(&|proxy| proxy.stall(way, false));
+                all(&|proxy| proxy.stall(direction, false));
             }
             Kind::Delay => {
                 let delay = Duration::from_millis(u64::from(fault.amount) * 60);
-                all(&|proxy| proxy.delay(fault.way, delay));
+                all(&|proxy| proxy.delay(fault.direction, delay));
                 pass().await;
-                all(&|proxy| proxy.delay(fault.way, Duration::ZERO));
+                all(&|proxy| proxy.delay(fault.direction, Duration::ZERO));
             }
             Kind::ResetMidMessage | Kind::Truncate => {
                 let ending = match fault.kind {
                     Kind::Truncate => Ending::Close,
                     _ => Ending::Reset,
                 };
-                all(&|proxy| proxy.break_next(fault.way, ending, breaks));
+                all(&|proxy| proxy.break_next(fault.direction, ending, breaks));
                 pass().await;
-                all(&|proxy| proxy.break_next(fault.way, ending, 0));
+                all(&|proxy| proxy.break_next(fault.direction, ending, 0));
             }
             Kind::Kill => {
                 self.server(TestServer::kill, fault.lasts / 4, TestServer::restart).await?;

@@ -14,7 +14,6 @@ mod history;
 mod ledger;
 mod meters;
 mod prober;
-mod proxy;
 mod report;
 mod self_check;
 mod session;
