@@ -174,6 +174,7 @@ fn count(mut bytes: &[u8]) -> usize {
 }
 
 /// Reads messages from one end of a connection.
+#[derive(Debug)]
 pub(crate) struct Reader<R> {
     from: R,
     buffer: Vec<u8>,

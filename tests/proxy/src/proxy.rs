@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::fault::{Active, Commands, Injected, Injection, Lasts};
 use crate::hold::{HeldReply, Released, Trap, Traps};
+use crate::likeness::{Likeness, Rewrite};
 use crate::message::{Message, Reader};
 use crate::network::{Direction, Ending, Lane, Network};
 
@@ -25,10 +26,42 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
+/// A server that proxies stand in front of. Clones share what they know of it.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    address: SocketAddr,
+    likeness: Option<Likeness>,
+}
+
+impl Upstream {
+    /// Makes the change streams of the test server look like MongoDB's. A server with MongoDB's own
+    /// tokens, or without change streams, is left as it is. It works as long as this runtime lives.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer.
+    pub async fn like_mongodb(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { address, likeness: Likeness::of(address).await? })
+    }
+
+    /// Whether replies are made what MongoDB's would be.
+    #[must_use]
+    pub fn is_rewritten(&self) -> bool {
+        self.likeness.is_some()
+    }
+}
+
+impl From<SocketAddr> for Upstream {
+    /// The server as it is.
+    fn from(address: SocketAddr) -> Self {
+        Self { address, likeness: None }
+    }
+}
+
 /// What all connections of a proxy share.
 #[derive(Debug)]
 struct Shared {
-    server: SocketAddr,
+    server: Upstream,
     network: Network,
     traps: Traps,
     /// A `Mutex` and no lock-free list: the lock is held for moments, and only if there are any.
@@ -48,12 +81,13 @@ pub enum Role {
 }
 
 impl Proxy {
-    /// Starts a proxy in front of the server at this address.
+    /// Starts a proxy in front of this server.
     ///
     /// # Errors
     ///
     /// If the system has no port on loopback to spare.
-    pub async fn start(server: SocketAddr) -> io::Result<Self> {
+    pub async fn start(server: impl Into<Upstream>) -> io::Result<Self> {
+        let server = server.into();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
@@ -151,7 +185,7 @@ async fn connect(shared: Arc<Shared>, mut client: TcpStream) {
     if shared.network.is_refusing() {
         return reset(&client);
     }
-    let Ok(mut server) = TcpStream::connect(shared.server).await else {
+    let Ok(mut server) = TcpStream::connect(shared.server.address).await else {
         return reset(&client);
     };
     if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
@@ -197,12 +231,19 @@ struct Connection<'a> {
 struct Open {
     command: Document,
     statements: usize,
+    rewrite: Option<Rewrite>,
     trap: Option<Trap>,
     injection: Option<Injection>,
 }
 
 /// A reply of the proxy's own.
 type OwnReply = (i32, Document);
+
+/// What becomes of a request.
+enum Taken {
+    Forward(Message),
+    Answer(Document),
+}
 
 impl<'a> Connection<'a> {
     fn new(shared: &'a Shared) -> Self {
@@ -236,29 +277,42 @@ impl<'a> Connection<'a> {
                 self.lane(Direction::ToServer).pass().await;
                 return to.shutdown().await.map_err(|_| Ending::Close);
             };
-            match self.take(&request) {
-                Some(reply) => {
-                    let _ = answer.send((request.id(), reply));
+            let id = request.id();
+            match self.take(request).map_err(|_| Ending::Close)? {
+                Taken::Answer(reply) => {
+                    let _ = answer.send((id, reply));
                 }
-                None => self.carry(&mut to, &request, Direction::ToServer).await?,
+                Taken::Forward(request) => {
+                    self.carry(&mut to, &request, Direction::ToServer).await?;
+                }
             }
         }
     }
 
-    /// Notes what is to become of the reply to a request. The reply itself if it is the proxy's own.
-    fn take(&self, request: &Message) -> Option<Document> {
-        let name = request.command()?;
+    /// Notes what is to become of the reply to a request, and decides who answers it.
+    fn take(&self, request: Message) -> io::Result<Taken> {
+        let Some(name) = request.command() else { return Ok(Taken::Forward(request)) };
         let trap = self.shared.traps.spring(name);
         let injection = self.shared.injection(name);
-        if trap.is_none() && injection.is_none() {
-            return None;
+        let likeness = self.shared.server.likeness.as_ref().filter(|_| Likeness::concerns(name));
+        if trap.is_none() && injection.is_none() && likeness.is_none() {
+            return Ok(Taken::Forward(request));
         }
-        let command = request.body()?;
+        let Some(command) = request.body() else { return Ok(Taken::Forward(request)) };
         let statements = request.statements();
         let reply = injection.as_ref().and_then(|it| it.instead(&command, statements));
-        let open = Open { command, statements, trap, injection };
-        self.open().insert(request.id(), open);
-        reply
+        let mut changed = command.clone();
+        let likeness = likeness.filter(|_| reply.is_none());
+        let rewrite = likeness.and_then(|it| it.request(&mut changed));
+        let forward = if changed == command { None } else { Some(request.with_body(&changed)?) };
+        if rewrite.is_some() || trap.is_some() || injection.is_some() {
+            let open = Open { command, statements, rewrite, trap, injection };
+            self.open().insert(request.id(), open);
+        }
+        Ok(match reply {
+            Some(reply) => Taken::Answer(reply),
+            None => Taken::Forward(forward.unwrap_or(request)),
+        })
     }
 
     async fn replies(
@@ -275,7 +329,7 @@ impl<'a> Connection<'a> {
                 }
                 reply = from.next() => match reply {
                     Ok(Some(reply)) => {
-                        self.rewritten(reply).map_err(|_| Ending::Close)?
+                        self.rewritten(reply).await.map_err(|_| Ending::Close)?
                     }
                     Ok(None) | Err(_) => {
                         self.lane(Direction::ToClient).pass().await;
@@ -289,20 +343,23 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// The server's reply, with what is put in.
-    fn rewritten(&self, reply: Message) -> io::Result<Message> {
-        let injected = {
-            let open = self.open();
-            let open = open.get(&reply.answers());
-            open.and_then(|it| {
-                it.injection.clone().map(|injection| (injection, it.command.clone()))
-            })
+    /// The server's reply as MongoDB would give it, with what is put in.
+    async fn rewritten(&self, reply: Message) -> io::Result<Message> {
+        let (rewrite, injected) = match self.open().get_mut(&reply.answers()) {
+            None => (None, None),
+            Some(open) => {
+                let injected = open.injection.take();
+                (open.rewrite.take(), injected.map(|it| (it, open.command.clone())))
+            }
         };
         let role = self.shared.role.load(Ordering::SeqCst);
-        if injected.is_none() && role == Role::ItsOwn as u8 {
+        if rewrite.is_none() && injected.is_none() && role == Role::ItsOwn as u8 {
             return Ok(reply);
         }
         let Some(mut body) = reply.body() else { return Ok(reply) };
+        if let (Some(rewrite), Some(likeness)) = (&rewrite, &self.shared.server.likeness) {
+            likeness.reply(rewrite, &mut body).await?;
+        }
         if role == Role::Secondary as u8 {
             introduce_as_secondary(&mut body);
         }
