@@ -6,6 +6,7 @@
 //! | the first token of a fresh stream | the time of its clock | the newest entry's time and one tick more |
 //! | the token of an empty batch | the time of its clock | the newest *examined* entry's, once that is later than the last token |
 //! | `operationTime` of `hello` | a tick of its own | the newest entry's |
+//! | a command with `afterClusterTime` | a tick of its own | no tick |
 //!
 //! MongoDB's rules are those of `getStartTimeForNewStream` in
 //! [document_source_change_stream.cpp](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/document_source_change_stream.cpp)
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bson::{Bson, DateTime, Document, doc};
 
-use crate::message::number;
+use crate::message::{AFTER_CLUSTER_TIME, Message, number};
 use crate::oplog::{Connection, Oplog, told_by};
 use crate::token::{Own, Time, own_in, time_of, timestamp};
 
@@ -43,6 +44,8 @@ struct Known {
 pub(crate) enum Rewrite {
     /// The request was a `hello` of the application, and the server was asked for a `ping`.
     Hello,
+    /// The same for one by which a driver begins a connection, or has a first look at the server.
+    Handshake { legacy: bool },
     /// The request opens a change stream, after this token or else from now on.
     Opens(Option<Document>),
     /// The request asks for more of this cursor.
@@ -67,13 +70,18 @@ impl Likeness {
     }
 
     /// Whether a command of this name may have to be rewritten.
-    pub(crate) fn concerns(name: &str) -> bool {
+    pub(crate) fn concerns(name: &str, request: &Message) -> bool {
         ["hello", "isMaster", "ismaster", "aggregate", "getMore", "killCursors"].contains(&name)
+            || request.waits_for_a_time()
     }
 
     /// How the reply to this command is to be rewritten; the command itself is changed as needed.
     pub(crate) fn request(&self, command: &mut Document) -> Option<Rewrite> {
         let name = command.keys().next()?.clone();
+        if let Ok(concern) = command.get_document_mut("readConcern") {
+            // A single server need not wait, and the question alone would move its clock.
+            concern.remove(AFTER_CLUSTER_TIME);
+        }
         match &*name {
             // The driver's own `hello`s are in no session.
             "hello" if command.contains_key("lsid") => {
@@ -82,7 +90,13 @@ impl Likeness {
                 command.extend(rest.into_iter().filter(|(key, _)| key != "hello"));
                 Some(Rewrite::Hello)
             }
-            "hello" | "isMaster" | "ismaster" => Some(Rewrite::Learn),
+            "hello" | "isMaster" | "ismaster" => {
+                if ONLY_THE_SERVER_ANSWERS.iter().any(|field| command.contains_key(field)) {
+                    return Some(Rewrite::Learn);
+                }
+                *command = doc! { "ping": 1, "$db": "admin" };
+                Some(Rewrite::Handshake { legacy: name != "hello" })
+            }
             "aggregate" => {
                 let stages = command.get_array_mut("pipeline").ok()?;
                 let first = stages.first_mut()?.as_document_mut()?;
@@ -121,8 +135,20 @@ impl Likeness {
             return Ok(());
         }
         match rewrite {
-            Rewrite::Learn => self.known().hello.clone_from(reply),
-            Rewrite::Hello => self.hello(reply).await?,
+            Rewrite::Learn => self.known().hello = learned(reply.clone()),
+            Rewrite::Hello => {
+                let applied = self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
+                self.hello(reply, Some(applied));
+            }
+            Rewrite::Handshake { legacy } => {
+                self.hello(reply, None);
+                reply.insert("helloOk", true);
+                if *legacy {
+                    let is_primary = reply.get_bool("isWritablePrimary").unwrap_or(false);
+                    reply.insert("ismaster", is_primary);
+                    reply.remove("isWritablePrimary");
+                }
+            }
             Rewrite::Opens(after) => {
                 // Until then nobody knows of which time the entry is at which the stream begins.
                 self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
@@ -143,29 +169,25 @@ impl Likeness {
         Ok(())
     }
 
-    /// Makes the reply to a `ping` one to a `hello`.
-    async fn hello(&self, reply: &mut Document) -> io::Result<()> {
-        let applied = self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
-        let applied = Bson::Timestamp(timestamp(applied));
+    /// Makes the reply to a `ping` one to a `hello`; `applied` is the time of the newest entry, if that
+    /// is to be told.
+    fn hello(&self, reply: &mut Document, applied: Option<Time>) {
+        let told = applied.or_else(|| told_by(reply)).unwrap_or_default();
+        let told = Bson::Timestamp(timestamp(told));
         let mut hello = self.known().hello.clone();
-        // What is said to a new connection alone.
-        for field in ["helloOk", "compression", "saslSupportedMechs", "speculativeAuthenticate"] {
-            hello.remove(field);
-        }
         hello.insert("localTime", DateTime::now());
         if let Ok(written) = hello.get_document_mut("lastWrite") {
             for field in ["opTime", "majorityOpTime"] {
                 if let Ok(at) = written.get_document_mut(field) {
-                    at.insert("ts", applied.clone());
+                    at.insert("ts", told.clone());
                 }
             }
         }
         if let Some(time) = reply.remove("$clusterTime") {
             hello.insert("$clusterTime", time);
         }
-        hello.insert("operationTime", applied);
+        hello.insert("operationTime", told);
         *reply = hello;
-        Ok(())
     }
 
     /// Rewrites the tokens of a batch that comes after this token, or is a fresh stream's first.
@@ -193,6 +215,22 @@ impl Likeness {
             self.known().tokens.insert(id, token);
         }
     }
+}
+
+/// A `hello` with one of these is for the server itself: it waits for a change, or logs in.
+const ONLY_THE_SERVER_ANSWERS: [&str; 4] =
+    ["topologyVersion", "compression", "saslSupportedMechs", "speculativeAuthenticate"];
+
+/// What a `hello` would have been answered, by the reply to one or to its predecessor `isMaster`.
+fn learned(mut reply: Document) -> Document {
+    // What is said to a new connection alone.
+    for field in ["helloOk", "compression", "saslSupportedMechs", "speculativeAuthenticate"] {
+        reply.remove(field);
+    }
+    if let Some(is_primary) = reply.remove("ismaster") {
+        reply.insert("isWritablePrimary", is_primary);
+    }
+    reply
 }
 
 /// The token after a batch: the server's `own`, where the newest entry up to there is of the time
@@ -323,15 +361,27 @@ mod tests {
     }
 
     #[test]
-    fn an_applications_hello_ticks_no_clock_and_a_drivers_is_passed_on() {
+    fn a_hello_ticks_no_clock_unless_the_server_alone_can_answer_it() {
         let likeness = likeness();
         let mut asked = doc! { "hello": 1, "lsid": { "id": 1 }, "$db": "app" };
         assert_eq!(likeness.request(&mut asked), Some(Rewrite::Hello));
         assert_eq!(asked, doc! { "ping": 1, "lsid": { "id": 1 }, "$db": "app" });
-        let mut handshake = doc! { "hello": 1, "client": {} };
-        let before = handshake.clone();
-        assert_eq!(likeness.request(&mut handshake), Some(Rewrite::Learn));
-        assert_eq!(handshake, before);
+        let mut handshake = doc! { "isMaster": 1, "helloOk": true, "client": {}, "$db": "admin" };
+        let rewrite = likeness.request(&mut handshake);
+        assert_eq!(rewrite, Some(Rewrite::Handshake { legacy: true }));
+        assert_eq!(handshake, doc! { "ping": 1, "$db": "admin" });
+        let mut waits = doc! { "hello": 1, "topologyVersion": {}, "maxAwaitTimeMS": 10_000 };
+        let before = waits.clone();
+        assert_eq!(likeness.request(&mut waits), Some(Rewrite::Learn));
+        assert_eq!(waits, before);
+        let reply = learned(doc! { "ismaster": true, "helloOk": true, "setName": "rs0" });
+        assert_eq!(reply, doc! { "setName": "rs0", "isWritablePrimary": true });
+        let after = doc! { "level": "majority", "afterClusterTime": timestamp(FIRST) };
+        let mut waits = doc! { "find": "sessions", "readConcern": after };
+        assert!(Likeness::concerns("find", &Message::reply(0, &waits).unwrap()));
+        assert_eq!(likeness.request(&mut waits), None);
+        assert_eq!(waits, doc! { "find": "sessions", "readConcern": { "level": "majority" } });
+        assert!(!Likeness::concerns("find", &Message::reply(0, &waits).unwrap()));
         let mut other = doc! { "aggregate": "sessions", "pipeline": [{ "$match": {} }] };
         assert_eq!(likeness.request(&mut other), None);
     }

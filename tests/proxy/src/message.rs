@@ -15,6 +15,9 @@ const CHECKSUM_PRESENT: u32 = 1;
 /// MongoDB's `maxMessageSizeBytes`, with room for the header.
 const LONGEST: usize = 48_000_000 + HEADER;
 
+/// The field of a read concern that has the server wait for a time.
+pub(crate) const AFTER_CLUSTER_TIME: &str = "afterClusterTime";
+
 /// A whole message, as it is on the wire.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Message(Vec<u8>);
@@ -138,6 +141,12 @@ impl Message {
     /// The command or the reply; `None` for what cannot be read.
     pub(crate) fn body(&self) -> Option<Document> {
         Document::try_from(self.raw_body()?).ok()
+    }
+
+    /// Whether the command is to wait for a time of the server.
+    pub(crate) fn waits_for_a_time(&self) -> bool {
+        let concern = self.raw_body().and_then(|body| body.get_document("readConcern").ok());
+        concern.is_some_and(|concern| concern.get_timestamp(AFTER_CLUSTER_TIME).is_ok())
     }
 
     /// How many inserts, updates or deletes a command carries.

@@ -294,7 +294,8 @@ impl<'a> Connection<'a> {
         let Some(name) = request.command() else { return Ok(Taken::Forward(request)) };
         let trap = self.shared.traps.spring(name);
         let injection = self.shared.injection(name);
-        let likeness = self.shared.server.likeness.as_ref().filter(|_| Likeness::concerns(name));
+        let likeness =
+            self.shared.server.likeness.as_ref().filter(|_| Likeness::concerns(name, &request));
         if trap.is_none() && injection.is_none() && likeness.is_none() {
             return Ok(Taken::Forward(request));
         }
