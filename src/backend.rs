@@ -97,9 +97,8 @@ pub(crate) trait Changes: Send + Sync + 'static {
     /// Waits for what comes next, for so long as an empty batch may take.
     fn more(&self, stream: Self::Stream) -> Opened<Self::Stream, Self::Position>;
 
-    /// Asks the database how far it is: every change that it made before it was asked is at the
-    /// time that it answers with, or earlier.
-    fn fence(&self) -> Asked<ServerTime>;
+    /// Asks the primary for the time of its newest write.
+    fn fence(&self) -> Asked<PrimaryTime>;
 }
 
 /// A question about changes, ready to be polled.
@@ -126,6 +125,20 @@ pub(crate) enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ServerTime(pub(crate) u64);
 
+/// Names a member of the replica set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerId(pub(crate) std::sync::Arc<str>);
+
+/// What the primary answers when it is asked for its time.
+#[derive(Clone, Debug)]
+pub(crate) struct PrimaryTime {
+    /// Every change that was made before the primary was asked is at this time or earlier.
+    pub(crate) time: ServerTime,
+    /// The member on which every change up to that time can be seen, by each scan that begins after the
+    /// answer. Other members may not have replicated those changes yet.
+    pub(crate) visible_on: Option<ServerId>,
+}
+
 /// What a stream hands over at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch<P> {
@@ -136,8 +149,9 @@ pub(crate) struct Batch<P> {
     pub(crate) position: Option<P>,
     /// With this batch, every change *before* this time has been handed over.
     pub(crate) reached: Option<ServerTime>,
-    /// With this batch, every change that was made before it was asked for has been handed over.
-    pub(crate) complete: bool,
+    /// With this batch, every change that this member could see when the batch was asked for has been
+    /// handed over.
+    pub(crate) complete_on: Option<ServerId>,
 }
 
 /// A session has changed.

@@ -229,7 +229,7 @@ impl<C: Changes> Follower<C> {
         if batch.position.is_some() {
             position.clone_from(&batch.position);
         }
-        if let Some(at) = fences.passed(batch.reached, batch.complete.then_some(number)) {
+        if let Some(at) = fences.passed(batch.reached, batch.complete_on.as_ref(), number) {
             self.cache.renew(at);
         }
         let most = self.timeout.saturating_mul(2).max(LONGEST_BEHIND);
@@ -244,8 +244,8 @@ impl<C: Changes> Follower<C> {
         loop {
             let at = self.clock.now();
             let patience = self.timeout.min(self.pace.saturating_mul(FENCES_PATIENCE));
-            if let Ok(Ok(time)) = timeout(patience, self.changes.fence()).await {
-                fences.add(at, time);
+            if let Ok(Ok(answer)) = timeout(patience, self.changes.fence()).await {
+                fences.add(at, answer);
                 // Not what the stream brings: a deposed primary goes on feeding it.
                 self.cache.note(&Ok(()));
             }

@@ -9,7 +9,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 use self::log::Log;
 use super::*;
-use crate::backend::{Asked, Opened, ServerTime};
+use crate::backend::{Asked, Opened, PrimaryTime, ServerTime};
 use crate::cache::{EvictionPolicy, Limits, Lookup};
 use crate::error::{Error, ErrorKind};
 use crate::key::SessionKey;
@@ -91,7 +91,7 @@ impl Fake {
 
     fn batch(&self) -> Batch<()> {
         let reached = self.keeps_up.then(|| self.time());
-        Batch { changes: vec![], ended: false, position: Some(()), reached, complete: false }
+        Batch { changes: vec![], ended: false, position: Some(()), reached, complete_on: None }
     }
 }
 
@@ -116,9 +116,10 @@ impl Changes for Fake {
         Self::answers(says, PACE, ((), self.batch()))
     }
 
-    fn fence(&self) -> Asked<ServerTime> {
+    fn fence(&self) -> Asked<PrimaryTime> {
         let says = (self.fences)(count(&self.calls.fences));
-        Self::answers(says, Duration::ZERO, self.time())
+        let answer = PrimaryTime { time: self.time(), visible_on: None };
+        Self::answers(says, Duration::ZERO, answer)
     }
 }
 

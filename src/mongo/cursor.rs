@@ -15,8 +15,9 @@ use mongodb::{ClientSession, Database, ServerInfo, ServerType};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::watermark::StreamSource;
 use super::{Sessions, failure};
-use crate::backend::Fault;
+use crate::backend::{Fault, ServerId};
 use crate::sync::{Mutex, lock};
 
 /// An open change stream of the sessions' collection.
@@ -32,10 +33,10 @@ pub(crate) struct Cursor {
 pub(crate) type Token = Document;
 
 /// What one answer has handed over.
-pub(super) struct Handed {
-    pub(super) events: Vec<Document>,
+pub(crate) struct Handed {
+    pub(crate) events: Vec<Document>,
     /// After all of them, from a server that says so.
-    pub(super) after: Option<Token>,
+    pub(crate) after: Option<Token>,
 }
 
 /// The reports with which a stream ends.
@@ -156,11 +157,23 @@ impl Server {
         }
     }
 
-    pub(super) fn is_router(&self) -> bool {
-        lock(&self.0)
-            .as_ref()
-            .is_some_and(|(_, kind)| matches!(kind, ServerType::Mongos | ServerType::LoadBalancer))
+    /// What feeds a stream from this server.
+    pub(super) fn source(&self) -> StreamSource {
+        match &*lock(&self.0) {
+            Some((address, kind)) if !is_router(*kind) => {
+                StreamSource::Member(ServerId(address.to_string().into()))
+            }
+            _ => StreamSource::Router,
+        }
     }
+
+    pub(super) fn is_router(&self) -> bool {
+        lock(&self.0).as_ref().is_some_and(|(_, kind)| is_router(*kind))
+    }
+}
+
+fn is_router(kind: ServerType) -> bool {
+    matches!(kind, ServerType::Mongos | ServerType::LoadBalancer)
 }
 
 /// What a driver's error means for a stream.

@@ -318,4 +318,105 @@ mod tests {
             assert!(error.to_string().contains(said), "{field}: {error}");
         }
     }
+
+    /// What each entry of the oplog adds to a delta (`kSizeOfDeltaOplogEntryMetadata`).
+    const DELTA_METADATA: usize = 15;
+
+    fn bytes(document: &Document) -> usize {
+        document.to_vec().unwrap().len()
+    }
+
+    /// How much smaller the delta of an update is than the whole document, in bytes.
+    ///
+    /// MongoDB writes an update by a pipeline into its oplog as a delta, if that is smaller than the whole
+    /// document
+    /// ([`computeOplogDiff`](https://github.com/mongodb/mongo/blob/master/src/mongo/db/update/document_diff_calculator.cpp)).
+    /// Its event is then `update`, and names the fields. Else it is `replace`, without `rev`, and each instance
+    /// takes it for another's write. Here `data` counts as changed in full; the delta of a document may be smaller.
+    fn bytes_to_spare(before: &Document, after: &Document) -> usize {
+        let mut updated = Document::new();
+        let mut inserted = Document::new();
+        for (field, value) in after {
+            match before.get(field) {
+                Some(old) if old == value => {}
+                Some(_) => drop(updated.insert(field, value.clone())),
+                None => drop(inserted.insert(field, value.clone())),
+            }
+        }
+        let mut diff = Document::new();
+        for (section, fields) in [("u", updated), ("i", inserted)] {
+            if !fields.is_empty() {
+                diff.insert(section, fields);
+            }
+        }
+        assert!(before.keys().all(|field| after.contains_key(field)), "a delta that removes");
+        bytes(after).checked_sub(bytes(&diff) + DELTA_METADATA).unwrap()
+    }
+
+    /// As `$mergeObjects` does.
+    fn merge(before: &Document, fields: Document) -> Document {
+        let mut after = before.clone();
+        after.extend(fields);
+        after
+    }
+
+    fn forms() -> Vec<Form> {
+        vec![
+            Form::Text,
+            Form::Native,
+            #[cfg(feature = "encryption")]
+            Form::Encrypted(std::sync::Arc::new(crate::mongo::Keys::new(
+                1,
+                crate::mongo::Key::from_bytes(&[7; 32]),
+            ))),
+        ]
+    }
+
+    #[test]
+    fn the_delta_of_each_write_is_smaller_than_the_document_so_its_event_is_an_update() {
+        let revs = RevSource::new();
+        let key = SessionKey::of(7);
+        let wall = WallTime::from_millis;
+        let texts = [0, 1, 100, 100_000];
+        for (form, letters) in forms().iter().flat_map(|form| texts.map(|letters| (form, letters)))
+        {
+            let data = |letter: &str| match letters {
+                0 => Data::new(),
+                _ => Data::from([("text".to_owned(), json!(letter.repeat(letters)))]),
+            };
+            let old = (&data("a"), form);
+            let new = (&data("b"), form);
+            let stored = insertion(key, revs.next(), old, wall(2_000), wall(1_000)).unwrap();
+            let save = || replacement(key, revs.next(), new, wall(3_000), wall(1_500)).unwrap().0;
+            let spare = |before: &Document, fields| bytes_to_spare(before, &merge(before, fields));
+
+            // A save. What does not change is all that there is to spare: `_id`, `format` and `created`.
+            let least = 48;
+            let saved = merge(&stored, save());
+            // Data that stays the same is not in the delta.
+            let is_changed = stored.get("data") != saved.get("data");
+            let data_bytes =
+                if is_changed { 0 } else { bytes(&doc! { "data": &stored["data"] }) - 5 };
+            assert_eq!(spare(&stored, save()), least + data_bytes);
+
+            // An owner: new, another one, the same, and none any more.
+            let owned = |owner: Bson| merge(&save(), doc! { "owner": owner });
+            assert_eq!(spare(&stored, owned("one".into())), least - 8 + data_bytes);
+            let stored_owned = merge(&stored, doc! { "owner": "one" });
+            assert_eq!(spare(&stored_owned, owned("two".into())), least + data_bytes);
+            assert!(spare(&stored_owned, owned("one".into())) > least);
+            assert_eq!(spare(&stored_owned, owned(Bson::Null)), least + data_bytes);
+
+            // Data that was encrypted anew at some time, then saved; and that is encrypted anew.
+            let reencrypted = doc! { REENCRYPTED[1]: date(wall(1_200)) };
+            assert!(spare(&merge(&stored, reencrypted.clone()), save()) > least);
+            let data = save().remove("data").unwrap();
+            assert!(spare(&stored, merge(&doc! { "data": data }, reencrypted)) > least);
+
+            // A touch.
+            let [expiry, updated] = TOUCHED;
+            let touch = doc! { expiry: date(wall(3_000)), updated: date(wall(1_500)) };
+            assert!(spare(&stored, touch) > least);
+        }
+    }
 }

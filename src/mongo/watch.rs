@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::{Document, doc};
 
 use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
+use super::invalidations::{InvalidationReader, Reading};
+use super::watermark::StreamSource;
 use super::{Sessions, document};
-use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
-use crate::key::SessionKey;
+use crate::backend::{Asked, Batch, Changes, Fault, Opened, PrimaryTime, ServerId, ServerTime};
 
 /// How the changes of one collection are asked for.
 #[derive(Clone)]
@@ -21,19 +22,25 @@ pub(crate) struct Watch {
     pace: Duration,
 }
 
+/// An open stream, and what reads its replies.
+pub(crate) struct Stream {
+    cursor: Cursor,
+    reader: InvalidationReader,
+}
+
 impl Changes for Watch {
-    type Stream = Cursor;
+    type Stream = Stream;
     type Position = Token;
 
-    fn open(&self, after: Option<Token>) -> Opened<Cursor, Token> {
+    fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
         Box::pin(self.clone().noting(self.clone().opens(after), Sign::OfTrouble))
     }
 
-    fn more(&self, stream: Cursor) -> Opened<Cursor, Token> {
+    fn more(&self, stream: Stream) -> Opened<Stream, Token> {
         Box::pin(self.clone().noting(self.clone().goes_on(stream), Sign::OfTrouble))
     }
 
-    fn fence(&self) -> Asked<ServerTime> {
+    fn fence(&self) -> Asked<PrimaryTime> {
         let (watch, asks) = (self.clone(), self.clone());
         Box::pin(watch.noting(async move { asks.asks_the_time().await }, Sign::OfLife))
     }
@@ -60,32 +67,30 @@ impl Watch {
         outcome
     }
 
-    async fn opens(self, after: Option<Token>) -> Result<(Cursor, Batch<Token>), Fault> {
+    async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
         let is_new = after.is_none();
-        let (stream, handed) = self.sessions.clone().open_stream(after, stages()).await?;
-        // The first batch is what was there already: empty, it says nothing of what was to come.
-        let batch = self.read(handed, Waited::No);
+        let (cursor, reply) = self.sessions.clone().open_stream(after, stages()).await?;
+        let mut reader = InvalidationReader::new(cursor.server().source());
+        let batch = self.read(&mut reader, reply);
         if is_new {
             // What changed before the stream begins is never reported, so no read from here on may
             // be from before it: what a majority has may be older than what the stream begins with.
             self.asks_the_time().await?;
         }
-        Ok((stream, batch))
+        Ok((Stream { cursor, reader }, batch))
     }
 
-    async fn goes_on(self, mut stream: Cursor) -> Result<(Cursor, Batch<Token>), Fault> {
-        let handed = stream.more(self.pace).await?;
-        let is_router = stream.server().is_router();
-        let waited = if is_router { Waited::OnARouter } else { Waited::OnOneServer };
-        let mut batch = self.read(handed, waited);
-        batch.ended |= stream.is_closed();
+    async fn goes_on(self, mut stream: Stream) -> Result<(Stream, Batch<Token>), Fault> {
+        let reply = stream.cursor.more(self.pace).await?;
+        let mut batch = self.read(&mut stream.reader, reply);
+        batch.ended |= stream.cursor.is_closed();
         Ok((stream, batch))
     }
 
     /// The time of the newest change on the primary, were it by a write that nobody has heard of
     /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
     /// reads are no older than that.
-    async fn asks_the_time(&self) -> Result<ServerTime, Fault> {
+    async fn asks_the_time(&self) -> Result<PrimaryTime, Fault> {
         let server = Server::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();
@@ -111,28 +116,31 @@ impl Watch {
         }
         let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
         self.sessions.seen.advance(time);
-        Ok(time)
+        Ok(PrimaryTime { time, visible_on: visible_on(&reply, time, server.source()) })
     }
 
-    fn read(&self, handed: Handed, waited: Waited) -> Batch<Token> {
-        let Handed { events, after } = handed;
-        let (mut changes, mut ended, mut last) = (Vec::with_capacity(events.len()), false, None);
-        for event in &events {
-            if let Ok(at) = event.get_timestamp("at") {
-                last = last.max(Some(ServerTime::from(at)));
-            }
-            ended |= event.get_bool("ends").unwrap_or(false);
-            changes.extend(change(event));
-        }
-        if let Some(last) = last {
+    fn read(&self, reader: &mut InvalidationReader, reply: Handed) -> Batch<Token> {
+        let Reading { batch, newest_change } = reader.read(reply);
+        if let Some(newest_change) = newest_change {
             // A later read must not go back behind what has been heard.
-            self.sessions.seen.advance(last);
+            self.sessions.seen.advance(newest_change);
         }
-        let of_last = || events.last()?.get_document("_id").ok().cloned();
-        let position = after.or_else(of_last);
-        let at = position.as_ref().and_then(time_in);
-        let (reached, complete) = vouched_for(at, last, events.is_empty(), waited);
-        Batch { changes, ended, position, reached, complete }
+        batch
+    }
+}
+
+/// The member on which every scan from now on sees all up to `time`, the newest entry of the primary that
+/// has answered to `hello`. A stream sees the changes that a majority has.
+fn visible_on(reply: &Document, time: ServerTime, source: StreamSource) -> Option<ServerId> {
+    let StreamSource::Member(primary) = source else { return None };
+    let majority = || reply.get_document("lastWrite").ok()?.get_document("majorityOpTime").ok();
+    match majority() {
+        Some(majority) => {
+            let at = majority.get_timestamp("ts").ok()?;
+            (ServerTime::from(at) >= time).then_some(primary)
+        }
+        // A server that does not say how far a majority is.
+        None => Some(primary),
     }
 }
 
@@ -183,52 +191,28 @@ enum Sign {
     OfTrouble,
 }
 
-/// Whether a batch was waited for on the server's side, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waited {
-    No,
-    OnOneServer,
-    OnARouter,
-}
+#[cfg(test)]
+mod tests {
+    use bson::Timestamp;
 
-/// Up to which time all changes have been handed over, and whether all from before the question have:
-/// by a batch whose resume token holds the time `at`, and whose last change is that of `last`.
-fn vouched_for(
-    at: Option<ServerTime>,
-    last: Option<ServerTime>,
-    empty: bool,
-    waited: Waited,
-) -> (Option<ServerTime>, bool) {
-    match at {
-        // On one server, an empty batch has left none behind; through a router, changes at this very
-        // time may still come from another shard.
-        Some(at) if empty && waited == Waited::OnOneServer => {
-            (Some(ServerTime(at.0.saturating_add(1))), false)
-        }
-        Some(at) => (Some(at.min(last.unwrap_or(at))), false),
-        None if empty && waited == Waited::OnOneServer => (None, true),
-        None => (last, false),
+    use super::*;
+
+    #[test]
+    fn a_primary_vouches_for_its_own_scans_once_a_majority_has_its_newest_entry() {
+        let one = ServerId("one:27017".into());
+        let member = || StreamSource::Member(one.clone());
+        let time = ServerTime::from(Timestamp { time: 9, increment: 2 });
+        let hello = |increment| {
+            let ts = Timestamp { time: 9, increment };
+            doc! { "isWritablePrimary": true, "lastWrite": { "majorityOpTime": { "ts": ts, "t": 1 } } }
+        };
+        assert_eq!(visible_on(&hello(1), time, member()), None);
+        assert_eq!(visible_on(&hello(2), time, member()), Some(one.clone()));
+        assert_eq!(visible_on(&hello(3), time, member()), Some(one.clone()));
+        assert_eq!(visible_on(&hello(3), time, StreamSource::Router), None);
+        // A server that does not say it, and one that says it in another form.
+        assert_eq!(visible_on(&doc! {}, time, member()), Some(one.clone()));
+        let other = doc! { "lastWrite": { "majorityOpTime": { "ts": 9 } } };
+        assert_eq!(visible_on(&other, time, member()), None);
     }
 }
-
-/// The session that a report is about. A key of another form is not one of ours.
-fn change(event: &Document) -> Option<Change> {
-    let Bson::Binary(key) = event.get("key")? else {
-        return None;
-    };
-    let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
-    Some(Change { key: SessionKey::from_bytes(&key.bytes)?, rev })
-}
-
-/// The time in a resume token, for a server that writes them as
-/// [MongoDB does](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md):
-/// a hexadecimal key string that begins with a timestamp, its type 0x82 first. `None` for another
-/// server's tokens.
-fn time_in(token: &Token) -> Option<ServerTime> {
-    let text = token.get_str("_data").ok()?.get(..18)?;
-    let time = text.strip_prefix("82")?;
-    u64::from_str_radix(time, 16).ok().map(ServerTime)
-}
-
-#[cfg(test)]
-mod tests;

@@ -7,13 +7,15 @@ use futures::future::join_all;
 
 use super::chance::Chance;
 use super::operation::{Operation, Outcome};
-use super::stream::{Cursor, Handed};
+use super::stream::{Cursor, Reply};
 use super::wire::{Manners, Wire};
-use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, Rev, ServerTime};
+use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Rev};
 use crate::clock::Clock;
 use crate::dispatch::Commands;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
+use crate::mongo::cursor::Token;
+use crate::mongo::invalidations::InvalidationReader;
 use crate::record::{Data, Session, WallTime};
 
 /// The data of a session that no database takes.
@@ -293,19 +295,37 @@ impl Backend for FakeBackend {
     }
 }
 
+/// An open stream, and the production code that reads its replies.
+pub(crate) struct Stream {
+    cursor: Cursor,
+    reader: InvalidationReader,
+}
+
 impl Changes for FakeBackend {
-    type Stream = Cursor;
-    type Position = usize;
+    type Stream = Stream;
+    type Position = Token;
 
-    fn open(&self, after: Option<usize>) -> Opened<Cursor, usize> {
-        self.ask(Operation::Open(after), handed)
+    fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
+        let reply = self.ask(Operation::Open(after), handed);
+        Box::pin(async move {
+            let (cursor, reply) = reply.await?;
+            let mut reader = InvalidationReader::new(cursor.source());
+            let batch = reader.read(reply.into()).batch;
+            Ok((Stream { cursor, reader }, batch))
+        })
     }
 
-    fn more(&self, stream: Cursor) -> Opened<Cursor, usize> {
-        self.ask(Operation::More(stream), handed)
+    fn more(&self, stream: Stream) -> Opened<Stream, Token> {
+        let Stream { cursor, mut reader } = stream;
+        let reply = self.ask(Operation::More(cursor), handed);
+        Box::pin(async move {
+            let (cursor, reply) = reply.await?;
+            let batch = reader.read(reply.into()).batch;
+            Ok((Stream { cursor, reader }, batch))
+        })
     }
 
-    fn fence(&self) -> Asked<ServerTime> {
+    fn fence(&self) -> Asked<PrimaryTime> {
         self.ask(Operation::Fence, |outcome| match outcome {
             Outcome::Time(time) => Some(time),
             _ => None,
@@ -313,9 +333,9 @@ impl Changes for FakeBackend {
     }
 }
 
-fn handed(outcome: Outcome) -> Option<(Cursor, Handed)> {
+fn handed(outcome: Outcome) -> Option<(Cursor, Reply)> {
     match outcome {
-        Outcome::Handed(cursor, batch) => Some((cursor, batch)),
+        Outcome::Handed(cursor, reply) => Some((cursor, reply)),
         _ => None,
     }
 }

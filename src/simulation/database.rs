@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::oplog::Oplog;
 use crate::backend::Rev;
 use crate::clock::{Clock, Moment};
 use crate::key::SessionKey;
@@ -17,16 +18,9 @@ pub(super) struct Database {
     histories: Vec<Vec<State>>,
     /// What sessions were prolonged to, or were to end later than already.
     touched: Vec<(usize, WallTime)>,
-    /// What a stream hands over, in order: no insertions, and no change of an expiry alone.
-    pub(super) log: Vec<Logged>,
-    /// The time of the latest write; several may share one.
-    pub(super) time: u64,
-    /// No change to come has a time before this.
-    pub(super) sealed: u64,
-    /// The first place in the log that a stream can still go on from.
-    pub(super) oldest: usize,
-    /// Whether the next write shares the time of the one before.
-    pub(super) shares_time: bool,
+    pub(super) oplog: Oplog,
+    /// Whether changes that are made together are one entry of the oplog.
+    pub(super) is_bulk: bool,
     steps: u64,
 }
 
@@ -44,12 +38,6 @@ pub(super) struct Held {
     pub(super) expiries: Vec<WallTime>,
 }
 
-pub(super) struct Logged {
-    pub(super) time: u64,
-    /// `None`: the collection was dropped.
-    pub(super) change: Option<(SessionKey, Option<Rev>)>,
-}
-
 /// A span in which one thing was true of a session.
 pub(super) struct Span<'a> {
     /// Grows with each change; odd once a session has expired.
@@ -62,18 +50,15 @@ pub(super) struct Span<'a> {
 }
 
 impl Database {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(super) fn new(clock: Clock, shards: usize) -> Self {
         Self {
             clock,
             numbers: HashMap::new(),
             keys: Vec::new(),
             histories: Vec::new(),
             touched: Vec::new(),
-            log: Vec::new(),
-            time: 1,
-            sealed: 0,
-            oldest: 0,
-            shares_time: false,
+            oplog: Oplog::new(shards),
+            is_bulk: false,
             steps: 0,
         }
     }
@@ -103,7 +88,7 @@ impl Database {
         if self.current(number).held.is_some() {
             return false;
         }
-        self.tick();
+        self.oplog.tick(self.oplog.home(number));
         self.becomes(number, Some(session), by);
         true
     }
@@ -119,9 +104,8 @@ impl Database {
         if !self.is_live(number) {
             return false;
         }
-        self.tick();
-        self.becomes(number, Some(session), by);
-        self.logs(Some((key, rev)));
+        self.oplog.tick(self.oplog.home(number));
+        self.change(number, rev, Some(session), by);
         true
     }
 
@@ -135,19 +119,53 @@ impl Database {
     pub(super) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
         let number = self.number(key);
         if self.current(number).held.is_some() {
-            self.tick();
-            self.becomes(number, None, by);
-            self.logs(Some((key, None)));
+            self.oplog.tick(self.oplog.home(number));
+            self.change(number, None, None, by);
+        }
+    }
+
+    /// Removes all of these sessions.
+    fn remove_all(&mut self, numbers: &[usize], by: Option<usize>) {
+        self.tick_for_all(numbers);
+        for number in numbers {
+            if !self.is_bulk {
+                self.oplog.tick(self.oplog.home(*number));
+            }
+            self.change(*number, None, None, by);
+        }
+    }
+
+    /// Replaces all that are live of these sessions, in one transaction.
+    pub(super) fn replace_together(&mut self, sessions: &[(SessionKey, Session)]) {
+        let mut live = Vec::new();
+        for (key, session) in sessions {
+            let number = self.number(*key);
+            if self.is_live(number) {
+                live.push((number, session));
+            }
+        }
+        self.is_bulk = true;
+        self.tick_for_all(&live.iter().map(|(number, _)| *number).collect::<Vec<_>>());
+        for (number, session) in live {
+            self.change(number, None, Some(session), None);
+        }
+    }
+
+    /// Begins the one entry of a bulk, on each shard that it concerns.
+    fn tick_for_all(&mut self, numbers: &[usize]) {
+        for shard in 0..self.oplog.shards() {
+            let concerns = |number: &usize| self.oplog.home(*number) == shard;
+            if self.is_bulk && numbers.iter().any(concerns) {
+                self.oplog.tick(shard);
+            }
         }
     }
 
     /// Removes all sessions, or the first few; answers with how many.
     pub(super) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
         let there = (0..self.sessions()).filter(|number| self.current(*number).held.is_some());
-        let there: Vec<_> = there.take(most).map(|number| self.keys[number]).collect();
-        for key in &there {
-            self.remove(*key, by);
-        }
+        let there: Vec<_> = there.take(most).collect();
+        self.remove_all(&there, by);
         there.len() as u64
     }
 
@@ -157,7 +175,7 @@ impl Database {
         if !self.is_live(number) {
             return false;
         }
-        self.tick();
+        self.oplog.tick(self.oplog.home(number));
         let state = self.histories[number].last_mut().unwrap();
         let held = state.held.as_mut().unwrap();
         if held.expires() < expires {
@@ -169,29 +187,28 @@ impl Database {
 
     /// Removes what has expired, as the database does by itself.
     pub(super) fn sweep(&mut self) {
-        for number in 0..self.sessions() {
-            if !self.is_live(number) {
-                self.remove(self.keys[number], None);
-            }
-        }
+        let is_over =
+            |number: &usize| self.current(*number).held.is_some() && !self.is_live(*number);
+        let over: Vec<_> = (0..self.sessions()).filter(is_over).collect();
+        self.remove_all(&over, None);
     }
 
     /// Drops the collection.
     pub(super) fn drop_all(&mut self) {
-        self.tick();
         for number in 0..self.sessions() {
             if self.current(number).held.is_some() {
                 self.becomes(number, None, None);
             }
         }
-        self.logs(None);
+        let shard = self.oplog.tick_anywhere();
+        self.oplog.log(shard, None);
     }
 
     /// A write to something else, which the log tells if it is to a session.
     pub(super) fn another_write(&mut self, session: Option<SessionKey>) {
-        self.tick();
+        let shard = self.oplog.tick_anywhere();
         if let Some(key) = session {
-            self.logs(Some((key, None)));
+            self.oplog.log(shard, Some((key, None)));
         }
     }
 
@@ -262,13 +279,16 @@ impl Database {
         self.histories[number].push(State { from: self.clock.now(), held, by });
     }
 
-    fn logs(&mut self, change: Option<(SessionKey, Option<Rev>)>) {
-        self.log.push(Logged { time: self.time, change });
-    }
-
-    fn tick(&mut self) {
-        let next = self.time + u64::from(!self.shares_time);
-        self.time = next.max(self.sealed);
+    /// A change that streams report, in the newest entry of the oplog.
+    fn change(
+        &mut self,
+        number: usize,
+        rev: Option<Rev>,
+        session: Option<&Session>,
+        by: Option<usize>,
+    ) {
+        self.becomes(number, session, by);
+        self.oplog.log(self.oplog.home(number), Some((self.keys[number], rev)));
     }
 }
 

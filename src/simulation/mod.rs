@@ -10,6 +10,7 @@ mod fleet;
 mod heal;
 mod memory;
 mod operation;
+mod oplog;
 mod oracle;
 mod profile;
 mod queues;
@@ -18,6 +19,7 @@ mod seeds;
 mod stream;
 mod trace;
 mod walk;
+mod watermark;
 mod wire;
 
 use std::time::Duration;

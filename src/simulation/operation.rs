@@ -1,9 +1,10 @@
 //! What a database is asked for, and what it answers.
 
 use super::database::Database;
-use super::stream::{Cursor, Handed};
-use crate::backend::{Fault, Rev, ServerTime};
+use super::stream::{Cursor, Reply};
+use crate::backend::{Fault, PrimaryTime, Rev};
 use crate::key::SessionKey;
+use crate::mongo::cursor::Token;
 use crate::record::{Session, WallTime};
 
 #[derive(Clone, Debug)]
@@ -14,7 +15,7 @@ pub(crate) enum Operation {
     Find(SessionKey),
     Remove(SessionKey),
     Clear,
-    Open(Option<usize>),
+    Open(Option<Token>),
     More(Cursor),
     Fence,
 }
@@ -25,8 +26,8 @@ pub(super) enum Outcome {
     Found(Option<Session>),
     Removed,
     Cleared(u64),
-    Handed(Cursor, Handed),
-    Time(ServerTime),
+    Handed(Cursor, Reply),
+    Time(PrimaryTime),
 }
 
 impl Operation {
@@ -67,14 +68,9 @@ pub(super) fn told(outcome: &Result<Outcome, Fault>) -> String {
             let version = found.as_ref().map(|session| super::version(&session.data));
             format!("{version:?}")
         }
-        Ok(Outcome::Handed(cursor, batch)) => format!(
-            "{} changes{}, on from {:?}, reached {:?}{}, {cursor:?}",
-            batch.changes.len(),
-            if batch.ended { " and the end" } else { "" },
-            batch.position,
-            batch.reached.map(|time| time.0),
-            if batch.complete { ", complete" } else { "" },
-        ),
+        Ok(Outcome::Handed(cursor, reply)) => {
+            format!("{} changes, token {:?}, {cursor:?}", reply.events.len(), reply.token)
+        }
         other => format!("{other:?}"),
     }
 }

@@ -22,10 +22,11 @@ pub(super) struct Profile {
     pub(super) laziness: f64,
     pub(super) at_once: f64,
     pub(super) slow: f64,
-    pub(super) says_time: bool,
-    pub(super) says_complete: bool,
+    pub(super) tokens_have_times: bool,
+    pub(super) shards: usize,
     pub(super) busy: bool,
-    pub(super) shares_time: f64,
+    pub(super) others: f64,
+    pub(super) bulks: f64,
     pub(super) lags: f64,
     /// How often a session is asked for whether it is there or not.
     pub(super) curious: f64,
@@ -54,6 +55,8 @@ pub(super) struct Rates {
     pub(super) refuse_stream: f64,
     pub(super) lose_history: f64,
     pub(super) drop_collection: f64,
+    /// Another member of the replica set becomes the primary.
+    pub(super) elect: f64,
     /// One kind of calls stands still for a while, in one direction.
     pub(super) stall: f64,
     /// Nothing answers one store for a while.
@@ -109,7 +112,7 @@ impl Profile {
             Lossy | Slow => max_staleness.mul_f64(chance.pick(&[0.0, 0.0, 0.0, 1.0])),
             _ => Duration::ZERO,
         };
-        let says_time = chance.happens(0.6);
+        let tokens_have_times = chance.happens(0.75);
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
         let base = Rates {
             begin: chance.pick(&[0.2, 0.4, 0.6]),
@@ -123,6 +126,7 @@ impl Profile {
             refuse_stream: 0.002,
             lose_history: 0.002,
             drop_collection: 0.0005,
+            elect: chance.pick(&[0.0, 0.005, 0.02]),
             stall: 0.005,
             outage: 0.0,
         };
@@ -157,10 +161,11 @@ impl Profile {
             laziness: chance.pick(&[0.0, 0.1, 0.3, 0.5]),
             at_once: chance.pick(&[0.0, 0.02, 0.1]),
             slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
-            says_time,
-            says_complete: !says_time || chance.happens(0.3),
+            tokens_have_times,
+            shards: if tokens_have_times && chance.happens(0.3) { 2 } else { 1 },
             busy: chance.happens(0.15),
-            shares_time: chance.pick(&[0.0, 0.3, 0.8]),
+            others: chance.pick(&[0.0, 0.0, 0.05, 0.3]),
+            bulks: chance.pick(&[0.0, 0.3, 0.8]),
             lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
             curious: chance.pick(&[0.15, 0.15, 0.5]),
             tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),

@@ -186,11 +186,13 @@ impl Walk {
     fn change_elsewhere(&mut self) {
         let chance = self.chance();
         let ((id, _), session) = (self.choose(), self.session());
+        let ids = self.fleet.ids();
+        let together: Vec<_> = ids.iter().map(|id| (id.key(), self.session())).collect();
         let mut state = self.fleet.wire.state();
         let state = &mut *state;
         let number = state.database.number(id.key());
         let (database, key) = (&mut state.database, id.key());
-        database.shares_time = chance.happens(state.manners.shares_time);
+        database.is_bulk = chance.happens(state.manners.bulks);
         let what = match chance.below(20) {
             // An id that was in use is never so again.
             _ if !database.has_held_anything(number) && chance.happens(0.4) => {
@@ -209,9 +211,13 @@ impl Walk {
                 database.remove(key, None);
                 "remove"
             }
-            14..17 => {
+            14..16 => {
                 database.sweep();
                 "sweep"
+            }
+            16..18 => {
+                database.replace_together(&together);
+                "replace together with all"
             }
             _ => {
                 database.another_write(None);
@@ -253,11 +259,15 @@ impl Walk {
         }
         if chance.happens(rates.lose_history) {
             state.trace.note(|| "lose the history".to_owned());
-            state.database.oldest = state.database.log.len();
+            state.database.oplog.lose_history();
             for node in 0..self.fleet.profile.stores {
                 let fault = chance.pick(&[Fault::Lost, Fault::Passing]);
                 state.break_streams(node, fault);
             }
+        }
+        if chance.happens(rates.elect) {
+            state.trace.note(|| "elect another primary".to_owned());
+            state.database.oplog.elect();
         }
         if chance.happens(rates.drop_collection) {
             state.trace.note(|| "drop the collection".to_owned());

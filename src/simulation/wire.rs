@@ -59,12 +59,16 @@ pub(super) struct Manners {
     pub(super) pace: Duration,
     /// The database has change streams.
     pub(super) streams: bool,
-    /// A batch may say what time it has reached, or that it is complete.
-    pub(super) says_time: bool,
-    pub(super) says_complete: bool,
+    /// Resume tokens hold a time, as MongoDB's do.
+    pub(super) tokens_have_times: bool,
+    /// Behind a router, if there are several.
+    pub(super) shards: usize,
     /// There is always another change to tell of.
     pub(super) busy: Option<SessionKey>,
-    pub(super) shares_time: f64,
+    /// How often something else is written before a fence is answered.
+    pub(super) others: f64,
+    /// How often changes that are made together are one entry of the oplog.
+    pub(super) bulks: f64,
     /// How often a stream hands over one change at most, however many there are.
     pub(super) lags: f64,
     /// All is well from now on: everything is answered at once.
@@ -87,8 +91,7 @@ pub(super) struct Record {
     pub(super) node: usize,
     pub(super) operation: Operation,
     pub(super) asked: Moment,
-    /// The length of the log and the database's time when it was asked.
-    pub(super) asked_log: usize,
+    /// The database's time when it was asked.
     pub(super) asked_time: u64,
     /// What was true of each session that it wrote to, once it had.
     pub(super) ranks: Vec<(usize, usize)>,
@@ -99,7 +102,7 @@ pub(super) struct Record {
 impl Wire {
     pub(super) fn new(clock: Clock, chance: Chance, manners: Manners) -> Self {
         let state = State {
-            database: Database::new(clock.clone()),
+            database: Database::new(clock.clone(), manners.shards.max(1)),
             calls: BTreeMap::new(),
             records: Vec::new(),
             streams: Vec::new(),
@@ -240,10 +243,9 @@ impl Wire {
 impl State {
     /// A record of something that begins; answers with its number.
     pub(super) fn notes(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
-        let (asked_log, asked_time) = (self.database.log.len(), self.database.time);
+        let asked_time = self.database.oplog.applied();
         let (ranks, applied, ended) = (Vec::new(), false, None);
-        let record =
-            Record { node, operation, asked, asked_log, asked_time, ranks, applied, ended };
+        let record = Record { node, operation, asked, asked_time, ranks, applied, ended };
         self.records.push(record);
         self.records.len() - 1
     }
@@ -258,7 +260,7 @@ impl State {
 
     /// What the database makes of a call.
     fn perform(&mut self, call: usize, chance: &Chance) -> Result<Outcome, Fault> {
-        self.database.shares_time = chance.happens(self.manners.shares_time);
+        self.database.is_bulk = chance.happens(self.manners.bulks);
         let by = Some(self.errands.behind(call).unwrap_or(call));
         let operation = self.records[call].operation.clone();
         let outcome = match &operation {
@@ -281,12 +283,12 @@ impl State {
             }
             Operation::Clear => Outcome::Cleared(self.database.clear(usize::MAX, by)),
             Operation::Open(after) => {
-                let (cursor, handed) = self.open(*after, call, chance)?;
-                Outcome::Handed(cursor, handed)
+                let (cursor, reply) = self.open(after.as_ref(), chance)?;
+                Outcome::Handed(cursor, reply)
             }
             Operation::More(cursor) => {
-                let (cursor, handed) = self.more(cursor.clone(), call, chance)?;
-                Outcome::Handed(cursor, handed)
+                let (cursor, reply) = self.more(cursor.clone(), chance)?;
+                Outcome::Handed(cursor, reply)
             }
             Operation::Fence => Outcome::Time(self.fence(call, chance)),
         };
