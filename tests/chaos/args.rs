@@ -9,8 +9,8 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 pub(crate) const NAME: &str = "chaos";
 
 pub(crate) const HELP: &str = "\
-Chaos on a real server: several instances, each behind a proxy that breaks its connections, over a
-server that is killed and paused; a checker judges what they answered.
+Chaos on a real server: several instances, each behind a proxy that breaks its connections and answers
+as MongoDB does, over a server that is killed and paused; a checker judges what they answered.
 
 cargo test --test chaos -- [OPTIONS]
 
@@ -21,6 +21,19 @@ cargo test --test chaos -- [OPTIONS]
   --timeout-ms N         `operation_timeout` of the stores (1000)
   --calm                 no faults at all
   --help                 this
+
+First comes an overload alone: the server refuses reads for a fifth of the run, and then everything, as one does
+that has too much to do (codes 462, 433, 449, 450 with their labels). No cache may lose an entry by that.
+Then come these faults, drawn from the seed, of one instance or of several:
+
+  Cut, Reset, Refuse                   connections end, are reset, or cannot be made
+  StallRequests, StallReplies, Delay   messages are held back, or are late
+  ResetMidMessage, Truncate            connections end in the middle of a message
+  Overload                             all commands are refused, or all reads
+  Election                             the server is no primary for a moment: it interrupts what runs
+                                       (11602), ends cursors (175), refuses commands (11600, 10107, 91,
+                                       11602), and answers `hello` as a secondary
+  Kill, Pause                          the server is killed and restarted, or stands still
 
 What libtest takes is taken as well: a filter that does not match `chaos` runs nothing.";
 

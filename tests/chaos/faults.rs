@@ -8,11 +8,13 @@ use std::time::Duration;
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use session_test_proxy::{
+    Commands, Direction, Ending, Injected, Injection, Lasts, Proxy, Role, ServerError,
+};
 use session_test_server::TestServer;
 use tokio::sync::Mutex;
 
 use crate::history::{Clock, Nanos};
-use crate::proxy::{Ending, Proxy, Way};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -36,6 +38,10 @@ pub(crate) enum Kind {
     Kill,
     /// The server stands still for a while.
     Pause,
+    /// The server refuses what it is asked for a while, since it has too much to do.
+    Overload,
+    /// The server is no primary for a while. What runs when that begins is interrupted.
+    Election,
 }
 
 const OF_THE_NETWORK: [Kind; 8] = [
@@ -49,6 +55,8 @@ const OF_THE_NETWORK: [Kind; 8] = [
     Kind::Truncate,
 ];
 const OF_THE_SERVER: [Kind; 2] = [Kind::Kill, Kind::Pause];
+/// What a server answers, for each instance its own.
+const OF_THE_ANSWERS: [Kind; 2] = [Kind::Overload, Kind::Election];
 
 /// One fault to come.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +66,7 @@ pub(crate) struct Fault {
     lasts: Duration,
     /// Which instances' networks: a bit for each.
     instances: u32,
-    way: Way,
+    direction: Direction,
     /// How many messages, or milliseconds of delay.
     amount: u32,
 }
@@ -66,17 +74,18 @@ pub(crate) struct Fault {
 /// Every kind at least once: in a long run, bursts of some faults and calm between them.
 pub(crate) fn plan(
     rng: &mut ChaCha8Rng,
+    before: Duration,
     run: Duration,
     instances: u8,
     own_server: bool,
 ) -> Vec<Fault> {
-    const BEFORE: f64 = 1.0;
     const AFTER: f64 = 1.5;
     const ROUND: f64 = 10.0;
 
     let server: &[Kind] = if own_server { &OF_THE_SERVER } else { &[] };
-    let kinds = [&OF_THE_NETWORK, server].concat();
-    let time = (run.as_secs_f64() - BEFORE - AFTER).max(0.5);
+    let kinds = [&OF_THE_NETWORK, server, &OF_THE_ANSWERS].concat();
+    let before = before.as_secs_f64();
+    let time = (run.as_secs_f64() - before - AFTER).max(0.5);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
     let rounds = ((time / ROUND) as u32).max(1);
     let round = time / f64::from(rounds);
@@ -90,7 +99,7 @@ pub(crate) fn plan(
             bag.shuffle(rng);
         }
         let Some(kind) = bag.pop() else { break };
-        let begin = BEFORE + round * f64::from(u32::try_from(number).unwrap_or(0) % rounds);
+        let begin = before + round * f64::from(u32::try_from(number).unwrap_or(0) % rounds);
         let longest = (burst * 0.7).min(3.5);
         let lasts = longest * rng.random_range(0.3..1.0);
         let at = begin + rng.random_range(0.0..(burst - lasts).max(0.01));
@@ -105,7 +114,7 @@ pub(crate) fn plan(
                 1 => rng.random_range(1..=all),
                 _ => 1 << rng.random_range(0..instances),
             },
-            way: if rng.random() { Way::ToServer } else { Way::ToClient },
+            direction: if rng.random() { Direction::ToServer } else { Direction::ToClient },
             amount: rng.random_range(1..=4),
         });
     }
@@ -130,6 +139,18 @@ impl Weather {
             && (ended == 0 || u128::from(now.saturating_sub(ended)) > quiet.as_nanos())
     }
 
+    /// A fault begins.
+    pub(crate) fn begin(&self) {
+        self.active.fetch_add(1, Ordering::SeqCst);
+        self.faults.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A fault has ended.
+    pub(crate) fn end(&self, now: Nanos) {
+        self.ended.fetch_max(now, Ordering::SeqCst);
+        self.active.fetch_sub(1, Ordering::SeqCst);
+    }
+
     /// How many faults there have been.
     pub(crate) fn faults(&self) -> u64 {
         self.faults.load(Ordering::SeqCst)
@@ -141,6 +162,38 @@ pub(crate) struct Victims {
     pub(crate) proxies: Vec<Proxy>,
     /// None if the server is not ours to stop.
     pub(crate) server: Option<Arc<Mutex<TestServer>>>,
+}
+
+/// The commands by which sessions are read and changes are received.
+pub(crate) const READS: &[&str] = &["find", "aggregate", "getMore", "count"];
+
+/// IngressRequestRateLimitExceeded, AdmissionQueueOverflow, RateLimitExceeded,
+/// PooledConnectionAcquisitionRejected.
+pub(crate) const OVERLOADED: [i32; 4] = [462, 433, 449, 450];
+
+/// Has the server refuse commands of one instance for overload, until that is stopped.
+pub(crate) fn overload(proxy: &Proxy, commands: Commands, code: i32) -> Injected {
+    proxy.inject(commands, Injection::Refuse(ServerError::new(code)), Lasts::UntilStopped)
+}
+
+/// Has the server step down for one instance: it interrupts what runs, of which nobody knows then
+/// whether it was carried out, ends the cursors, and refuses everything until that is stopped.
+fn election(proxy: &Proxy, running: u32) -> [Injected; 3] {
+    // InterruptedAtShutdown, NotWritablePrimary, ShutdownInProgress, InterruptedDueToReplStateChange.
+    let codes = [11600, 10107, 91, 11602];
+    let refused = codes[usize::try_from(running).unwrap_or(0) % codes.len()];
+    proxy.introduce_as(Role::Secondary);
+    let put_in = |commands: Commands, injection, lasts| proxy.inject(commands, injection, lasts);
+    [
+        // QueryPlanKilled.
+        put_in("getMore".into(), Injection::Refuse(ServerError::new(175)), Lasts::Times(3)),
+        put_in(
+            Commands::All,
+            Injection::RefuseAfterwards(ServerError::new(11602)),
+            Lasts::Times(running),
+        ),
+        put_in(Commands::All, Injection::Refuse(ServerError::new(refused)), Lasts::UntilStopped),
+    ]
 }
 
 /// Does what was planned and returns when all is whole again: how often each kind was.
@@ -158,11 +211,9 @@ pub(crate) async fn carry_out(
         running.spawn(async move {
             let now = Duration::from_nanos(clock.now());
             tokio::time::sleep(fault.at.saturating_sub(now)).await;
-            weather.active.fetch_add(1, Ordering::SeqCst);
-            weather.faults.fetch_add(1, Ordering::SeqCst);
+            weather.begin();
             let outcome = victims.suffer(fault).await;
-            weather.ended.fetch_max(clock.now(), Ordering::SeqCst);
-            weather.active.fetch_sub(1, Ordering::SeqCst);
+            weather.end(clock.now());
             outcome
         });
     }
@@ -180,42 +231,60 @@ impl Victims {
         let pass = || tokio::time::sleep(fault.lasts);
         let breaks = usize::try_from(fault.amount).unwrap_or(1);
         match fault.kind {
-            Kind::Cut => all(&|proxy| proxy.cut(Ending::Close)),
-            Kind::Reset => all(&|proxy| proxy.cut(Ending::Reset)),
+            Kind::Cut => all(&|proxy| proxy.break_off(Ending::Close)),
+            Kind::Reset => all(&|proxy| proxy.break_off(Ending::Reset)),
             Kind::Refuse => {
                 all(&|proxy| proxy.refuse(true));
-                all(&|proxy| proxy.cut(Ending::Reset));
+                all(&|proxy| proxy.break_off(Ending::Reset));
                 pass().await;
                 all(&|proxy| proxy.refuse(false));
             }
             Kind::StallRequests | Kind::StallReplies => {
-                let way = match fault.kind {
-                    Kind::StallRequests => Way::ToServer,
-                    _ => Way::ToClient,
+                let direction = match fault.kind {
+                    Kind::StallRequests => Direction::ToServer,
+                    _ => Direction::ToClient,
                 };
-                all(&|proxy| proxy.stall(way, true));
+                all(&|proxy| proxy.stall(direction, true));
                 pass().await;
-                all(&|proxy| proxy.stall(way, false));
+                all(&|proxy| proxy.stall(direction, false));
             }
             Kind::Delay => {
                 let delay = Duration::from_millis(u64::from(fault.amount) * 60);
-                all(&|proxy| proxy.delay(fault.way, delay));
+                all(&|proxy| proxy.delay(fault.direction, delay));
                 pass().await;
-                all(&|proxy| proxy.delay(fault.way, Duration::ZERO));
+                all(&|proxy| proxy.delay(fault.direction, Duration::ZERO));
             }
             Kind::ResetMidMessage | Kind::Truncate => {
                 let ending = match fault.kind {
                     Kind::Truncate => Ending::Close,
                     _ => Ending::Reset,
                 };
-                all(&|proxy| proxy.break_next(fault.way, ending, breaks));
+                all(&|proxy| proxy.break_next(fault.direction, ending, breaks));
                 pass().await;
-                all(&|proxy| proxy.break_next(fault.way, ending, 0));
+                all(&|proxy| proxy.break_next(fault.direction, ending, 0));
             }
             Kind::Kill => {
                 self.server(TestServer::kill, fault.lasts / 4, TestServer::restart).await?;
             }
             Kind::Pause => self.server(TestServer::pause, fault.lasts, TestServer::resume).await?,
+            Kind::Overload => {
+                let commands = match fault.direction {
+                    Direction::ToServer => Commands::All,
+                    Direction::ToClient => READS.into(),
+                };
+                let code = OVERLOADED[breaks % OVERLOADED.len()];
+                let refused: Vec<_> =
+                    proxies.iter().map(|proxy| overload(proxy, commands.clone(), code)).collect();
+                pass().await;
+                refused.iter().for_each(Injected::stop);
+            }
+            Kind::Election => {
+                let elections: Vec<_> =
+                    proxies.iter().flat_map(|proxy| election(proxy, fault.amount)).collect();
+                tokio::time::sleep(fault.lasts / 3).await;
+                elections.iter().for_each(Injected::stop);
+                all(&|proxy| proxy.introduce_as(Role::ItsOwn));
+            }
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ mod faults;
 mod history;
 mod ledger;
 mod meters;
+mod overload;
 mod prober;
-mod proxy;
 mod report;
 mod self_check;
 mod session;
@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 
 use self::actions::Run;
 use self::args::{Asked, Settings};
-use self::cluster::Cluster;
+use self::cluster::{Cluster, Server};
 use self::faults::Weather;
 use self::meters::Meters;
 use self::report::Report;
@@ -82,18 +82,20 @@ fn run(settings: Settings) -> Result<bool, String> {
     println!("the checker judged {judged} histories made by hand rightly");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
+    let meters = Arc::new(Meters::install()?);
+    // Before the limit's clock begins: to install a server takes minutes on a new machine.
+    let server = Server::start()?;
     let limit = Duration::from_secs(settings.seconds) + PATIENCE;
-    let meters = Meters::install()?;
     let outcome = runtime.block_on(async {
         // Whatever hangs, the server ends with this process.
-        tokio::time::timeout(limit, storm(settings, &meters)).await
+        tokio::time::timeout(limit, storm(settings, server, meters)).await
     });
     runtime.shutdown_background();
     outcome.map_err(|_| format!("it did not end within {limit:?}"))?
 }
 
-async fn storm(settings: Settings, meters: &Meters) -> Result<bool, String> {
-    let cluster = Cluster::start(&settings).await?;
+async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Result<bool, String> {
+    let cluster = Cluster::start(&settings, server).await?;
     let began = Instant::now();
     let run = Arc::new(Run::new(settings, cluster.instances.clone()));
     let weather = Arc::new(Weather::default());
@@ -103,10 +105,17 @@ async fn storm(settings: Settings, meters: &Meters) -> Result<bool, String> {
     let plan = if settings.calm {
         Vec::new()
     } else {
-        faults::plan(&mut rng, seconds, settings.instances, own)
+        faults::plan(&mut rng, overload::end(seconds), seconds, settings.instances, own)
     };
     let mut tasks = JoinSet::new();
     workload::start(&run, &mut tasks);
+    let alone = (!settings.calm).then(|| {
+        let (victims, weather) = (cluster.victims.clone(), weather.clone());
+        let (meters, clock) = (meters.clone(), run.clock);
+        tokio::spawn(
+            async move { overload::alone(&victims, &weather, &meters, clock, seconds).await },
+        )
+    });
     let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
     let storm = tokio::spawn(storm);
     let (for_prober, sky) = (run.clone(), weather.clone());
@@ -125,6 +134,14 @@ async fn storm(settings: Settings, meters: &Meters) -> Result<bool, String> {
     let kinds = storm.await.map_err(|error| error.to_string())??;
     run.ended.store(true, Ordering::SeqCst);
     let mut failures = Vec::new();
+    if let Some(alone) = alone {
+        let outcome = alone.await.map_err(|error| error.to_string())?;
+        let broken = outcome.failures();
+        if broken.is_empty() {
+            println!("{}", outcome.line());
+        }
+        failures.extend(broken);
+    }
     let latencies = tokio::time::timeout(TASK_END, prober).await;
     let latencies = latencies.map_err(|_| "the prober hangs".to_owned())?;
     let latencies = latencies.map_err(|error| error.to_string())??;

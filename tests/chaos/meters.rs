@@ -7,6 +7,8 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 const TOGETHER: &str = "session_store_mongo_together_size";
 const OPERATIONS: &str = "session_store_mongo_operations_total";
 const SKIPPED: &str = "session_store_touches_skipped_total";
+const GAPS: &str = "session_store_stream_gaps_total";
+const INVALIDATIONS: &str = "session_store_cache_invalidations_total";
 
 /// The metrics of all stores that are built from now on.
 pub(crate) struct Meters {
@@ -24,6 +26,19 @@ pub(crate) struct Together {
     /// Those that were sent alone.
     pub(crate) touches: u64,
     pub(crate) skipped: u64,
+    /// What has cost the caches their entries.
+    pub(crate) lost: Lost,
+}
+
+/// How often a cache has lost entries that it had no reason to doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// Gaps in change streams.
+    pub(crate) gaps: u64,
+    /// Caches that were emptied after a gap.
+    pub(crate) emptied: u64,
+    /// Single entries after an operation whose outcome nobody knows.
+    pub(crate) doubted: u64,
 }
 
 impl Meters {
@@ -40,14 +55,15 @@ impl Meters {
         let mut so_far = self.so_far();
         for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
             let (_, key) = key.into_parts();
-            let verb = key.labels().find(|label| label.key() == "verb");
-            let verb = verb.map_or("", |label| label.value());
+            // No metric here has both.
+            let label = key.labels().find(|label| ["verb", "cause"].contains(&label.key()));
+            let label = label.map_or("", |label| label.value());
             #[allow(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "numbers of calls"
             )]
-            match (key.name(), verb, value) {
+            match (key.name(), label, value) {
                 (TOGETHER, verb, DebugValue::Histogram(sizes)) => {
                     let Together { finds, loads, bulks, saves, .. } = &mut *so_far;
                     let of_loads = verb == "find";
@@ -57,6 +73,13 @@ impl Meters {
                 }
                 (OPERATIONS, "touch", DebugValue::Counter(count)) => so_far.touches += count,
                 (SKIPPED, _, DebugValue::Counter(count)) => so_far.skipped += count,
+                (GAPS, _, DebugValue::Counter(count)) => so_far.lost.gaps += count,
+                (INVALIDATIONS, "gap", DebugValue::Counter(count)) => {
+                    so_far.lost.emptied += count;
+                }
+                (INVALIDATIONS, "doubt", DebugValue::Counter(count)) => {
+                    so_far.lost.doubted += count;
+                }
                 _ => {}
             }
         }

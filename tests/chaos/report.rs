@@ -56,7 +56,7 @@ impl Report {
             if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") },
             self.latencies.len()
         );
-        let Together { finds, loads, bulks, saves, touches, skipped } = self.together;
+        let Together { finds, loads, bulks, saves, touches, skipped, .. } = self.together;
         println!(
             "{loads} loads left in {finds} commands, {saves} saves in {bulks}; {touches} touches \
              were sent alone, {skipped} not at all"

@@ -3,6 +3,7 @@
 use crate::args;
 use crate::checker::{Violation, check};
 use crate::history::{Event, Nanos, Seen, State, What};
+use crate::overload;
 
 /// In these histories one unit is a nanosecond, and the bound is 100 of them.
 const BOUND: Nanos = 100;
@@ -251,6 +252,7 @@ fn ends() -> Vec<(&'static str, Vec<Event>, Seen, Option<&'static str>)> {
 /// Runs all of it: how many histories were judged rightly, or which one was not.
 pub(crate) fn run() -> Result<usize, String> {
     args::self_check()?;
+    overload::self_check()?;
     let mut judged = 0;
     for Case { name, events, rule } in broken().into_iter().chain(sound()) {
         let violations = check(&events, BOUND).violations;

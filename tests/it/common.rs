@@ -11,7 +11,6 @@ use mongodb::bson::{DateTime, doc};
 use mongodb::event::EventHandler;
 use mongodb::event::command::CommandEvent;
 use mongodb::options::ClientOptions;
-use session_test_server::fresh_database;
 use time::OffsetDateTime;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
@@ -19,16 +18,13 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, LiveSessions, MongoStore, Result, StoredSession, mongodb,
 };
 
+pub(crate) use crate::proxy::uri;
+
 /// Longer than anything takes on a slow machine: what is not so by then never will be.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Long enough that no test sees the end of it.
 pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);
-
-/// A URI with a database of its own, on the server that all tests of this process share.
-pub(crate) fn uri() -> String {
-    session_test_server::shared().expect("a server to test on").uri_for(&fresh_database())
-}
 
 pub(crate) async fn mongo() -> MongoStore {
     MongoStore::connect(uri()).await.unwrap()

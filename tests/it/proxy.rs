@@ -1,111 +1,49 @@
-//! A wire between a store and the server that a test can hold: it makes races happen as told.
+//! [Proxies](session_test_proxy) in front of the server that all tests share, which make its change streams
+//! look like MongoDB's.
 //!
-//! It understands as much of the
-//! [wire protocol](https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/) as it takes
-//! to see which command a reply belongs to.
+//! All tests reach the server through the one of [`uri`], unless they ask for the server itself. A test
+//! that holds replies or puts errors in has a [`Proxy`] of its own.
 
+use std::future::pending;
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
 
-use mongodb::bson::doc;
+use mongodb::Client;
+use mongodb::bson::{Document, doc};
+pub(crate) use session_test_proxy::HeldReply;
+use session_test_proxy::{Location, Upstream};
 use session_test_server::{TestServer, fresh_database, shared};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
 use tower_sessions_moka_mongodb_store::mongodb;
 
-/// The proxy; it lives as long as the test's runtime.
+/// A proxy, and a database behind it that no other test uses.
 pub(crate) struct Proxy {
+    proxy: session_test_proxy::Proxy,
     uri: String,
     direct: String,
-    traps: Traps,
-    network: watch::Sender<Network>,
 }
 
-/// What becomes of connections.
-#[derive(Clone, Copy, PartialEq)]
-enum Network {
-    Whole,
-    /// Those that there are break off, and new ones come to nothing.
-    Cut,
-}
+impl Deref for Proxy {
+    type Target = session_test_proxy::Proxy;
 
-type Traps = Arc<Mutex<Vec<Trap>>>;
-
-struct Trap {
-    command: &'static str,
-    /// Told how many updates the command carries.
-    reached: oneshot::Sender<usize>,
-    abandoned: oneshot::Sender<()>,
-    verdict: oneshot::Receiver<Verdict>,
-}
-
-/// A reply that the server has given and that the store has not got.
-pub(crate) struct HeldReply {
-    reached: oneshot::Receiver<usize>,
-    abandoned: oneshot::Receiver<()>,
-    verdict: oneshot::Sender<Verdict>,
-}
-
-enum Verdict {
-    Deliver,
-    Cut,
-    Refuse(i32),
+    fn deref(&self) -> &session_test_proxy::Proxy {
+        &self.proxy
+    }
 }
 
 impl Proxy {
     pub(crate) async fn start() -> Self {
-        let (port, database) = (server_port(), fresh_database());
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let own = listener.local_addr().unwrap().port();
-        let uri = |port| format!("mongodb://127.0.0.1:{port}/{database}?directConnection=true");
-        let traps = Traps::default();
-        let all = traps.clone();
-        let (network, state) = watch::channel(Network::Whole);
-        let lasts = network.clone();
-        tokio::spawn(async move {
-            let _as_long_as_the_runtime = lasts;
-            while let Ok((client, _)) = listener.accept().await {
-                if *state.borrow() == Network::Cut {
-                    continue;
-                }
-                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-                client.set_nodelay(true).unwrap();
-                server.set_nodelay(true).unwrap();
-                let (from_client, to_client) = client.into_split();
-                let (from_server, to_server) = server.into_split();
-                let (held, traps) = (Held::default(), all.clone());
-                let (asks, asked) = (Arc::clone(&held), Arc::clone(&held));
-                let (hangs_up, hung_up) = watch::channel(());
-                let (mut cuts, mut also_cuts) = (state.clone(), state.clone());
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = requests(from_client, to_server, traps, asks) => {}
-                        _ = cuts.wait_for(|network| *network == Network::Cut) => {}
-                    }
-                    drop(hangs_up);
-                });
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = replies(from_server, to_client, asked, hung_up) => {}
-                        _ = also_cuts.wait_for(|network| *network == Network::Cut) => {}
-                    }
-                });
-            }
-        });
-        Self { uri: uri(own), direct: uri(port), traps, network }
+        Self::before(server(), front().upstream.clone()).await
     }
 
-    /// Breaks off every connection, and lets no new one come to anything until it is
-    /// [mended](Self::mend).
-    pub(crate) fn cut(&self) {
-        self.network.send_replace(Network::Cut);
-    }
-
-    pub(crate) fn mend(&self) {
-        self.network.send_replace(Network::Whole);
+    /// In front of a server of the test's own.
+    pub(crate) async fn before(server: &TestServer, upstream: Upstream) -> Self {
+        let direct = server.uri_for(&fresh_database());
+        let proxy = session_test_proxy::Proxy::start(upstream).await.unwrap();
+        let uri = Location::of(&direct).unwrap().through(proxy.port());
+        Self { proxy, uri, direct }
     }
 
     /// Through the proxy.
@@ -117,147 +55,70 @@ impl Proxy {
     pub(crate) fn direct(&self) -> &str {
         &self.direct
     }
+}
 
-    /// Holds the reply to the next command of this name.
-    pub(crate) fn hold(&self, command: &'static str) -> HeldReply {
-        let ((reached, is_reached), (verdict, decided)) = (oneshot::channel(), oneshot::channel());
-        let (abandoned, is_abandoned) = oneshot::channel();
-        let trap = Trap { command, reached, abandoned, verdict: decided };
-        self.traps.lock().unwrap().push(trap);
-        HeldReply { reached: is_reached, abandoned: is_abandoned, verdict }
+/// A connection string with a database of its own, on the server that all tests of this process share:
+/// through a proxy, or to the server itself where no proxy can stand in front of it.
+pub(crate) fn uri() -> String {
+    let uri = shared().expect("a server to test on").uri_for(&fresh_database());
+    match reachable(&uri) {
+        Some((location, _)) => location.through(front().proxy.port()),
+        None => uri,
     }
 }
 
-impl HeldReply {
-    /// Waits until the server has carried the command out. Answers with how many updates it carries.
-    pub(crate) async fn reached(&mut self) -> usize {
-        let reached = tokio::time::timeout(crate::common::PATIENCE, &mut self.reached);
-        reached.await.expect("the command was sent").unwrap()
-    }
-
-    /// Waits until the store has closed the connection on which it had asked.
-    pub(crate) async fn abandoned(&mut self) {
-        let abandoned = tokio::time::timeout(crate::common::PATIENCE, &mut self.abandoned);
-        abandoned.await.expect("nobody waits for the reply").unwrap();
-    }
-
-    pub(crate) fn deliver(self) {
-        drop(self.verdict.send(Verdict::Deliver));
-    }
-
-    /// Closes the connection instead: the store never learns how the command ended.
-    pub(crate) fn cut(self) {
-        drop(self.verdict.send(Verdict::Cut));
-    }
+/// The address of a server on loopback and without TLS, if the driver asks no other member of its set.
+fn reachable(uri: &str) -> Option<(Location, SocketAddr)> {
+    let location = Location::of(uri).ok()?;
+    let address = location.address().ok()?;
+    let alone = uri.contains("directConnection=true");
+    (alone && address.ip().is_loopback()).then_some((location, address))
 }
 
-impl HeldReply {
-    /// Replaces it by an error of the server.
-    pub(crate) fn refuse(self, code: i32) {
-        drop(self.verdict.send(Verdict::Refuse(code)));
-    }
-}
-
-type Held = Arc<Mutex<Vec<(u32, usize, Trap)>>>;
-
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps, held: Held) {
-    while let Ok(message) = message(&mut from).await {
-        if let Some(name) = command(&message) {
-            let mut traps = traps.lock().unwrap();
-            if let Some(at) = traps.iter().position(|trap| trap.command.as_bytes() == name) {
-                held.lock().unwrap().push((word(&message, 4), updates(&message), traps.remove(at)));
-            }
-        }
-        if to.write_all(&message).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Each update of a command has its query as a document under `q`.
-fn updates(message: &[u8]) -> usize {
-    message.windows(3).filter(|window| *window == b"\x03q\0").count()
-}
-
-async fn replies(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    held: Held,
-    mut hung_up: watch::Receiver<()>,
-) {
-    while let Ok(mut message) = message(&mut from).await {
-        let answered = word(&message, 8);
-        let trap = {
-            let mut held = held.lock().unwrap();
-            held.iter().position(|(id, ..)| *id == answered).map(|at| held.remove(at))
-        };
-        if let Some((_, updates, trap)) = trap {
-            let _ = trap.reached.send(updates);
-            let verdict = tokio::select! {
-                verdict = trap.verdict => verdict,
-                _ = hung_up.changed() => {
-                    let _ = trap.abandoned.send(());
-                    return;
-                }
-            };
-            match verdict {
-                Ok(Verdict::Cut) => return,
-                Ok(Verdict::Refuse(code)) => message = refusal(answered, code),
-                Ok(Verdict::Deliver) | Err(_) => {}
-            }
-        }
-        if to.write_all(&message).await.is_err() {
-            return;
-        }
-    }
-}
-
-const OP_MSG: u32 = 2013;
-
-/// One message: its length, with itself, comes first.
-async fn message(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
-    let mut message = vec![0; 4];
-    from.read_exact(&mut message).await?;
-    let length = word(&message, 0) as usize;
-    message.resize(length, 0);
-    from.read_exact(&mut message[4..]).await?;
-    Ok(message)
-}
-
-/// The first key of an `OP_MSG`'s document: header 16, flags 4, section kind 1, length 4, type 1.
-fn command(message: &[u8]) -> Option<&[u8]> {
-    let key = message.get(26..).filter(|_| word(message, 12) == OP_MSG)?;
-    key.split(|byte| *byte == 0).next()
-}
-
-/// An `OP_MSG` with an error in it.
-fn refusal(answered: u32, code: i32) -> Vec<u8> {
-    let error = doc! { "ok": 0.0, "errmsg": "refused", "code": code, "codeName": "Refused" };
-    let mut message = vec![0; 4];
-    message.extend([1, answered, OP_MSG, 0].iter().flat_map(|word| word.to_le_bytes()));
-    message.push(0);
-    message.extend(error.to_vec().unwrap());
-    let length = u32::try_from(message.len()).unwrap();
-    message[..4].copy_from_slice(&length.to_le_bytes());
-    message
-}
-
-fn word(message: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(message[at..at + 4].try_into().unwrap())
-}
-
-/// The shared server if it is on loopback and without TLS, or else one of our own.
-fn server_port() -> u16 {
+/// The shared server if a proxy can stand in front of it, or else one of our own.
+fn server() -> &'static TestServer {
     static OWN: OnceLock<TestServer> = OnceLock::new();
-    let shared = shared().expect("a server to test on").port();
-    shared.or_else(|| OWN.get_or_init(|| TestServer::builder().start().unwrap()).port()).unwrap()
+
+    let shared = shared().expect("a server to test on");
+    if reachable(shared.uri()).is_some() {
+        return shared;
+    }
+    OWN.get_or_init(|| TestServer::builder().start().unwrap())
+}
+
+/// What every test of this process goes through.
+struct Front {
+    upstream: Upstream,
+    proxy: session_test_proxy::Proxy,
+}
+
+/// It runs on a thread of its own: each test has a runtime that ends with the test.
+fn front() -> &'static Front {
+    static FRONT: OnceLock<Front> = OnceLock::new();
+
+    FRONT.get_or_init(|| {
+        let (_, address) = reachable(server().uri()).expect("it is on loopback");
+        let (tell, told) = mpsc::channel();
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let _ = tell.send(start(address).await);
+                pending::<()>().await;
+            });
+        };
+        thread::Builder::new().name("proxy".to_owned()).spawn(serve).unwrap();
+        told.recv().unwrap().unwrap()
+    })
+}
+
+async fn start(address: SocketAddr) -> io::Result<Front> {
+    let upstream = Upstream::like_mongodb(address).await?;
+    let proxy = session_test_proxy::Proxy::start(upstream.clone()).await?;
+    Ok(Front { upstream, proxy })
 }
 
 #[tokio::test]
 async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
-    use mongodb::Client;
-    use mongodb::bson::Document;
-
     let proxy = Proxy::start().await;
     let client = Client::with_uri_str(proxy.uri()).await.unwrap();
     let things = client.default_database().unwrap().collection::<Document>("things");
@@ -270,4 +131,82 @@ async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
     assert!(!insert.is_finished());
     held.deliver();
     insert.await.unwrap().unwrap();
+}
+
+/// What MongoDB's change streams do, and through the proxy the test server's.
+#[tokio::test]
+async fn a_change_stream_behaves_as_mongodbs() {
+    let server = TestServer::builder().start().unwrap();
+    let (_, address) = reachable(server.uri()).unwrap();
+    let upstream = Upstream::like_mongodb(address).await.unwrap();
+    let proxy = Proxy::before(&server, upstream).await;
+    let database = Client::with_uri_str(proxy.uri()).await.unwrap().default_database().unwrap();
+    let insert = async |collection: &str| {
+        let insert = doc! { "insert": collection, "documents": [{}] };
+        let reply = database.run_command(insert).await.unwrap();
+        reply.get_timestamp("operationTime").unwrap()
+    };
+    let hello = async || {
+        let reply = database.run_command(doc! { "hello": 1 }).await.unwrap();
+        assert!(reply.get_bool("isWritablePrimary").unwrap());
+        reply.get_timestamp("operationTime").unwrap()
+    };
+    let more = async |cursor: i64| {
+        let more = doc! { "getMore": cursor, "collection": "sessions", "maxTimeMS": 10 };
+        read(&database.run_command(more).await.unwrap(), "nextBatch")
+    };
+    let open = async |stream: Document| {
+        let pipeline = [doc! { "$changeStream": stream }];
+        let open = doc! { "aggregate": "sessions", "pipeline": pipeline, "cursor": {} };
+        let reply = database.run_command(open).await.unwrap();
+        (reply.get_document("cursor").unwrap().get_i64("id").unwrap(), read(&reply, "firstBatch"))
+    };
+
+    insert("sessions").await;
+    let newest = hello().await;
+    assert_eq!(hello().await, newest, "a question is no entry of the oplog");
+    let (cursor, (events, first)) = open(doc! {}).await;
+    assert_eq!(events, [] as [String; 0]);
+    assert_eq!(time_of(&first), (newest.time, newest.increment + 1), "one tick in the future");
+    for _ in 0..3 {
+        assert_eq!(more(cursor).await, (vec![], first.clone()), "nothing else was examined");
+    }
+    // A change of another collection is examined and not reported.
+    insert("others").await;
+    let other = hello().await;
+    assert!(other > newest);
+    let (events, moved) = more(cursor).await;
+    assert_eq!(events, [] as [String; 0]);
+    let is_first = time_of(&first) == (other.time, other.increment);
+    assert!(is_first || time_of(&moved) == (other.time, other.increment), "{first} {moved}");
+
+    insert("sessions").await;
+    let change = hello().await;
+    let (events, of_event) = more(cursor).await;
+    assert_eq!(events, [of_event.clone()], "the last event's token is the batch's");
+    assert_eq!(time_of(&of_event), (change.time, change.increment));
+    assert_eq!(more(cursor).await, (vec![], of_event.clone()));
+
+    // From each place, all that came after it is reported, once.
+    for (place, reported) in [(&first, 1), (&moved, 1), (&of_event, 0)] {
+        let (_, (events, _)) = open(doc! { "resumeAfter": { "_data": place } }).await;
+        assert_eq!(events.len(), reported, "after {place}");
+    }
+}
+
+/// The tokens of a batch's events, and its own.
+fn read(reply: &Document, batch: &str) -> (Vec<String>, String) {
+    let cursor = reply.get_document("cursor").unwrap();
+    let token = |token: &Document| token.get_str("_data").unwrap().to_owned();
+    let events = cursor.get_array(batch).unwrap();
+    let events = events.iter().map(|it| it.as_document().unwrap().get_document("_id").unwrap());
+    let events = events.map(token).collect();
+    (events, token(cursor.get_document("postBatchResumeToken").unwrap()))
+}
+
+/// The seconds and the increment in a token of MongoDB's.
+fn time_of(token: &str) -> (u32, u32) {
+    let digits = token.strip_prefix("82").unwrap();
+    let part = |range| u32::from_str_radix(&digits[range], 16).unwrap();
+    (part(0..8), part(8..16))
 }

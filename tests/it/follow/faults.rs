@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use session_test_proxy::{Injection, Lasts, ServerError};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
@@ -12,7 +13,8 @@ use crate::proxy::Proxy;
 
 /// An instance whose stream a test holds in its hand, one that nothing holds up, and a session that
 /// both have cached.
-async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, CachedMongoStore, Record) {
+pub(super) async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, CachedMongoStore, Record)
+{
     let proxy = Proxy::start().await;
     let one = instance(proxy.direct()).await;
     let (meters, other) = metered(proxy.uri()).await;
@@ -144,4 +146,26 @@ async fn without_change_streams_the_bound_alone_holds() {
         sees(&other, &record, None).await;
         assert!(meters.value(OPEN).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
     }
+}
+
+/// IngressRequestRateLimitExceeded, AdmissionQueueOverflow, RateLimitExceeded,
+/// PooledConnectionAcquisitionRejected.
+#[tokio::test]
+async fn an_overload_costs_a_stream_neither_its_place_nor_the_cache_its_entries() {
+    /// The driver sends a command three times, and a position survived three refusals.
+    const REFUSED: u32 = 15;
+
+    let overload = async |code| {
+        let (proxy, meters, one, other, record) = behind_a_proxy().await;
+        let refuse = Injection::Refuse(ServerError::new(code));
+        let commands: &[&str] = &["getMore", "aggregate"];
+        let refused = proxy.inject(commands, refuse, Lasts::Times(REFUSED));
+        refused.reached(REFUSED).await;
+        one.delete(&record.id).await.unwrap();
+        sees(&other, &record, None).await;
+        assert!(meters.value(EMPTIED).abs() < 0.5, "{code}: the cache was emptied");
+        let gaps = meters.value("session_store_stream_gaps_total{cause=refused}");
+        assert!(gaps.abs() < 0.5, "{code}");
+    };
+    futures::future::join_all([462, 433, 449, 450].map(|code| overload(code))).await;
 }

@@ -2,7 +2,9 @@
 //! caches may keep what they have for an hour, unless a test says otherwise.
 
 mod causal;
+mod elections;
 mod faults;
+mod watermark;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,128 @@
+//! An overload by itself, before all other faults: a server that has too much to do refuses what it is
+//! asked, and loses nothing. So no cache may lose an entry: all would be read again, from that server.
+
+use std::time::Duration;
+
+use session_test_proxy::{Commands, Injected};
+use tokio::time::sleep;
+
+use crate::faults::{OVERLOADED, READS, Victims, Weather, overload};
+use crate::history::Clock;
+use crate::meters::{Lost, Meters};
+
+/// How long the load runs before.
+const BEFORE: Duration = Duration::from_millis(700);
+/// Which part of a run reads are refused for, and how long at most. Some 3 s are longer than a stream
+/// takes to be refused three times: the driver waits and sends each command three times.
+const PART: u32 = 5;
+const LONGEST: Duration = Duration::from_secs(4);
+const ALL_REFUSED: Duration = Duration::from_millis(700);
+/// How long a stream takes to be open again after the last refusal.
+const AFTER: Duration = Duration::from_millis(600);
+
+/// How long reads are refused in a run of this length.
+fn reads_refused(run: Duration) -> Duration {
+    (run / PART).min(LONGEST)
+}
+
+/// When all of it has ended in a run of this length.
+pub(crate) fn end(run: Duration) -> Duration {
+    BEFORE + reads_refused(run) + AFTER + ALL_REFUSED + AFTER
+}
+
+/// What the server has refused, and what the caches lost by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    refused: u32,
+    reads: Lost,
+    all: Lost,
+}
+
+/// Carries it out and measures what the caches lose.
+pub(crate) async fn alone(
+    victims: &Victims,
+    weather: &Weather,
+    meters: &Meters,
+    clock: Clock,
+    run: Duration,
+) -> Outcome {
+    sleep(BEFORE).await;
+    let (refused, reads) =
+        refuse(victims, weather, meters, clock, READS.into(), reads_refused(run)).await;
+    let (more, all) = refuse(victims, weather, meters, clock, Commands::All, ALL_REFUSED).await;
+    Outcome { refused: refused + more, reads, all }
+}
+
+async fn refuse(
+    victims: &Victims,
+    weather: &Weather,
+    meters: &Meters,
+    clock: Clock,
+    commands: Commands,
+    lasts: Duration,
+) -> (u32, Lost) {
+    let before = meters.read().lost;
+    weather.begin();
+    let begin = |(index, proxy)| {
+        let code = OVERLOADED[index % OVERLOADED.len()];
+        overload(proxy, commands.clone(), code)
+    };
+    let refused: Vec<_> = victims.proxies.iter().enumerate().map(begin).collect();
+    sleep(lasts).await;
+    refused.iter().for_each(Injected::stop);
+    weather.end(clock.now());
+    sleep(AFTER).await;
+    let after = meters.read().lost;
+    let lost = Lost {
+        gaps: after.gaps - before.gaps,
+        emptied: after.emptied - before.emptied,
+        doubted: after.doubted - before.doubted,
+    };
+    (refused.iter().map(Injected::count).sum(), lost)
+}
+
+impl Outcome {
+    /// What must not be.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        let Self { refused, reads, all } = *self;
+        if refused == 0 {
+            failures.push("the overload has met no command".to_owned());
+        }
+        if reads != Lost::default() {
+            failures.push(format!("overload of reads cost caches their entries: {reads:?}"));
+        }
+        // A write that waits too long may end in doubt, with or without an overload.
+        if (all.gaps, all.emptied) != (0, 0) {
+            failures.push(format!("overload cost caches their entries: {all:?}"));
+        }
+        failures
+    }
+
+    /// One line of the report.
+    pub(crate) fn line(&self) -> String {
+        format!("an overload refused {} commands and emptied no cache", self.refused)
+    }
+}
+
+/// Tries the judgement itself; an error says what it got wrong.
+pub(crate) fn self_check() -> Result<(), String> {
+    let none = Lost::default();
+    let gap = Lost { gaps: 1, ..none };
+    let emptied = Lost { emptied: 1, ..none };
+    let doubted = Lost { doubted: 1, ..none };
+    for (refused, reads, all, failures) in [
+        (9, none, none, 0),
+        (0, none, none, 1),
+        (9, gap, none, 1),
+        (9, emptied, gap, 2),
+        (9, doubted, emptied, 2),
+        (9, none, doubted, 0),
+    ] {
+        let outcome = Outcome { refused, reads, all };
+        if outcome.failures().len() != failures {
+            return Err(format!("{outcome:?} is judged as {:?}", outcome.failures()));
+        }
+    }
+    Ok(())
+}

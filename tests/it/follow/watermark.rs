@@ -1,0 +1,175 @@
+//! The watermark: up to when a cache is known to have received all changes, by the times that MongoDB's
+//! resume tokens hold.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mongodb::Client;
+use mongodb::bson::{Document, Timestamp};
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
+use mongodb::options::ClientOptions;
+use session_test_proxy::Upstream;
+use session_test_server::TestServer;
+use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
+
+use super::{instance, load};
+use crate::common::{Commands, create, eventually, uri};
+use crate::proxy::Proxy;
+
+/// What the replies to a client tell of the server's time.
+#[derive(Clone, Default)]
+struct Replies(Arc<Mutex<Vec<(String, Document)>>>);
+
+impl Replies {
+    async fn client(&self, uri: &str) -> Client {
+        let mut options = ClientOptions::parse(uri).await.unwrap();
+        let replies = self.clone();
+        options.command_event_handler = Some(EventHandler::callback(move |event| {
+            if let CommandEvent::Succeeded(event) = event {
+                replies.0.lock().unwrap().push((event.command_name, event.reply));
+            }
+        }));
+        Client::with_options(options).unwrap()
+    }
+
+    /// The last of the replies to this command that tell something.
+    fn last<T>(&self, command: &str, tells: impl Fn(&Document) -> Option<T>) -> Option<T> {
+        let replies = self.0.lock().unwrap();
+        replies.iter().filter(|(name, _)| name == command).rev().find_map(|(_, it)| tells(it))
+    }
+
+    /// The token of the last batch of a change stream.
+    fn token(&self, command: &str) -> Option<String> {
+        self.last(command, |reply| {
+            let token = reply.get_document("cursor").ok()?.get_document("postBatchResumeToken");
+            Some(token.ok()?.get_str("_data").ok()?.to_owned())
+        })
+    }
+
+    /// What the last `hello` of the application was answered: the time of the newest entry.
+    fn applied(&self) -> Option<Timestamp> {
+        self.last("hello", |reply| reply.get_timestamp("operationTime").ok())
+    }
+}
+
+/// The beginning of a resume token of this time.
+fn begins(time: Timestamp) -> String {
+    format!("82{:08X}{:08X}", time.time, time.increment)
+}
+
+#[tokio::test]
+async fn an_unchanged_session_is_read_once_for_many_times_the_bound() {
+    const BOUND: Duration = Duration::from_millis(300);
+
+    let uri = uri();
+    let commands = Commands::default();
+    let mongo = commands.mongo(&uri).await;
+    let store = CachedMongoStore::builder(mongo).max_staleness(BOUND).build().await.unwrap();
+    let record = create(&instance(&uri).await).await;
+    let mut finds = 0;
+    let mut read = Instant::now();
+    eventually("a session is served long after it was read", async || {
+        assert_eq!(load(&store, &record).await.unwrap().data, record.data);
+        if commands.sent("find") > finds {
+            finds = commands.sent("find");
+            read = Instant::now();
+        }
+        read.elapsed() > 8 * BOUND
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_tests_of_this_process_see_mongodbs_tokens() {
+    let uri = uri();
+    let replies = Replies::default();
+    let mongo = MongoStore::builder().client(replies.client(&uri).await).build().await.unwrap();
+    let store = CachedMongoStore::builder(mongo).build().await.unwrap();
+    create(&store).await;
+    let token = replies.token("aggregate").unwrap();
+    assert!(token.starts_with("82") && token.len() > 18, "{token}");
+    eventually("the token moves", async || {
+        let moved = replies.token("getMore");
+        moved.is_some_and(|moved| moved.starts_with("82") && moved > token)
+    })
+    .await;
+}
+
+// T is the time of the newest entry when the stream is opened. Another instance deletes a session in the
+// very next tick.
+//
+// | the stream                                | the other instance | the fences                     |
+// |-------------------------------------------|--------------------|--------------------------------|
+// | opened at T: its token is of T + 1        |                    |                                |
+// | getMore: empty, token T + 1, reply held   |                    |                                |
+// |                                           | delete at T + 1    |                                |
+// |                                           |                    | asked: T + 1 is the newest     |
+// | the reply arrives                         |                    |                                |
+// | stalls                                    |                    |                                |
+//
+// The token is of T + 1, and still nothing of that time was examined: the reply is from before the delete.
+// Taken as a proof, it would renew the lease up to the moment at which the fence was asked for, and the
+// deleted session would be served for the whole bound from then on.
+#[tokio::test]
+async fn the_first_token_of_a_stream_does_not_vouch_for_its_own_time() {
+    const BOUND: Duration = Duration::from_secs(2);
+    /// The clock's seconds and new connections can part the two ticks.
+    const ATTEMPTS: u32 = 30;
+    /// Questions for the time, a tenth of the bound apart.
+    const FENCES: u32 = 6;
+
+    // A server without other tests' writes.
+    let server = TestServer::builder().start().unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port().unwrap()));
+    let upstream = Upstream::like_mongodb(address).await.unwrap();
+    let proxy = Proxy::before(&server, upstream).await;
+    let one = MongoStore::connect(proxy.uri()).await.unwrap();
+    let replies = Replies::default();
+    let client = replies.client(proxy.uri()).await;
+    let mongo = MongoStore::builder().client(client).build().await.unwrap();
+    for _ in 0..ATTEMPTS {
+        let record = create(&one).await;
+        let mut batch = proxy.hold("getMore");
+        let builder = CachedMongoStore::builder(mongo.clone()).max_staleness(BOUND);
+        let store = builder.build().await.unwrap();
+        assert!(load(&store, &record).await.is_some(), "it is cached from here on");
+        batch.reached().await;
+        one.delete(&record.id).await.unwrap();
+        let deleted = Instant::now();
+        for _ in 0..FENCES {
+            let mut fence = proxy.hold("hello");
+            fence.reached().await;
+            fence.deliver();
+        }
+        let stalled = proxy.hold("getMore");
+        batch.deliver();
+        let opened = replies.token("aggregate").unwrap();
+        let newest = replies.applied().unwrap();
+        if opened.starts_with(&begins(newest)) {
+            served_no_longer_than(BOUND, deleted, &store, &record).await;
+            return;
+        }
+        drop(stalled);
+    }
+    panic!("in {ATTEMPTS} attempts, nothing was deleted in the tick after the newest entry");
+}
+
+async fn served_no_longer_than(
+    bound: Duration,
+    deleted: Instant,
+    store: &CachedMongoStore,
+    record: &Record,
+) {
+    loop {
+        let begun = deleted.elapsed();
+        match SessionStore::load(store, &record.id).await.unwrap() {
+            Some(_) => assert!(begun <= bound, "served {begun:?} after the log-out"),
+            None => return,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
