@@ -22,17 +22,9 @@ mod machine;
 mod memory;
 mod million;
 mod naive;
-#[allow(dead_code, reason = "only how much it writes is asked")]
-#[path = "../../src/cache/packed.rs"]
-mod packed;
 mod resident;
 mod rounds;
 mod touch;
-
-/// What the included file looks for here.
-mod record {
-    pub(crate) use crate::fixtures::Data;
-}
 
 use std::process::ExitCode;
 

@@ -1,13 +1,13 @@
 //! A million compact sessions: what they take, and how fast one of them is found.
 
 use anyhow::{Context, Result};
-use tower_sessions_moka_mongodb_store::CachedMongoStore;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, internals};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape};
 use crate::memory::{self, Child, Found};
 use crate::rounds::{Rounds, Side};
-use crate::{hits, packed, resident};
+use crate::{hits, resident};
 
 const SEED: u64 = 7;
 const SHAPE: Shape = Shape::Keys(5);
@@ -32,7 +32,7 @@ impl Million {
         let hits = Some((bench.rounds, bench.size(51, 3)));
         let child = Child { uri, seed: SEED, shape: SHAPE, count, compact: true, hits };
         let found = child.start().await?;
-        let packed = |number| packed::pack(&SHAPE.data(number)).map(|packed| packed.len());
+        let packed = |number| internals::packed_len(&SHAPE.data(number));
         let packed: Option<Vec<_>> = (0..count).map(packed).collect();
         let packed = packed.context("each can be packed")?;
         let encoded = memory::count(packed.iter().sum()) / memory::count(count);

@@ -8,7 +8,7 @@ mod echoes;
 mod ended;
 mod entry;
 mod expiry;
-mod freshness;
+pub(crate) mod freshness;
 mod lease;
 mod limits;
 mod outage;
@@ -32,8 +32,10 @@ use self::lease::Lease;
 pub use self::limits::EvictionPolicy;
 pub(crate) use self::limits::Limits;
 use self::outage::Outage;
+#[cfg(any(test, fuzzing, feature = "internals"))]
+pub(crate) use self::packed::pack;
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::packed::{pack, unpack};
+pub(crate) use self::packed::unpack;
 pub(crate) use self::standing::Standing;
 pub(crate) use self::ticket::{Landing, Ticket};
 pub(crate) use self::warming::{NoRoom, Offer};

@@ -73,7 +73,7 @@ pub fn uri(bytes: &[u8]) {
         Ok((uri, collection)) => {
             assert!(collection.as_ref().is_none_or(|name| !name.contains('/')));
             if let Some(Err(error)) = at_once(ClientOptions::parse(&uri).into_future()) {
-                errors.extend(at_once(uri::unusable(&uri, &error)));
+                errors.push(uri::unusable(&uri, &error));
             }
         }
         Err(error) => errors.push(error),

@@ -5,7 +5,7 @@ mod builder;
 mod bulk;
 mod checks;
 mod client_state;
-mod codec;
+pub(crate) mod codec;
 mod connection;
 pub(crate) mod cursor;
 mod document;

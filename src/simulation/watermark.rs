@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::Counter;
+use crate::metrics::Counter;
 
 use super::operation::Operation;
 use super::wire::{Manners, Wire};

@@ -33,7 +33,7 @@ const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
 /// How sessions' data is stored, and with which keys it is read.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Form {
+pub(crate) enum Form {
     #[default]
     Text,
     Native,
@@ -44,7 +44,7 @@ pub(super) enum Form {
 /// Encodes the data of the session whose document has this `_id`; answers with about how many bytes
 /// that is, too.
 #[cfg_attr(not(feature = "encryption"), allow(unused_variables, reason = "of encryption alone"))]
-pub(super) fn encode(data: &Data, form: &Form, id: &[u8]) -> Result<(Bson, usize)> {
+pub(crate) fn encode(data: &Data, form: &Form, id: &[u8]) -> Result<(Bson, usize)> {
     match form {
         Form::Text => {
             let text = text::encode(data)?;
@@ -70,7 +70,7 @@ pub(super) fn encode_value(value: &Value) -> Result<Bson> {
 }
 
 /// Decodes the data of the session whose document has this `_id`, in whichever form it is.
-pub(super) fn decode(stored: RawBsonRef<'_>, form: &Form, id: &[u8]) -> Result<Data> {
+pub(crate) fn decode(stored: RawBsonRef<'_>, form: &Form, id: &[u8]) -> Result<Data> {
     match stored {
         RawBsonRef::String(_) | RawBsonRef::Document(_) if form.refuses_plain() => {
             Err(unreadable("its data is not encrypted, and this store refuses plain sessions"))

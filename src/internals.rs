@@ -1,0 +1,142 @@
+//! What `cargo bench --bench parts` and `--bench ratios` measure piece by piece. No part of the public API:
+//! it changes without notice.
+#![allow(missing_docs, missing_debug_implementations, reason = "the benches alone use it")]
+
+use std::time::Duration;
+
+use bson::RawBson;
+
+use crate::cache::freshness::Freshness;
+use crate::cache::{EvictionPolicy, Limits, Lookup};
+use crate::clock::Clock;
+use crate::key::SessionKey;
+use crate::metrics::{CacheMetrics, Series};
+use crate::mongo::codec::{self, Form};
+use crate::record::{Data, Session};
+
+/// Where a stored session's `_id` would be.
+const ID: [u8; 32] = [7; 32];
+
+/// The digest of an id.
+#[must_use]
+pub fn key(id: i128) -> SessionKey {
+    SessionKey::of(id)
+}
+
+/// How many bytes a session's data takes in the compact form; `None` if it cannot be packed.
+#[must_use]
+pub fn packed_len(data: &Data) -> Option<usize> {
+    crate::cache::pack(data).map(|packed| packed.len())
+}
+
+/// A form in which data is stored.
+pub struct StoredForm(Form);
+
+impl StoredForm {
+    #[must_use]
+    pub fn text() -> Self {
+        Self(Form::Text)
+    }
+
+    #[must_use]
+    pub fn native() -> Self {
+        Self(Form::Native)
+    }
+
+    #[cfg(feature = "encryption")]
+    #[must_use]
+    pub fn encrypted() -> Self {
+        let key = codec::Key::from_bytes(&[7; 32]);
+        Self(Form::Encrypted(std::sync::Arc::new(codec::Keys::new(1, key))))
+    }
+
+    #[must_use]
+    pub fn encode(&self, data: &Data) -> Option<bson::Bson> {
+        codec::encode(data, &self.0, &ID).ok().map(|(stored, _)| stored)
+    }
+
+    #[must_use]
+    pub fn decode(&self, stored: &RawBson) -> Option<Data> {
+        codec::decode(stored.as_raw_bson_ref(), &self.0, &ID).ok()
+    }
+}
+
+/// The memory tier.
+pub struct Cache {
+    cache: crate::cache::Cache,
+    clock: Clock,
+}
+
+impl Cache {
+    #[must_use]
+    pub fn new(compact: bool) -> Self {
+        let clock = Clock::system();
+        let limits = Limits {
+            max_bytes: 64 << 20,
+            max_entries: None,
+            max_absent: 10_000,
+            policy: EvictionPolicy::Lru,
+            max_staleness: Duration::from_secs(5),
+            exclusive: true,
+            outage_grace: Duration::ZERO,
+            compact,
+        };
+        let cache = crate::cache::Cache::new(&limits, clock.clone(), &Series::default());
+        Self { cache, clock }
+    }
+
+    /// Leaves an entry, as a save does once MongoDB has answered.
+    pub fn publish(&self, key: SessionKey, data: Data) {
+        let expires = self.clock.wall().after(Duration::from_secs(3_600));
+        self.cache.ticket(key).publish(Session { data, expires });
+    }
+
+    /// The data of a hit.
+    #[must_use]
+    pub fn hit(&self, key: SessionKey) -> Option<Data> {
+        match self.cache.get(key) {
+            Lookup::Hit(entry) => entry.session().ok().map(|session| session.data),
+            _ => None,
+        }
+    }
+}
+
+/// The rules by which an entry may be left in the cache.
+pub struct Rules(Freshness<()>);
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self(Freshness::new())
+    }
+}
+
+impl Rules {
+    pub fn stamp_and_finish(&self, key: SessionKey) -> bool {
+        let stamp = self.0.stamp(key, true);
+        self.0.finish(stamp, |current| current)
+    }
+
+    pub fn void(&self, key: SessionKey) -> u64 {
+        self.0.void(key, || ())
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+}
+
+/// The counter of hits.
+pub struct HitCounter(CacheMetrics);
+
+impl Default for HitCounter {
+    fn default() -> Self {
+        Self(CacheMetrics::new(&Series::default()))
+    }
+}
+
+impl HitCounter {
+    pub fn increment(&self) {
+        self.0.hits.increment(1);
+    }
+}
