@@ -6,9 +6,11 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use mongodb::bson::doc;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Document, doc};
 use session_test_server::{TestServer, fresh_database, shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -21,6 +23,7 @@ pub(crate) struct Proxy {
     uri: String,
     direct: String,
     traps: Traps,
+    rules: Rules,
     network: watch::Sender<Network>,
 }
 
@@ -33,6 +36,40 @@ enum Network {
 }
 
 type Traps = Arc<Mutex<Vec<Trap>>>;
+type Rules = Arc<Mutex<Vec<Arc<Rule>>>>;
+
+/// What is done to every command of a name.
+struct Rule {
+    command: &'static str,
+    does: Does,
+    times: AtomicUsize,
+}
+
+enum Does {
+    /// The command does not reach the server: this is its answer.
+    Answer(Document),
+    /// The server's reply is changed.
+    Edit(fn(&mut Document)),
+}
+
+/// Commands are refused as long as it is held.
+pub(crate) struct Refusing {
+    rule: Arc<Rule>,
+    rules: Rules,
+}
+
+impl Refusing {
+    /// How often so far.
+    pub(crate) fn times(&self) -> usize {
+        self.rule.times.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.rules.lock().unwrap().retain(|rule| !Arc::ptr_eq(rule, &self.rule));
+    }
+}
 
 struct Trap {
     command: &'static str,
@@ -52,7 +89,7 @@ pub(crate) struct HeldReply {
 enum Verdict {
     Deliver,
     Cut,
-    Refuse(i32),
+    Refuse(Document),
 }
 
 impl Proxy {
@@ -62,7 +99,8 @@ impl Proxy {
         let own = listener.local_addr().unwrap().port();
         let uri = |port| format!("mongodb://127.0.0.1:{port}/{database}?directConnection=true");
         let traps = Traps::default();
-        let all = traps.clone();
+        let rules = Rules::default();
+        let (all, all_rules) = (traps.clone(), rules.clone());
         let (network, state) = watch::channel(Network::Whole);
         let lasts = network.clone();
         tokio::spawn(async move {
@@ -78,24 +116,65 @@ impl Proxy {
                 let (from_server, to_server) = server.into_split();
                 let (held, traps) = (Held::default(), all.clone());
                 let (asks, asked) = (Arc::clone(&held), Arc::clone(&held));
+                let rules = all_rules.clone();
+                let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
+                let answers = to_client.clone();
+                let edits = Edits::default();
+                let edited = edits.clone();
                 let (hangs_up, hung_up) = watch::channel(());
                 let (mut cuts, mut also_cuts) = (state.clone(), state.clone());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = requests(from_client, to_server, traps, asks) => {}
+                        () = requests(from_client, to_server, answers, traps, rules, asks, edits) => {}
                         _ = cuts.wait_for(|network| *network == Network::Cut) => {}
                     }
                     drop(hangs_up);
                 });
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = replies(from_server, to_client, asked, hung_up) => {}
+                        () = replies(from_server, &to_client, asked, edited, hung_up) => {}
                         _ = also_cuts.wait_for(|network| *network == Network::Cut) => {}
                     }
+                    // The other task has a share in it.
+                    let _ = to_client.lock().await.shutdown().await;
                 });
             }
         });
-        Self { uri: uri(own), direct: uri(port), traps, network }
+        Self { uri: uri(own), direct: uri(port), traps, rules, network }
+    }
+
+    /// Refuses every command of this name with this error, before it reaches the server.
+    pub(crate) fn refuse_all(
+        &self,
+        command: &'static str,
+        code: i32,
+        name: &str,
+        labels: &[&str],
+    ) -> Refusing {
+        let rule = self.add(command, Does::Answer(error(code, name, labels)));
+        Refusing { rule, rules: self.rules.clone() }
+    }
+
+    /// Changes every reply to a command of this name.
+    fn edit_all(&self, command: &'static str, edit: fn(&mut Document)) {
+        self.add(command, Does::Edit(edit));
+    }
+
+    /// Makes itself a load balancer in front of routers, as far as a driver sees: its URI.
+    pub(crate) fn as_load_balancer(&self) -> String {
+        self.edit_all("hello", |reply| {
+            reply.insert("serviceId", ObjectId::from_bytes([7; 12]));
+            // As a router says.
+            reply.insert("msg", "isdbgrid");
+            reply.remove("setName");
+        });
+        self.uri.replace("directConnection=true", "loadBalanced=true")
+    }
+
+    fn add(&self, command: &'static str, does: Does) -> Arc<Rule> {
+        let rule = Arc::new(Rule { command, does, times: AtomicUsize::new(0) });
+        self.rules.lock().unwrap().push(rule.clone());
+        rule
     }
 
     /// Breaks off every connection, and lets no new one come to anything until it is
@@ -154,15 +233,48 @@ impl HeldReply {
 impl HeldReply {
     /// Replaces it by an error of the server.
     pub(crate) fn refuse(self, code: i32) {
-        drop(self.verdict.send(Verdict::Refuse(code)));
+        self.refuse_with(code, "Refused", &[]);
+    }
+
+    pub(crate) fn refuse_with(self, code: i32, name: &str, labels: &[&str]) {
+        drop(self.verdict.send(Verdict::Refuse(error(code, name, labels))));
     }
 }
 
 type Held = Arc<Mutex<Vec<(u32, usize, Trap)>>>;
 
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, traps: Traps, held: Held) {
+/// The replies that are to be changed, by what they answer.
+type Edits = Arc<Mutex<Vec<(u32, fn(&mut Document))>>>;
+type ToClient = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
+
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    answers: ToClient,
+    traps: Traps,
+    rules: Rules,
+    held: Held,
+    edits: Edits,
+) {
     while let Ok(message) = message(&mut from).await {
         if let Some(name) = command(&message) {
+            let rule = {
+                let rules = rules.lock().unwrap();
+                rules.iter().find(|rule| rule.command.as_bytes() == name).cloned()
+            };
+            if let Some(rule) = rule {
+                rule.times.fetch_add(1, Ordering::SeqCst);
+                match &rule.does {
+                    Does::Answer(answer) => {
+                        let answer = reply(word(&message, 4), answer);
+                        if answers.lock().await.write_all(&answer).await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                    Does::Edit(edit) => edits.lock().unwrap().push((word(&message, 4), *edit)),
+                }
+            }
             let mut traps = traps.lock().unwrap();
             if let Some(at) = traps.iter().position(|trap| trap.command.as_bytes() == name) {
                 held.lock().unwrap().push((word(&message, 4), updates(&message), traps.remove(at)));
@@ -181,8 +293,9 @@ fn updates(message: &[u8]) -> usize {
 
 async fn replies(
     mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    to: &ToClient,
     held: Held,
+    edits: Edits,
     mut hung_up: watch::Receiver<()>,
 ) {
     while let Ok(mut message) = message(&mut from).await {
@@ -202,11 +315,21 @@ async fn replies(
             };
             match verdict {
                 Ok(Verdict::Cut) => return,
-                Ok(Verdict::Refuse(code)) => message = refusal(answered, code),
+                Ok(Verdict::Refuse(error)) => message = reply(answered, &error),
                 Ok(Verdict::Deliver) | Err(_) => {}
             }
         }
-        if to.write_all(&message).await.is_err() {
+        let edit = {
+            let mut edits = edits.lock().unwrap();
+            edits.iter().position(|(id, _)| *id == answered).map(|at| edits.remove(at).1)
+        };
+        if let Some(edit) = edit {
+            // Header 16, flags 4, section kind 1.
+            let mut body = Document::from_reader(&message[21..]).unwrap();
+            edit(&mut body);
+            message = reply(answered, &body);
+        }
+        if to.lock().await.write_all(&message).await.is_err() {
             return;
         }
     }
@@ -230,13 +353,16 @@ fn command(message: &[u8]) -> Option<&[u8]> {
     key.split(|byte| *byte == 0).next()
 }
 
-/// An `OP_MSG` with an error in it.
-fn refusal(answered: u32, code: i32) -> Vec<u8> {
-    let error = doc! { "ok": 0.0, "errmsg": "refused", "code": code, "codeName": "Refused" };
+fn error(code: i32, name: &str, labels: &[&str]) -> Document {
+    doc! { "ok": 0.0, "errmsg": "refused", "code": code, "codeName": name, "errorLabels": labels }
+}
+
+/// An `OP_MSG` with this body.
+fn reply(answered: u32, body: &Document) -> Vec<u8> {
     let mut message = vec![0; 4];
     message.extend([1, answered, OP_MSG, 0].iter().flat_map(|word| word.to_le_bytes()));
     message.push(0);
-    message.extend(error.to_vec().unwrap());
+    message.extend(body.to_vec().unwrap());
     let length = u32::try_from(message.len()).unwrap();
     message[..4].copy_from_slice(&length.to_le_bytes());
     message
