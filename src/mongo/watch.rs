@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bson::{Bson, Document, doc};
 
-use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
+use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault, unreadable};
 use super::{Sessions, document};
 use crate::backend::{Asked, Batch, Change, Changes, Fault, Opened, Rev, ServerTime};
 use crate::key::SessionKey;
@@ -109,7 +109,7 @@ impl Watch {
             let criteria = server.criteria();
             reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
-        let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
+        let time = reply.get_timestamp("operationTime").map_err(|_| unreadable())?.into();
         self.sessions.seen.advance(time);
         Ok(time)
     }

@@ -14,7 +14,7 @@ use super::walk::{Report, walk};
 
 const SEEDS: u64 = 2_000;
 /// What so many walks must come across, to prove anything about it.
-const OCCUR: [&str; 7] = [
+const OCCUR: [&str; 9] = [
     "ended after its deadline",
     "sent together",
     "a whole command failed",
@@ -22,6 +22,8 @@ const OCCUR: [&str; 7] = [
     "prolonged",
     "not worth a touch",
     "overloaded",
+    "turned away",
+    "refused a fresh stream",
 ];
 
 #[test]

@@ -34,6 +34,7 @@ mod races;
 mod sabotage;
 mod secrets;
 mod seen;
+mod server_errors;
 mod touch;
 mod trace;
 mod verbs;
