@@ -4,6 +4,7 @@
 //! happens before a future is returned, so an unstorable session is an error before anything is
 //! sent.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -109,12 +110,17 @@ pub(crate) type Asked<T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send>
 pub(crate) type Opened<S, P> = Asked<(S, Batch<P>)>;
 
 /// Why a stream broke off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The network, a server that is down or has stepped down: go on from the last position.
     Passing,
-    /// The server refuses to, with an error of its own; a position may be at fault, if that goes on.
-    Refused,
+    /// The server is overloaded and takes no question now: go on from the last position, later.
+    Overloaded,
+    /// The server needs longer than it may take to get to the position.
+    TooSlow,
+    /// The server refuses to, with an error of its own. If it goes on refusing, the position is at fault,
+    /// or, without one, the server has no change streams.
+    Refused(Refusal),
     /// What lies between the last position and now cannot be told any more.
     Lost,
     /// The sessions as a whole are no longer those that were watched: dropped or renamed.
@@ -123,6 +129,43 @@ pub(crate) enum Fault {
     Closed,
     /// This server has no change streams, or the user may not open one. The text says which.
     Unsupported(&'static str),
+}
+
+/// The error with which the server refuses a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// `None`: what it answered cannot be read.
+    pub(crate) code: Option<i32>,
+    pub(crate) name: String,
+}
+
+/// CappedPositionLost, or in Amazon DocumentDB that change streams are not enabled.
+const CAPPED_POSITION_LOST: i32 = 136;
+/// AtlasError.
+const ATLAS: i32 = 8000;
+
+impl Refusal {
+    /// Why there is no stream where the server goes on refusing one that has no position.
+    pub(crate) fn reason(&self) -> String {
+        let hint = match self.code {
+            Some(CAPPED_POSITION_LOST) => {
+                ". Amazon DocumentDB answers so until they are enabled with modifyChangeStreams"
+            }
+            Some(ATLAS) => ". Flex clusters of Atlas have none",
+            _ => "",
+        };
+        format!("this MongoDB server opens no change stream, and answers with {self}{hint}")
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            None => f.write_str("something that cannot be read"),
+            Some(code) if self.name.is_empty() => write!(f, "error {code}"),
+            Some(code) => write!(f, "error {code} ({})", self.name),
+        }
+    }
 }
 
 /// The database's own clock, which orders its changes.

@@ -13,6 +13,19 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
+    /// Of the kind [`Overloaded`](ErrorKind::Overloaded) alone: who is.
+    overloaded: Overloaded,
+}
+
+/// Who had too much to do to take a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Overloaded {
+    /// This store: more calls wait than may.
+    Here,
+    /// MongoDB, which turned the call away before it began.
+    TurnedAway,
+    /// MongoDB, which may have begun to carry the call out.
+    Interrupted,
 }
 
 /// The kinds of [`Error`], by what to do about them.
@@ -23,9 +36,13 @@ pub enum ErrorKind {
     Config,
     /// No server was reached: down, unreachable, or the network failed on the way.
     Connection,
-    /// More calls wait for MongoDB than
-    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows, or 256 saves of one session.
-    /// Nothing was sent.
+    /// There is too much to do. Try again later: a web server answers with 503.
+    ///
+    /// Either more calls wait for MongoDB than
+    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows, or 256 saves of one session, and
+    /// nothing was sent. Or MongoDB says that it is overloaded and refuses the call
+    /// ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and its
+    /// like). The driver has then repeated the call twice. Sessions stay cached through all this.
     Overloaded,
     /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
     Timeout,
@@ -53,7 +70,13 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into() }))
+        Self(Arc::new(Inner { kind, message: message.into(), overloaded: Overloaded::Here }))
+    }
+
+    /// MongoDB is overloaded and refused a call; `turned_away` says that it was not carried out.
+    pub(crate) fn server_overloaded(message: impl Into<String>, turned_away: bool) -> Self {
+        let overloaded = if turned_away { Overloaded::TurnedAway } else { Overloaded::Interrupted };
+        Self(Arc::new(Inner { kind: ErrorKind::Overloaded, message: message.into(), overloaded }))
     }
 
     pub(crate) fn config(message: impl Into<String>) -> Self {
@@ -87,20 +110,42 @@ impl Error {
         Self::new(ErrorKind::Closed, "the operation was cut off: its task or its runtime ended")
     }
 
-    /// Whether the database did not answer, rather than answer with a refusal.
+    /// Whether the database cannot serve anybody at present, rather than refuse this one call: it does
+    /// not answer, or is overloaded.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
+            || self.is_server_overload()
     }
 
-    /// Whether the database was not asked at all.
+    /// Whether the database answers that it is overloaded.
+    pub(crate) fn is_server_overload(&self) -> bool {
+        self.0.kind == ErrorKind::Overloaded && self.0.overloaded != Overloaded::Here
+    }
+
+    /// Whether nothing was carried out: the database was not asked, or turned the call away.
     pub(crate) fn was_not_sent(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Overloaded | ErrorKind::Encode)
+        match self.0.kind {
+            ErrorKind::Encode => true,
+            ErrorKind::Overloaded => self.0.overloaded != Overloaded::Interrupted,
+            _ => false,
+        }
+    }
+
+    /// This error, as that of a call of which an earlier step was carried out.
+    pub(crate) fn of_a_later_step(&self) -> Self {
+        if self.is_server_overload() {
+            return Self::server_overloaded(self.0.message.clone(), false);
+        }
+        self.clone()
     }
 
     /// Whether it says nothing of how the database is: it arose here.
     pub(crate) fn is_ours(&self) -> bool {
-        self.was_not_sent()
-            || matches!(self.0.kind, ErrorKind::Config | ErrorKind::Closed | ErrorKind::Panic)
+        match self.0.kind {
+            ErrorKind::Encode | ErrorKind::Config | ErrorKind::Closed | ErrorKind::Panic => true,
+            ErrorKind::Overloaded => self.0.overloaded == Overloaded::Here,
+            _ => false,
+        }
     }
 
     /// The kind of error, to act on.

@@ -33,10 +33,14 @@ pub(crate) fn pace(max_staleness: Duration) -> Duration {
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a server without change streams is asked whether it has them by now.
-const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
+pub(crate) const SECOND_THOUGHTS: Duration = Duration::from_secs(60);
 /// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
-/// given up.
-const REFUSALS: u32 = 3;
+/// given up; and how often it may refuse a stream without a position, or one that brings nothing, before
+/// it counts as a server that has no change streams. Three attempts take less than 0.1 s beside their round trips, so `build` waits
+/// no longer than that. One attempt is too few: errors that pass have codes of their own, but a proxy, or
+/// a server that is just starting, may answer once with another one. A mistake costs little: each session
+/// keeps its own bound until the server is asked again after [`SECOND_THOUGHTS`].
+pub(crate) const REFUSALS: u32 = 3;
 /// After so many failures in a row, about three seconds if each comes at once, a stream counts as lost,
 /// of which an operator must hear.
 const LOST: u32 = 8;
@@ -89,8 +93,10 @@ impl<C: Changes> Follower<C> {
     }
 
     async fn run(&self, opened: oneshot::Sender<Outcome<()>>) -> Infallible {
-        let (mut opened, mut position, mut warned) = (Some(opened), None, false);
-        let (mut listens, mut is_first, mut lost) = (false, true, false);
+        let mut opened = Some(opened);
+        let mut position = None;
+        let mut listens = false;
+        let mut is_first = true;
         let mut chance = self.chance.clone();
         let mut failed = Failures::default();
         loop {
@@ -98,10 +104,8 @@ impl<C: Changes> Follower<C> {
             let fault = match self.in_time(self.changes.open(position.clone())).await {
                 Ok(Ok((stream, first))) => {
                     self.opened(resumes, is_first);
-                    if std::mem::take(&mut lost) {
-                        tracing::warn!("the stream of changes is open again");
-                    }
-                    (listens, is_first) = (true, false);
+                    listens = true;
+                    is_first = false;
                     opened.take().map(|opened| opened.send(Ok(())));
                     let fault = self.read(stream, first, &mut position, &mut failed).await;
                     self.metrics.closed();
@@ -113,10 +117,9 @@ impl<C: Changes> Follower<C> {
                     // through than there is patience for.
                     let answers = matches!(self.in_time(self.changes.fence()).await, Ok(Ok(_)));
                     if answers {
-                        self.cache.note(&Ok(()));
-                        failed.too_slow += 1;
+                        self.cache.answers_hello();
                     }
-                    Fault::Passing
+                    if answers { Fault::TooSlow } else { Fault::Passing }
                 }
             };
             if fault == Fault::Closed {
@@ -126,63 +129,93 @@ impl<C: Changes> Follower<C> {
                 opened.take().map(|opened| opened.send(Err(error)));
                 return std::future::pending().await;
             }
-            failed.in_a_row += 1;
-            failed.refused = if fault == Fault::Refused { failed.refused + 1 } else { 0 };
-            if failed.in_a_row == LOST && !matches!(fault, Fault::Unsupported(_)) {
-                lost = true;
-                tracing::warn!(
-                    "the stream of changes is lost and cannot be opened: until it is, sessions are \
-                     asked for anew past max_staleness. It is tried again and again"
-                );
-            }
-            match fault {
-                Fault::Passing if failed.in_a_row == 1 => tracing::info!(
-                    "the stream of changes broke off; until it is resumed, sessions are asked for \
-                     anew past max_staleness"
-                ),
-                Fault::Refused if position.is_some() && failed.refused >= REFUSALS => {
-                    (position, failed.refused) = (None, 0);
-                    self.gap(Gap::Refused);
-                }
-                Fault::Refused if failed.refused == 1 => {
+            failed.count(&fault);
+            let no_streams = self.judge(fault, &mut position, &mut listens, &mut failed);
+            let Some(why) = no_streams else {
+                if failed.in_a_row == LOST {
+                    failed.lost_told = true;
                     tracing::warn!(
-                        "MongoDB answers the change stream with an error; it is retried"
+                        "the stream of changes is lost and cannot be opened: until it is, sessions \
+                         are asked for anew past max_staleness. It is tried again and again"
                     );
                 }
-                Fault::Passing if position.is_some() && failed.too_slow >= REFUSALS => {
-                    (position, failed.too_slow) = (None, 0);
+                sleep(pause(failed.in_a_row, &mut chance)).await;
+                self.metrics.retries.increment(1);
+                continue;
+            };
+            position = None;
+            self.metrics.unavailable();
+            self.listens_no_more(&mut listens);
+            if !std::mem::replace(&mut failed.unavailable_told, true) {
+                tracing::warn!(
+                    "the cache is not told of changes by other instances: {why}. It asks MongoDB \
+                     anew for each session that it read longer than max_staleness ago"
+                );
+            }
+            opened.take().map(|opened| opened.send(Ok(())));
+            sleep(SECOND_THOUGHTS).await;
+            self.metrics.retries.increment(1);
+        }
+    }
+
+    /// Takes the consequences of a fault. Answers with why the server has no change streams, if that is what
+    /// it says.
+    fn judge(
+        &self,
+        fault: Fault,
+        position: &mut Option<C::Position>,
+        listens: &mut bool,
+        failed: &mut Failures,
+    ) -> Option<String> {
+        match fault {
+            Fault::Passing | Fault::Overloaded | Fault::TooSlow if failed.in_a_row == 1 => {
+                tracing::info!(
+                    overloaded = fault == Fault::Overloaded,
+                    "the stream of changes broke off; until it is resumed, sessions are asked \
+                     for anew past max_staleness"
+                );
+                None
+            }
+            // `run` has ended with the last one.
+            Fault::Passing | Fault::Overloaded | Fault::Closed => None,
+            Fault::TooSlow => {
+                if position.is_some() && failed.too_slow >= REFUSALS {
+                    *position = None;
+                    failed.too_slow = 0;
                     self.gap(Gap::Refused);
                 }
-                Fault::Passing | Fault::Refused | Fault::Closed => {}
-                Fault::Lost => {
-                    position = None;
-                    self.gap(Gap::HistoryLost);
-                }
-                Fault::Ended => {
-                    position = None;
-                    self.gap(Gap::CollectionGone);
-                    self.listens_no_more(&mut listens);
-                }
-                Fault::Unsupported(why) => {
-                    position = None;
-                    self.metrics.unavailable();
-                    self.listens_no_more(&mut listens);
-                    if !warned {
-                        tracing::warn!(
-                            "the cache is not told of changes by other instances: {why}. It asks \
-                             MongoDB anew for each session that it read longer than max_staleness \
-                             ago"
-                        );
-                        warned = true;
-                    }
-                    opened.take().map(|opened| opened.send(Ok(())));
-                    sleep(SECOND_THOUGHTS).await;
-                    self.metrics.retries.increment(1);
-                    continue;
-                }
+                None
             }
-            sleep(pause(failed.in_a_row, &mut chance)).await;
-            self.metrics.retries.increment(1);
+            Fault::Refused(refusal) => match failed.refusal(position.is_some()) {
+                Refused::Retry => {
+                    if failed.refused == 1 && failed.fruitless == 0 {
+                        tracing::warn!(
+                            code = refusal.code,
+                            name = refusal.name,
+                            "MongoDB answers the change stream with an error; it is retried"
+                        );
+                    }
+                    None
+                }
+                Refused::GiveUpPosition => {
+                    *position = None;
+                    self.gap(Gap::Refused);
+                    None
+                }
+                Refused::NoStreams => Some(refusal.reason()),
+            },
+            Fault::Lost => {
+                *position = None;
+                self.gap(Gap::HistoryLost);
+                None
+            }
+            Fault::Ended => {
+                *position = None;
+                self.gap(Gap::CollectionGone);
+                self.listens_no_more(listens);
+                None
+            }
+            Fault::Unsupported(why) => Some(why.to_owned()),
         }
     }
 
@@ -209,6 +242,9 @@ impl<C: Changes> Follower<C> {
                     Ok(Ok(next)) => (stream, batch) = next,
                     Ok(Err(fault)) => return fault,
                     Err(_) => return Fault::Passing,
+                }
+                if failed.lost_told || failed.unavailable_told {
+                    tracing::warn!("the stream of changes is open again");
                 }
                 *failed = Failures::default();
             }
@@ -254,15 +290,22 @@ impl<C: Changes> Follower<C> {
     }
 
     async fn ask_for_fences(&self, fences: &Fences) -> Infallible {
+        let mut chance = self.chance.clone();
+        let mut overloaded = 0;
         loop {
             let at = self.clock.now();
             let patience = self.timeout.min(self.pace.saturating_mul(FENCES_PATIENCE));
-            if let Ok(Ok(answer)) = timeout(patience, self.changes.fence()).await {
+            let answer = timeout(patience, self.changes.fence()).await;
+            overloaded =
+                if matches!(answer, Ok(Err(Fault::Overloaded))) { overloaded + 1 } else { 0 };
+            if let Ok(Ok(answer)) = answer {
                 fences.add(at, answer);
                 // Not what the stream brings: a deposed primary goes on feeding it.
-                self.cache.note(&Ok(()));
+                self.cache.answers_hello();
             }
-            sleep(self.pace).await;
+            // Each instance asks as often as this, and an overloaded server must not be asked so often.
+            let backs_off = (overloaded > 0).then(|| pause(overloaded, &mut chance));
+            sleep(self.pace.max(backs_off.unwrap_or_default())).await;
         }
     }
 
@@ -335,12 +378,65 @@ impl Drop for Panics {
 
 /// How often the stream has failed since it brought something.
 #[derive(Debug, Default)]
-struct Failures {
-    in_a_row: u32,
-    /// The last so many of them by a refusal.
+pub(crate) struct Failures {
+    pub(crate) in_a_row: u32,
+    /// How often in a row a position was refused. An overload in between says nothing about that.
     refused: u32,
-    /// How many of them by a server that answers, but not to this.
-    too_slow: u32,
+    /// How often in a row a stream without a position was refused, or a position was given up that had
+    /// brought nothing.
+    fruitless: u32,
+    /// How often a server did not get to the position in time that answers other questions.
+    pub(crate) too_slow: u32,
+    /// An operator was told that the stream is lost, or that there is none.
+    lost_told: bool,
+    unavailable_told: bool,
+}
+
+/// What follows from a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Retry,
+    /// The position is at fault: a stream without one comes next.
+    GiveUpPosition,
+    /// The server has no change streams.
+    NoStreams,
+}
+
+impl Failures {
+    pub(crate) fn count(&mut self, fault: &Fault) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        match fault {
+            Fault::Refused(_) | Fault::Overloaded => {}
+            Fault::TooSlow => {
+                self.too_slow = self.too_slow.saturating_add(1);
+                self.refused = 0;
+                self.fruitless = 0;
+            }
+            _ => {
+                self.refused = 0;
+                self.fruitless = 0;
+            }
+        }
+    }
+
+    /// Counts a refusal, of a stream with or without a position.
+    pub(crate) fn refusal(&mut self, has_position: bool) -> Refused {
+        if has_position {
+            self.refused = self.refused.saturating_add(1);
+            if self.refused < REFUSALS {
+                return Refused::Retry;
+            }
+            self.refused = 0;
+        }
+        self.fruitless = self.fruitless.saturating_add(1);
+        if self.fruitless >= REFUSALS {
+            Refused::NoStreams
+        } else if has_position {
+            Refused::GiveUpPosition
+        } else {
+            Refused::Retry
+        }
+    }
 }
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ pub enum StreamHealth {
         #[serde(rename = "lag_seconds", serialize_with = "seconds")]
         lag: Duration,
     },
-    /// MongoDB has no change streams (a standalone server), or does not let the user open one.
+    /// MongoDB has no change streams (a standalone server, or any that refuses one), or does not let the
+    /// user open one. The log says which.
     #[non_exhaustive]
     Unavailable {
         /// For how long now.

@@ -9,7 +9,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bson::Document;
 use mongodb::Collection;
@@ -141,7 +141,13 @@ pub(crate) struct Answers {
     /// [`silent_since`](Self::silent_since) is something: looked at after every call.
     is_silent: AtomicBool,
     silent_since: Mutex<Option<Instant>>,
+    /// When it was said last that MongoDB is overloaded.
+    overload_said: Mutex<Option<Instant>>,
 }
+
+/// How often it is said that MongoDB is overloaded. It refuses some calls and takes others then, so that
+/// neither a beginning nor an end can be told from one call.
+const OVERLOAD_SAID_EVERY: Duration = Duration::from_secs(60);
 
 impl Answers {
     /// Takes note of how a call ended.
@@ -150,6 +156,9 @@ impl Answers {
         // It arose here, and tells nothing of MongoDB.
         if error.is_some_and(Error::is_ours) {
             return;
+        }
+        if let Some(error) = error.filter(|error| error.is_server_overload()) {
+            return self.note_overload(error);
         }
         let outage = error.filter(|error| error.is_outage());
         if self.is_silent.load(Ordering::Relaxed) == outage.is_some() {
@@ -169,5 +178,13 @@ impl Answers {
             _ => {}
         }
         self.is_silent.store(since.is_some(), Ordering::Relaxed);
+    }
+
+    fn note_overload(&self, error: &Error) {
+        let mut said = self.overload_said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|at| at.elapsed() >= OVERLOAD_SAID_EVERY) {
+            *said = Some(Instant::now());
+            tracing::warn!(%error, "MongoDB is overloaded and refuses calls");
+        }
     }
 }

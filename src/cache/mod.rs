@@ -31,7 +31,7 @@ use self::freshness::{Boarding, Freshness};
 use self::lease::Lease;
 pub use self::limits::EvictionPolicy;
 pub(crate) use self::limits::Limits;
-use self::outage::Outage;
+use self::outage::{Outage, State};
 #[cfg(any(test, fuzzing, feature = "internals"))]
 pub(crate) use self::packed::pack;
 #[cfg(any(test, fuzzing))]
@@ -332,9 +332,14 @@ impl Cache {
 
     /// Takes note of whether the database answers. A call that was not sent tells nothing.
     pub(crate) fn note<T>(&self, outcome: &Result<T>) {
-        if !outcome.as_ref().is_err_and(Error::is_ours) {
-            self.0.outage.note(outcome.as_ref().is_err_and(Error::is_outage));
+        if let Some(state) = State::after(outcome.as_ref().err()) {
+            self.0.outage.note(state);
         }
+    }
+
+    /// Takes note that the primary has answered a question that is no verb.
+    pub(crate) fn answers_hello(&self) {
+        self.0.outage.answers_hello();
     }
 
     /// Counts that the cache was emptied.

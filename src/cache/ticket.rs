@@ -8,7 +8,7 @@ use super::outage::Probe;
 use super::{Absent, Answer, Cache, NoRoom};
 use crate::backend::Rev;
 use crate::clock::Moment;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::metrics::{Fill, Void};
 use crate::record::{Session, WallTime};
 
@@ -210,13 +210,15 @@ impl Landing {
                 None => (Ok(None), Fill::Overtaken),
             },
             Ok(None) => (Ok(None), self.ticket.publish_absence()),
-            // What is cached stays, for as long as its lease or the grace lasts.
-            Err(error) if error.is_outage() || error.was_not_sent() => {
-                self.ticket.release();
+            // What is stored is another state than what is cached, and one that cannot be read.
+            Err(error) if error.kind() == ErrorKind::Decode => {
+                self.ticket.forget(Void::Doubt);
                 (Err(error), Fill::Failed)
             }
+            // A read that fails otherwise has learned nothing. What is cached stays, for as long as its
+            // lease or the grace lasts.
             Err(error) => {
-                self.ticket.forget(Void::Doubt);
+                self.ticket.release();
                 (Err(error), Fill::Failed)
             }
         };
@@ -239,6 +241,7 @@ mod tests {
     use super::*;
     use crate::cache::{EvictionPolicy, Limits, Lookup};
     use crate::clock::Clock;
+    use crate::error::Error;
     use crate::key::SessionKey;
     use crate::metrics::Series;
     use crate::record::Data;
@@ -277,24 +280,57 @@ mod tests {
         }
     }
 
+    fn limits() -> Limits {
+        Limits {
+            max_bytes: 1 << 20,
+            max_entries: None,
+            max_absent: 0,
+            policy: EvictionPolicy::Lru,
+            max_staleness: Duration::from_secs(5),
+            exclusive: true,
+            outage_grace: Duration::ZERO,
+            compact: false,
+        }
+    }
+
+    #[test]
+    fn a_read_that_fails_removes_nothing_unless_what_is_stored_cannot_be_read() {
+        let clock = Clock::system();
+        let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
+        let turned_away = Error::server_overloaded("error 462", true);
+        let interrupted = Error::server_overloaded("error 999", false);
+        let kinds = [
+            ErrorKind::Config,
+            ErrorKind::Connection,
+            ErrorKind::Overloaded,
+            ErrorKind::Timeout,
+            ErrorKind::Authentication,
+            ErrorKind::Permission,
+            ErrorKind::Index,
+            ErrorKind::Encode,
+            ErrorKind::Decode,
+            ErrorKind::Server,
+            ErrorKind::Closed,
+        ];
+        let errors = kinds.map(|kind| Error::new(kind, "on purpose"));
+        for error in errors.into_iter().chain([turned_away, interrupted]) {
+            let cache = Cache::new(&limits(), clock.clone(), &Series::default());
+            let key = SessionKey::of(1);
+            cache.ticket(key).publish(Session { data: Data::new(), expires });
+            let (lands, _answer) = watch::channel(None);
+            Landing::new(cache.ticket(key), lands).land(Err(error.clone()));
+            let stays = matches!(cache.get(key), Lookup::Hit(_));
+            assert_eq!(stays, error.kind() != ErrorKind::Decode, "{error:?}");
+            assert_eq!(cache.tickets(), 0);
+        }
+    }
+
     #[test]
     fn a_recorder_that_panics_costs_no_entry() {
-        let (breaks, limits) = (
-            Breaks::default(),
-            Limits {
-                max_bytes: 1 << 20,
-                max_entries: None,
-                max_absent: 0,
-                policy: EvictionPolicy::Lru,
-                max_staleness: Duration::from_secs(5),
-                exclusive: true,
-                outage_grace: Duration::ZERO,
-                compact: false,
-            },
-        );
+        let breaks = Breaks::default();
         let clock = Clock::system();
         let cache = metrics::with_local_recorder(&breaks, || {
-            Cache::new(&limits, clock.clone(), &Series::default())
+            Cache::new(&limits(), clock.clone(), &Series::default())
         });
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
         let key = SessionKey::of(1);

@@ -9,7 +9,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 use self::log::Log;
 use super::*;
-use crate::backend::{Asked, Opened, PrimaryTime, ServerTime};
+use crate::backend::{Asked, Opened, PrimaryTime, Refusal, ServerTime};
 use crate::cache::{EvictionPolicy, Limits, Lookup};
 use crate::error::{Error, ErrorKind};
 use crate::key::SessionKey;
@@ -36,6 +36,11 @@ type Manner = Box<dyn Fn(u32) -> Says + Send + Sync>;
 
 fn always(says: fn() -> Says) -> Manner {
     Box::new(move |_| says())
+}
+
+/// As Amazon DocumentDB answers where change streams are not enabled.
+fn refused() -> Fault {
+    Fault::Refused(Refusal { code: Some(136), name: "CappedPositionLost".to_owned() })
 }
 
 /// How often each call was made.
@@ -137,6 +142,8 @@ struct Followed {
     calls: Arc<Calls>,
     meters: Snapshotter,
     tasks: Tasks,
+    /// What `build` waits for.
+    opened_once: oneshot::Receiver<Outcome<()>>,
 }
 
 impl Followed {
@@ -174,8 +181,8 @@ impl Followed {
             metrics,
             chance: fastrand::Rng::with_seed(1),
         };
-        drop(follower.start(&tasks, tasks.closed().child_token()));
-        Self { cache, clock, calls, meters: recorder.snapshotter(), tasks }
+        let opened_once = follower.start(&tasks, tasks.closed().child_token());
+        Self { cache, clock, calls, meters: recorder.snapshotter(), tasks, opened_once }
     }
 
     /// How long ago the moment is up to which all is known.
@@ -271,7 +278,7 @@ async fn a_server_that_answers_nothing_costs_no_position() {
 
 #[tokio::test(start_paused = true)]
 async fn refusals_are_counted_by_themselves() {
-    let no = |n: u32| if n.is_multiple_of(2) { Fault::Passing } else { Fault::Refused };
+    let no = |n: u32| if n.is_multiple_of(2) { Fault::Passing } else { refused() };
     let followed = Followed::start(Fake {
         batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
         resumes: Box::new(move |n| if n < 9 { Says::No(no(n)) } else { Says::Yes }),
@@ -286,7 +293,7 @@ async fn the_first_refusal_is_logged_and_the_next_ones_are_not() {
     Log::start();
     let followed = Followed::start(Fake {
         batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
-        resumes: always(|| Says::No(Fault::Refused)),
+        resumes: always(|| Says::No(refused())),
         ..Fake::new()
     });
     sleep(HOUR).await;
@@ -423,4 +430,136 @@ async fn a_panic_is_logged_and_closes_the_gauge() {
     assert_eq!(Log::count("no longer follows"), 1);
     assert!(followed.lag() > BOUND, "and the bound holds by itself");
     followed.tasks.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_server_costs_neither_a_position_nor_an_entry() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Overloaded) } else { Says::Yes }),
+        resumes: Box::new(|n| if n < 50 { Says::No(Fault::Overloaded) } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(PACE).await;
+    let key = SessionKey::of(1);
+    followed.holds(key);
+    sleep(HOUR).await;
+    assert_eq!((followed.opened(), followed.resumed()), (1, 51));
+    assert!(followed.value(EMPTIED).abs() < 0.5);
+    assert!(matches!(followed.cache.get(key), Lookup::Hit(_)), "renewed, and never removed");
+    assert_eq!(Log::count("gap"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_on_an_overloaded_server_are_seconds_apart() {
+    let followed =
+        Followed::start(Fake { opens: always(|| Says::No(Fault::Overloaded)), ..Fake::new() });
+    sleep(Duration::from_secs(600)).await;
+    let opened = followed.opened();
+    assert!((300..700).contains(&opened), "{opened} attempts in 600 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fences_back_off_where_the_server_is_overloaded() {
+    let followed =
+        Followed::start(Fake { fences: always(|| Says::No(Fault::Overloaded)), ..Fake::new() });
+    sleep(Duration::from_secs(600)).await;
+    let asked = followed.calls.fences.load(Ordering::SeqCst);
+    assert!((300..700).contains(&asked), "{asked} in 600 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_forgotten_for_an_overload_in_between() {
+    let answer = |n: u32| if n.is_multiple_of(2) { refused() } else { Fault::Overloaded };
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+        resumes: Box::new(move |n| Says::No(answer(n))),
+        ..Fake::new()
+    });
+    sleep(HOUR).await;
+    assert_eq!((followed.opened(), followed.resumed()), (2, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_goes_on_refusing_fresh_streams_has_none() {
+    Log::start();
+    let start = tokio::time::Instant::now();
+    let mut followed =
+        Followed::start(Fake { opens: always(|| Says::No(refused())), ..Fake::new() });
+    (&mut followed.opened_once).await.unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_millis(100), "build ends after {:?}", start.elapsed());
+    let key = SessionKey::of(1);
+    followed.holds(key);
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(followed.opened(), 3);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(followed.opened(), 4);
+    assert!(followed.value(EMPTIED).abs() < 0.5, "nobody has listened, so nothing is lost");
+    sleep(HOUR).await;
+    assert!((60..70).contains(&followed.opened()), "{}", followed.opened());
+    let why = "error 136 (CappedPositionLost)";
+    assert_eq!([why, "is not told", "modifyChangeStreams", "WARN"].map(Log::count), [1; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_opens_after_two_refusals_is_followed_without_a_warning() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        opens: Box::new(|n| if n < 2 { Says::No(refused()) } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(Duration::from_secs(10)).await;
+    assert!(followed.opened() == 3 && followed.lag() < BOUND);
+    assert_eq!(Log::count("WARN"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_streams_one_day_is_followed_from_then_on() {
+    Log::start();
+    let followed = Followed::start(Fake {
+        opens: Box::new(|n| if n < 5 { Says::No(refused()) } else { Says::Yes }),
+        ..Fake::new()
+    });
+    sleep(Duration::from_secs(200)).await;
+    assert!(followed.opened() == 6 && followed.lag() < BOUND);
+    assert_eq!(["is not told", "is open again", "WARN"].map(Log::count), [1, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_opens_and_brings_nothing_is_none() {
+    Log::start();
+    let no = || always(|| Says::No(refused()));
+    let mut followed = Followed::start(Fake { batches: no(), resumes: no(), ..Fake::new() });
+    sleep(HOUR).await;
+    (&mut followed.opened_once).await.unwrap().unwrap();
+    assert!((55..70).contains(&followed.opened()), "{}", followed.opened());
+    let said = ["answers the change stream with an error", "has a gap", "is not told", "WARN"];
+    assert_eq!(said.map(Log::count), [1, 2, 1, 4], "and no more, however long it lasts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_the_server_does_not_reach_within_its_own_limit_is_given_up() {
+    let followed = Followed::start(Fake {
+        batches: Box::new(|n| if n == 20 { Says::No(Fault::Passing) } else { Says::Yes }),
+        resumes: always(|| Says::No(Fault::TooSlow)),
+        ..Fake::new()
+    });
+    sleep(HOUR).await;
+    assert_eq!((followed.opened(), followed.resumed()), (2, 3));
+    assert!(followed.lag() < BOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overload_does_not_end_where_the_primary_says_hello() {
+    let followed = Followed::start(Fake { keeps_up: false, ..Fake::new() });
+    sleep(PACE).await;
+    let key = SessionKey::of(1);
+    followed.holds(key);
+    sleep(2 * BOUND).await;
+    followed.cache.note::<()>(&Err(Error::server_overloaded("error 462", true)));
+    sleep(10 * PACE).await;
+    assert!(followed.calls.fences.load(Ordering::SeqCst) > 20);
+    assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
+    followed.cache.note(&Ok(()));
+    assert!(matches!(followed.cache.get(key), Lookup::Lapsed));
 }

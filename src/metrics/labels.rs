@@ -129,6 +129,8 @@ values! {
         Timeout = "timeout",
         /// no server was reached, or the connection was lost
         Unreachable = "unreachable",
+        /// the server refused it because it is overloaded
+        Overloaded = "overloaded",
         /// the server refused, or what it answered cannot be read
         Error = "error",
     }

@@ -43,6 +43,7 @@ impl From<Outcome> for Ended {
             Outcome::Duplicate => Self::Duplicate,
             Outcome::Failed(ErrorKind::Timeout) => Self::Timeout,
             Outcome::Failed(ErrorKind::Connection) => Self::Unreachable,
+            Outcome::Failed(ErrorKind::Overloaded) => Self::Overloaded,
             Outcome::Failed(_) => Self::Error,
         }
     }
@@ -85,7 +86,9 @@ impl MongoMetrics {
         self.operations[verb as usize][ended as usize].increment(1);
         match ended {
             Ended::Timeout | Ended::Unreachable => self.pulse.unanswered(took),
-            Ended::Ok | Ended::Duplicate | Ended::Error => self.pulse.answered(),
+            Ended::Ok | Ended::Duplicate | Ended::Overloaded | Ended::Error => {
+                self.pulse.answered();
+            }
         }
         if ended == Ended::Duplicate {
             self.retries(Retry::IdTaken).increment(1);

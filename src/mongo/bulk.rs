@@ -81,8 +81,10 @@ impl Sessions {
 
     /// Sends updates of different sessions as one command.
     ///
-    /// If that fails as a whole, all are in doubt, and it is not sent again: carried out a second
-    /// time, a save could come over another one that was acknowledged in between.
+    /// If that fails as a whole, the outcome of each is unknown, and it is not sent again: carried out a
+    /// second time, a save could overwrite another one that was acknowledged in between. One exception
+    /// is safe: the driver sends a batch again that an overloaded server has turned away, which was not
+    /// carried out.
     pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
         let timer = self.timer(Verb::Bulk).carries(updates.len());
         self.metrics.writes_together(updates.len());
@@ -107,8 +109,8 @@ impl Sessions {
         &self,
         statements: Vec<Document>,
     ) -> mongodb::error::Result<Document> {
-        // Of what was seen the server need not be told: with that, the driver adds a read concern,
-        // which is not for a write. So it is none of the sessions that are used again.
+        // The session is only there to learn the time of the write from. The driver (3.9.1) adds no
+        // `afterClusterTime` to a `run_command`, so a session that knows what was seen would do as well.
         let mut session = Seen::blank(self.documents.client()).await?;
         let reply = update(&self.documents, statements, &mut session).await;
         self.seen.learn(&session);
@@ -126,7 +128,8 @@ impl Sessions {
             outcomes.push(match (judged.refusals.remove(&index), &live) {
                 (Some(refusal), _) => Err(refusal),
                 (None, None) => Ok(Some(sent.expires)),
-                (None, Some(Err(error))) => Err(error.clone()),
+                // The save may be stored; what failed is the look at it.
+                (None, Some(Err(error))) => Err(error.of_a_later_step()),
                 (None, Some(Ok(live))) => match live.get(&sent.key) {
                     Some(rev) if sent.is_of(rev) => Ok(Some(sent.expires)),
                     // Overwritten since; or it had expired, and was prolonged by a touch that came
@@ -191,7 +194,7 @@ impl Judged {
             Some((number(error, "index")?, refused(error)))
         });
         Self {
-            concern: reply.get_document("writeConcernError").ok().map(refused),
+            concern: reply.get_document("writeConcernError").ok().map(unacknowledged),
             refusals: refusals.collect(),
             all: number(reply, "nModified") == Some(sent),
         }
@@ -205,8 +208,17 @@ impl Judged {
 
 /// What became of an update that the server reports in this document.
 pub(super) fn refused(error: &Document) -> Error {
+    of_code(error, failure::refused)
+}
+
+/// What became of updates that were carried out, and whose write concern failed.
+pub(super) fn unacknowledged(error: &Document) -> Error {
+    of_code(error, failure::unacknowledged)
+}
+
+fn of_code(error: &Document, judge: impl Fn(&str, i32) -> Error) -> Error {
     match number(error, "code") {
-        Some(code) => failure::refused("save a session", i32::try_from(code).unwrap_or_default()),
+        Some(code) => judge("save a session", i32::try_from(code).unwrap_or_default()),
         None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
     }
 }

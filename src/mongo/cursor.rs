@@ -16,10 +16,11 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Sessions;
 use super::client_state::LINGERS;
+use super::server_errors::{self, Start};
 use super::watermark::StreamSource;
-use super::{Sessions, failure};
-use crate::backend::{Fault, ServerId};
+use crate::backend::{Fault, Refusal, ServerId};
 use crate::sync::{Mutex, lock};
 
 /// An open change stream of the sessions' collection.
@@ -66,10 +67,14 @@ impl Sessions {
         ends: CancellationToken,
     ) -> Result<(Cursor, Handed), Fault> {
         self.has_client()?;
+        let start = if after.is_some() { Start::Resumed } else { Start::Fresh };
+        let server = Server::primary_or_router();
+        if after.is_none() {
+            self.asks_for_a_load_balancer(&server).await?;
+        }
         let client = self.documents.client();
         let session = client.start_session().causal_consistency(false).await;
         let mut session = session.map_err(|error| fault(&error))?;
-        let server = Server::primary_or_router();
         let opens = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
         let [matches, projects] = stages;
         let database = self.database();
@@ -78,11 +83,29 @@ impl Sessions {
             "pipeline": [{ "$changeStream": opens }, matches, projects],
             "cursor": {},
             "readConcern": { "level": "majority" },
+            // No `maxTimeMS`: the manual does not say whether it bounds the cursor's `getMore`s too. Where the
+            // cluster's `defaultMaxTimeMS` ends a long way to the position, that is `TooSlow`.
         });
         let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
-        let reply = reply.map_err(|error| fault(&error))?;
-        let (id, handed) = read(reply, "firstBatch").ok_or(Fault::Refused)?;
+        let reply = reply.map_err(|error| server_errors::fault(&error, start))?;
+        let (id, handed) = read(reply, "firstBatch").ok_or_else(unreadable)?;
         Ok((Cursor { sessions: self, session, server, id, ends }, handed))
+    }
+
+    /// Behind a load balancer each command may end at another router, and the driver ties a cursor to its
+    /// connection for its own cursors alone: a `getMore` of ours would not find the cursor.
+    async fn asks_for_a_load_balancer(&self, server: &Server) -> Result<(), Fault> {
+        // Which kind of server it is shows once one was chosen for a command.
+        let database = self.database();
+        let asks = database.run_command(doc! { "hello": 1 });
+        asks.selection_criteria(server.criteria()).await.map_err(|error| fault(&error))?;
+        if server.is_load_balancer() {
+            return Err(Fault::Unsupported(
+                "the connection goes through a load balancer (loadBalanced=true), and a change \
+                 stream needs each command to reach the same server",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -101,7 +124,7 @@ impl Cursor {
         let criteria = self.server.criteria();
         let reply = asks.session(&mut self.session).selection_criteria(criteria).await;
         let reply = reply.map_err(|error| fault(&error))?;
-        let (id, handed) = read(reply, "nextBatch").ok_or(Fault::Refused)?;
+        let (id, handed) = read(reply, "nextBatch").ok_or_else(unreadable)?;
         self.id = id;
         Ok(handed)
     }
@@ -191,70 +214,22 @@ impl Server {
     pub(super) fn is_router(&self) -> bool {
         lock(&self.0).as_ref().is_some_and(|(_, kind)| is_router(*kind))
     }
+
+    fn is_load_balancer(&self) -> bool {
+        lock(&self.0).as_ref().is_some_and(|(_, kind)| *kind == ServerType::LoadBalancer)
+    }
 }
 
 fn is_router(kind: ServerType) -> bool {
     matches!(kind, ServerType::Mongos | ServerType::LoadBalancer)
 }
 
-/// What a driver's error means for a stream.
+/// What a driver's error means for a stream that is open.
 pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
-    if matches!(*error.kind, mongodb::error::ErrorKind::Shutdown) {
-        return Fault::Closed;
-    }
-    failure::code(error).map_or(Fault::Passing, fault_of)
+    server_errors::fault(error, Start::Open)
 }
 
-fn fault_of(code: i32) -> Fault {
-    match code {
-        // CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost.
-        136 | 260 | 280 | 286 => Fault::Lost,
-        // "The $changeStream stage is only supported on replica sets", IllegalOperation,
-        // CommandNotFound, "Unrecognized pipeline stage name".
-        40573 | 20 | 59 | 40324 => Fault::Unsupported(
-            "this MongoDB server has no change streams (a replica set has them, one of a single \
-             member too: start mongod with --replSet and run rs.initiate())",
-        ),
-        13 => Fault::Unsupported(
-            "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
-             `changeStream` and `find` on the collection)",
-        ),
-        code if PASSING.contains(&code) => Fault::Passing,
-        _ => Fault::Refused,
-    }
-}
-
-/// The errors after which the
-/// [specification of change streams](https://github.com/mongodb/specifications/blob/master/source/change-streams/change-streams.md#resumable-error)
-/// has a driver resume, and the authentication that a new primary may ask for.
-const PASSING: [i32; 22] = [
-    6, 7, 18, 43, 63, 89, 91, 133, 150, 189, 234, 237, 262, 9001, 10107, 11600, 11602, 13388,
-    13435, 13436, 50, 334,
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_error_means_for_a_stream() {
-        for code in [136, 260, 280, 286] {
-            assert_eq!(fault_of(code), Fault::Lost, "{code}");
-        }
-        for code in [13, 20, 59, 40324, 40573] {
-            assert!(matches!(fault_of(code), Fault::Unsupported(_)), "{code}");
-        }
-        // The list of the specification that is named above.
-        for code in [
-            6, 7, 43, 63, 89, 91, 133, 150, 189, 234, 9001, 10107, 11600, 11602, 13388, 13435,
-            13436,
-        ] {
-            assert_eq!(fault_of(code), Fault::Passing, "{code}");
-        }
-        for code in [1, 2, 9, 26, 17280] {
-            assert_eq!(fault_of(code), Fault::Refused, "{code}");
-        }
-        let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert_eq!(fault(&no_answer.into()), Fault::Passing);
-    }
+/// An answer that has not the form of one.
+pub(super) fn unreadable() -> Fault {
+    Fault::Refused(Refusal::default())
 }

@@ -6,6 +6,7 @@
 
 use mongodb::error::{ErrorKind as Driver, WriteFailure};
 
+use super::server_errors::{self, Meaning, meaning_of, name_of};
 use crate::error::{Error, ErrorKind};
 
 /// The server's code for a duplicate key.
@@ -33,8 +34,15 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
         | Driver::DnsResolve { .. } => ErrorKind::Connection,
         Driver::InvalidArgument { .. } | Driver::InvalidTlsConfig { .. } => ErrorKind::Config,
         Driver::Shutdown => return Error::client_closed(),
-        _ => code(error).map_or(ErrorKind::Server, kind_of),
+        _ => server_errors::meaning(error).map_or(ErrorKind::Server, Meaning::kind),
     };
+    if kind == ErrorKind::Overloaded {
+        let why = code(error).map_or_else(String::new, |code| answer(code, code_name(error)));
+        return Error::server_overloaded(
+            format!("MongoDB is overloaded and refused to {doing}: it answered with {why}"),
+            server_errors::was_turned_away(error),
+        );
+    }
     let message = match (kind, code(error)) {
         (ErrorKind::Authentication, _) => format!(
             "MongoDB refused the credentials while trying to {doing}: check the user name, the \
@@ -55,10 +63,10 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
             format!("could not reach MongoDB to {doing}: {}", unreachable(error))
         }
         (ErrorKind::Timeout, _) => format!("MongoDB gave up at its time limit, trying to {doing}"),
-        (_, Some(code)) => format!(
-            "MongoDB answered with error {code}{} when asked to {doing}",
-            code_name(error).map(|name| format!(" ({name})")).unwrap_or_default()
-        ),
+        (_, Some(code)) => {
+            let answer = answer(code, code_name(error));
+            format!("MongoDB answered with {answer} when asked to {doing}")
+        }
         (ErrorKind::Config, None) => format!("the driver refused to {doing}: {}", argument(error)),
         _ => format!("the MongoDB driver failed to {doing}"),
     };
@@ -67,34 +75,41 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
 
 /// What one operation of a command became that the server refused with this code.
 pub(super) fn refused(doing: &str, code: i32) -> Error {
-    match kind_of(code) {
+    of_code(doing, code, meaning_of(code))
+}
+
+/// What a write became that was carried out, and that the server failed to have acknowledged by as many
+/// members as the write concern asks for.
+pub(super) fn unacknowledged(doing: &str, code: i32) -> Error {
+    of_code(doing, code, meaning_of(code).of_a_write_concern())
+}
+
+fn of_code(doing: &str, code: i32, meaning: Meaning) -> Error {
+    let answer = answer(code, None);
+    match meaning.kind() {
         ErrorKind::Connection => {
             let why = of_the_cluster(code);
             Error::new(ErrorKind::Connection, format!("could not reach MongoDB to {doing}: {why}"))
         }
-        kind => {
-            Error::new(kind, format!("MongoDB answered with error {code} when asked to {doing}"))
-        }
+        ErrorKind::Overloaded => Error::server_overloaded(
+            format!("MongoDB is overloaded and refused to {doing}: it answered with {answer}"),
+            true,
+        ),
+        kind => Error::new(kind, format!("MongoDB answered with {answer} when asked to {doing}")),
     }
 }
 
-fn kind_of(code: i32) -> ErrorKind {
-    match code {
-        18 | 334 => ErrorKind::Authentication,
-        13 => ErrorKind::Permission,
-        50 => ErrorKind::Timeout,
-        // ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary, InterruptedAtShutdown,
-        // InterruptedDueToReplStateChange, NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary: an outage,
-        // though somebody answers. NetworkTimeout and SocketException: of a router or a member that
-        // does not reach the others.
-        89 | 91 | 189 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436 => ErrorKind::Connection,
-        _ => ErrorKind::Server,
+/// An error of the server by its code and the code's name.
+fn answer(code: i32, name: Option<&str>) -> String {
+    match name.or_else(|| name_of(code)) {
+        Some(name) => format!("error {code} ({name})"),
+        None => format!("error {code}"),
     }
 }
 
 fn of_the_cluster(code: i32) -> String {
-    match code {
-        89 | 9001 => format!("its members do not reach each other (error {code})"),
+    match meaning_of(code) {
+        Meaning::Unreachable => format!("its members do not reach each other (error {code})"),
         _ => format!("it is electing a new primary or shutting down (error {code})"),
     }
 }
@@ -119,14 +134,16 @@ pub(super) fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
-fn code_name(error: &mongodb::error::Error) -> Option<&str> {
+pub(super) fn code_name(error: &mongodb::error::Error) -> Option<&str> {
     let name = match &*error.kind {
         Driver::Command(command) => command.code_name.as_str(),
         Driver::Write(WriteFailure::WriteError(write)) => write.code_name.as_deref()?,
         Driver::Write(WriteFailure::WriteConcernError(concern)) => concern.code_name.as_str(),
         _ => return None,
     };
-    Some(name).filter(|name| !name.is_empty())
+    // A name is one word of letters and digits. A proxy may put anything in its place.
+    let is_name = name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    Some(name).filter(|name| !name.is_empty() && is_name)
 }
 
 /// Whether the server refused somebody who gave no name, rather than a user without the right. Both
@@ -256,20 +273,37 @@ mod tests {
 
     #[test]
     fn a_server_that_steps_down_is_an_outage() {
-        for code in [89, 91, 189, 9001, 10107, 11600, 11602, 13435, 13436] {
+        for code in [6, 7, 89, 91, 133, 134, 189, 202, 407, 9001, 10107, 11600, 11602, 13435, 13436]
+        {
             let error = refused("save a session", code);
             assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
             assert!(error.is_outage() && error.to_string().contains(&code.to_string()), "{error}");
+            assert!(!error.was_not_sent(), "{error}");
         }
         for (code, kind) in [
             (2, ErrorKind::Server),
             (13, ErrorKind::Permission),
             (18, ErrorKind::Authentication),
             (50, ErrorKind::Timeout),
+            (262, ErrorKind::Timeout),
             (11000, ErrorKind::Server),
         ] {
             assert_eq!(refused("save a session", code).kind(), kind, "{code}");
         }
+    }
+
+    #[test]
+    fn a_statement_that_an_overloaded_server_refuses_was_not_carried_out_and_one_it_has_written_was()
+     {
+        for code in [433, 449, 450, 462] {
+            let error = refused("save a session", code);
+            assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+            assert!(error.is_outage() && error.was_not_sent() && !error.is_ours(), "{error}");
+            let written = unacknowledged("save a session", code);
+            assert_eq!(written.kind(), ErrorKind::Server, "{written}");
+            assert!(!written.was_not_sent(), "{written}");
+        }
+        assert_eq!(unacknowledged("save a session", 91).kind(), ErrorKind::Connection);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod query;
 mod reencrypt;
 mod removal;
 mod seen;
+mod server_errors;
 mod shown;
 #[cfg(feature = "import")]
 pub(crate) mod takeover;

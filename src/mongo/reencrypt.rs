@@ -370,8 +370,8 @@ impl Sessions {
             match self.write(statements).await {
                 Ok(reply) => match reply.get_document("writeConcernError") {
                     Ok(concern) => {
-                        let refused = bulk::refused(concern);
-                        timer.ends(Outcome::Failed(refused.kind()), Err(refused))
+                        let failed = bulk::unacknowledged(concern);
+                        timer.ends(Outcome::Failed(failed.kind()), Err(failed))
                     }
                     Err(_) => timer.ends(Outcome::Ok, Ok(reply)),
                 },

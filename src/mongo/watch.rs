@@ -9,7 +9,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use tokio_util::sync::CancellationToken;
 
-use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault};
+use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault, unreadable};
 use super::invalidations::{InvalidationReader, Reading};
 use super::watermark::StreamSource;
 use super::{Sessions, document};
@@ -119,7 +119,7 @@ impl Watch {
             let criteria = server.criteria();
             reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
-        let time = reply.get_timestamp("operationTime").map_err(|_| Fault::Refused)?.into();
+        let time = reply.get_timestamp("operationTime").map_err(|_| unreadable())?.into();
         self.sessions.seen.advance(time);
         Ok(PrimaryTime { time, visible_on: visible_on(&reply, time, server.source()) })
     }

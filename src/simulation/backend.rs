@@ -10,7 +10,7 @@ use super::operation::{Operation, Outcome};
 use super::sign_out::Floors;
 use super::stream::{Cursor, Reply};
 use super::wire::{Manners, Wire};
-use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Rev};
+use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Refusal, Rev};
 use crate::clock::Clock;
 use crate::dispatch::Commands;
 use crate::error::{Error, ErrorKind, Result};
@@ -139,7 +139,7 @@ impl FakeBackend {
         let wire = self.wire.clone();
         Box::pin(async move {
             let outcomes = join_all(members).await;
-            let failed = wire.state().failed.get(&command).copied();
+            let failed = wire.state().failed.get(&command).cloned();
             failed.map_or(Ok(outcomes), |fault| Err(error(fault)))
         })
     }
@@ -150,7 +150,9 @@ impl FakeBackend {
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Asked<T> {
         let call = self.wire.clone().call(self.node, operation, None);
-        Box::pin(async move { convert(call.await?).ok_or(Fault::Refused) })
+        Box::pin(
+            async move { convert(call.await?).ok_or_else(|| Fault::Refused(Refusal::default())) },
+        )
     }
 }
 
@@ -158,6 +160,7 @@ impl FakeBackend {
 fn error(fault: Fault) -> Error {
     match fault {
         Fault::Passing => Error::new(ErrorKind::Connection, "the connection was cut"),
+        Fault::Overloaded => Error::server_overloaded("the server is overloaded", true),
         _ => Error::new(ErrorKind::Server, "the server refused"),
     }
 }

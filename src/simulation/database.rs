@@ -64,6 +64,10 @@ impl Database {
         }
     }
 
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
     /// The place of a new event in the order of all that happens.
     pub(super) fn step(&mut self) -> u64 {
         self.steps += 1;

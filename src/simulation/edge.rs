@@ -61,6 +61,7 @@ impl Errand {
         wire.chance.dawdle(laziness).await;
         self.ends(match &outcome {
             Ok(_) => End::Answered,
+            Err(error) if error.is_server_overload() => End::TurnedAway,
             Err(error) if error.was_not_sent() => self.refused(error),
             Err(error) => End::Failed { outage: error.is_outage() },
         });

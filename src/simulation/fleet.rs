@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +12,7 @@ use super::chance::Chance;
 use super::crew::Crew;
 use super::edge::Edge;
 use super::oracle::Begun;
-use super::profile::Profile;
+use super::profile::{Kind, Profile};
 use super::sign_out::OwnedPages;
 use super::wire::{Manners, Wire};
 use crate::backend::RevSource;
@@ -34,6 +35,8 @@ pub(super) struct Fleet {
     pub(super) stores: Arc<[Tiers<Edge>]>,
     /// The sessions that are known of; those past the first few were made by stores.
     pub(super) ids: Arc<Mutex<Vec<RawId>>>,
+    /// What the caches count, where a walk judges by that.
+    meters: Option<Arc<Snapshotter>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,9 +81,14 @@ impl Fleet {
             outage_grace: profile.promise.grace,
             compact: false,
         };
+        let recorder = (profile.kind == Kind::Overloaded).then(DebuggingRecorder::new);
         let stores = (0..profile.stores).map(|node| {
             let limits = Limits { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
-            let cache = Cache::new(&limits, clock.clone(), &Series::default());
+            let new = || Cache::new(&limits, clock.clone(), &Series::default());
+            let cache = match &recorder {
+                Some(recorder) => metrics::with_local_recorder(recorder, new),
+                None => new(),
+            };
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();
             if !profile.promise.exclusive {
@@ -110,6 +118,7 @@ impl Fleet {
         });
         let ids = (0..profile.sessions).map(|id| RawId(i128::try_from(id).unwrap())).collect();
         Self {
+            meters: recorder.as_ref().map(|recorder| Arc::new(recorder.snapshotter())),
             stores: stores.collect(),
             ids: Arc::new(Mutex::new(ids)),
             profile: Arc::new(profile),
@@ -117,6 +126,27 @@ impl Fleet {
             clock,
             chance,
         }
+    }
+
+    /// Where nothing but overload has happened, whether the caches have kept what they had.
+    pub(super) fn judge_overload(&self) {
+        let Some(meters) = &self.meters else { return };
+        let counted = meters.snapshot().into_vec();
+        let removed = |cause: &str| -> u64 {
+            let counts = counted.iter().filter_map(|(key, _, _, value)| {
+                let key = key.key();
+                let is_it = key.name() == "session_store_cache_invalidations_total"
+                    && key.labels().any(|label| label.value() == cause);
+                match value {
+                    DebugValue::Counter(count) if is_it => Some(*count),
+                    _ => None,
+                }
+            });
+            counts.sum()
+        };
+        let gaps = removed("gap");
+        let doubts = removed("doubt");
+        self.wire.state().oracle.judge_overload(gaps, doubts);
     }
 
     pub(super) fn ids(&self) -> Vec<RawId> {

@@ -6,6 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::Walk;
 use crate::clock::Moment;
+use crate::follow::SECOND_THOUGHTS;
 
 /// Longer than the longest pause of a follower between two attempts.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -14,6 +15,7 @@ impl Walk {
     /// Serves everything at once from now on, and looks whether everything comes to rest.
     pub(super) async fn heal(&mut self) {
         self.note(|| "heal".to_owned());
+        self.fleet.judge_overload();
         let wire = self.fleet.wire.clone();
         wire.state().manners.healed = true;
         for call in wire.waiting() {
@@ -53,7 +55,10 @@ impl Walk {
     async fn recover(&self, healed_at: Moment) {
         let profile = &self.fleet.profile;
         let moment = profile.timeout / 4 + profile.promise.max_staleness / 10;
-        let patience = PATIENCE + profile.timeout * 2 + profile.promise.max_staleness;
+        let mut patience = PATIENCE + profile.timeout * 2 + profile.promise.max_staleness;
+        if self.fleet.wire.state().oracle.tally.contains_key("refused a fresh stream") {
+            patience += SECOND_THOUGHTS;
+        }
         let mut waited = Duration::ZERO;
         while waited < patience {
             if self.fleet.stores.iter().all(|store| store.cache.synced_at() > healed_at) {

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::database::{Database, Span};
-use super::operation::Operation;
+use super::operation::{Operation, Outcome};
 use super::wire::{Manners, Record};
+use crate::backend::Fault;
 use crate::clock::Moment;
 use crate::error::ErrorKind;
+use crate::follow::{REFUSALS, SECOND_THOUGHTS};
 use crate::key::SessionKey;
 use crate::record::{Session, WallTime};
 
@@ -23,6 +25,10 @@ pub(super) struct Oracle {
     pub(super) asleep_at: Option<Moment>,
     /// What each store has served last of each session.
     served: BTreeMap<(usize, usize), u64>,
+    /// How many entries may have been removed for calls whose outcome is not known.
+    pub(super) in_doubt: u64,
+    /// How many streams took too long to be resumed.
+    pub(super) too_slow: u64,
 }
 
 /// What a store may not go back behind, and whether it may think that the database is down.
@@ -32,6 +38,12 @@ struct Node {
     under_way: BTreeSet<usize>,
     answered_at: Option<Moment>,
     failed_at: Option<Moment>,
+    /// When a call was turned away last, and when one was not.
+    turned_away_at: Option<Moment>,
+    taken_at: Option<Moment>,
+    /// How often in a row a stream without a position was refused, and when last.
+    refused_fresh: u32,
+    refused_fresh_at: Option<Moment>,
 }
 
 /// A load that begins after this step answers with this rank or a later one.
@@ -60,6 +72,8 @@ pub(super) enum End {
     },
     /// The database was not asked.
     NotSent,
+    /// The database is overloaded, and has not begun to carry it out.
+    TurnedAway,
 }
 
 /// When an operation began.
@@ -120,8 +134,20 @@ impl Oracle {
                     node.failed_at = node.failed_at.max(Some(deadline)).max(woke_at);
                 }
                 End::Failed { outage: true } => node.failed_at = Some(now),
-                _ => node.answered_at = Some(now),
+                End::TurnedAway => node.turned_away_at = Some(now),
+                _ => {
+                    node.answered_at = Some(now);
+                    node.taken_at = Some(now);
+                }
             }
+        }
+        let removes = matches!(record.operation, Operation::Remove(_));
+        if !in_time || matches!(end, End::GivenUp | End::Failed { .. }) || removes {
+            // At its deadline, and once more at its late end.
+            self.in_doubt += 2;
+        }
+        if end == End::TurnedAway {
+            return;
         }
         if record.applied && !in_time {
             self.count("ended after its deadline");
@@ -300,7 +326,54 @@ impl Oracle {
             woke_at.max(Some(record.asked.after(manners.timeout)))
         });
         let failed = noticed.max().flatten().max(node.failed_at);
-        failed.is_some() && failed >= node.answered_at
+        let turned_away = node.turned_away_at;
+        (failed.is_some() && failed >= node.answered_at)
+            || (turned_away.is_some() && turned_away >= node.taken_at)
+    }
+
+    /// A store asks for a stream.
+    pub(super) fn opens(&mut self, node: usize, now: Moment) {
+        let it = self.node(node);
+        let since = it.refused_fresh_at.map(|at| now.since(at));
+        if it.refused_fresh >= REFUSALS && since.is_some_and(|since| since < SECOND_THOUGHTS) {
+            let text = format!("store {node} asks for a stream {since:?} after the last refusal");
+            self.violated(text);
+        }
+    }
+
+    /// What came of that, or of a question for more.
+    pub(super) fn ends_of_a_stream(
+        &mut self,
+        node: usize,
+        operation: &Operation,
+        outcome: Option<&Result<Outcome, Fault>>,
+        now: Moment,
+    ) {
+        if matches!((operation, outcome), (Operation::Open(Some(_)), None)) {
+            self.too_slow += 1;
+        }
+        let it = self.node(node);
+        match (operation, outcome) {
+            (Operation::Open(None), Some(Err(Fault::Refused(_)))) => {
+                it.refused_fresh += 1;
+                it.refused_fresh_at = Some(now);
+                self.count("refused a fresh stream");
+            }
+            (_, Some(Err(Fault::Overloaded))) => {}
+            _ => it.refused_fresh = 0,
+        }
+    }
+
+    /// Nothing but overload has happened to these stores, which have removed so many entries for a gap
+    /// and so many for doubt.
+    pub(super) fn judge_overload(&mut self, gaps: u64, doubts: u64) {
+        if gaps > 0 && self.too_slow < u64::from(REFUSALS) {
+            self.violated(format!("overload: the cache was emptied {gaps} times"));
+        }
+        if doubts > self.in_doubt {
+            let most = self.in_doubt;
+            self.violated(format!("overload: {doubts} entries were removed, {most} in doubt"));
+        }
     }
 
     fn floor(&mut self, node: usize, number: usize, step: u64) -> Floor {

@@ -63,6 +63,10 @@ pub(super) struct Rates {
     pub(super) stall: f64,
     /// Nothing answers one store for a while.
     pub(super) outage: f64,
+    /// The server turns away what one store asks, for a while.
+    pub(super) overload: f64,
+    /// The server opens no stream without a position, for a while.
+    pub(super) refuse_fresh: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +84,15 @@ pub(super) enum Kind {
     Crowded,
     /// More calls than leave at once.
     Busy,
+    /// An overloaded server, and nothing else that goes wrong.
+    Overloaded,
 }
 
 impl Profile {
     pub(super) fn draw(chance: &Chance) -> Self {
         use Kind::{
-            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Slow, Stalled,
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Slow,
+            Stalled,
         };
 
         let kind = chance.pick(&[
@@ -105,12 +112,14 @@ impl Profile {
             Crowded,
             Busy,
             Busy,
+            Overloaded,
+            Overloaded,
         ]);
         let max_staleness =
             Duration::from_millis(chance.pick(&[200, 300, 500, 1_000, 2_000, 5_000]));
         let timeout = max_staleness.mul_f64(chance.pick(&[0.25, 0.5, 1.5, 3.0, 6.0]));
         let grace = match kind {
-            Outage => max_staleness.mul_f64(chance.pick(&[0.0, 0.5, 2.0, 5.0])),
+            Outage | Overloaded => max_staleness.mul_f64(chance.pick(&[0.0, 0.5, 2.0, 5.0])),
             Lossy | Slow => max_staleness.mul_f64(chance.pick(&[0.0, 0.0, 0.0, 1.0])),
             _ => Duration::ZERO,
         };
@@ -131,6 +140,8 @@ impl Profile {
             elect: chance.pick(&[0.0, 0.005, 0.02]),
             stall: 0.005,
             outage: 0.0,
+            overload: 0.002,
+            refuse_fresh: 0.0,
         };
         let rates = match kind {
             Calm | Crowded => Rates { fail: 0.0, stall: 0.0, cut_stream: 0.0, leap: 0.005, ..base },
@@ -138,9 +149,30 @@ impl Profile {
             Slow => Rates { serve: 0.15, stall: 0.01, ..base },
             Stalled => Rates { stall: 0.04, leap: 0.02, ..base },
             HistoryLost => {
-                Rates { cut_stream: 0.03, lose_history: 0.03, drop_collection: 0.003, ..base }
+                let refuse_fresh = chance.pick(&[0.0, 0.01]);
+                let drop_collection = 0.003;
+                Rates {
+                    cut_stream: 0.03,
+                    lose_history: 0.03,
+                    drop_collection,
+                    refuse_fresh,
+                    ..base
+                }
             }
             Outage => Rates { outage: 0.02, fail: 0.03, begin: 0.6, leap: 0.02, ..base },
+            Overloaded => Rates {
+                overload: 0.05,
+                fail: 0.0,
+                stall: 0.0,
+                cut_stream: 0.0,
+                refuse_stream: 0.0,
+                elect: 0.0,
+                lose_history: 0.0,
+                drop_collection: 0.0,
+                leap: 0.0,
+                suspend: 0.0,
+                ..base
+            },
             Busy => Rates { begin: 1.0, serve: 0.3, fail: 0.03, ..base },
             Exclusive | Bounded => Rates { fail: 0.04, drop_collection: 0.0, ..base },
         };

@@ -14,7 +14,7 @@ use super::walk::{Report, walk};
 
 const SEEDS: u64 = 2_000;
 /// What so many walks must come across, to prove anything about it.
-const OCCUR: [&str; 8] = [
+const OCCUR: [&str; 10] = [
     "ended after its deadline",
     "sent together",
     "a whole command failed",
@@ -23,6 +23,8 @@ const OCCUR: [&str; 8] = [
     "not worth a touch",
     "overloaded",
     "signed out",
+    "turned away",
+    "refused a fresh stream",
 ];
 
 #[test]

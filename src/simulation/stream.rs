@@ -126,7 +126,7 @@ impl State {
         cursor: Cursor,
         chance: &Chance,
     ) -> Result<(Cursor, Reply), Fault> {
-        if let Some(fault) = self.streams[cursor.stream] {
+        if let Some(fault) = self.streams[cursor.stream].clone() {
             return Err(fault);
         }
         if let Some(key) = self.manners.busy.filter(|_| !self.manners.healed) {
@@ -161,12 +161,12 @@ impl State {
     }
 
     /// Breaks the streams of one store off.
-    pub(super) fn break_streams(&mut self, node: usize, fault: Fault) {
+    pub(super) fn break_streams(&mut self, node: usize, fault: &Fault) {
         for waiting in self.calls.keys().map(|call| &self.records[*call]) {
             if let Operation::More(cursor) = &waiting.operation
                 && waiting.node == node
             {
-                self.streams[cursor.stream] = Some(fault);
+                self.streams[cursor.stream] = Some(fault.clone());
             }
         }
     }

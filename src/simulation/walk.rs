@@ -13,7 +13,7 @@ use super::operation::Operation;
 use super::profile::{Kind, Profile};
 use super::trace::Trace;
 use super::wire::State;
-use crate::backend::Fault;
+use crate::backend::{Fault, Refusal};
 use crate::clock::Moment;
 use crate::record::{RawId, Session, WallTime};
 
@@ -55,6 +55,8 @@ enum Way {
     Replies,
     /// They fail instead of standing still.
     Neither,
+    /// The server turns them away instead of carrying them out.
+    TurnedAway,
 }
 
 /// Goes a walk to its end, or to the first thing that should not have been.
@@ -253,21 +255,32 @@ impl Walk {
             self.note(|| format!("outage: {lane:?} {way:?} of store {node} until {until:?}"));
             self.stalls.push(Stall { node, lane, way, until });
         }
+        if chance.happens(rates.overload) {
+            let lane = chance.pick(&[Lane::Verbs, Lane::Stream, Lane::All, Lane::All]);
+            let until = now.after(chance.part_of(longest));
+            self.note(|| format!("overload: {lane:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, lane, way: Way::TurnedAway, until });
+        }
         let mut state = self.fleet.wire.state();
+        if chance.happens(rates.refuse_fresh) {
+            let until = now.after(chance.part_of(longest * 2));
+            state.trace.note(|| format!("refuse fresh streams until {until:?}"));
+            state.refuses_fresh_until = state.refuses_fresh_until.max(until);
+        }
         if chance.happens(rates.cut_stream) {
             state.trace.note(|| format!("cut the stream of store {node}"));
-            state.break_streams(node, Fault::Passing);
+            state.break_streams(node, &Fault::Passing);
         }
         if chance.happens(rates.refuse_stream) {
             state.trace.note(|| format!("refuse the stream of store {node}"));
-            state.break_streams(node, Fault::Refused);
+            state.break_streams(node, &refused());
         }
         if chance.happens(rates.lose_history) {
             state.trace.note(|| "lose the history".to_owned());
             state.database.oplog.lose_history();
             for node in 0..self.fleet.profile.stores {
-                let fault = chance.pick(&[Fault::Lost, Fault::Passing]);
-                state.break_streams(node, fault);
+                let fault = if chance.happens(0.5) { Fault::Lost } else { Fault::Passing };
+                state.break_streams(node, &fault);
             }
         }
         if chance.happens(rates.elect) {
@@ -300,6 +313,10 @@ impl Walk {
             };
             if stall == Some(Way::Neither) {
                 wire.fail(call, Fault::Passing);
+                continue;
+            }
+            if stall == Some(Way::TurnedAway) && !applied {
+                wire.turn_away(call);
                 continue;
             }
             if !applied {
@@ -337,8 +354,8 @@ impl Walk {
     }
 
     fn fault(&self, stream: bool) -> Fault {
-        let refused = if stream { 0.3 } else { 0.1 };
-        if self.chance().happens(refused) { Fault::Refused } else { Fault::Passing }
+        let often = if stream { 0.3 } else { 0.1 };
+        if self.chance().happens(often) { refused() } else { Fault::Passing }
     }
 
     /// How a call stands still.
@@ -398,4 +415,8 @@ impl Walk {
     fn chance(&self) -> Chance {
         self.fleet.chance.clone()
     }
+}
+
+pub(super) fn refused() -> Fault {
+    Fault::Refused(Refusal::default())
 }

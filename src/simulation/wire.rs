@@ -1,7 +1,7 @@
 //! The network between stores and their database: each call waits here until the test
 //! [applies](Wire::apply) it, which changes or reads the database, and [answers](Wire::answer) it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub(super) struct State {
     commands: usize,
     /// The commands that failed as a whole, and why.
     pub(super) failed: BTreeMap<usize, Fault>,
+    /// The commands of which some part was carried out.
+    begun: BTreeSet<usize>,
+    /// Until then the database opens no stream that has no position.
+    pub(super) refuses_fresh_until: Moment,
     pub(super) oracle: Oracle,
     pub(super) trace: Trace,
 }
@@ -111,6 +115,8 @@ impl Wire {
             errands: Errands::default(),
             commands: 0,
             failed: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            refuses_fresh_until: Moment::from_nanos(0),
             oracle: Oracle::default(),
             trace: Trace::default(),
         };
@@ -126,6 +132,8 @@ impl Wire {
         let mut state = self.state();
         let Some(waiting) = state.calls.get(&call) else { return };
         assert!(waiting.outcome.is_none(), "applied twice");
+        let command = waiting.command;
+        state.begun.extend(command);
         let outcome = state.perform(call, &self.chance);
         state.trace.note(|| format!("apply {call}: {}", told(&outcome)));
         if let Some(waiting) = state.calls.get_mut(&call) {
@@ -156,14 +164,31 @@ impl Wire {
                 drop(state);
                 return self.fail(call, fault);
             };
-            state.failed.insert(command, fault);
+            state.failed.insert(command, fault.clone());
             state.oracle.count("a whole command failed");
             let part =
                 |(call, it): (&usize, &Waiting)| (it.command == Some(command)).then_some(*call);
             state.calls.iter().filter_map(part).collect::<Vec<_>>()
         };
         for call in calls {
-            self.fail(call, fault);
+            self.fail(call, fault.clone());
+        }
+    }
+
+    /// The server is overloaded and turns a call away, with all that was sent with it, unless it has begun
+    /// to carry some of that out.
+    pub(super) fn turn_away(&self, call: usize) {
+        let has_begun = {
+            let mut state = self.state();
+            let command = state.calls.get(&call).and_then(|waiting| waiting.command);
+            let has_begun = command.is_some_and(|command| state.begun.contains(&command));
+            if !has_begun {
+                state.oracle.count("turned away");
+            }
+            has_begun
+        };
+        if !has_begun {
+            self.fail_whole(call, Fault::Overloaded);
         }
     }
 
@@ -191,6 +216,7 @@ impl Wire {
             if let Some(pace) = more {
                 tokio::time::sleep(pace).await;
             }
+            self.state().begun.extend(command);
             let outcome = self.state().perform(call, &self.chance);
             self.state().trace.note(|| format!("at once {call}: {}", told(&outcome)));
             outcome
@@ -213,6 +239,9 @@ impl Wire {
         let call = state.notes(node, operation.clone(), now);
         let State { trace, database, errands, oracle, manners, .. } = &mut *state;
         trace.note(|| format!("ask {call} by {node}: {}", operation.told(database)));
+        if matches!(operation, Operation::Open(_)) {
+            oracle.opens(node, now);
+        }
         if operation.is_queued() {
             errands.is_sent(call, node, operation, now, manners.timeout, oracle);
         } else if !operation.is_of_a_stream() {
@@ -299,6 +328,11 @@ impl State {
                 let removed = self.database.remove_owned(keys, *owner, by);
                 Outcome::Ended(removed, self.database.ranks(keys))
             }
+            Operation::Open(None)
+                if self.database.now() < self.refuses_fresh_until && !self.manners.healed =>
+            {
+                return Err(super::walk::refused());
+            }
             Operation::Open(after) => {
                 let (cursor, reply) = self.open(after.as_ref(), chance)?;
                 Outcome::Handed(cursor, reply)
@@ -343,12 +377,16 @@ impl State {
         if let Some(Ok(Outcome::Time(_))) = outcome {
             oracle.hears(record.node, now);
         }
+        if matches!(record.operation, Operation::Open(_) | Operation::More(_)) {
+            oracle.ends_of_a_stream(record.node, &record.operation, outcome, now);
+        }
         if record.operation.is_of_a_stream() || record.operation.is_queued() {
             return;
         }
         let end = match outcome {
             None => End::GivenUp,
             Some(Ok(_)) => End::Answered,
+            Some(Err(Fault::Overloaded)) => End::TurnedAway,
             Some(Err(fault)) => End::Failed { outage: *fault == Fault::Passing },
         };
         oracle.ends(record, call, end, database, manners, (step, now));

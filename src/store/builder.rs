@@ -165,7 +165,8 @@ impl CachedMongoStoreBuilder {
     /// Builds the store, and begins to follow the changes that other instances make.
     ///
     /// Waits for the change stream to be open, for at most the operation timeout; if it is not open
-    /// by then, the store starts without and goes on trying.
+    /// by then, the store starts without and goes on trying. A server that refuses a change stream three
+    /// times in a row is taken for one that has none, and is not waited for.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ use self::expiries::Expiries;
 use super::CachedMongoStore;
 use crate::backend::Fault;
 use crate::error::{Error, ErrorKind, Result};
-use crate::follow::pause;
+use crate::follow::{Failures, REFUSALS, Refused, SECOND_THOUGHTS, pause};
 use crate::key::SessionKey;
 use crate::mongo::news::{News, NewsSource, Report, Token, What};
 use crate::sync::{Mutex, lock};
@@ -29,8 +29,6 @@ use crate::trace;
 const WAITING: usize = 4_096;
 /// How long the server waits for a report, and so how long a stream outlives its last consumer.
 const PACE: Duration = Duration::from_millis(500);
-/// How often in a row a server may refuse to go on from a place before that is given up.
-const REFUSALS: u32 = 3;
 
 /// Something that an [`Events`] stream tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,8 +108,9 @@ impl CachedMongoStore {
     ///
     /// [`Config`](ErrorKind::Config) for a store without
     /// [`change_stream`](crate::CachedMongoStoreBuilder::change_stream), with a pool of fewer than
-    /// three connections, or if the server has no change streams (a standalone one) or the user may
-    /// not open one; [`Timeout`](ErrorKind::Timeout) if it is not open within the operation timeout.
+    /// three connections, or if the server has no change streams (a standalone one, or any that refuses
+    /// one three times in a row; the message has the server's error) or the user may not open one;
+    /// [`Timeout`](ErrorKind::Timeout) if it is not open within the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -244,8 +243,11 @@ impl Drop for Teller {
 
 impl Teller {
     async fn run(self) {
-        let (mut place, mut began, mut known) = (None, false, Expiries::default());
-        let (mut failures, mut refusals, mut chance) = (0, 0, fastrand::Rng::new());
+        let mut place = None;
+        let mut began = false;
+        let mut known = Expiries::default();
+        let mut failed = Failures::default();
+        let mut chance = fastrand::Rng::new();
         loop {
             let opens = self.source.open(place.clone(), PACE);
             let fault = match timeout(self.patience, opens).await {
@@ -259,48 +261,61 @@ impl Teller {
                     }
                     began = true;
                     self.opens.send_replace(Some(Ok(())));
-                    let before = failures;
-                    let fault = self.read(news, &mut place, &mut known, &mut failures).await;
-                    if failures < before {
-                        refusals = 0;
-                    }
-                    fault
+                    self.read(news, &mut place, &mut known, &mut failed).await
                 }
                 Ok(Err(fault)) => Some(fault),
                 Err(_) => {
                     // As the follower does: a server that answers other questions has more of its
                     // history to walk through than there is patience for.
                     let answers = timeout(self.patience, self.source.answers()).await;
-                    let too_slow = place.is_some() && matches!(answers, Ok(true));
-                    Some(if too_slow { Fault::Refused } else { Fault::Passing })
+                    Some(if matches!(answers, Ok(true)) { Fault::TooSlow } else { Fault::Passing })
                 }
             };
             let Some(fault) = fault else { return };
-            match fault {
-                Fault::Closed => {
-                    self.opens.send_replace(Some(Err(Error::client_closed())));
-                    return;
-                }
-                Fault::Unsupported(why) if !began => {
-                    let error =
-                        Error::new(ErrorKind::Config, format!("there are no events: {why}"));
-                    self.opens.send_replace(Some(Err(error)));
-                    return;
-                }
-                Fault::Lost | Fault::Ended | Fault::Unsupported(_) => place = None,
-                Fault::Refused => {
-                    refusals += 1;
-                    if refusals >= REFUSALS {
-                        (place, refusals) = (None, 0);
-                    }
-                }
-                Fault::Passing => {}
+            if fault == Fault::Closed {
+                self.opens.send_replace(Some(Err(Error::client_closed())));
+                return;
             }
+            failed.count(&fault);
+            let no_streams = match fault {
+                Fault::Passing | Fault::Overloaded | Fault::Closed => None,
+                Fault::TooSlow => {
+                    if place.is_some() && failed.too_slow >= REFUSALS {
+                        place = None;
+                        failed.too_slow = 0;
+                    }
+                    None
+                }
+                Fault::Refused(refusal) => match failed.refusal(place.is_some()) {
+                    Refused::Retry => None,
+                    Refused::GiveUpPosition => {
+                        place = None;
+                        None
+                    }
+                    Refused::NoStreams => Some(refusal.reason()),
+                },
+                Fault::Lost | Fault::Ended => {
+                    place = None;
+                    None
+                }
+                Fault::Unsupported(why) => Some(why.to_owned()),
+            };
             if self.is_left() {
                 return;
             }
-            failures += 1;
-            sleep(pause(failures, &mut chance)).await;
+            let Some(why) = no_streams else {
+                sleep(pause(failed.in_a_row, &mut chance)).await;
+                continue;
+            };
+            // Those who ask from now on are told so at once.
+            let error = Error::new(ErrorKind::Config, format!("there are no events: {why}"));
+            self.opens.send_replace(Some(Err(error)));
+            if !began {
+                return;
+            }
+            // Those who listen already hear of the gap once there is a stream again.
+            place = None;
+            sleep(SECOND_THOUGHTS).await;
         }
     }
 
@@ -310,7 +325,7 @@ impl Teller {
         mut news: News,
         place: &mut Option<Token>,
         known: &mut Expiries,
-        failures: &mut u32,
+        failed: &mut Failures,
     ) -> Option<Fault> {
         loop {
             // After it was told: what was not must be handed over again.
@@ -322,7 +337,7 @@ impl Teller {
             }
             match timeout(self.patience + PACE, news.next()).await {
                 Ok(Ok(report)) => {
-                    *failures = 0;
+                    *failed = Failures::default();
                     if let Some(event) = report.and_then(|report| self.event(&report, known)) {
                         self.tell(Event::Session(event));
                     }

@@ -45,8 +45,9 @@ use crate::trace;
 ///   called, those of callers that have gone included.
 /// - However many requests ask for a session that is not cached, MongoDB is asked once.
 ///
-/// A change stream needs a replica set or a sharded cluster. On a standalone server there is none:
-/// one warning is logged, and each session is read anew once it is `max_staleness` old.
+/// A change stream needs a replica set or a sharded cluster. On a standalone server there is none, nor on
+/// one that refuses it three times in a row: one warning is logged with the reason, and each session is
+/// read anew once it is `max_staleness` old.
 ///
 /// Cheap to clone; clones share the cache.
 ///

@@ -359,6 +359,18 @@ async fn while_it_runs(quotes: &Quotes) {
     MongoStore::connect(format!("{own}{and}readPreference=nearest")).await.unwrap();
     quotes.have_one_of("an option without effect", &log.take());
     dropped_indexes(quotes, &log).await;
+    let mongo_behind = MongoStore::connect(proxy.uri()).await.unwrap();
+    let refusing = proxy.refuse_all("aggregate", 136, "CappedPositionLost", &[]);
+    CachedMongoStore::builder(mongo_behind.clone()).build().await.unwrap();
+    quotes.have_one_of("a server that refuses streams", &log.take());
+    drop(refusing);
+    let _refusing = proxy.refuse_all("find", 462, "IngressRequestRateLimitExceeded", &[]);
+    let error = mongo_behind.load(&record().id).await.unwrap_err();
+    quotes.have("an overloaded server", &said_by_the_trait(&error));
+    let proxy = Proxy::start().await;
+    let mongo_behind = MongoStore::connect(proxy.as_load_balancer()).await.unwrap();
+    CachedMongoStore::builder(mongo_behind).build().await.unwrap();
+    quotes.have_one_of("a load balancer", &log.take());
     let store = mongo().await;
     store.save(&record()).await.unwrap();
     quotes.have_one_of("a late save", &log.take());

@@ -41,6 +41,7 @@ mod runtimes;
 mod sabotage;
 mod secrets;
 mod seen;
+mod server_errors;
 mod stored_data;
 mod touch;
 mod trace;

@@ -14,7 +14,7 @@ use std::thread;
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
 pub(crate) use session_test_proxy::HeldReply;
-use session_test_proxy::{Location, Upstream};
+use session_test_proxy::{Injected, Injection, Lasts, Location, Role, ServerError, Upstream};
 use session_test_server::{TestServer, fresh_database, shared};
 use tower_sessions_moka_mongodb_store::mongodb;
 
@@ -54,6 +54,40 @@ impl Proxy {
     /// Past it, to the same database.
     pub(crate) fn direct(&self) -> &str {
         &self.direct
+    }
+
+    /// Has the server refuse every command of this name, until the answer is dropped.
+    pub(crate) fn refuse_all(
+        &self,
+        command: &'static str,
+        code: i32,
+        name: &str,
+        labels: &[&str],
+    ) -> Refusing {
+        let error = ServerError::new(code).with_name(name).with_labels(labels.iter().copied());
+        Refusing(self.inject(command, Injection::Refuse(error), Lasts::UntilStopped))
+    }
+
+    /// Has the server introduce itself as a load balancer from now on. The connection string for it.
+    pub(crate) fn as_load_balancer(&self) -> String {
+        self.introduce_as(Role::LoadBalancer);
+        self.uri.replace("directConnection=true", "loadBalanced=true")
+    }
+}
+
+/// Commands are refused as long as this is kept.
+pub(crate) struct Refusing(Injected);
+
+impl Refusing {
+    /// How many have been refused.
+    pub(crate) fn times(&self) -> u32 {
+        self.0.count()
+    }
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

@@ -89,4 +89,14 @@ pub(super) async fn events(quotes: &Quotes) {
         held.refuse(code);
         config(quotes, what, store.events().await);
     }
+    let proxy = Proxy::start().await;
+    let _refusing = proxy.refuse_all("aggregate", 115, "CommandNotSupported", &[]);
+    for (what, uri) in [
+        ("a server that refuses streams", proxy.uri().to_owned()),
+        ("a load balancer", proxy.as_load_balancer()),
+    ] {
+        let mongo = MongoStore::connect(uri).await.unwrap();
+        let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+        config(quotes, what, store.events().await);
+    }
 }

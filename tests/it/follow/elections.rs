@@ -33,7 +33,7 @@ async fn an_election_in_the_middle_of_a_stream_leaves_no_gap() {
         one.delete(&record.id).await.unwrap();
         let error = || ServerError::new(code);
         let burst = proxy.inject("getMore", Injection::Refuse(error()), Lasts::Times(BURST));
-        held.refuse_with(error());
+        held.refuse_as(error());
         burst.reached(BURST).await;
         sees(&other, &record, None).await;
         assert!(meters.value(RESUMES) >= f64::from(BURST), "{code}");

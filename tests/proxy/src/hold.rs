@@ -124,11 +124,17 @@ impl HeldReply {
 
     /// Replaces the reply by an error of this code, without labels and with a name that says nothing.
     pub fn refuse(self, code: i32) {
-        self.refuse_with(ServerError::new(code).with_labels([]).with_name("Refused"));
+        self.refuse_with(code, "Refused", &[]);
+    }
+
+    /// Replaces the reply by an error of this code and name, with exactly these labels.
+    pub fn refuse_with(self, code: i32, name: &str, labels: &[&str]) {
+        let error = ServerError::new(code).with_name(name);
+        self.refuse_as(error.with_labels(labels.iter().copied()));
     }
 
     /// Replaces the reply by an error.
-    pub fn refuse_with(self, error: ServerError) {
+    pub fn refuse_as(self, error: ServerError) {
         let _ = self.verdict.send(Verdict::Refuse(error));
     }
 }

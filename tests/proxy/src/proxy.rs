@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bson::Document;
+use bson::oid::ObjectId;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -66,18 +66,44 @@ struct Shared {
     traps: Traps,
     /// A `Mutex` and no lock-free list: the lock is held for moments, and only if there are any.
     injections: Mutex<Vec<Arc<Active>>>,
-    role: AtomicU8,
+    /// A `Mutex`, since it is a value of three and read once for each reply.
+    role: Mutex<Role>,
 }
 
 /// As what the server introduces itself in its replies to `hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[repr(u8)]
 pub enum Role {
     /// As what it is.
     ItsOwn,
     /// As a member of a replica set that takes no writes, with no primary known.
     Secondary,
+    /// As routers behind a load balancer.
+    LoadBalancer,
+}
+
+impl Role {
+    /// Changes a reply to `hello` to what this role says. Other replies stay: they lack the flags.
+    fn rewrite(self, reply: &mut Document) {
+        let flag = ["isWritablePrimary", "ismaster"].into_iter().find(|it| reply.contains_key(it));
+        let Some(flag) = flag else { return };
+        match self {
+            Self::ItsOwn => {}
+            Self::Secondary => {
+                reply.insert(flag, false);
+                reply.insert("secondary", true);
+                reply.remove("primary");
+                reply.remove("electionId");
+                // With it, the driver would wait up to 10 s for the server to report the next change.
+                reply.remove("topologyVersion");
+            }
+            Self::LoadBalancer => {
+                reply.insert("serviceId", ObjectId::from_bytes([7; 12]));
+                reply.insert("msg", "isdbgrid");
+                reply.remove("setName");
+            }
+        }
+    }
 }
 
 impl Proxy {
@@ -95,7 +121,7 @@ impl Proxy {
             network: Network::new(),
             traps: Traps::default(),
             injections: Mutex::default(),
-            role: AtomicU8::new(Role::ItsOwn as u8),
+            role: Mutex::new(Role::ItsOwn),
         });
         tokio::spawn(accept(listener, shared.clone()));
         Ok(Self { port, shared })
@@ -127,7 +153,7 @@ impl Proxy {
 
     /// Has the server introduce itself as something else from now on.
     pub fn introduce_as(&self, role: Role) {
-        self.shared.role.store(role as u8, Ordering::SeqCst);
+        *self.shared.role() = role;
     }
 
     /// Ends all present connections, and refuses new ones until [`mend`](Self::mend).
@@ -353,17 +379,15 @@ impl<'a> Connection<'a> {
                 (open.rewrite.take(), injected.map(|it| (it, open.command.clone())))
             }
         };
-        let role = self.shared.role.load(Ordering::SeqCst);
-        if rewrite.is_none() && injected.is_none() && role == Role::ItsOwn as u8 {
+        let role = *self.shared.role();
+        if rewrite.is_none() && injected.is_none() && role == Role::ItsOwn {
             return Ok(reply);
         }
         let Some(mut body) = reply.body() else { return Ok(reply) };
         if let (Some(rewrite), Some(likeness)) = (&rewrite, &self.shared.server.likeness) {
             likeness.reply(rewrite, &mut body).await?;
         }
-        if role == Role::Secondary as u8 {
-            introduce_as_secondary(&mut body);
-        }
+        role.rewrite(&mut body);
         if let Some((injection, command)) = injected {
             body = injection.afterwards(&command, body);
         }
@@ -407,6 +431,10 @@ impl<'a> Connection<'a> {
 }
 
 impl Shared {
+    fn role(&self) -> MutexGuard<'_, Role> {
+        self.role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn injections(&self) -> MutexGuard<'_, Vec<Arc<Active>>> {
         self.injections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -416,19 +444,5 @@ impl Shared {
         let mut injections = self.injections();
         injections.retain(|active| !active.has_ended());
         injections.iter().find_map(|active| active.hits(command)).cloned()
-    }
-}
-
-/// Changes a reply to `hello` to that of a member after a step-down. No other reply has these fields.
-fn introduce_as_secondary(reply: &mut Document) {
-    for flag in ["isWritablePrimary", "ismaster"] {
-        if reply.contains_key(flag) {
-            reply.insert(flag, false);
-            reply.insert("secondary", true);
-            reply.remove("primary");
-            reply.remove("electionId");
-            // With it, the driver would wait up to 10 s for the server to report the next change.
-            reply.remove("topologyVersion");
-        }
     }
 }

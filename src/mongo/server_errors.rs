@@ -1,0 +1,331 @@
+//! What each error of the server means. Streams, reads, writes, the statements of a batch and `build`
+//! all look here, so that no two of them judge the same error differently.
+//!
+//! A label decides before a code: MongoDB labels errors by category, and so covers codes that are newer
+//! than this table.
+
+use mongodb::error::{ErrorKind as Driver, RESUMABLE_CHANGE_STREAM_ERROR, RETRYABLE_ERROR};
+use mongodb::error::{SYSTEM_OVERLOADED_ERROR, WriteFailure};
+
+use super::failure::{code, code_name};
+use crate::backend::{Fault, Refusal};
+use crate::error::ErrorKind;
+
+/// What an error of the server means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The server is overloaded and turns work away.
+    Overloaded,
+    /// An election or a shutdown: no member is a primary that takes this call.
+    NoPrimary,
+    /// A router or a member does not reach the others.
+    Unreachable,
+    /// The server's own time limit has ended the call.
+    TimeLimit,
+    /// Something else on the server ended this call or its cursor. The same call may succeed at once.
+    Interrupted,
+    /// The user name, the password or the mechanism.
+    Authentication,
+    /// The user lacks the right to do this.
+    Permission,
+    /// A change stream cannot go on from its position.
+    HistoryLost,
+    /// To a change stream: the server has none. To any other call: it is refused.
+    NoChangeStreams,
+    /// Any other error.
+    Other,
+}
+
+/// Where a change stream is opened, or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Opened, without a position.
+    Fresh,
+    /// Opened, after a position.
+    Resumed,
+    /// It is open, or the question is not about a stream.
+    Open,
+}
+
+/// The codes, with their names and what they mean.
+///
+/// Sources:
+/// [E] [`error_codes.yml`](https://github.com/mongodb/mongo/blob/007ba93486927dc7162c9b0f9d719e86b87fd8fe/src/mongo/base/error_codes.yml),
+/// which gives the names and the categories that stand behind the labels.
+/// [S] The
+/// [specification of change streams](https://github.com/mongodb/specifications/blob/master/source/change-streams/change-streams.md#resumable-error):
+/// after these errors a driver resumes.
+/// [R] The codes after which the driver repeats a read, and those by which it knows an election
+/// (`RETRYABLE_READ_CODES`, `RECOVERING_CODES` and `NOTWRITABLEPRIMARY_CODES` of mongodb 3.9.1).
+/// [L] The server labels them `ResumableChangeStreamError`, as it labels each RetriableError,
+/// NetworkError and NeedRetargettingError (`error_labels.cpp`).
+const TABLE: [(i32, &str, Meaning); 55] = [
+    // [E] SystemOverloadedError. All four turn a call away before it is carried out.
+    (433, "AdmissionQueueOverflow", Meaning::Overloaded),
+    (449, "RateLimitExceeded", Meaning::Overloaded),
+    (450, "PooledConnectionAcquisitionRejected", Meaning::Overloaded),
+    (462, "IngressRequestRateLimitExceeded", Meaning::Overloaded),
+    // [E] NotPrimaryError and ShutdownError, [S], [R].
+    (91, "ShutdownInProgress", Meaning::NoPrimary),
+    (189, "PrimarySteppedDown", Meaning::NoPrimary),
+    (10058, "LegacyNotPrimary", Meaning::NoPrimary),
+    (10107, "NotWritablePrimary", Meaning::NoPrimary),
+    (11600, "InterruptedAtShutdown", Meaning::NoPrimary),
+    (11602, "InterruptedDueToReplStateChange", Meaning::NoPrimary),
+    (13435, "NotPrimaryNoSecondaryOk", Meaning::NoPrimary),
+    (13436, "NotPrimaryOrSecondary", Meaning::NoPrimary),
+    // [S] A router finds no primary of a shard.
+    (133, "FailedToSatisfyReadPreference", Meaning::NoPrimary),
+    // [R], [L] A new primary does not know yet what a majority has.
+    (134, "ReadConcernMajorityNotAvailableYet", Meaning::NoPrimary),
+    // [E] NetworkError, [S], [R].
+    (6, "HostUnreachable", Meaning::Unreachable),
+    (7, "HostNotFound", Meaning::Unreachable),
+    (89, "NetworkTimeout", Meaning::Unreachable),
+    (9001, "SocketException", Meaning::Unreachable),
+    // [E] NetworkTimeoutError; RetriableError and ExceededTimeLimitError, [L].
+    (202, "NetworkInterfaceExceededTimeLimit", Meaning::Unreachable),
+    (407, "PooledConnectionAcquisitionExceededTimeLimit", Meaning::Unreachable),
+    // [E] NetworkError, [L]. For use among servers; a router may let one through.
+    (317, "ConnectionPoolExpired", Meaning::Unreachable),
+    (384, "ConnectionError", Meaning::Unreachable),
+    // [E] ExceededTimeLimitError, [R].
+    (50, "MaxTimeMSExpired", Meaning::TimeLimit),
+    (262, "ExceededTimeLimit", Meaning::TimeLimit),
+    // [S]
+    (43, "CursorNotFound", Meaning::Interrupted),
+    (63, "StaleShardVersion", Meaning::Interrupted),
+    (150, "StaleEpoch", Meaning::Interrupted),
+    (234, "RetryChangeStream", Meaning::Interrupted),
+    (13388, "StaleConfig", Meaning::Interrupted),
+    // [E] CursorInvalidatedError. "In a step down the changeStream may return QueryPlanKilled, which can
+    // be recovered" (the server's own tests of change streams).
+    (96, "OperationFailed", Meaning::Interrupted),
+    (175, "QueryPlanKilled", Meaning::Interrupted),
+    (237, "CursorKilled", Meaning::Interrupted),
+    (314, "ObjectIsBusy", Meaning::Interrupted),
+    // [E] Interruption, by an operator's `killOp`.
+    (11601, "Interrupted", Meaning::Interrupted),
+    // [E] The server is short of cache or of another resource. RetriableError for the second, [L].
+    (365, "TemporarilyUnavailable", Meaning::Interrupted),
+    (402, "ResourceExhausted", Meaning::Interrupted),
+    // [E] RetriableError, [L].
+    (358, "InternalTransactionNotSupported", Meaning::Interrupted),
+    (406, "MigrationBlockingOperationCoordinatorCleaningUp", Meaning::Interrupted),
+    (412, "UpdatesStillPending", Meaning::Interrupted),
+    (453, "InterruptedDueToReshardingCriticalSection", Meaning::Interrupted),
+    (91331, "RetriableRemoteCommandFailure", Meaning::Interrupted),
+    (10_045_600, "InterruptedDueToFCVChange", Meaning::Interrupted),
+    // [E]
+    (18, "AuthenticationFailed", Meaning::Authentication),
+    (334, "MechanismUnavailable", Meaning::Authentication),
+    (13, "Unauthorized", Meaning::Permission),
+    // [E] NonResumableChangeStreamError.
+    (280, "ChangeStreamFatalError", Meaning::HistoryLost),
+    (286, "ChangeStreamHistoryLost", Meaning::HistoryLost),
+    // The oplog has been cut off behind the position (`collection_scan.cpp`), and the position is that of
+    // another deployment or of a stream that was invalidated (`document_source_change_stream.cpp`).
+    (136, "CappedPositionLost", Meaning::HistoryLost),
+    (260, "InvalidResumeToken", Meaning::HistoryLost),
+    // The next change does not fit into a message, which a second attempt does not change
+    // (https://www.mongodb.com/docs/manual/administration/change-streams-production-recommendations/).
+    (10334, "BSONObjectTooLarge", Meaning::HistoryLost),
+    // A standalone server and other engines: "The $changeStream stage is only supported on replica sets",
+    // "Unrecognized pipeline stage name". Then [E].
+    (40573, "Location40573", Meaning::NoChangeStreams),
+    (40324, "Location40324", Meaning::NoChangeStreams),
+    (20, "IllegalOperation", Meaning::NoChangeStreams),
+    (59, "CommandNotFound", Meaning::NoChangeStreams),
+    (376, "ChangeStreamNotEnabled", Meaning::NoChangeStreams),
+];
+
+/// What an error means; `None` if it is not an answer of the server.
+pub(super) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
+    // The driver puts the label of overload on its own network errors too, where a connection is not
+    // established. Those are an outage.
+    let code = code(error)?;
+    let meaning = if error.contains_label(SYSTEM_OVERLOADED_ERROR) {
+        Meaning::Overloaded
+    } else {
+        meaning_of(code)
+    };
+    match &*error.kind {
+        // The write was carried out; what failed is to hear that enough members have it.
+        Driver::Write(WriteFailure::WriteConcernError(_)) => Some(meaning.of_a_write_concern()),
+        _ => Some(meaning),
+    }
+}
+
+/// What a code means that comes without labels, as that of a statement in a batch does.
+pub(super) fn meaning_of(code: i32) -> Meaning {
+    row(code).map_or(Meaning::Other, |(_, _, meaning)| *meaning)
+}
+
+/// The name of a code in the table, where the server has not given one.
+pub(super) fn name_of(code: i32) -> Option<&'static str> {
+    row(code).map(|(_, name, _)| *name)
+}
+
+/// Whether a call that was refused for overload was not carried out.
+///
+/// `RetryableError` says so: such an error is
+/// ["safely retryable regardless of the type of operation"](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
+/// The codes of the table turn a call away before it begins. Any other error may have interrupted it.
+pub(super) fn was_turned_away(error: &mongodb::error::Error) -> bool {
+    let known = code(error).is_some_and(|code| meaning_of(code) == Meaning::Overloaded);
+    known || error.contains_label(RETRYABLE_ERROR)
+}
+
+/// What an error means for a change stream, or for a question about one.
+pub(super) fn fault(error: &mongodb::error::Error, start: Start) -> Fault {
+    if matches!(*error.kind, Driver::Shutdown) {
+        return Fault::Closed;
+    }
+    let Some(meaning) = meaning(error) else { return Fault::Passing };
+    if meaning != Meaning::Overloaded && error.contains_label(RESUMABLE_CHANGE_STREAM_ERROR) {
+        return Fault::Passing;
+    }
+    meaning.fault(start).unwrap_or_else(|| Fault::Refused(refusal(error)))
+}
+
+fn refusal(error: &mongodb::error::Error) -> Refusal {
+    let code = code(error);
+    let name = code_name(error).or_else(|| name_of(code?)).unwrap_or_default();
+    Refusal { code, name: name.to_owned() }
+}
+
+fn row(code: i32) -> Option<&'static (i32, &'static str, Meaning)> {
+    TABLE.iter().find(|(it, ..)| *it == code)
+}
+
+impl Meaning {
+    /// The kind of our error.
+    pub(super) fn kind(self) -> ErrorKind {
+        match self {
+            Self::Overloaded => ErrorKind::Overloaded,
+            Self::NoPrimary | Self::Unreachable => ErrorKind::Connection,
+            Self::TimeLimit => ErrorKind::Timeout,
+            Self::Authentication => ErrorKind::Authentication,
+            Self::Permission => ErrorKind::Permission,
+            Self::Interrupted | Self::HistoryLost | Self::NoChangeStreams | Self::Other => {
+                ErrorKind::Server
+            }
+        }
+    }
+
+    pub(super) fn of_a_write_concern(self) -> Self {
+        if self == Self::Overloaded { Self::Other } else { self }
+    }
+
+    /// `None`: the server refuses, for a reason of its own.
+    fn fault(self, start: Start) -> Option<Fault> {
+        Some(match (self, start) {
+            (Self::Overloaded, _) => Fault::Overloaded,
+            // It needs longer than it may take to get to the position.
+            (Self::TimeLimit, Start::Resumed) => Fault::TooSlow,
+            (
+                Self::NoPrimary
+                | Self::Unreachable
+                | Self::TimeLimit
+                | Self::Interrupted
+                // A new primary may ask for it, and not know the user yet.
+                | Self::Authentication,
+                _,
+            ) => Fault::Passing,
+            (Self::Permission, _) => Fault::Unsupported(
+                "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
+                 `changeStream` and `find` on the collection)",
+            ),
+            (Self::NoChangeStreams, _) => Fault::Unsupported(
+                "this MongoDB server has no change streams (a replica set has them, one of a \
+                 single member too: start mongod with --replSet and run rs.initiate())",
+            ),
+            // A stream that begins now has no history to lose.
+            (Self::HistoryLost, Start::Fresh) | (Self::Other, _) => return None,
+            (Self::HistoryLost, Start::Resumed | Start::Open) => Fault::Lost,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{Document, doc};
+
+    use super::*;
+
+    /// As the driver makes it of a server's answer, but without labels, which only the driver can give.
+    fn answer(answer: Document) -> mongodb::error::Error {
+        let command = bson::deserialize_from_document(answer).unwrap();
+        Driver::Command(command).into()
+    }
+
+    fn error(code: i32) -> mongodb::error::Error {
+        answer(doc! { "ok": 0, "code": code, "codeName": "Named", "errmsg": "secret" })
+    }
+
+    #[test]
+    fn each_code_has_one_row() {
+        for (at, (code, name, _)) in TABLE.iter().enumerate() {
+            let same = |row: &&(i32, &str, Meaning)| row.0 == *code || row.1 == *name;
+            assert_eq!(TABLE.iter().filter(same).count(), 1, "row {at}: {code} {name}");
+        }
+    }
+
+    #[test]
+    fn what_an_error_means_for_a_stream() {
+        for code in [136, 260, 280, 286, 10334] {
+            for start in [Start::Resumed, Start::Open] {
+                assert_eq!(fault(&error(code), start), Fault::Lost, "{code}");
+            }
+            let fresh = fault(&error(code), Start::Fresh);
+            assert!(matches!(fresh, Fault::Refused(_)), "{code}: it has no history to lose");
+        }
+        for code in [13, 20, 59, 376, 40324, 40573] {
+            let fault = fault(&error(code), Start::Fresh);
+            assert!(matches!(fault, Fault::Unsupported(_)), "{code}");
+        }
+        for start in [Start::Fresh, Start::Resumed, Start::Open] {
+            // The list of the specification, and what the server labels beside it.
+            for code in [
+                6, 7, 43, 63, 89, 91, 96, 133, 134, 150, 175, 189, 202, 234, 237, 314, 358, 365,
+                402, 406, 407, 412, 9001, 10107, 11600, 11602, 13388, 13435, 13436, 18, 334,
+            ] {
+                assert_eq!(fault(&error(code), start), Fault::Passing, "{code}");
+            }
+            for code in [433, 449, 450, 462] {
+                assert_eq!(fault(&error(code), start), Fault::Overloaded, "{code}");
+            }
+            for code in [1, 2, 9, 26, 72, 73, 115, 238, 303, 304, 8000, 17280] {
+                let refusal = Refusal { code: Some(code), name: "Named".to_owned() };
+                assert_eq!(fault(&error(code), start), Fault::Refused(refusal), "{code}");
+            }
+        }
+        for code in [50, 262] {
+            assert_eq!(fault(&error(code), Start::Resumed), Fault::TooSlow, "{code}");
+            assert_eq!(fault(&error(code), Start::Fresh), Fault::Passing, "{code}");
+            assert_eq!(fault(&error(code), Start::Open), Fault::Passing, "{code}");
+        }
+        let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(fault(&no_answer.into(), Start::Open), Fault::Passing);
+    }
+
+    #[test]
+    fn a_refusal_has_the_servers_name_for_it_or_that_of_the_table_and_no_text() {
+        let said = |answered: Document| match fault(&answer(answered), Start::Fresh) {
+            Fault::Refused(refusal) => refusal.reason(),
+            fault => panic!("{fault:?}"),
+        };
+        let named = said(doc! { "code": 8000, "codeName": "AtlasError", "errmsg": "secret" });
+        assert!(named.contains("error 8000 (AtlasError)") && !named.contains("secret"), "{named}");
+        let unnamed = said(doc! { "code": 136, "errmsg": "secret" });
+        assert!(unnamed.contains("error 136 (CappedPositionLost)"), "{unnamed}");
+        let unknown = said(doc! { "code": 304, "codeName": "a secret = 1", "errmsg": "secret" });
+        assert!(unknown.ends_with("error 304") && !unknown.contains("secret"), "{unknown}");
+    }
+
+    #[test]
+    fn a_call_is_known_not_to_be_carried_out_by_the_codes_that_turn_it_away() {
+        assert!(was_turned_away(&error(462)));
+        assert!(!was_turned_away(&error(91)));
+    }
+}
