@@ -31,9 +31,16 @@ mod key;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../src/metrics/mod.rs"]
 mod metrics;
+#[allow(unused_imports, reason = "its tests are not run here")]
+#[path = "../src/number.rs"]
+mod number;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../src/record.rs"]
 mod record;
+#[cfg(test)]
+#[allow(dead_code, reason = "the tests of what is compiled in here are not run")]
+#[path = "../src/samples.rs"]
+mod samples;
 #[allow(dead_code, unused_imports, reason = "a part of it is used")]
 #[path = "../src/sync.rs"]
 mod sync;

@@ -22,6 +22,9 @@ mod machine;
 mod memory;
 mod million;
 mod naive;
+#[allow(unused_imports, reason = "its tests are not run here")]
+#[path = "../../src/number.rs"]
+mod number;
 #[allow(dead_code, reason = "only how much it writes is asked")]
 #[path = "../../src/cache/packed.rs"]
 mod packed;
@@ -32,6 +35,8 @@ mod touch;
 /// What the included file looks for here.
 mod record {
     pub(crate) use crate::fixtures::Data;
+
+    pub(crate) const MAX_DEPTH: usize = 98;
 }
 
 use std::process::ExitCode;

@@ -28,6 +28,7 @@ mod memory;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
 #[path = "../../src/metrics/mod.rs"]
 mod metrics;
+#[allow(unused_imports, reason = "its tests are not run here")]
 #[path = "../../src/number.rs"]
 mod number;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "a part of it is used, and here")]
