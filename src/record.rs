@@ -12,6 +12,15 @@ use crate::key::SessionKey;
 /// What an app keeps in a session. The type that both generations of tower-sessions-core use.
 pub(crate) type Data = HashMap<String, Value>;
 
+/// Whether two are the same to the last character: `==` does not tell `0.0` from `-0.0`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn same(one: &Data, other: &Data) -> bool {
+    let sorted = |data: &Data| {
+        serde_json::to_string(&data.iter().collect::<std::collections::BTreeMap<_, _>>()).ok()
+    };
+    one == other && sorted(one) == sorted(other)
+}
+
 /// How many levels of arrays and objects a value in a session may have, in every form and in both
 /// directions. So no session can overflow a stack.
 ///

@@ -7,6 +7,7 @@ use bson::{RawBson, doc};
 use serde_json::json;
 
 use super::*;
+use crate::record::Data;
 use crate::samples::{bomb, hollow, hostile, nested, on_a_small_stack};
 
 type Target = (&'static str, fn(&[u8]));

@@ -1,4 +1,9 @@
 //! What holds for any record of another store.
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    reason = "a panic is what a fuzzer looks for"
+)]
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, DateTime, RawDocument, RawDocumentBuf, doc};

@@ -1,4 +1,4 @@
-//! The data in a record of tower-sessions, read from MessagePack.
+//! The data in a record of tower-sessions, read from `MessagePack`.
 //!
 //! `serde_json`'s own `Value` would read an object with the key `$serde_json::private::RawValue` as JSON
 //! text, if any crate of the app has switched on its feature `raw_value`, and would parse that text. Here
@@ -104,7 +104,7 @@ mod tests {
 
     use super::super::{Old, fuzzing, read};
     use super::*;
-    use crate::fuzzing::same;
+    use crate::record::same;
     use crate::samples::{bomb, data, hostile, nested, on_a_small_stack};
 
     fn imported(data: &Data) -> Result<Data, &'static str> {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     /// Data as the other store itself reads it. With `arbitrary_precision`, a number is a struct of one
-    /// text to `serde`, for which MessagePack has an array.
+    /// text to `serde`, for which `MessagePack` has an array.
     fn in_the_old_store(data: &Data) -> Data {
         data.iter().map(|(key, value)| (key.clone(), old_value(value))).collect()
     }

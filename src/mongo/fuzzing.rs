@@ -1,5 +1,10 @@
 //! What holds for any document that stands in the collection, for any report of a change stream and for
 //! any connection string.
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    reason = "a panic is what a fuzzer looks for"
+)]
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};

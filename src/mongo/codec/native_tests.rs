@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::fuzzing::same;
+use crate::record::same;
 use crate::samples::{NUMBERS, bomb, data, hollow, hostile, key, nested, on_a_small_stack};
 
 fn round_trip(data: &Data) -> Data {

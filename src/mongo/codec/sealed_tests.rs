@@ -9,8 +9,7 @@ use super::super::keys::Key;
 use super::super::{Form, decode, encode, reencode};
 use super::*;
 use crate::error::{Error, ErrorKind};
-use crate::fuzzing::same;
-use crate::record::Data;
+use crate::record::{Data, same};
 use crate::samples::data;
 
 const ID: [u8; 32] = [7; 32];

@@ -149,9 +149,9 @@ impl<'a> Parser<'a> {
                 }
                 b'\\' => string.push(self.escape()?),
                 // A control character has to be escaped.
-                _ => return Err(malformed()),
+                0..0x20 => return Err(malformed()),
+                _ => string.push_str(self.plain()?),
             }
-            string.push_str(self.plain()?);
         }
     }
 
@@ -210,14 +210,14 @@ impl<'a> Parser<'a> {
     }
 
     fn number(&mut self) -> Result<Value> {
+        if let Some(whole) = self.small() {
+            return Ok(Value::from(whole));
+        }
         let rest = self.text.get(self.at..).ok_or_else(malformed)?;
         let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let length = rest.bytes().take_while(is_part).count();
         let text = rest.get(..length).ok_or_else(malformed)?;
         self.at += length;
-        if let Some(whole) = small(text) {
-            return Ok(Value::from(whole));
-        }
         match number::parse(text) {
             Some(number) => Ok(Value::Number(number)),
             None if self.peek().is_none() => Err(truncated()),
@@ -225,6 +225,29 @@ impl<'a> Parser<'a> {
                 "a number in its JSON is malformed, or too large for a 64-bit float",
             )),
         }
+    }
+
+    /// Takes a whole number of up to 18 digits, which most numbers are. Not `-0`, which is a float.
+    fn small(&mut self) -> Option<i64> {
+        let rest = self.text.as_bytes().get(self.at..)?;
+        let is_negative = rest.first() == Some(&b'-');
+        let sign = usize::from(is_negative);
+        let digits = rest.get(sign..)?;
+        let (mut whole, mut length) = (0_i64, 0);
+        while let Some(digit @ b'0'..=b'9') = digits.get(length) {
+            if length == 18 {
+                return None;
+            }
+            whole = 10 * whole + i64::from(digit - b'0');
+            length += 1;
+        }
+        let goes_on = matches!(digits.get(length), Some(b'.' | b'e' | b'E' | b'+' | b'-'));
+        let has_leading_zero = digits.first() == Some(&b'0') && (length > 1 || is_negative);
+        if length == 0 || goes_on || has_leading_zero {
+            return None;
+        }
+        self.at += sign + length;
+        Some(if is_negative { -whole } else { whole })
     }
 
     fn word(&mut self, word: &str, value: Value) -> Result<Value> {
@@ -277,16 +300,6 @@ fn plain_bytes(bytes: &[u8]) -> usize {
     let rest = bytes.get(8 * chunks.len()..).unwrap_or_default();
     let is_plain = |byte: &&u8| !matches!(byte, b'"' | b'\\' | 0..0x20);
     8 * chunks.len() + rest.iter().take_while(is_plain).count()
-}
-
-/// The value of a whole number of up to 18 digits, which most numbers are. Not of `-0`, which is a float.
-fn small(text: &str) -> Option<i64> {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    let has_leading_zero = digits.starts_with('0') && text.len() > 1;
-    if has_leading_zero || digits.len() > 18 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok()
 }
 
 #[cold]
