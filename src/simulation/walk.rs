@@ -134,6 +134,7 @@ impl Walk {
         let (id, live) = self.choose();
         let verb = match chance.below(1_000) {
             _ if chance.happens(unknown) => Verb::Load(self.invent()),
+            _ if chance.happens(self.fleet.profile.rates.reads) => Verb::Load(id),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),
             580..930 => self.save(node, id),

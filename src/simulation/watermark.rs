@@ -47,9 +47,7 @@ impl World {
             metrics: StreamMetrics::new(&Series::default(), Counter::noop(), world.clock.clone()),
             chance: fastrand::Rng::with_seed(1),
         };
-        let ends = tiers.tasks.closed().child_token();
-        let _ = follower.start(&tiers.tasks, CancellationToken::clone(&ends));
-        tiers._ends_following = ends.drop_guard();
+        drop(follower.start(&tiers.tasks, tiers.tasks.closed().child_token()));
         world.mongo = mongo;
         world
     }
@@ -110,7 +108,7 @@ async fn the_opening_token_does_not_pass_a_fence_of_its_time(resumed: bool) {
     // The follower takes the answer of the fence first.
     tokio::task::yield_now().await;
     world.mongo.answer(more);
-    world.mongo.arrival(|op| is_more(op)).await;
+    world.mongo.arrival(is_more).await;
 
     let waited = world.clock.now().since(changed_at);
     tokio::time::advance(MAX_STALENESS.checked_sub(waited).unwrap()).await;
@@ -157,10 +155,10 @@ async fn an_empty_batch_of_a_deposed_primary_does_not_pass_the_fence_of_its_succ
         world.serve_next(is_fence).await;
         tokio::task::yield_now().await;
         world.mongo.serve(before);
-        let after = world.mongo.arrival(|op| is_more(op)).await;
+        let after = world.mongo.arrival(is_more).await;
         assert_ne!(after, before);
         world.mongo.serve(after);
-        world.mongo.arrival(|op| is_more(op)).await;
+        world.mongo.arrival(is_more).await;
 
         let waited = world.clock.now().since(changed_at);
         let left = MAX_STALENESS.checked_sub(waited).unwrap() + Duration::from_millis(1);
