@@ -87,6 +87,7 @@ mod tests {
     const CHANGES: bool = false;
     const EMPTY: bool = true;
 
+    #[allow(clippy::unnecessary_wraps, reason = "a token or a change may have no time")]
     fn time(time: u64) -> Option<ServerTime> {
         Some(ServerTime(time))
     }

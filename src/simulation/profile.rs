@@ -45,6 +45,8 @@ pub(super) struct Profile {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub(super) begin: f64,
+    /// What is begun is a load, whatever else it might have been: the oplog stands still.
+    pub(super) reads: f64,
     pub(super) cancel: f64,
     pub(super) serve: f64,
     pub(super) fail: f64,
@@ -127,6 +129,7 @@ impl Profile {
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
         let base = Rates {
             begin: chance.pick(&[0.2, 0.4, 0.6]),
+            reads: chance.pick(&[0.0, 0.0, 0.0, 0.97]),
             cancel: 0.03,
             serve: chance.pick(&[0.3, 0.5, 0.8]),
             fail: 0.01,

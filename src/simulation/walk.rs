@@ -141,6 +141,7 @@ impl Walk {
         let verb = match chance.below(1_000) {
             _ if signs_out => Verb::SignOut(chance.pick(&[0, 1])),
             _ if chance.happens(unknown) => Verb::Load(self.invent()),
+            _ if chance.happens(self.fleet.profile.rates.reads) => Verb::Load(id),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),
             580..930 => self.save(node, id),

@@ -25,9 +25,14 @@ fn is_fence(operation: &Operation) -> bool {
 impl World {
     /// A store that follows the changes of a replica set with MongoDB's tokens.
     fn following() -> Self {
+        Self::following_tokens(true)
+    }
+
+    /// `have_times`: the resume tokens hold a time, as MongoDB's do.
+    fn following_tokens(have_times: bool) -> Self {
         let pace = follow::pace(MAX_STALENESS);
         let manners =
-            Manners { streams: true, tokens_have_times: true, pace, ..Manners::default() };
+            Manners { streams: true, tokens_have_times: have_times, pace, ..Manners::default() };
         let mut world = Self::new();
         let wire = Wire::new(world.clock.clone(), chance::Chance::of(0), manners);
         let mongo = FakeBackend::new(wire, 0);
@@ -42,9 +47,7 @@ impl World {
             metrics: StreamMetrics::new(&Series::default(), Counter::noop(), world.clock.clone()),
             chance: fastrand::Rng::with_seed(1),
         };
-        let ends = tiers.tasks.closed().child_token();
-        let _ = follower.start(&tiers.tasks, CancellationToken::clone(&ends));
-        tiers._ends_following = ends.drop_guard();
+        drop(follower.start(&tiers.tasks, tiers.tasks.closed().child_token()));
         world.mongo = mongo;
         world
     }
@@ -105,7 +108,7 @@ async fn the_opening_token_does_not_pass_a_fence_of_its_time(resumed: bool) {
     // The follower takes the answer of the fence first.
     tokio::task::yield_now().await;
     world.mongo.answer(more);
-    world.mongo.arrival(|op| is_more(op)).await;
+    world.mongo.arrival(is_more).await;
 
     let waited = world.clock.now().since(changed_at);
     tokio::time::advance(MAX_STALENESS.checked_sub(waited).unwrap()).await;
@@ -122,6 +125,46 @@ async fn an_empty_batch_that_repeats_the_opening_token_does_not_pass_a_fence_of_
 #[tokio::test(start_paused = true)]
 async fn nor_does_it_after_the_stream_was_resumed_from_that_token() {
     the_opening_token_does_not_pass_a_fence_of_its_time(true).await;
+}
+
+/// ```text
+/// store                         member A                        member B
+/// aggregate ------------------> feeds the stream
+///                               is primary no more              is elected
+///                                                               another instance changes the session
+/// hello ------------------------------------------------------> its newest entry
+///      <------------------------------------------------------- the fence is answered
+/// getMore --------------------> empty: A has not replicated the change
+///      <----------------------- asked for after the fence was answered
+/// getMore --------------------> (no reply any more)
+/// ```
+#[tokio::test(start_paused = true)]
+async fn an_empty_batch_of_a_deposed_primary_does_not_pass_the_fence_of_its_successor() {
+    for have_times in [true, false] {
+        let world = World::following_tokens(have_times);
+        let id = world.stored(1);
+        world.serve_next(is_open).await;
+        world.serve_next(is_fence).await;
+        world.serve_next(is_more).await;
+        assert_eq!(world.load(id).await, Some(1));
+
+        let before = world.mongo.arrival(is_more).await;
+        world.mongo.wire.state().database.oplog.elect();
+        let changed_at = world.clock.now();
+        world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
+        world.serve_next(is_fence).await;
+        tokio::task::yield_now().await;
+        world.mongo.serve(before);
+        let after = world.mongo.arrival(is_more).await;
+        assert_ne!(after, before);
+        world.mongo.serve(after);
+        world.mongo.arrival(is_more).await;
+
+        let waited = world.clock.now().since(changed_at);
+        let left = MAX_STALENESS.checked_sub(waited).unwrap() + Duration::from_millis(1);
+        tokio::time::advance(left).await;
+        assert_eq!(world.load(id).await, Some(2), "served past the bound, times: {have_times}");
+    }
 }
 
 /// The newest entry of the oplog has the very time of the opening token, and nothing reports it: a touch. Every
