@@ -23,6 +23,7 @@ mod grace;
 mod guide;
 mod health;
 mod http;
+mod likeness;
 mod metrics;
 mod observability;
 mod order;
