@@ -140,6 +140,7 @@ impl Run {
         let (start, end, answer) = self.timed(patience, save).await;
         let ok = answer.is_some();
         if !ok {
+            counts.undecided.fetch_add(1, Ordering::SeqCst);
             session.undecided.store(true, Ordering::SeqCst);
         }
         session.note(Event { start, end, instance, what: What::Write { state, least, ok } });
@@ -159,6 +160,9 @@ impl Run {
         let delete = self.store(instance).delete(&session.id);
         let (start, end, answer) = self.timed(patience, delete).await;
         let ok = answer.is_some();
+        if !ok {
+            self.ledger.counts.undecided.fetch_add(1, Ordering::SeqCst);
+        }
         session.note(Event { start, end, instance, what: What::Delete { ok } });
         if ok {
             // The first one counts.

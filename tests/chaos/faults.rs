@@ -167,8 +167,8 @@ pub(crate) struct Victims {
 /// The commands by which sessions are read and changes are received.
 pub(crate) const READS: &[&str] = &["find", "aggregate", "getMore", "count"];
 
-/// IngressRequestRateLimitExceeded, AdmissionQueueOverflow, RateLimitExceeded,
-/// PooledConnectionAcquisitionRejected.
+/// `IngressRequestRateLimitExceeded`, `AdmissionQueueOverflow`, `RateLimitExceeded` and
+/// `PooledConnectionAcquisitionRejected`.
 pub(crate) const OVERLOADED: [i32; 4] = [462, 433, 449, 450];
 
 /// Has the server refuse commands of one instance for overload, until that is stopped.

@@ -20,6 +20,8 @@ pub(crate) struct Counts {
     /// How many of them failed, or ended with nobody waiting.
     pub(crate) failed: AtomicU64,
     pub(crate) abandoned: AtomicU64,
+    /// The writes of both.
+    pub(crate) undecided: AtomicU64,
     /// The longest operation.
     pub(crate) slowest: AtomicU64,
 }

@@ -111,10 +111,8 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     workload::start(&run, &mut tasks);
     let alone = (!settings.calm).then(|| {
         let (victims, weather) = (cluster.victims.clone(), weather.clone());
-        let (meters, clock) = (meters.clone(), run.clock);
-        tokio::spawn(
-            async move { overload::alone(&victims, &weather, &meters, clock, seconds).await },
-        )
+        let (meters, run) = (meters.clone(), run.clone());
+        tokio::spawn(async move { overload::alone(&victims, &weather, &meters, &run).await })
     });
     let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
     let storm = tokio::spawn(storm);

@@ -1,11 +1,13 @@
 //! An overload by itself, before all other faults: a server that has too much to do refuses what it is
 //! asked, and loses nothing. So no cache may lose an entry: all would be read again, from that server.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use session_test_proxy::{Commands, Injected};
 use tokio::time::sleep;
 
+use crate::actions::Run;
 use crate::faults::{OVERLOADED, READS, Victims, Weather, overload};
 use crate::history::Clock;
 use crate::meters::{Lost, Meters};
@@ -36,6 +38,8 @@ pub(crate) struct Outcome {
     refused: u32,
     reads: Lost,
     all: Lost,
+    /// Writes that have failed by the time at which reads are answered again.
+    undecided: u64,
 }
 
 /// Carries it out and measures what the caches lose.
@@ -43,14 +47,15 @@ pub(crate) async fn alone(
     victims: &Victims,
     weather: &Weather,
     meters: &Meters,
-    clock: Clock,
-    run: Duration,
+    run: &Run,
 ) -> Outcome {
+    let clock = run.clock;
+    let lasts = reads_refused(Duration::from_secs(run.settings.seconds));
     sleep(BEFORE).await;
-    let (refused, reads) =
-        refuse(victims, weather, meters, clock, READS.into(), reads_refused(run)).await;
+    let (refused, reads) = refuse(victims, weather, meters, clock, READS.into(), lasts).await;
+    let undecided = run.ledger.counts.undecided.load(Ordering::SeqCst);
     let (more, all) = refuse(victims, weather, meters, clock, Commands::All, ALL_REFUSED).await;
-    Outcome { refused: refused + more, reads, all }
+    Outcome { refused: refused + more, reads, all, undecided }
 }
 
 async fn refuse(
@@ -85,14 +90,16 @@ impl Outcome {
     /// What must not be.
     pub(crate) fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
-        let Self { refused, reads, all } = *self;
+        let Self { refused, reads, all, undecided } = *self;
         if refused == 0 {
             failures.push("the overload has met no command".to_owned());
         }
-        if reads != Lost::default() {
-            failures.push(format!("overload of reads cost caches their entries: {reads:?}"));
+        // On a slow machine a write may end in doubt at its deadline, and once more when it ends.
+        if (reads.gaps, reads.emptied) != (0, 0) || reads.doubted > 2 * undecided {
+            let writes = format!("{undecided} writes failed");
+            failures
+                .push(format!("overload of reads cost caches their entries: {reads:?}, {writes}"));
         }
-        // A write that waits too long may end in doubt, with or without an overload.
         if (all.gaps, all.emptied) != (0, 0) {
             failures.push(format!("overload cost caches their entries: {all:?}"));
         }
@@ -111,15 +118,15 @@ pub(crate) fn self_check() -> Result<(), String> {
     let gap = Lost { gaps: 1, ..none };
     let emptied = Lost { emptied: 1, ..none };
     let doubted = Lost { doubted: 1, ..none };
-    for (refused, reads, all, failures) in [
-        (9, none, none, 0),
-        (0, none, none, 1),
-        (9, gap, none, 1),
-        (9, emptied, gap, 2),
-        (9, doubted, emptied, 2),
-        (9, none, doubted, 0),
+    for (refused, reads, all, undecided, failures) in [
+        (9, none, none, 0, 0),
+        (0, none, none, 0, 1),
+        (9, gap, none, 5, 1),
+        (9, emptied, gap, 5, 2),
+        (9, doubted, emptied, 0, 2),
+        (9, doubted, doubted, 1, 0),
     ] {
-        let outcome = Outcome { refused, reads, all };
+        let outcome = Outcome { refused, reads, all, undecided };
         if outcome.failures().len() != failures {
             return Err(format!("{outcome:?} is judged as {:?}", outcome.failures()));
         }

@@ -28,6 +28,7 @@ mod handed_in;
 mod health;
 mod http;
 mod index_upkeep;
+mod likeness;
 mod metrics;
 mod observability;
 mod order;

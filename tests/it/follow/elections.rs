@@ -10,7 +10,7 @@ use super::{EMPTIED, OPEN, RESUMES, changed, instance, reaches, sees};
 use crate::common::{cache_of, create, other_instance};
 use crate::proxy::Proxy;
 
-/// QueryPlanKilled, NotWritablePrimary, InterruptedAtShutdown, ShutdownInProgress.
+/// `QueryPlanKilled`, `NotWritablePrimary`, `InterruptedAtShutdown`, `ShutdownInProgress`.
 const CODES: [i32; 4] = [175, 10107, 11600, 91];
 
 /// More failures in a row than a position survives that the server refuses.

@@ -148,8 +148,8 @@ async fn without_change_streams_the_bound_alone_holds() {
     }
 }
 
-/// IngressRequestRateLimitExceeded, AdmissionQueueOverflow, RateLimitExceeded,
-/// PooledConnectionAcquisitionRejected.
+/// `IngressRequestRateLimitExceeded`, `AdmissionQueueOverflow`, `RateLimitExceeded` and
+/// `PooledConnectionAcquisitionRejected`.
 #[tokio::test]
 async fn an_overload_costs_a_stream_neither_its_place_nor_the_cache_its_entries() {
     /// The driver sends a command three times, and a position survived three refusals.
@@ -167,5 +167,5 @@ async fn an_overload_costs_a_stream_neither_its_place_nor_the_cache_its_entries(
         let gaps = meters.value("session_store_stream_gaps_total{cause=refused}");
         assert!(gaps.abs() < 0.5, "{code}");
     };
-    futures::future::join_all([462, 433, 449, 450].map(|code| overload(code))).await;
+    futures::future::join_all([462, 433, 449, 450].map(overload)).await;
 }

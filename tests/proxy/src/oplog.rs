@@ -68,9 +68,9 @@ impl Oplog {
     /// returns the time of the newest. MongoDB calls that `lastApplied`.
     pub(crate) async fn applied(&self, told: Time) -> io::Result<Time> {
         let (answer, answered) = oneshot::channel();
-        let gone = |_| io::Error::other("nobody follows the oplog any more");
-        self.ask.send(Question { told, answer }).map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?
+        let gone = || io::Error::other("nobody follows the oplog any more");
+        self.ask.send(Question { told, answer }).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
     }
 
     /// The time of the newest known entry at this position or before it.

@@ -354,15 +354,13 @@ impl<'a> Connection<'a> {
                 Some((request, reply)) = answers.recv() => {
                     Message::reply(request, &reply).map_err(|_| Ending::Close)?
                 }
-                reply = from.next() => match reply {
-                    Ok(Some(reply)) => {
-                        self.rewritten(reply).await.map_err(|_| Ending::Close)?
-                    }
-                    Ok(None) | Err(_) => {
+                reply = from.next() => {
+                    let Ok(Some(reply)) = reply else {
                         self.lane(Direction::ToClient).pass().await;
                         return to.shutdown().await.map_err(|_| Ending::Close);
-                    }
-                },
+                    };
+                    self.rewritten(reply).await.map_err(|_| Ending::Close)?
+                }
             };
             let Some(reply) = self.held(reply).await? else { return Err(Ending::Close) };
             self.lane(Direction::ToClient).pass().await;

@@ -103,8 +103,8 @@ fn bytes(digits: &str) -> Option<Vec<u8>> {
 pub(crate) fn made_by_hand(position: i64, time: Time, namespace: &str, key: &str) -> Document {
     let key = bson::doc! { "_id": key };
     let inner = bson::doc! { "s": position, "t": timestamp(time), "n": namespace, "k": key };
-    let bytes = inner.to_vec().unwrap();
-    bson::doc! { "_data": bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>() }
+    let digits = inner.to_vec().unwrap().into_iter().map(|byte| format!("{byte:02X}"));
+    bson::doc! { "_data": digits.collect::<Vec<_>>().concat() }
 }
 
 #[cfg(test)]

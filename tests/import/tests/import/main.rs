@@ -7,7 +7,7 @@ mod common {
 }
 mod overlapping;
 #[path = "../../../it/proxy.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
+#[allow(dead_code, unused_imports, reason = "other tests use the rest")]
 mod proxy;
 
 use std::collections::HashMap;
