@@ -20,7 +20,7 @@ use crate::tasks::Tasks;
 /// What the driver takes where a client's options say nothing.
 const DEFAULT_POOL: u32 = 10;
 
-/// How often the client is looked at, which takes some 30 us.
+/// How often the client is looked at, which takes a fraction of a millisecond.
 const PACE: Duration = Duration::from_millis(500);
 
 /// How long a client is kept after its last store was dropped and not shut down. The driver sends a
