@@ -125,7 +125,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_shutdown_is_seen_while_it_waits_for_a_session_and_after_it() {
-        let client = client(None, r#" pending_drops: T { is_closed: true"#);
+        let client = client(None, " pending_drops: T { is_closed: true");
         assert!(!is_shutting_down(&client));
         let session = client.start_session().await.unwrap();
         let mut shutdown = client.clone().shutdown().into_future();
