@@ -139,9 +139,9 @@ pub(crate) struct Refusal {
     pub(crate) name: String,
 }
 
-/// CappedPositionLost, or in Amazon DocumentDB that change streams are not enabled.
+/// `CappedPositionLost`, or in Amazon `DocumentDB` that change streams are not enabled.
 const CAPPED_POSITION_LOST: i32 = 136;
-/// AtlasError.
+/// `AtlasError`.
 const ATLAS: i32 = 8000;
 
 impl Refusal {

@@ -84,12 +84,12 @@ impl Ticket {
         if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
             stamp.landed(generation);
         }
-        let expired = self.cache.has_expired_by_now(expires);
+        let is_over = self.cache.has_expired_by_now(expires);
         let (entry, placed) = make(Times { epoch: stamp.epoch(), read_at });
         let (key, weight) = (stamp.key(), placed.weight());
         // What has expired on the way is an answer to those who asked before, and none for later:
         // it may have been prolonged meanwhile.
-        let admitted = shared.bound.admits(weight) && !expired;
+        let admitted = shared.bound.admits(weight) && !is_over;
         let fill = shared.freshness.finish(stamp, |current| {
             if !current {
                 shared.remove(key, Void::Overtaken);
@@ -118,7 +118,7 @@ impl Ticket {
     pub(super) fn settle(mut self, session: Session, room: u64) -> Result<Option<u64>, NoRoom> {
         let Some(stamp) = self.stamp.take() else { return Ok(None) };
         let shared = &self.cache.0;
-        let expired = self.cache.has_expired_by_now(session.expires);
+        let is_over = self.cache.has_expired_by_now(session.expires);
         let times = Times { epoch: stamp.epoch(), read_at: self.read_at };
         let mut entry = Entry::new(session, times);
         if shared.compact {
@@ -126,9 +126,9 @@ impl Ticket {
         }
         let (key, weight) = (stamp.key(), entry.weight());
         let takes = u64::from(shared.bound.weigh(weight));
-        if expired || takes > room {
+        if is_over || takes > room {
             shared.freshness.release(stamp);
-            return if expired { Ok(None) } else { Err(NoRoom) };
+            return if is_over { Ok(None) } else { Err(NoRoom) };
         }
         let settled = shared.freshness.finish_if_idle(stamp, || {
             shared.absent.invalidate(&key);

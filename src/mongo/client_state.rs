@@ -20,7 +20,7 @@ use crate::tasks::Tasks;
 /// What the driver takes where a client's options say nothing.
 const DEFAULT_POOL: u32 = 10;
 
-/// How often the client is looked at, which takes some 30 us.
+/// How often the client is looked at, which takes a fraction of a millisecond.
 const PACE: Duration = Duration::from_millis(500);
 
 /// How long a client is kept after its last store was dropped and not shut down. The driver sends a
@@ -125,7 +125,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_shutdown_is_seen_while_it_waits_for_a_session_and_after_it() {
-        let client = client(None, r#" pending_drops: T { is_closed: true"#);
+        let client = client(None, " pending_drops: T { is_closed: true");
         assert!(!is_shutting_down(&client));
         let session = client.start_session().await.unwrap();
         let mut shutdown = client.clone().shutdown().into_future();

@@ -12,7 +12,6 @@ use std::time::Duration;
 use bson::{Bson, Document, doc};
 use mongodb::options::{SelectionCriteria, ServerAddress};
 use mongodb::{ClientSession, Database, ServerInfo, ServerType};
-use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -112,8 +111,6 @@ impl Sessions {
 impl Cursor {
     /// What comes next; nothing if the server has waited so long for it in vain.
     pub(super) async fn more(&mut self, wait: Duration) -> Result<Handed, Fault> {
-        // The runtime may have ended while the last answer was taken: then this goes no further.
-        yield_now().await;
         self.sessions.has_client()?;
         let database = self.sessions.database();
         let asks = database.run_command(doc! {

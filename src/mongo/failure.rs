@@ -293,8 +293,8 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_that_an_overloaded_server_refuses_was_not_carried_out_and_one_it_has_written_was()
-     {
+    fn a_statement_that_is_turned_away_was_not_carried_out_and_one_without_its_acknowledgement_was()
+    {
         for code in [433, 449, 450, 462] {
             let error = refused("save a session", code);
             assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");

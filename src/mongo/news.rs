@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
+use tokio::time::sleep;
 
 pub(crate) use super::cursor::Token;
 use super::cursor::{Cursor, ENDS, Handed, Server};
@@ -28,7 +29,14 @@ pub(crate) struct News {
     after: Option<Token>,
     /// After what was told.
     place: Option<Token>,
+    /// The last answer brought something.
+    was_busy: bool,
 }
+
+/// How much later the next answer is asked for after one that brought something, with more in it. And a
+/// process that ends right after its last write then sends no command in a runtime that ends, which may
+/// panic in the driver.
+const BREATH: Duration = Duration::from_millis(5);
 
 /// What became of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +85,7 @@ impl NewsSource {
         let (cursor, handed) =
             self.0.clone().open_stream(after.clone(), stages(), self.0.closed.clone()).await?;
         let events = VecDeque::new();
-        let mut news = News { cursor, pace, events, after: None, place: after };
+        let mut news = News { cursor, pace, events, after: None, place: after, was_busy: false };
         news.takes(handed);
         if news.place.is_none() {
             // A server whose first answer has no token has one in the next.
@@ -121,12 +129,16 @@ impl News {
         if self.cursor.is_closed() {
             return Err(Fault::Ended);
         }
+        if self.was_busy {
+            sleep(BREATH).await;
+        }
         let handed = self.cursor.more(wait).await?;
         self.takes(handed);
         Ok(())
     }
 
     fn takes(&mut self, handed: Handed) {
+        self.was_busy = !handed.events.is_empty();
         self.events.extend(handed.events);
         self.after = handed.after;
         if self.events.is_empty() && self.after.is_some() {

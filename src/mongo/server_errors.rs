@@ -57,8 +57,8 @@ pub(super) enum Start {
 /// after these errors a driver resumes.
 /// [R] The codes after which the driver repeats a read, and those by which it knows an election
 /// (`RETRYABLE_READ_CODES`, `RECOVERING_CODES` and `NOTWRITABLEPRIMARY_CODES` of mongodb 3.9.1).
-/// [L] The server labels them `ResumableChangeStreamError`, as it labels each RetriableError,
-/// NetworkError and NeedRetargettingError (`error_labels.cpp`).
+/// [L] The server labels them `ResumableChangeStreamError`, as it labels each `RetriableError`,
+/// `NetworkError` and `NeedRetargettingError` (`error_labels.cpp`).
 const TABLE: [(i32, &str, Meaning); 55] = [
     // [E] SystemOverloadedError. All four turn a call away before it is carried out.
     (433, "AdmissionQueueOverflow", Meaning::Overloaded),
@@ -168,8 +168,9 @@ pub(super) fn name_of(code: i32) -> Option<&'static str> {
 
 /// Whether a call that was refused for overload was not carried out.
 ///
-/// `RetryableError` says so: such an error is
-/// ["safely retryable regardless of the type of operation"](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
+/// `RetryableError` says so: such an error is "safely retryable regardless of the type of operation", in the
+/// words of the
+/// [specification](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
 /// The codes of the table turn a call away before it begins. Any other error may have interrupted it.
 pub(super) fn was_turned_away(error: &mongodb::error::Error) -> bool {
     let known = code(error).is_some_and(|code| meaning_of(code) == Meaning::Overloaded);

@@ -157,6 +157,7 @@ impl FakeBackend {
 }
 
 /// What a fault is to a call that is not about a stream.
+#[allow(clippy::needless_pass_by_value, reason = "as a conversion is handed on")]
 fn error(fault: Fault) -> Error {
     match fault {
         Fault::Passing => Error::new(ErrorKind::Connection, "the connection was cut"),

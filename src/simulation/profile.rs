@@ -127,6 +127,47 @@ impl Profile {
         };
         let tokens_have_times = chance.happens(0.75);
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
+        let rates = Self::rates(kind, chance);
+        let crowded = kind == Crowded;
+        Self {
+            kind,
+            stores,
+            sessions: match kind {
+                Crowded => 12,
+                Busy => 6,
+                _ => chance.pick(&[1, 1, 2, 3]),
+            },
+            most_running: if kind == Busy { 40 } else { 12 },
+            steps: chance.pick(&[100, 150, 200, 300]),
+            promise: Promise { max_staleness, grace, exclusive: kind == Exclusive },
+            timeout,
+            max_entries: crowded.then_some(3),
+            max_absent: if crowded { 3 } else { 100 },
+            laziness: chance.pick(&[0.0, 0.1, 0.3, 0.5]),
+            at_once: chance.pick(&[0.0, 0.02, 0.1]),
+            slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
+            tokens_have_times,
+            shards: if tokens_have_times && chance.happens(0.3) { 2 } else { 1 },
+            busy: chance.happens(0.15),
+            others: chance.pick(&[0.0, 0.0, 0.05, 0.3]),
+            bulks: chance.pick(&[0.0, 0.3, 0.8]),
+            lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
+            curious: chance.pick(&[0.15, 0.15, 0.5]),
+            tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
+            rates,
+            limits: Self::limits(kind, chance, timeout),
+            touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
+            unchanged: chance.pick(&[0.0, 0.3, 0.7]),
+            sign_outs: 0.0,
+        }
+    }
+
+    fn rates(kind: Kind, chance: &Chance) -> Rates {
+        use Kind::{
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Slow,
+            Stalled,
+        };
+
         let base = Rates {
             begin: chance.pick(&[0.2, 0.4, 0.6]),
             reads: chance.pick(&[0.0, 0.0, 0.0, 0.97]),
@@ -179,39 +220,7 @@ impl Profile {
             Busy => Rates { begin: 1.0, serve: 0.3, fail: 0.03, ..base },
             Exclusive | Bounded => Rates { fail: 0.04, drop_collection: 0.0, ..base },
         };
-        let rates = if kind == Exclusive { Rates { foreign: 0.0, ..rates } } else { rates };
-        let crowded = kind == Crowded;
-        Self {
-            kind,
-            stores,
-            sessions: match kind {
-                Crowded => 12,
-                Busy => 6,
-                _ => chance.pick(&[1, 1, 2, 3]),
-            },
-            most_running: if kind == Busy { 40 } else { 12 },
-            steps: chance.pick(&[100, 150, 200, 300]),
-            promise: Promise { max_staleness, grace, exclusive: kind == Exclusive },
-            timeout,
-            max_entries: crowded.then_some(3),
-            max_absent: if crowded { 3 } else { 100 },
-            laziness: chance.pick(&[0.0, 0.1, 0.3, 0.5]),
-            at_once: chance.pick(&[0.0, 0.02, 0.1]),
-            slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
-            tokens_have_times,
-            shards: if tokens_have_times && chance.happens(0.3) { 2 } else { 1 },
-            busy: chance.happens(0.15),
-            others: chance.pick(&[0.0, 0.0, 0.05, 0.3]),
-            bulks: chance.pick(&[0.0, 0.3, 0.8]),
-            lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
-            curious: chance.pick(&[0.15, 0.15, 0.5]),
-            tick: max_staleness.mul_f64(chance.pick(&[0.01, 0.03, 0.08])),
-            rates,
-            limits: Self::limits(kind, chance, timeout),
-            touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
-            unchanged: chance.pick(&[0.0, 0.3, 0.7]),
-            sign_outs: 0.0,
-        }
+        if kind == Exclusive { Rates { foreign: 0.0, ..rates } } else { rates }
     }
 
     /// Small enough for calls to wait, and to leave together.

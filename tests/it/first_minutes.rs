@@ -383,6 +383,12 @@ async fn while_it_runs(quotes: &Quotes) {
     quotes.have("a server that stalls", &said_by_the_trait(&error));
     drop(held);
 
+    let client = Client::with_uri_str(uri()).await.unwrap();
+    let handed_in = MongoStore::builder().client(client.clone()).build().await.unwrap();
+    client.shutdown().await;
+    let error = handed_in.load(&record().id).await.unwrap_err();
+    quotes.have("after the end of its client", &said_by_the_trait(&error));
+
     create(&store).await;
     store.shutdown().await;
     let error = store.load(&record().id).await.unwrap_err();

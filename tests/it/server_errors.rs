@@ -278,13 +278,13 @@ async fn a_batch_whose_outcome_is_turned_away_leaves_no_entry() {
     let keeps_busy = save(&world.store, changed(&busy));
     first.reached().await;
     let refusing = world.proxy.refuse_all("find", RATE_LIMIT.0, RATE_LIMIT.1, LABELS[0]);
-    let saved = changed(&a);
-    let saves = [save(&world.store, saved.clone()), save(&world.store, changed(&gone))];
+    let after = changed(&a);
+    let saves = [save(&world.store, after.clone()), save(&world.store, changed(&gone))];
     for save in saves {
         assert!(save.await.unwrap().unwrap_err().contains("overloaded"));
     }
     drop(refusing);
-    assert_eq!(world.store.load(&a.id).await.unwrap().unwrap().data, saved.data);
+    assert_eq!(world.store.load(&a.id).await.unwrap().unwrap().data, after.data);
     first.deliver();
     keeps_busy.await.unwrap().unwrap();
 }

@@ -30,7 +30,7 @@ fn with(key: &str, value: i64) -> Record {
 fn said(error: TraitError) -> String {
     match error {
         TraitError::Backend(said) | TraitError::Encode(said) => said,
-        other => panic!("{other}"),
+        TraitError::Decode(said) => panic!("{said}"),
     }
 }
 

@@ -91,7 +91,8 @@ impl MongoStoreBuilder {
     /// How many connections the pool has at most for each server: 1 or more. Default: what the URI
     /// says, which must not be another number, or else 100. Not for a client that is handed in.
     ///
-    /// A cached store needs two at least: its change stream keeps one of them.
+    /// A cached store needs two at least: its change stream keeps one of them. So does the pool of a
+    /// client that is handed in.
     pub fn max_pool_size(mut self, connections: u32) -> Self {
         self.connection.max_pool_size = Some(connections);
         self

@@ -25,6 +25,15 @@ pub(super) async fn owners(quotes: &Quotes) {
     let error = long.create(&mut record()).await.unwrap_err();
     quotes.have("an owner without end", &said_by_the_trait(&error));
 
+    let owner = |data: &std::collections::HashMap<String, serde_json::Value>| {
+        let user = data["a user who is not there"].as_i64();
+        assert!(user.is_some(), "not reached");
+        user
+    };
+    let panics = MongoStore::builder().uri(uri()).owner(owner).build().await.unwrap();
+    let error = panics.create(&mut record()).await.unwrap_err();
+    quotes.have("an owner function that panics", &said_by_the_trait(&error));
+
     let builder = |client| MongoStore::builder().client(client).owner(|_| Some("ferris"));
     let client = Client::with_uri_str(uri()).await.unwrap();
     let create = doc! { "create": "sessions", "collation": { "locale": "en", "strength": 2 } };
