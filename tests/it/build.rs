@@ -130,6 +130,16 @@ async fn the_checks_of_the_user_change_nothing_and_end_by_the_operation_timeout(
 }
 
 #[tokio::test]
+async fn a_right_that_is_missing_alone_is_told() {
+    for (command, doing) in [("find", "read a session"), ("update", "save a session")] {
+        let proxy = Proxy::start().await;
+        proxy.hold(command).refuse(13);
+        let text = format!("not allowed to {doing}: grant it the role `readWrite`");
+        fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Permission, &text).await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_understand_a_save_is_refused_and_one_that_is_full_is_not() {
     for code in [9, 59, 303, 304, 40324] {
         let proxy = Proxy::start().await;
