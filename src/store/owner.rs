@@ -155,7 +155,7 @@ impl CachedMongoStore {
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.mongo.sessions().those_of(&filter);
+        let removal = self.mongo.sessions().those_of(filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 
