@@ -60,7 +60,7 @@ const MAX_DEPTH: usize = 100;
 ///
 /// `Config` for a filter that asks for `data` where MongoDB cannot look into it, and for one that is
 /// not known to do without.
-pub(super) fn guarded(filter: &Document, queryable: bool) -> Result<Document> {
+pub(super) fn guarded(filter: Document, queryable: bool) -> Result<Document> {
     Guard { queryable }.filter(filter, Sense::True, 0)
 }
 
@@ -85,7 +85,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn filter(&self, filter: &Document, sense: Sense, depth: usize) -> Result<Document> {
+    fn filter(&self, filter: Document, sense: Sense, depth: usize) -> Result<Document> {
         check_depth(depth)?;
         let mut guarded = Document::new();
         let mut others = Vec::new();
@@ -98,20 +98,19 @@ impl Guard {
                 "$nor" => {
                     guarded.insert(key, self.filters(value, sense.negated(), depth)?);
                 }
-                "$expr" => others.push(self.expression(value, sense, depth)?),
+                "$expr" => others.push(self.expression(&value, sense, depth)?),
                 "$comment" => {
-                    guarded.insert(key, value.clone());
+                    guarded.insert(key, value);
                 }
                 operator if operator.starts_with('$') => return Err(unknown_operator()),
                 path => {
-                    check_condition(value, depth)?;
-                    if !self.reads_data(path)? {
-                        guarded.insert(path, value.clone());
-                    } else if sense == Sense::True {
-                        guarded.insert(path, value.clone());
-                        needs_data = true;
+                    check_condition(&value, depth)?;
+                    let reads_data = self.reads_data(path)?;
+                    if reads_data && sense == Sense::False {
+                        others.push(or_unknown(doc! { path: value }));
                     } else {
-                        others.push(or_unknown(doc! { path: value.clone() }));
+                        needs_data |= reads_data;
+                        guarded.insert(path, value);
                     }
                 }
             }
@@ -126,7 +125,7 @@ impl Guard {
     }
 
     /// The filters of a `$and`, `$or` or `$nor`.
-    fn filters(&self, filters: &Bson, sense: Sense, depth: usize) -> Result<Vec<Bson>> {
+    fn filters(&self, filters: Bson, sense: Sense, depth: usize) -> Result<Vec<Bson>> {
         let Bson::Array(filters) = filters else {
             return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
         };
@@ -135,7 +134,7 @@ impl Guard {
             let Bson::Document(filter) = filter else {
                 return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
             };
-            if finds_everything(filter) {
+            if finds_everything(&filter) {
                 return Err(malformed("an empty filter in a list finds every session"));
             }
             guarded.push(self.filter(filter, sense, depth + 1)?.into());

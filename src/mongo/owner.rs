@@ -140,8 +140,10 @@ impl MongoStore {
     /// everywhere".
     ///
     /// Each session that was the owner's before the call is gone after it, and no save under way brings
-    /// it back. One that comes, or becomes the owner's, while the call goes on may stay. Works in pages of
-    /// 1,000 sessions, each under the operation timeout.
+    /// it back. An exception: if a save gives a session to another owner, or to none, before MongoDB comes to
+    /// remove it, it is not ended, since it is not this owner's any more. A session that is created, or
+    /// becomes the owner's, while the call goes on may stay. Works in pages of 1,000 sessions, each
+    /// under the operation timeout.
     ///
     /// # Errors
     ///

@@ -126,7 +126,7 @@ impl MongoStore {
     /// ```
     pub fn find(&self, filter: Document) -> LiveSessions {
         let sessions = &self.inner.sessions;
-        let filter = match sessions.guarded(&filter) {
+        let filter = match sessions.guarded(filter) {
             Ok(filter) => filter,
             Err(error) => return LiveSessions::failed(error),
         };
@@ -151,14 +151,14 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.inner.sessions.those_of(&filter);
+        let removal = self.inner.sessions.those_of(filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 }
 
 impl Sessions {
-    pub(crate) fn those_of(&self, filter: &Document) -> Result<Removal> {
-        if finds_everything(filter) {
+    pub(crate) fn those_of(&self, filter: Document) -> Result<Removal> {
+        if finds_everything(&filter) {
             return Err(Error::config(
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
@@ -166,7 +166,7 @@ impl Sessions {
         Ok(Removal { filter: self.guarded(filter)?, kept: None, live_alone: true })
     }
 
-    fn guarded(&self, filter: &Document) -> Result<Document> {
+    fn guarded(&self, filter: Document) -> Result<Document> {
         guarded(filter, matches!(self.form, Form::Native))
     }
 }

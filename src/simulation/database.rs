@@ -177,9 +177,9 @@ impl Database {
     /// A page of the sessions of an owner, behind the one of this number, and whether each is live.
     pub(super) fn owned(&self, owner: u64, after: Option<usize>) -> Vec<(usize, SessionKey, bool)> {
         let first = after.map_or(0, |after| after + 1);
-        let owned = (first..self.sessions()).filter(|number| self.is_of(*number, owner));
-        let owned = owned.map(|number| (number, self.keys[number], self.is_live(number)));
-        owned.take(PAGE).collect()
+        let numbers = (first..self.sessions()).filter(|number| self.is_of(*number, owner));
+        let found = numbers.map(|number| (number, self.keys[number], self.is_live(number)));
+        found.take(PAGE).collect()
     }
 
     /// Removes those of these sessions that are an owner's; answers with how many.

@@ -21,9 +21,10 @@ impl CachedMongoStore {
     /// everywhere"; see [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
     ///
     /// As after `delete`, no later `load` here returns one that was ended, nor one that another call here
-    /// had ended just before: it waits until the cache knows of that (for the page that is being ended,
-    /// or for the end of a `clear`). The other instances are told by the change stream. One that another
-    /// instance has ended a moment before is gone here as soon as this one is told of it.
+    /// has ended just before, nor one as it was before a save here gave it to another owner: sessions
+    /// that are being written are not served from the cache any more, though MongoDB's answer is still on
+    /// its way. The other instances are told by the change stream. What another instance has changed a
+    /// moment before is seen here as soon as this one is told of it.
     ///
     /// # Errors
     ///
@@ -154,7 +155,7 @@ impl CachedMongoStore {
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.mongo.sessions().those_of(&filter);
+        let removal = self.mongo.sessions().those_of(filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 

@@ -1,7 +1,7 @@
 //! The mistakes in calls that not every app has: owners, filters, keys, events.
 
 use futures::TryStreamExt;
-use tower_sessions_moka_mongodb_store::{Owner, SessionHandle};
+use tower_sessions_moka_mongodb_store::{Owner, SessionHandle, data_equals};
 
 use super::*;
 
@@ -53,8 +53,17 @@ pub(super) async fn filters(quotes: &Quotes) {
     let of_data = || doc! { "data.role": "guest" };
     config(quotes, "data that is a text", store.delete_where(of_data()).await);
     config(quotes, "the same in a list", store.find(of_data()).try_next().await);
-    let no_filter = doc! { "created": { "$befor": 1 } };
-    is(quotes, "a misspelt operator", ErrorKind::Server, store.delete_where(no_filter).await);
+    for (what, filter) in [
+        ("a misspelt operator", doc! { "created": { "$befor": 1 } }),
+        ("a key without `data.`", doc! { "role": { "$ne": "guest" } }),
+        ("the whole document", doc! { "$expr": { "$eq": ["$$ROOT", 1] } }),
+        ("no list", doc! { "$or": { "owner": "ferris" } }),
+    ] {
+        config(quotes, what, store.delete_where(filter).await);
+    }
+    config(quotes, "no key to look under", data_equals(&[""; 0], "ferris"));
+    let no_list = doc! { "created": { "$in": 1 } };
+    is(quotes, "no list in a condition", ErrorKind::Server, store.delete_where(no_list).await);
 }
 
 #[cfg(feature = "encryption")]
