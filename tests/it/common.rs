@@ -27,7 +27,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);
 
 pub(crate) async fn mongo() -> MongoStore {
-    MongoStore::connect(uri()).await.unwrap()
+    patient(uri()).await
+}
+
+/// A store whose calls do not time out, however slow the machine and the server are.
+pub(crate) async fn patient(uri: impl Into<String>) -> MongoStore {
+    MongoStore::builder().uri(uri).operation_timeout(PATIENCE).build().await.unwrap()
 }
 
 pub(crate) async fn cached() -> CachedMongoStore {

@@ -8,7 +8,7 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, CachedMongoStoreBuilder, LeaseHealth, MongoHealth, MongoStore, StreamHealth,
 };
 
-use crate::common::{Commands, FOREVER, Meters, cached, create, eventually, uri};
+use crate::common::{self, Commands, FOREVER, Meters, cached, create, eventually, uri};
 use crate::proxy::Proxy;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -155,13 +155,9 @@ async fn a_stream_that_is_late_is_told_as_opening() {
 
 #[tokio::test]
 async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
-    let mongo = MongoStore::connect(uri()).await.unwrap();
+    let mongo = common::mongo().await;
     for through_the_lower_tier in [false, true] {
-        let mongo = if through_the_lower_tier {
-            MongoStore::connect(uri()).await.unwrap()
-        } else {
-            mongo.clone()
-        };
+        let mongo = if through_the_lower_tier { common::mongo().await } else { mongo.clone() };
         let (meters, guard) = Meters::install();
         let store = CachedMongoStore::builder(mongo.clone()).build().await.unwrap();
         drop(guard);

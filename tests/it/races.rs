@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tower_sessions::session::Record;
 use tower_sessions::{SessionStore, session_store};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore};
 
 use crate::common::{Commands, FOREVER, PATIENCE, cache_of, create, eventually, other_instance};
 use crate::proxy::Proxy;
@@ -142,14 +142,18 @@ async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
     let (proxy, _, other, record) = cold().await;
     let commands = Commands::default();
     let short = Duration::from_millis(300);
-    let store = MongoStore::builder()
-        .client(commands.client(proxy.uri()).await)
-        .operation_timeout(short)
-        .build();
-    let store = CachedMongoStore::builder(store.await.unwrap()).max_staleness(FOREVER);
+    let client = commands.client(proxy.uri()).await;
+    // With so short a timeout a slow machine may need more than one try, here and below.
+    let mongo = loop {
+        let builder = MongoStore::builder().client(client.clone()).operation_timeout(short);
+        match builder.build().await {
+            Ok(mongo) => break mongo,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
+        }
+    };
+    let store = CachedMongoStore::builder(mongo).max_staleness(FOREVER);
     let store = store.build().await.unwrap();
     eventually("the session is cached", async || {
-        // With so short a timeout a slow machine may need more than one try.
         matches!(SessionStore::load(&store, &record.id).await, Ok(Some(_)))
     })
     .await;

@@ -13,7 +13,8 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::common::{
-    Store, cache_of, cached, create, everything_said_by, in_the_future, mongo, record, uri,
+    PATIENCE, Store, cache_of, cached, create, everything_said_by, in_the_future, mongo, record,
+    uri,
 };
 
 fn key(byte: u8) -> Key {
@@ -21,7 +22,8 @@ fn key(byte: u8) -> Key {
 }
 
 async fn with_keys(uri: &str, keys: Keys) -> MongoStore {
-    MongoStore::builder().uri(uri).encryption(keys).build().await.unwrap()
+    let builder = MongoStore::builder().uri(uri).operation_timeout(PATIENCE);
+    builder.encryption(keys).build().await.unwrap()
 }
 
 fn by_key(record: &Record) -> Document {

@@ -11,7 +11,9 @@ use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{ErrorKind, Keys, MongoStore, Reencrypted, mongodb};
 
 use super::{by_key, key, key_of, secret, stored, with_keys};
-use crate::common::{Commands, FOREVER, Meters, cache_of, create, eventually, uri};
+use crate::common::{
+    Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, patient, uri,
+};
 use crate::proxy::Proxy;
 
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
@@ -31,7 +33,7 @@ async fn walked(store: &MongoStore) -> Reencrypted {
 #[tokio::test]
 async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_up_nobody() {
     let uri = uri();
-    let plain = MongoStore::connect(&uri).await.unwrap();
+    let plain = patient(&uri).await;
     let queryable = MongoStore::builder().uri(&uri).queryable(true).build().await.unwrap();
     let old = with_keys(&uri, Keys::new(1, key(1))).await;
     let store = with_keys(&uri, newest()).await;
@@ -83,7 +85,7 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
 #[tokio::test]
 async fn no_cache_loses_what_was_encrypted_anew() {
     let (uri, commands) = (uri(), Commands::default());
-    let plain = MongoStore::connect(&uri).await.unwrap();
+    let plain = patient(&uri).await;
     let record = secret(&plain).await;
     let client = commands.client(&uri).await;
     let mongo = MongoStore::builder().client(client).encryption(newest()).build().await.unwrap();
@@ -118,7 +120,7 @@ async fn no_cache_loses_what_was_encrypted_anew() {
 #[tokio::test]
 async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
     let uri = uri();
-    let plain = MongoStore::connect(&uri).await.unwrap();
+    let plain = patient(&uri).await;
     let mut records = many(&plain, 10).await;
     // More than a page has, and one more than a condition.
     for bytes in [400 << 10, 600 << 10, 1_200 << 10] {
@@ -146,7 +148,7 @@ async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
 #[tokio::test]
 async fn what_was_changed_since_it_was_read_is_not_overwritten() {
     let proxy = Proxy::start().await;
-    let plain = MongoStore::connect(proxy.direct()).await.unwrap();
+    let plain = patient(proxy.direct()).await;
     let (mut saved, by_hand) = (secret(&plain).await, secret(&plain).await);
     let (gone, still) = (secret(&plain).await, secret(&plain).await);
     let store = with_keys(proxy.uri(), newest()).await;
@@ -178,7 +180,7 @@ async fn what_was_changed_since_it_was_read_is_not_overwritten() {
 #[tokio::test]
 async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some_mib() {
     let proxy = Proxy::start().await;
-    let plain = MongoStore::connect(proxy.direct()).await.unwrap();
+    let plain = patient(proxy.direct()).await;
     let mut records = many(&plain, 10).await;
     let store = with_keys(proxy.uri(), newest()).await;
     let mut page = proxy.hold("find");
@@ -209,8 +211,8 @@ async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some
 #[tokio::test]
 async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mib() {
     let proxy = Proxy::start().await;
-    let builder = MongoStore::builder().uri(proxy.direct()).queryable(true);
-    let queryable = builder.build().await.unwrap();
+    let builder = MongoStore::builder().uri(proxy.direct()).operation_timeout(PATIENCE);
+    let queryable = builder.queryable(true).build().await.unwrap();
     for _ in 0..6 {
         let mut record = crate::common::record();
         // A byte each, and six as JSON.
@@ -234,7 +236,7 @@ async fn a_rotation_under_load_loses_nothing() {
     const OF_EACH: usize = 12;
 
     let uri = uri();
-    let plain = MongoStore::connect(&uri).await.unwrap();
+    let plain = patient(&uri).await;
     let before = with_keys(&uri, Keys::new(1, key(1)).and_old(2, key(2))).await;
     let after = with_keys(&uri, newest()).await;
     let stores = [cache_of(&before).await, cache_of(&after).await];
@@ -285,7 +287,7 @@ async fn a_rotation_under_load_loses_nothing() {
 #[tokio::test]
 async fn a_walk_without_a_key_or_a_store_says_so() {
     let uri = uri();
-    let plain = MongoStore::connect(&uri).await.unwrap();
+    let plain = patient(&uri).await;
     let error = plain.reencrypt().finish().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     let store = with_keys(&uri, newest()).await;

@@ -38,13 +38,24 @@ pub(super) async fn owners(quotes: &Quotes) {
     let client = Client::with_uri_str(uri()).await.unwrap();
     let create = doc! { "create": "sessions", "collation": { "locale": "en", "strength": 2 } };
     client.default_database().unwrap().run_command(create).await.unwrap();
-    quotes.of_builder("a collation", ErrorKind::Index, builder(client)).await;
+    if lists_the_default_collation(&client).await {
+        quotes.of_builder("a collation", ErrorKind::Index, builder(client)).await;
+    } else {
+        quotes.leave_out("has a default collation");
+    }
     let client = Client::with_uri_str(uri()).await.unwrap();
     let index = doc! { "key": { "owner": 1, "_id": 1 }, "name": "theirs",
     "partialFilterExpression": { "owner": { "$gt": "a" } } };
     let create = doc! { "createIndexes": "sessions", "indexes": [index] };
     client.default_database().unwrap().run_command(create).await.unwrap();
     quotes.of_builder("another index of owners", ErrorKind::Index, builder(client)).await;
+}
+
+/// MongoDB lists it with the index on `_id`. Of the test servers, secantusd-py 0.7.0b3 does not.
+async fn lists_the_default_collation(client: &Client) -> bool {
+    let sessions = client.default_database().unwrap().collection::<Document>("sessions");
+    let indexes: Vec<_> = sessions.list_indexes().await.unwrap().try_collect().await.unwrap();
+    indexes.iter().any(|index| index.options.as_ref().is_some_and(|o| o.collation.is_some()))
 }
 
 pub(super) async fn filters(quotes: &Quotes) {
@@ -62,6 +73,8 @@ pub(super) async fn filters(quotes: &Quotes) {
         config(quotes, what, store.delete_where(filter).await);
     }
     config(quotes, "no key to look under", data_equals(&[""; 0], "ferris"));
+    // A server may look at the filter only when there is a session to compare with it.
+    create(&store).await;
     let no_list = doc! { "created": { "$in": 1 } };
     is(quotes, "no list in a condition", ErrorKind::Server, store.delete_where(no_list).await);
 }

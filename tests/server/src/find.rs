@@ -181,7 +181,8 @@ fn kind_of(name: &OsStr) -> Result<Kind, Error> {
         Some("rust") => Ok(Kind::SecantusRs),
         Some("python") => Ok(Kind::SecantusPy),
         _ => Err(Error::Unsupported(format!(
-            "{KIND} is {name:?}: it must be `mongod`, `rust` or `python`"
+            "{KIND} is {}: it must be `mongod`, `rust` or `python`",
+            name.display()
         ))),
     }
 }

@@ -23,6 +23,7 @@ pub struct TestServer {
 /// How an own server is to be started; made by [`TestServer::builder`].
 #[derive(Debug, Clone, Default)]
 #[must_use]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct Builder {
     pub(crate) kind: Option<Kind>,
     pub(crate) fast: bool,
