@@ -486,7 +486,7 @@ async fn a_server_that_goes_on_refusing_fresh_streams_has_none() {
     let start = tokio::time::Instant::now();
     let mut followed =
         Followed::start(Fake { opens: always(|| Says::No(refused())), ..Fake::new() });
-    (&mut followed.opened_once).await.unwrap().unwrap();
+    timeout(HOUR, &mut followed.opened_once).await.unwrap().unwrap().unwrap();
     assert!(start.elapsed() < Duration::from_millis(100), "build ends after {:?}", start.elapsed());
     let key = SessionKey::of(1);
     followed.holds(key);
@@ -531,7 +531,7 @@ async fn a_stream_that_opens_and_brings_nothing_is_none() {
     let no = || always(|| Says::No(refused()));
     let mut followed = Followed::start(Fake { batches: no(), resumes: no(), ..Fake::new() });
     sleep(HOUR).await;
-    (&mut followed.opened_once).await.unwrap().unwrap();
+    timeout(HOUR, &mut followed.opened_once).await.unwrap().unwrap().unwrap();
     assert!((55..70).contains(&followed.opened()), "{}", followed.opened());
     let said = ["answers the change stream", "has a gap", "is lost", "is not told", "WARN"];
     assert_eq!(said.map(Log::count), [1, 2, 1, 1, 5], "and no more, however long it lasts");
