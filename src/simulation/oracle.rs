@@ -121,6 +121,11 @@ impl Oracle {
         let woke_at = self.asleep_at.filter(|at| *at > record.asked);
         let node = self.node(record.node);
         node.under_way.remove(&call);
+        let removes = matches!(record.operation, Operation::Remove(_));
+        if !in_time || matches!(end, End::GivenUp | End::Failed { .. }) || removes {
+            // At its deadline, though it may still have waited to be sent, and once more at its late end.
+            self.in_doubt += 2;
+        }
         // What a call of many steps has learned its store notes at the end of all.
         if record.operation.is_paged() {
             if end == (End::Failed { outage: true }) {
@@ -140,11 +145,6 @@ impl Oracle {
                     node.taken_at = Some(now);
                 }
             }
-        }
-        let removes = matches!(record.operation, Operation::Remove(_));
-        if !in_time || matches!(end, End::GivenUp | End::Failed { .. }) || removes {
-            // At its deadline, and once more at its late end.
-            self.in_doubt += 2;
         }
         if end == End::TurnedAway {
             return;
