@@ -119,13 +119,13 @@ impl Oracle {
             self.violated(format!("I6: call {call} was dropped before its time"));
         }
         let woke_at = self.asleep_at.filter(|at| *at > record.asked);
-        let node = self.node(record.node);
-        node.under_way.remove(&call);
         let removes = matches!(record.operation, Operation::Remove(_));
         if !in_time || matches!(end, End::GivenUp | End::Failed { .. }) || removes {
             // At its deadline, though it may still have waited to be sent, and once more at its late end.
             self.in_doubt += 2;
         }
+        let node = self.node(record.node);
+        node.under_way.remove(&call);
         // What a call of many steps has learned its store notes at the end of all.
         if record.operation.is_paged() {
             if end == (End::Failed { outage: true }) {
