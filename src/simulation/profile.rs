@@ -125,7 +125,8 @@ impl Profile {
             Lossy | Slow => max_staleness.mul_f64(chance.pick(&[0.0, 0.0, 0.0, 1.0])),
             _ => Duration::ZERO,
         };
-        let tokens_have_times = chance.happens(0.75);
+        // A stream that was given no token cannot be resumed, and there a gap counts.
+        let tokens_have_times = chance.happens(0.75) || kind == Overloaded;
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
         let rates = Self::rates(kind, chance);
         let crowded = kind == Crowded;
