@@ -16,6 +16,8 @@ use crate::metrics::{Outcome, Verb};
 const OLDEST: &str = "4.4.2";
 
 const COMMAND_NOT_FOUND: i32 = 59;
+/// `AtlasError`, with which Atlas also answers to a missing right.
+const ATLAS_ERROR: i32 = 8000;
 /// What servers answer to a stage that they do not have: `FailedToParse`, `CommandNotFound`,
 /// `CommandNotSupported`, `NotImplemented`, 303 and 304 of Amazon `DocumentDB`, and MongoDB's code for an
 /// unknown stage.
@@ -72,10 +74,21 @@ impl Sessions {
                 timer.ends(Outcome::Ok, Ok(()))
             }
             Err(error) => match timer.fails("read a session", &error) {
-                // It was allowed to ask. Another engine may not take this filter.
-                Err(error) if error.kind() == ErrorKind::Server => Ok(()),
+                // Another engine may not take this filter. Then a plain read decides.
+                Err(error) if error.kind() == ErrorKind::Server => self.try_plain_read().await,
                 failed => failed,
             },
+        }
+    }
+
+    /// Reads a session that nobody has, as a load does.
+    async fn try_plain_read(&self) -> Result<()> {
+        let timer = self.timer_of(Verb::Ping, "find");
+        let documents = self.documents.clone_with_type::<RawDocumentBuf>();
+        let nobody = document::binary(&document::FIRST_KEY);
+        match documents.find_one(doc! { "_id": nobody }).max_time(self.timeout).await {
+            Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+            Err(error) => timer.fails("read a session", &error),
         }
     }
 
@@ -105,13 +118,15 @@ impl Sessions {
             );
         }
         match timer.fails("save a session", &error) {
-            Err(error) if error.kind() == ErrorKind::Permission => Err(error),
-            // A member that is no primary, or a server whose disk is full: sessions can be read.
-            Err(error) => {
+            // It passes (an election, an overload), or sessions can at least be read (a full disk).
+            Err(error)
+                if error.is_outage()
+                    || (error.kind() == ErrorKind::Server && code != Some(ATLAS_ERROR)) =>
+            {
                 tracing::warn!("sessions can be read, but not saved: {error}");
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            ended => ended,
         }
     }
 }

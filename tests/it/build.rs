@@ -140,6 +140,21 @@ async fn a_right_that_is_missing_alone_is_told() {
 }
 
 #[tokio::test]
+async fn a_store_is_built_only_after_a_read_that_succeeded() {
+    // Atlas answers a missing right with 8000.
+    for (command, doing) in [("find", "read a session"), ("update", "save a session")] {
+        let proxy = Proxy::start().await;
+        let _refusing = proxy.refuse_all(command, 8000, "AtlasError", &[]);
+        let text = format!("error 8000 (AtlasError) when asked to {doing}");
+        fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Server, &text).await;
+    }
+    // Another engine does not take the first filter, and answers a plain read.
+    let proxy = Proxy::start().await;
+    proxy.hold("find").refuse(2);
+    MongoStore::connect(proxy.uri()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_understand_a_save_is_refused_and_one_that_is_full_is_not() {
     for code in [9, 59, 303, 304, 40324] {
         let proxy = Proxy::start().await;
