@@ -43,7 +43,7 @@ pub(super) struct Profile {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub(super) begin: f64,
-    /// What is begun is a load, whatever else it might have been: the oplog stands still.
+    /// How often what is begun is a load, whatever else it might have been.
     pub(super) reads: f64,
     pub(super) cancel: f64,
     pub(super) serve: f64,
@@ -80,12 +80,15 @@ pub(super) enum Kind {
     Crowded,
     /// More calls than leave at once.
     Busy,
+    /// The oplog stands still for long, and with it the first token of a stream.
+    Quiet,
 }
 
 impl Profile {
     pub(super) fn draw(chance: &Chance) -> Self {
         use Kind::{
-            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Slow, Stalled,
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Quiet, Slow,
+            Stalled,
         };
 
         let kind = chance.pick(&[
@@ -105,6 +108,8 @@ impl Profile {
             Crowded,
             Busy,
             Busy,
+            Quiet,
+            Quiet,
         ]);
         let max_staleness =
             Duration::from_millis(chance.pick(&[200, 300, 500, 1_000, 2_000, 5_000]));
@@ -114,11 +119,11 @@ impl Profile {
             Lossy | Slow => max_staleness.mul_f64(chance.pick(&[0.0, 0.0, 0.0, 1.0])),
             _ => Duration::ZERO,
         };
-        let tokens_have_times = chance.happens(0.75);
+        let tokens_have_times = kind == Quiet || chance.happens(0.75);
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
         let base = Rates {
             begin: chance.pick(&[0.2, 0.4, 0.6]),
-            reads: chance.pick(&[0.0, 0.0, 0.0, 0.97]),
+            reads: 0.0,
             cancel: 0.03,
             serve: chance.pick(&[0.3, 0.5, 0.8]),
             fail: 0.01,
@@ -143,6 +148,15 @@ impl Profile {
             }
             Outage => Rates { outage: 0.02, fail: 0.03, begin: 0.6, leap: 0.02, ..base },
             Busy => Rates { begin: 1.0, serve: 0.3, fail: 0.03, ..base },
+            Quiet => Rates {
+                begin: 0.6,
+                reads: 0.98,
+                fail: 0.0,
+                foreign: 0.02,
+                stall: 0.05,
+                elect: 0.0,
+                ..base
+            },
             Exclusive | Bounded => Rates { fail: 0.04, drop_collection: 0.0, ..base },
         };
         let rates = if kind == Exclusive { Rates { foreign: 0.0, ..rates } } else { rates };
@@ -165,9 +179,9 @@ impl Profile {
             at_once: chance.pick(&[0.0, 0.02, 0.1]),
             slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
             tokens_have_times,
-            shards: if tokens_have_times && chance.happens(0.3) { 2 } else { 1 },
-            busy: chance.happens(0.15),
-            others: chance.pick(&[0.0, 0.0, 0.05, 0.3]),
+            shards: if tokens_have_times && kind != Quiet && chance.happens(0.3) { 2 } else { 1 },
+            busy: kind != Quiet && chance.happens(0.15),
+            others: if kind == Quiet { 0.0 } else { chance.pick(&[0.0, 0.05, 0.3]) },
             bulks: chance.pick(&[0.0, 0.3, 0.8]),
             lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
             curious: chance.pick(&[0.15, 0.15, 0.5]),
