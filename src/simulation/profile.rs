@@ -45,7 +45,7 @@ pub(super) struct Profile {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub(super) begin: f64,
-    /// What is begun is a load, whatever else it might have been: the oplog stands still.
+    /// How often what is begun is a load, whatever else it might have been.
     pub(super) reads: f64,
     pub(super) cancel: f64,
     pub(super) serve: f64,
@@ -88,13 +88,15 @@ pub(super) enum Kind {
     Busy,
     /// An overloaded server, and nothing else that goes wrong.
     Overloaded,
+    /// The oplog stands still for long, and with it the first token of a stream.
+    Quiet,
 }
 
 impl Profile {
     pub(super) fn draw(chance: &Chance) -> Self {
         use Kind::{
-            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Slow,
-            Stalled,
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Quiet,
+            Slow, Stalled,
         };
 
         let kind = chance.pick(&[
@@ -116,6 +118,8 @@ impl Profile {
             Busy,
             Overloaded,
             Overloaded,
+            Quiet,
+            Quiet,
         ]);
         let max_staleness =
             Duration::from_millis(chance.pick(&[200, 300, 500, 1_000, 2_000, 5_000]));
@@ -126,7 +130,7 @@ impl Profile {
             _ => Duration::ZERO,
         };
         // A stream that was given no token cannot be resumed, and there a gap counts.
-        let tokens_have_times = chance.happens(0.75) || kind == Overloaded;
+        let tokens_have_times = kind == Quiet || chance.happens(0.75) || kind == Overloaded;
         let stores = if kind == Exclusive { 1 } else { chance.pick(&[1, 2, 2, 2, 3]) };
         let rates = Self::rates(kind, chance);
         let crowded = kind == Crowded;
@@ -148,9 +152,9 @@ impl Profile {
             at_once: chance.pick(&[0.0, 0.02, 0.1]),
             slow: if kind == Slow { 0.3 } else { chance.pick(&[0.0, 0.05, 0.1]) },
             tokens_have_times,
-            shards: if tokens_have_times && chance.happens(0.3) { 2 } else { 1 },
-            busy: chance.happens(0.15),
-            others: chance.pick(&[0.0, 0.0, 0.05, 0.3]),
+            shards: if tokens_have_times && kind != Quiet && chance.happens(0.3) { 2 } else { 1 },
+            busy: kind != Quiet && chance.happens(0.15),
+            others: if kind == Quiet { 0.0 } else { chance.pick(&[0.0, 0.05, 0.3]) },
             bulks: chance.pick(&[0.0, 0.3, 0.8]),
             lags: chance.pick(&[0.0, 0.0, 0.0, 0.6, 0.95]),
             curious: chance.pick(&[0.15, 0.15, 0.5]),
@@ -165,8 +169,8 @@ impl Profile {
 
     fn rates(kind: Kind, chance: &Chance) -> Rates {
         use Kind::{
-            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Slow,
-            Stalled,
+            Bounded, Busy, Calm, Crowded, Exclusive, HistoryLost, Lossy, Outage, Overloaded, Quiet,
+            Slow, Stalled,
         };
 
         let base = Rates {
@@ -216,6 +220,15 @@ impl Profile {
                 drop_collection: 0.0,
                 leap: 0.0,
                 suspend: 0.0,
+                ..base
+            },
+            Quiet => Rates {
+                begin: 0.6,
+                reads: 0.98,
+                fail: 0.0,
+                foreign: 0.02,
+                stall: 0.05,
+                elect: 0.0,
                 ..base
             },
             Busy => Rates { begin: 1.0, serve: 0.3, fail: 0.03, ..base },

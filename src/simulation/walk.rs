@@ -248,6 +248,9 @@ impl Walk {
         if chance.happens(rates.stall) {
             let lane = chance.pick(&[Lane::Verbs, Lane::Stream, Lane::Fences]);
             let way = chance.pick(&[Way::Requests, Way::Replies]);
+            // Shorter than the lease: what was cached before is served after it.
+            let quiet = self.fleet.profile.kind == Kind::Quiet;
+            let longest = if quiet { longest / 4 } else { longest };
             let until = now.after(chance.part_of(longest));
             self.note(|| format!("stall: {lane:?} {way:?} of store {node} until {until:?}"));
             self.stalls.push(Stall { node, lane, way, until });
@@ -298,8 +301,9 @@ impl Walk {
     }
 
     /// Serves some of the calls that wait.
-    fn serve(&self) {
+    fn serve(&mut self) {
         let chance = self.chance();
+        let mut late = Vec::new();
         let mut calls = self.fleet.wire.waiting();
         chance.shuffle(&mut calls);
         let rates = self.fleet.profile.rates;
@@ -343,7 +347,26 @@ impl Walk {
                 self.fail(call, stream);
             } else {
                 wire.answer(call);
+                let record = &wire.state().records[call];
+                if stream && now.since(record.asked) > self.fleet.profile.promise.max_staleness / 5
+                {
+                    late.push(record.node);
+                }
             }
+        }
+        for node in late {
+            self.stall_again(node);
+        }
+    }
+
+    /// A stream whose reply was late may stand still again, before it has told what has changed meanwhile.
+    fn stall_again(&mut self, node: usize) {
+        let chance = self.chance();
+        if chance.happens(self.fleet.profile.rates.stall * 20.0) {
+            let longest = self.fleet.profile.promise.max_staleness * 4;
+            let until = self.fleet.clock.now().after(chance.part_of(longest));
+            self.note(|| format!("stall again: the stream of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, lane: Lane::Stream, way: Way::Requests, until });
         }
     }
 
