@@ -174,7 +174,7 @@ pub(crate) struct ServerTime(pub(crate) u64);
 
 /// Names a member of the replica set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerId(pub(crate) std::sync::Arc<str>);
+pub(crate) struct ServerId(pub(crate) Arc<str>);
 
 /// What the primary answers when it is asked for its time.
 #[derive(Clone, Debug)]

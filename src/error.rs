@@ -42,7 +42,8 @@ pub enum ErrorKind {
     /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows, or 256 saves of one session, and
     /// nothing was sent. Or MongoDB says that it is overloaded and refuses the call
     /// ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and its
-    /// like). The driver has then repeated the call twice. Sessions stay cached through all this.
+    /// like). The driver has then repeated the call twice. No other session leaves the cache for that;
+    /// after a delete, or a save that may have begun, this one is read again.
     Overloaded,
     /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
     Timeout,
@@ -123,7 +124,7 @@ impl Error {
     }
 
     /// Whether nothing was carried out: the database was not asked, or turned the call away.
-    pub(crate) fn was_not_sent(&self) -> bool {
+    pub(crate) fn was_not_carried_out(&self) -> bool {
         match self.0.kind {
             ErrorKind::Encode => true,
             ErrorKind::Overloaded => self.0.overloaded != Overloaded::Interrupted,

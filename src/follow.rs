@@ -50,8 +50,8 @@ const LOST: u32 = 8;
 /// Where there are none, to resume now and then costs little and loses nothing. In no hurry either:
 /// what is behind renews no lease, so nothing is served past its bound meanwhile.
 const LONGEST_BEHIND: Duration = Duration::from_secs(30);
-/// After a batch of nothing but this store's own writes the next one is asked for so much later, with
-/// more in it: an instance that writes much would be told of each write by an answer of its own.
+/// The pause before the next question after a batch of nothing but this store's own writes: the next batch
+/// then carries more. Without it, an instance that writes much would get a reply for each of its writes.
 const BREATH: Duration = Duration::from_millis(5);
 /// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
 /// more than five seconds. A lost question must not cost the lease that the next one would renew.

@@ -171,7 +171,7 @@ impl<B: Backend> Tiers<B> {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
                 Ok(None) => ticket.forget(Void::Gone),
                 Err(error) => {
-                    if error.was_not_sent() {
+                    if error.was_not_carried_out() {
                         ticket.release();
                     }
                     return Err(error);
@@ -273,8 +273,9 @@ impl<B: Backend> Tiers<B> {
     }
 }
 
-/// A ticket of a write that goes on past its deadline, until it has ended: nothing is cached any more
-/// then that was read before, and until then it counts as [pending](Cache::forget_pending_writes).
+/// A ticket for a write that goes on past its deadline. It is held until the write has ended. Until then
+/// the write counts as [pending](Cache::forget_pending_writes); when it ends, whatever was read before is
+/// removed from the cache.
 #[derive(Clone, Default)]
 struct LateTicket(Arc<OnceLock<Ticket>>);
 

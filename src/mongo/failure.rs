@@ -278,7 +278,7 @@ mod tests {
             let error = refused("save a session", code);
             assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
             assert!(error.is_outage() && error.to_string().contains(&code.to_string()), "{error}");
-            assert!(!error.was_not_sent(), "{error}");
+            assert!(!error.was_not_carried_out(), "{error}");
         }
         for (code, kind) in [
             (2, ErrorKind::Server),
@@ -298,10 +298,13 @@ mod tests {
         for code in [433, 449, 450, 462] {
             let error = refused("save a session", code);
             assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
-            assert!(error.is_outage() && error.was_not_sent() && !error.is_ours(), "{error}");
+            assert!(
+                error.is_outage() && error.was_not_carried_out() && !error.is_ours(),
+                "{error}"
+            );
             let written = unacknowledged("save a session", code);
             assert_eq!(written.kind(), ErrorKind::Server, "{written}");
-            assert!(!written.was_not_sent(), "{written}");
+            assert!(!written.was_not_carried_out(), "{written}");
         }
         assert_eq!(unacknowledged("save a session", 91).kind(), ErrorKind::Connection);
     }

@@ -2,6 +2,7 @@
 //!
 //! It has no I/O, so the simulation runs this same code over a server that follows MongoDB's rules.
 
+use bson::spec::BinarySubtype;
 use bson::{Bson, Document};
 
 use super::cursor::{Handed, Token};
@@ -57,6 +58,9 @@ pub(super) fn change(event: &Document) -> Option<Change> {
     let Bson::Binary(key) = event.get("key")? else {
         return None;
     };
+    if key.subtype != BinarySubtype::Generic {
+        return None;
+    }
     let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
     Some(Change { key: SessionKey::from_bytes(&key.bytes)?, rev })
 }

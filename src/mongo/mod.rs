@@ -191,10 +191,10 @@ impl MongoStore {
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
-    /// expired ones that have not been removed yet, and less the documents of other programs. Its cost does not grow with the live ones, given
-    /// the index on `expires`. After
-    /// an unclean shutdown of the server, and on a sharded cluster with orphaned documents, the
-    /// metadata may be off.
+    /// expired ones that have not been removed yet, and less the documents of other programs. Given
+    /// the index on `expires`, its cost grows with those two, and not with the live sessions. After an
+    /// unclean shutdown of the server, and on a sharded cluster with orphaned documents, the metadata
+    /// may be off.
     ///
     /// # Errors
     ///

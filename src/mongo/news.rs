@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bson::spec::BinarySubtype;
 use bson::{Bson, Document, doc};
 use tokio::time::sleep;
 
@@ -33,9 +34,9 @@ pub(crate) struct News {
     was_busy: bool,
 }
 
-/// How much later the next answer is asked for after one that brought something, with more in it. And a
-/// process that ends right after its last write then sends no command in a runtime that ends, which may
-/// panic in the driver.
+/// The pause before the next question after a reply that brought changes: the next reply then carries
+/// more. It also keeps a process that ends right after its last write from sending a command into a
+/// runtime that ends, at which the driver may panic.
 const BREATH: Duration = Duration::from_millis(5);
 
 /// What became of a session.
@@ -173,6 +174,9 @@ fn stages() -> [Document; 2] {
 /// `None` for what is not about a session, or about one that is not live yet.
 pub(super) fn report(event: &Document) -> Option<Report> {
     let Some(Bson::Binary(key)) = event.get("key") else { return None };
+    if key.subtype != BinarySubtype::Generic {
+        return None;
+    }
     let key = SessionKey::from_bytes(&key.bytes)?;
     let expires = event.get_datetime("expires").ok();
     let expires = expires.map(|at| WallTime::from_millis(at.timestamp_millis()));

@@ -103,11 +103,41 @@ impl MongoStore {
     /// by what that has nor by what it does not have: a condition on its data is unknown, and a filter finds
     /// a session if the filter as a whole is true. So `$or` of an owner and of data finds it by its owner.
     ///
-    /// MongoDB is asked no filter of which the store does not know what it reads. Each path must be a
-    /// field of [`StoredSession`](crate::StoredSession) or begin with `data.`. The operators are those that
-    /// compare fields, `$and`, `$or`, `$nor`, `$not`, `$elemMatch`, and `$expr` with the expressions that read
-    /// their arguments alone; not `$where`, `$function`, `$jsonSchema`, `$text`, nor `"$$ROOT"` as a whole.
-    /// Anything else is a `Config` error too. [`collection`](Self::collection) asks MongoDB itself.
+    /// The store sends only a filter of which it knows what it reads; any other is a `Config` error
+    /// too. It may have:
+    ///
+    /// - Paths. Each path must be a field of [`StoredSession`](crate::StoredSession), `data`, or
+    ///   begin with `data.`. `reencrypted` may be asked for too.
+    /// - Around conditions: `$and`, `$or`, `$nor`, each with a list of filters that are not empty;
+    ///   `$expr`, `$comment`.
+    /// - In a condition: `$bitsAllClear`, `$bitsAllSet`, `$bitsAnyClear`, `$bitsAnySet`, `$eq`,
+    ///   `$exists`, `$gt`, `$gte`, `$in`, `$lt`, `$lte`, `$mod`, `$ne`, `$nin`, `$options`,
+    ///   `$regex`, `$size`, `$type`; `$not`, `$all` and `$elemMatch` with conditions of these. In
+    ///   `$elemMatch` also `$and`, `$or`, `$nor`, and the element's own fields.
+    /// - In `$expr`, what reads its arguments alone: paths as above (`"$owner"`, `"$$ROOT.owner"`,
+    ///   `"$$CURRENT.owner"`), `"$$NOW"`, variables of an expression's own, whose names begin with
+    ///   a small letter, `$literal`, and the operators listed below. `$getField`, `$setField` and
+    ///   `$unsetField` need an `input`. `"$$ROOT"` and `"$$CURRENT"` as a whole may not be used.
+    ///
+    /// [`collection`](Self::collection) asks MongoDB itself, by any filter.
+    ///
+    /// The operators in `$expr`: `$abs`, `$add`, `$allElementsTrue`, `$and`, `$anyElementTrue`,
+    /// `$arrayElemAt`, `$arrayToObject`, `$avg`, `$binarySize`, `$bsonSize`, `$ceil`, `$cmp`,
+    /// `$concat`, `$concatArrays`, `$cond`, `$convert`, `$dateAdd`, `$dateDiff`, `$dateFromParts`,
+    /// `$dateFromString`, `$dateSubtract`, `$dateToParts`, `$dateToString`, `$dateTrunc`,
+    /// `$dayOfMonth`, `$dayOfWeek`, `$dayOfYear`, `$divide`, `$eq`, `$exp`, `$filter`, `$first`,
+    /// `$firstN`, `$floor`, `$gt`, `$gte`, `$hour`, `$ifNull`, `$in`, `$indexOfArray`,
+    /// `$indexOfBytes`, `$indexOfCP`, `$isArray`, `$isNumber`, `$isoDayOfWeek`, `$isoWeek`,
+    /// `$isoWeekYear`, `$last`, `$lastN`, `$let`, `$ln`, `$log`, `$log10`, `$lt`, `$lte`, `$ltrim`,
+    /// `$map`, `$max`, `$maxN`, `$mergeObjects`, `$millisecond`, `$min`, `$minN`, `$minute`,
+    /// `$mod`, `$month`, `$multiply`, `$ne`, `$not`, `$objectToArray`, `$or`, `$pow`, `$range`,
+    /// `$reduce`, `$regexFind`, `$regexFindAll`, `$regexMatch`, `$replaceAll`, `$replaceOne`,
+    /// `$reverseArray`, `$round`, `$rtrim`, `$second`, `$setDifference`, `$setEquals`,
+    /// `$setIntersection`, `$setIsSubset`, `$setUnion`, `$size`, `$slice`, `$sortArray`, `$split`,
+    /// `$sqrt`, `$strLenBytes`, `$strLenCP`, `$strcasecmp`, `$substrBytes`, `$substrCP`,
+    /// `$subtract`, `$sum`, `$switch`, `$toBool`, `$toDate`, `$toDecimal`, `$toDouble`, `$toInt`,
+    /// `$toLong`, `$toLower`, `$toObjectId`, `$toString`, `$toUpper`, `$trim`, `$trunc`, `$type`,
+    /// `$week`, `$year`, `$zip`.
     ///
     /// **Values from a request** belong into [`data_equals`] or [`owner_equals`]: as a part of a filter,
     /// `{"$ne": ""}` is an operator.
@@ -144,8 +174,9 @@ impl MongoStore {
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for an empty filter, for one that asks for `data` in a store
-    /// that is not queryable, and for one that has what [`find`](Self::find) does not ask for; else as [`length`](Self::length), what the server says
-    /// of a malformed filter included. Some sessions may have been ended by then.
+    /// that is not queryable, and for one that has what [`find`](Self::find) does not list. Else as
+    /// [`length`](Self::length), what the server says of a malformed filter included. Some sessions may
+    /// have been ended by then.
     ///
     /// # Cancel safety
     ///

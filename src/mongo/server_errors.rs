@@ -130,10 +130,11 @@ const TABLE: [(i32, &str, Meaning); 55] = [
     // The next change does not fit into a message, which a second attempt does not change
     // (https://www.mongodb.com/docs/manual/administration/change-streams-production-recommendations/).
     (10334, "BSONObjectTooLarge", Meaning::HistoryLost),
-    // A standalone server and other engines: "The $changeStream stage is only supported on replica sets",
-    // "Unrecognized pipeline stage name". Then [E].
+    // A standalone server: "The $changeStream stage is only supported on replica sets".
     (40573, "Location40573", Meaning::NoChangeStreams),
+    // Other engines: "Unrecognized pipeline stage name".
     (40324, "Location40324", Meaning::NoChangeStreams),
+    // [E]
     (20, "IllegalOperation", Meaning::NoChangeStreams),
     (59, "CommandNotFound", Meaning::NoChangeStreams),
     (376, "ChangeStreamNotEnabled", Meaning::NoChangeStreams),

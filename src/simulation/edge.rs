@@ -62,7 +62,7 @@ impl Errand {
         self.ends(match &outcome {
             Ok(_) => End::Answered,
             Err(error) if error.is_server_overload() => End::TurnedAway,
-            Err(error) if error.was_not_sent() => self.refused(error),
+            Err(error) if error.was_not_carried_out() => self.refused(error),
             Err(error) => End::Failed { outage: error.is_outage() },
         });
         outcome

@@ -5,8 +5,9 @@
 //! thing: it takes an object with the key `$serde_json::private::RawValue` or
 //! `$serde_json::private::Number` for a value of its own, if any crate of the app has switched on the
 //! feature `raw_value` or `arbitrary_precision` (axum does), and then parses the string in it once more.
-//! Anyone may send such JSON. A visitor cannot avoid that without relying on the insides of
-//! `serde_json`, where a number calls `visit_map` with that key. To this parser every key is a key.
+//! Anyone may send such JSON. A serde `Visitor` of ours could not tell a number from such an object without
+//! relying on the insides of `serde_json`, where a number calls `visit_map` with that key. To this parser
+//! every key is a key.
 
 use serde_json::{Map, Value};
 

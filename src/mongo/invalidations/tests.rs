@@ -1,6 +1,7 @@
 use bson::doc;
 
 use super::*;
+use crate::mongo::news;
 
 #[test]
 fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
@@ -16,9 +17,18 @@ fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
 
 #[test]
 fn a_report_names_a_session_by_its_key() {
-    let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
-    let heard = change(&doc! { "key": key }).unwrap();
+    let binary = |subtype| bson::Binary { subtype, bytes: vec![7; 32] };
+    let heard = change(&doc! { "key": binary(BinarySubtype::Generic) }).unwrap();
     assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
     assert!(change(&doc! { "key": 7 }).is_none());
     assert!(change(&doc! { "ends": true }).is_none());
+    // Another program's `_id` of 32 bytes. The stream of events knows the same sessions.
+    assert!(change(&doc! { "key": binary(BinarySubtype::UserDefined(0x80)) }).is_none());
+    let at = bson::Timestamp { time: 1, increment: 1 };
+    for (subtype, is_ours) in
+        [(BinarySubtype::Generic, true), (BinarySubtype::UserDefined(0x80), false)]
+    {
+        let deleted = doc! { "key": binary(subtype), "op": "delete", "at": at };
+        assert_eq!(news::report(&deleted).is_some(), is_ours, "{subtype:?}");
+    }
 }
