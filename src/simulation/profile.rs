@@ -175,7 +175,7 @@ impl Profile {
 
         let base = Rates {
             begin: chance.pick(&[0.2, 0.4, 0.6]),
-            reads: chance.pick(&[0.0, 0.0, 0.0, 0.97]),
+            reads: 0.0,
             cancel: 0.03,
             serve: chance.pick(&[0.3, 0.5, 0.8]),
             fail: 0.01,
