@@ -22,7 +22,7 @@ impl Server {
     /// Starts a server, and installs it first if there is none on this machine. Blocks the thread.
     pub(crate) fn start() -> Result<Self, String> {
         let database = fresh_database();
-        match TestServer::builder().durable(true).start() {
+        match TestServer::builder().fast(true).durable(true).start() {
             Ok(server) => {
                 let uri = server.uri_for(&database);
                 Ok(Self { own: Some(server), uri, database })
@@ -31,7 +31,8 @@ impl Server {
                 eprintln!(
                     "chaos: {error}\nchaos: runs on MONGODB_URI: nothing is killed or paused"
                 );
-                let shared = session_test_server::shared().map_err(|error| error.to_string())?;
+                let shared =
+                    session_test_server::shared_fast().map_err(|error| error.to_string())?;
                 Ok(Self { own: None, uri: shared.uri_for(&database), database })
             }
             Err(error) => Err(error.to_string()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
-use session_test_server::{PASSWORD, TestServer, USER, fresh_database, shared};
+use session_test_server::{PASSWORD, TestServer, USER, fresh_database, shared_fast};
 use tower_sessions_moka_mongodb_store::{ErrorKind, MongoStore, MongoStoreBuilder, mongodb};
 
 use crate::common::{Commands, Log, create, uri};
@@ -50,7 +50,7 @@ async fn databases_of_mongodb_itself_are_refused_however_they_are_given() {
 async fn white_space_around_a_uri_or_a_host_does_not_count() {
     let uri = uri();
     create(&MongoStore::connect(format!(" {uri}\r\n")).await.unwrap()).await;
-    let Some(port) = shared().unwrap().port() else { return };
+    let Some(port) = shared_fast().unwrap().port() else { return };
     let builder = || MongoStore::builder().database(fresh_database());
     create(&builder().host("127.0.0.1\n").port(port).build().await.unwrap()).await;
     create(&builder().hosts([format!("127.0.0.1:{port}\n")]).build().await.unwrap()).await;
@@ -81,7 +81,7 @@ async fn a_line_break_at_the_end_of_what_may_hold_one_is_refused_and_not_taken_o
 
 #[tokio::test]
 async fn a_user_who_may_not_read_and_write_is_told_the_role_though_no_index_is_made() {
-    let server = TestServer::builder().auth(true).start().unwrap();
+    let server = TestServer::builder().fast(true).auth(true).start().unwrap();
     let database = fresh_database();
     let uri = server.uri_for(&database);
     // The indexes are there, so that their creation does not show the missing right.

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use session_test_server::{fresh_database, shared};
+use session_test_server::{fresh_database, shared_fast};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::mongodb::Client;
 use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
@@ -34,7 +34,7 @@ async fn config_error(builder: MongoStoreBuilder, said: &str) {
 
 /// The host and port of the shared server, where it has such.
 fn address() -> Option<(String, u16)> {
-    shared().unwrap().port().map(|port| ("127.0.0.1".to_owned(), port))
+    shared_fast().unwrap().port().map(|port| ("127.0.0.1".to_owned(), port))
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
         ("/a.b", false, "a.b"),
     ] {
         let database = fresh_database();
-        let uri = shared().unwrap().uri_for(&database);
+        let uri = shared_fast().unwrap().uri_for(&database);
         let uri = match (options, uri.split_once('?')) {
             (true, Some((uri, options))) => format!("{uri}{path}?{options}&appName=a/b?c=d"),
             (true, None) => format!("{uri}{path}?appName=a/b"),
@@ -65,7 +65,7 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
 #[tokio::test]
 async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
     let (one, other) = (fresh_database(), fresh_database());
-    let uri = shared().unwrap().uri_for(&one);
+    let uri = shared_fast().unwrap().uri_for(&one);
     let with_path = match uri.split_once('?') {
         Some((uri, options)) => format!("{uri}/logins?{options}"),
         None => format!("{uri}/logins"),
@@ -74,7 +74,7 @@ async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
     assert_eq!(used(builder().uri(&uri).collection("c")).await, (one.clone(), "c".to_owned()));
     let same = builder().uri(&with_path).collection("logins").database(&one);
     assert_eq!(used(same).await, (one.clone(), "logins".to_owned()));
-    let bare = shared().unwrap().uri();
+    let bare = shared_fast().unwrap().uri();
     if Client::with_uri_str(bare).await.unwrap().default_database().is_none() {
         assert_eq!(used(builder().uri(bare).database(&other)).await.0, other);
     }

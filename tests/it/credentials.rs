@@ -11,7 +11,7 @@ use crate::common::{create, everything_said_by};
 
 #[tokio::test]
 async fn the_right_password_connects_and_a_wrong_one_is_an_authentication_error() {
-    let server = TestServer::builder().auth(true).start().unwrap();
+    let server = TestServer::builder().fast(true).auth(true).start().unwrap();
     let database = fresh_database();
     let uri = server.uri_for(&database);
     let parts =
@@ -62,6 +62,7 @@ async fn tls_connects_with_the_right_authority_alone() {
     certificates(other.path());
     let (right, wrong) = (folder.path().join("authority.pem"), other.path().join("authority.pem"));
     let server = TestServer::builder()
+        .fast(true)
         .tls(folder.path().join("server.pem"), folder.path().join("key.pem"))
         .start()
         .unwrap();

@@ -189,7 +189,7 @@ async fn a_sweep_removes_the_expired_again_and_again() {
 
 #[tokio::test]
 async fn a_sweep_survives_an_outage() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let (meters, guard) = Meters::install();
     let store = MongoStore::builder()
         .uri(server.uri_for(&fresh_database()))

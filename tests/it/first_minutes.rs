@@ -202,7 +202,7 @@ async fn in_a_process_of_its_own() {
     match std::env::var(CHILD).as_deref() {
         Ok("app") => println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err()),
         // As `unwrap` shows it.
-        Ok("tests") => println!("\nsaid: {:?}", session_test_server::shared().unwrap_err()),
+        Ok("tests") => println!("\nsaid: {:?}", session_test_server::shared_fast().unwrap_err()),
         _ => {}
     }
 }
@@ -248,14 +248,15 @@ async fn certificates(quotes: &Quotes) {
     let folder = tempfile::tempdir().unwrap();
     crate::credentials::certificates(folder.path());
     let file = |name| folder.path().join(name);
-    let server = TestServer::builder().tls(file("server.pem"), file("key.pem")).start().unwrap();
+    let server =
+        TestServer::builder().fast(true).tls(file("server.pem"), file("key.pem")).start().unwrap();
     let builder = || MongoStore::builder().port(server.port().unwrap()).operation_timeout(SOON);
     quotes.of_builder("TLS there alone", ErrorKind::Connection, builder()).await;
     quotes.of_builder("its authority", ErrorKind::Connection, builder().tls(true)).await;
 }
 
 async fn users(quotes: &Quotes) {
-    let server = TestServer::builder().auth(true).start().unwrap();
+    let server = TestServer::builder().fast(true).auth(true).start().unwrap();
     let database = fresh_database();
     let uri = server.uri_for(&database);
     let own = uri.replace("&authSource=admin", "");

@@ -9,6 +9,9 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ExpiredRemoval, MongoS
 
 use crate::common::{Commands, Log, Store, cached, create, mongo, on_both_tiers, uri};
 
+/// The last moment that a server in Python can read.
+const FAR: i64 = 253_402_300_799_000;
+
 fn binary(length: usize, subtype: BinarySubtype) -> Bson {
     Bson::Binary(Binary { subtype, bytes: vec![0x55; length] })
 }
@@ -83,7 +86,8 @@ async fn insert_theirs(store: &impl Store, ids: Vec<Bson>) -> u64 {
                 }
                 _ => continue,
             };
-            let mut document = doc! { "_id": id, "session": "{}", "updated": DateTime::MAX };
+            let mut document =
+                doc! { "_id": id, "session": "{}", "updated": DateTime::from_millis(FAR) };
             if let Some(hours) = hours {
                 let millis = DateTime::now().timestamp_millis() + hours * 3_600_000;
                 document.insert("expires", DateTime::from_millis(millis));

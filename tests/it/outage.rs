@@ -28,7 +28,7 @@ async fn on(server: &TestServer, database: &str) -> (MongoStore, CachedMongoStor
 
 #[tokio::test]
 async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itself() {
-    let mut server = TestServer::builder().durable(true).start().unwrap();
+    let mut server = TestServer::builder().fast(true).durable(true).start().unwrap();
     let database = fresh_database();
     let mongo = MongoStore::connect(server.uri_for(&database)).await.unwrap();
     let store = cache_of(&mongo).await;
@@ -57,7 +57,7 @@ async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itse
 
 #[tokio::test]
 async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
     let (cold, warm) = (create(&mongo).await, create(&store).await);
     server.kill().unwrap();
@@ -79,7 +79,7 @@ async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
 
 #[tokio::test]
 async fn a_clear_that_failed_leaves_nothing_cached() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let (_, store) = on(&server, &fresh_database()).await;
     let record = create(&store).await;
     server.kill().unwrap();
@@ -90,7 +90,7 @@ async fn a_clear_that_failed_leaves_nothing_cached() {
 
 #[tokio::test]
 async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
     let (cold, written, deleted) =
         (create(&mongo).await, create(&store).await, create(&store).await);
@@ -131,7 +131,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
 
 #[tokio::test]
 async fn shutdown_ends_though_the_server_hangs() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let (_, store) = on(&server, &fresh_database()).await;
     server.pause().unwrap();
     let call = tokio::spawn({

@@ -13,7 +13,7 @@ use std::thread;
 
 pub(crate) use session_test_proxy::HeldReply;
 use session_test_proxy::{Injected, Injection, Lasts, Location, Role, ServerError, Upstream};
-use session_test_server::{Kind, TestServer, fresh_database, shared};
+use session_test_server::{Kind, TestServer, fresh_database, shared_fast};
 
 /// A proxy, and a database behind it that no other test uses.
 pub(crate) struct Proxy {
@@ -91,7 +91,7 @@ impl Drop for Refusing {
 /// A connection string with a database of its own, on the server that all tests of this process share:
 /// through a proxy, or to the server itself where no proxy can stand in front of it.
 pub(crate) fn uri() -> String {
-    let uri = shared().expect("a server to test on").uri_for(&fresh_database());
+    let uri = shared_fast().expect("a server to test on").uri_for(&fresh_database());
     match reachable(&uri) {
         Some((location, _)) => location.through(front().proxy.port()),
         None => uri,
@@ -110,11 +110,17 @@ fn reachable(uri: &str) -> Option<(Location, SocketAddr)> {
 fn server() -> &'static TestServer {
     static OWN: OnceLock<TestServer> = OnceLock::new();
 
-    let shared = shared().expect("a server to test on");
+    let shared = shared_fast().expect("a server to test on");
     if reachable(shared.uri()).is_some() {
         return shared;
     }
-    OWN.get_or_init(|| TestServer::builder().start().unwrap())
+    OWN.get_or_init(|| TestServer::builder().fast(true).start().unwrap())
+}
+
+/// Whether change streams behave as MongoDB's in these tests. The server in Python is too slow for that: it
+/// stands where neither `cmake` nor another server is.
+pub(crate) fn is_like_mongodb() -> bool {
+    server().kind() != Some(Kind::SecantusPy)
 }
 
 /// What every test of this process goes through.
@@ -144,9 +150,10 @@ fn front() -> &'static Front {
 
 async fn start(address: SocketAddr) -> io::Result<Front> {
     // The likeness follows every change on the server, for which the server in Python is too slow.
-    let upstream = match server().kind() {
-        Some(Kind::SecantusPy) => Upstream::from(address),
-        _ => Upstream::like_mongodb(address).await?,
+    let upstream = if is_like_mongodb() {
+        Upstream::like_mongodb(address).await?
+    } else {
+        Upstream::from(address)
     };
     let proxy = session_test_proxy::Proxy::start(upstream.clone()).await?;
     Ok(Front { upstream, proxy })

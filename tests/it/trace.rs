@@ -259,7 +259,7 @@ async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
 
 #[tokio::test]
 async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
-    let mut server = TestServer::builder().start().unwrap();
+    let mut server = TestServer::builder().fast(true).start().unwrap();
     let mongo = MongoStore::connect(server.uri_for(&fresh_database())).await.unwrap();
     // Another store on the same client, whose calls end sooner.
     let short = Duration::from_millis(300);

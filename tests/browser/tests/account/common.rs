@@ -7,7 +7,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A URI with a database of its own, on the server that all tests of this process share.
 pub(crate) fn uri() -> String {
-    let server = session_test_server::shared().expect("a server to test on");
+    let server = session_test_server::shared_fast().expect("a server to test on");
     server.uri_for(&session_test_server::fresh_database())
 }
 

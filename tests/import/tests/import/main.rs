@@ -154,7 +154,7 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
 
 /// The published store, the collection it writes to, and ours beside it in another one.
 async fn side_by_side() -> (MongoDBStore, Collection<Document>, MongoStore) {
-    let server = session_test_server::shared().expect("a server to test on");
+    let server = session_test_server::shared_fast().expect("a server to test on");
     let database = fresh_database();
     let uri = server.uri_for(&database);
     let mongo = MongoStore::builder().uri(uri.clone()).collection("ours").build().await.unwrap();
