@@ -9,7 +9,7 @@
 //! 5. the twin, installed into the cache with pip, which takes about a minute,
 //! 6. `secantusd-rs`, built into the cache with cargo, which takes some minutes and needs `cmake`.
 //!
-//! A way that fails leads to the next one. One line on stderr says what was done and why. The variable
+//! With [`Builder::fast`], which tests and benches use, 6 comes before 4 and 5. A way that fails leads to the next one. One line on stderr says what was done and why. The variable
 //! `SESSION_TEST_SERVER` names one kind to use: `mongod`, `rust` or `python`. The cache is
 //! `$SESSION_TEST_SERVER_CACHE`, else `tower-sessions-moka-mongodb-store` in `$XDG_CACHE_HOME` or
 //! `~/.cache`.
@@ -93,7 +93,7 @@ pub fn shared() -> Result<&'static TestServer, Error> {
     shared_of(TestServer::builder())
 }
 
-/// The [`shared`] server for a bench: see [`Builder::fast`].
+/// The [`shared`] server for tests and benches: see [`Builder::fast`].
 ///
 /// # Errors
 ///

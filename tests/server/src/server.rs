@@ -43,7 +43,7 @@ impl Builder {
 
     /// Whether the faster server is preferred to the one that is ready sooner; off by default.
     ///
-    /// Benches switch this on. It matters only where no server is installed yet, or only the Python
+    /// Tests and benches switch this on. It matters only where no server is installed yet, or only the Python
     /// twin is: the server in Rust is then built, which takes some minutes. If that fails, the twin
     /// is used.
     pub fn fast(mut self, fast: bool) -> Self {
