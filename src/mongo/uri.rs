@@ -8,6 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Takes the collection, the second part of the path, out of a URI.
 pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
+    if uri.contains(['\n', '\r']) {
+        return Err(Error::config(
+            "the URI has a line break in it: a user name or password that is read from a file ends \
+             with one. Take it off with trim_end() before it is put into the URI",
+        ));
+    }
     let (head, query) = split_query(uri);
     let authority = head.find("://").map_or(0, |at| at + 3);
     if head[authority..].contains("://") {
@@ -17,8 +23,10 @@ pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
              percent-encoded",
         ));
     }
-    if query.contains('@') && !head[authority..].contains('@') {
-        // Most likely the `?` belongs to a password, whose first half would be taken for a port.
+    // Most likely the `?` belongs to a password, whose first half would be taken for a port. The user
+    // name may have an `@` of its own.
+    let behind_user = head[authority..].rfind('@').map(|at| &head[authority + at..]);
+    if query.contains('@') && !behind_user.is_some_and(|rest| rest.contains('/')) {
         return Err(malformed());
     }
     // A password may hold a slash that should have been escaped: the driver will say so.
@@ -194,6 +202,31 @@ mod tests {
             assert!(said.contains("does not begin with mongodb://"), "{uri}: {said}");
             assert!(!said.contains("hunter2"), "{said}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_break_within_is_named() {
+        for uri in [
+            "mongodb://me:hunter2\n@host/app",
+            "mongodb://me\r\n:hunter2@host/app",
+            "mongodb://host/app?replicaSet=rs0\n&appName=x",
+        ] {
+            let said = said_of(uri).await;
+            assert!(said.contains("has a line break in it") && !said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_digits_before_a_question_mark_in_a_password_are_no_port() {
+        for uri in [
+            "mongodb://me:7712?appName=hunter2@host/app",
+            "mongodb://me@corp.example:7712?appName=hunter2@host/app",
+        ] {
+            let said = said_of(uri).await;
+            assert!(said.contains("cannot be read") && !said.contains("7712"), "{said}");
+        }
+        let (uri, _) = split_collection("mongodb://me:pw@host/app?appName=a%40b").unwrap();
+        assert!(mongodb::options::ClientOptions::parse(&uri).await.is_ok());
     }
 
     #[tokio::test]
