@@ -149,6 +149,7 @@ fn nothing_found_and_nothing_to_install_is_said() {
     let said = role("shared", |command| {
         command
             .env_remove("MONGODB_URI")
+            .env_remove("SESSION_TEST_SERVER")
             .env_remove("CARGO")
             .env("PATH", empty.path())
             .env("SESSION_TEST_SERVER_CACHE", empty.path().join("cache"))
