@@ -128,8 +128,10 @@ impl Oracle {
         node.under_way.remove(&call);
         // What a call of many steps has learned its store notes at the end of all.
         if record.operation.is_paged() {
-            if end == (End::Failed { outage: true }) {
-                node.failed_at = Some(now);
+            match end {
+                End::Failed { outage: true } => node.failed_at = Some(now),
+                End::TurnedAway => node.turned_away_at = Some(now),
+                _ => {}
             }
         } else {
             match end {
