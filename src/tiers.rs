@@ -141,7 +141,12 @@ impl<B: Backend> Tiers<B> {
                 (Ok(None), _) => ticket.forget(Void::Gone),
                 (Ok(Some(_)), None) => ticket.release(),
                 (Err(error), _) => {
-                    ticket.release();
+                    // What is stored is another state than what is cached, and one that cannot be read.
+                    if error.kind() == ErrorKind::Decode {
+                        ticket.forget(Void::Doubt);
+                    } else {
+                        ticket.release();
+                    }
                     return Err(error);
                 }
             }

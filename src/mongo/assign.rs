@@ -1,6 +1,6 @@
 //! Stores the owners of sessions that were written without.
 
-use bson::{Binary, RawBsonRef, RawDocument, RawDocumentBuf, doc};
+use bson::{Bson, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
 use super::owner::panicked;
 use super::{Sessions, document};
@@ -10,9 +10,10 @@ use crate::metrics::{Outcome, Verb};
 use crate::owner::Owner;
 
 /// What makes the stored owner of a session the one that its data tells.
-enum Correction {
-    Set(Owner),
-    Clear,
+struct Correction {
+    owner: Option<Owner>,
+    /// The condition that nobody has saved the session since it was read.
+    same_rev: Bson,
 }
 
 impl Sessions {
@@ -57,29 +58,27 @@ impl Sessions {
             owner.fits()?;
         }
         let stored = found.get("owner").ok().flatten();
-        Ok(match (stored, owner) {
-            (None | Some(RawBsonRef::Null), None) => None,
-            (Some(_), None) => Some(Correction::Clear),
-            (Some(RawBsonRef::String(stored)), Some(owner)) if stored == owner.as_str() => None,
-            (_, Some(owner)) => Some(Correction::Set(owner)),
-        })
+        let is_right = match (stored, &owner) {
+            (None | Some(RawBsonRef::Null), None) => true,
+            (Some(RawBsonRef::String(stored)), Some(owner)) => stored == owner.as_str(),
+            _ => false,
+        };
+        if is_right {
+            return Ok(None);
+        }
+        // Another program may have written a `rev` of any type.
+        Ok(Some(Correction { owner, same_rev: document::unchanged(found, "rev")? }))
     }
 
     /// Whoever writes the session meanwhile stores its owner as well, and a new `rev`.
     async fn assign(&self, found: &RawDocument, change: Correction, new: Rev) -> Result<u64> {
         let Some(key) = document::key(found) else { return Ok(0) };
-        let mut unchanged = doc! { "_id": document::id(key) };
-        let rev = found
-            .get_binary("rev")
-            .map(|rev| Binary { subtype: rev.subtype, bytes: rev.bytes.to_vec() });
-        match rev {
-            Ok(rev) => unchanged.insert("rev", rev),
-            Err(_) => unchanged.insert("rev", doc! { "$exists": false }),
-        };
+        let unchanged = doc! { "_id": document::id(key), "rev": change.same_rev };
         let rev = document::binary(new.as_bytes());
-        let change = match change {
-            Correction::Set(owner) => doc! { "$set": { "owner": owner.as_str(), "rev": rev } },
-            Correction::Clear => doc! { "$set": { "rev": rev }, "$unset": { "owner": "" } },
+        let change = if let Some(owner) = change.owner {
+            doc! { "$set": { "owner": owner.as_str(), "rev": rev } }
+        } else {
+            doc! { "$set": { "rev": rev }, "$unset": { "owner": "" } }
         };
         self.within(async {
             let timer = self.timer(Verb::Replace);

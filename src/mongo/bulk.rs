@@ -3,8 +3,8 @@
 //!
 //! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
 //! but took a quarter longer, and servers before 8.0 do not have it. Of an `update` the answer is the
-//! number of sessions modified: as a rule all of them. Otherwise a look at what is live tells which
-//! were gone, or have another `rev`.
+//! number of sessions modified: as a rule all of them. Otherwise a look at what is stored tells which
+//! were gone, have another `rev`, or cannot be read.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -122,43 +122,54 @@ impl Sessions {
             // Nothing is acknowledged where the write concern was not met.
             return sent.iter().map(|_| Err(concern.clone())).collect();
         }
-        let live = if judged.all { None } else { Some(self.live_among(sent).await) };
+        let mut found = if judged.all { Ok(HashMap::new()) } else { self.look_at(sent).await };
         let mut outcomes = Vec::with_capacity(sent.len());
         for (index, sent) in sent.iter().enumerate() {
-            outcomes.push(match (judged.refusals.remove(&index), &live) {
+            outcomes.push(match (judged.refusals.remove(&index), &mut found) {
                 (Some(refusal), _) => Err(refusal),
-                (None, None) => Ok(Some(sent.expires)),
+                (None, _) if judged.all => Ok(Some(sent.expires)),
                 // The save may be stored; what failed is the look at it.
-                (None, Some(Err(error))) => Err(error.of_a_later_step()),
-                (None, Some(Ok(live))) => match live.get(&sent.key) {
-                    Some(rev) if sent.is_of(rev) => Ok(Some(sent.expires)),
+                (None, Err(error)) => Err(error.of_a_later_step()),
+                (None, Ok(found)) => match found.remove(&sent.key) {
+                    Some(Ok(Stored::Live { rev })) if sent.is_of(&rev) => Ok(Some(sent.expires)),
                     // Overwritten since; or it had expired, and was prolonged by a touch that came
                     // late. Either way this is not what is stored.
-                    Some(_) => Ok(None),
-                    None => Ok(self.stored(false, sent.expires)),
+                    Some(Ok(Stored::Live { .. })) => Ok(None),
+                    Some(Ok(Stored::Expired)) | None => Ok(self.drop_save()),
+                    Some(Err(unreadable)) => Err(unreadable),
                 },
             });
         }
         outcomes
     }
 
-    /// Which of the sessions are there and have not expired, and the `rev` of each.
-    async fn live_among(&self, sent: &[Sent]) -> Result<HashMap<SessionKey, Vec<u8>>> {
+    /// Reads what is stored of the sessions of these updates, those that are there. Of one whose expiry is not a
+    /// date, the error is the one that a load would return.
+    pub(super) async fn look_at(
+        &self,
+        sent: &[Sent],
+    ) -> Result<HashMap<SessionKey, Result<Stored>>> {
         let timer = self.timer(Verb::Find);
         let keys: Vec<_> = sent.iter().map(|sent| sent.key).collect();
         let fields = doc! { "expires": 1, "rev": 1 };
         let now = self.clock.wall();
-        let rev = |found: &RawDocument| {
-            document::expires_after(found, now).then(|| document::rev(found).to_vec())
-        };
-        match self.find_documents(&keys, Some(fields), rev).await {
-            Ok(found) => {
-                let live = found.into_iter().filter_map(|(key, rev)| Some((key, rev?)));
-                timer.ends(Outcome::Ok, Ok(live.collect()))
+        let read = |found: &RawDocument| {
+            if document::is_live(found, now)? {
+                return Ok(Stored::Live { rev: document::rev(found).to_vec() });
             }
+            Ok(Stored::Expired)
+        };
+        match self.find_documents(&keys, Some(fields), read).await {
+            Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
             Err(error) => timer.fails("see which sessions were saved", &error),
         }
     }
+}
+
+/// What is stored of a session after an update that may have left it as it was.
+pub(super) enum Stored {
+    Live { rev: Vec<u8> },
+    Expired,
 }
 
 /// Sends statements as one `update` to a collection, with its write concern.

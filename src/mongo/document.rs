@@ -111,8 +111,12 @@ pub(super) fn replacement(
     Ok((fields, bytes))
 }
 
-/// The stage of an update that gives a session other fields, and leaves one that has expired as it
-/// is: that is to say, does not modify it.
+/// The stage of an update that gives a live session other fields. It does not modify a session that has
+/// expired, nor one whose `expires` is not a date: that one cannot be loaded, is not counted, and must not
+/// come to life by a save.
+///
+/// A comparison in an expression is true between types too: a timestamp, a regular expression and `MaxKey`
+/// are greater than each date.
 ///
 /// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
 /// the server's fast path: with another field in it an update took a quarter longer.
@@ -125,8 +129,12 @@ pub(super) fn replaces(fields: Document, owned: Owned, now: WallTime) -> Documen
         let nobody = doc! { "$cond": [had_one, Bson::Null, "$$REMOVE"] };
         merged.push(doc! { "owner": nobody }.into());
     }
-    doc! { "$replaceWith": { "$cond": [
+    let is_live = doc! { "$and": [
         { "$gt": ["$expires", date(now)] },
+        { "$eq": [{ "$type": "$expires" }, "date"] },
+    ] };
+    doc! { "$replaceWith": { "$cond": [
+        is_live,
         { "$mergeObjects": merged },
         "$$ROOT",
     ] } }
@@ -145,9 +153,34 @@ pub(super) fn key(document: &RawDocument) -> Option<SessionKey> {
     (id.subtype == BinarySubtype::Generic).then(|| SessionKey::from_bytes(id.bytes)).flatten()
 }
 
-/// Whether a document has an expiry, and one that is later than `now`.
-pub(super) fn expires_after(document: &RawDocument, now: WallTime) -> bool {
-    document.get_datetime("expires").is_ok_and(|at| at > date(now))
+/// Whether a session expires later than `now`.
+///
+/// # Errors
+///
+/// `Decode`, the same as of a load, if its `expires` is not a date.
+pub(super) fn is_live(document: &RawDocument, now: WallTime) -> Result<bool> {
+    let expires = document.get("expires").map_err(|_| unreadable(MALFORMED))?;
+    Ok(Fields::date("expires", expires)? > date(now))
+}
+
+/// The condition that a field still has the value that was read in a document.
+///
+/// `$eq` keeps a stored document from being read as operators, and a regular expression from being a pattern.
+///
+/// # Errors
+///
+/// `Decode` for a type that is deprecated: not every server compares with it.
+pub(super) fn unchanged(document: &RawDocument, field: &str) -> Result<Bson> {
+    let condition = match document.get(field).map_err(|_| unreadable(MALFORMED))? {
+        None => doc! { "$exists": false },
+        // `$eq` finds a document without the field too.
+        Some(RawBsonRef::Null) => doc! { "$type": "null" },
+        Some(
+            value @ (RawBsonRef::Undefined | RawBsonRef::Symbol(_) | RawBsonRef::DbPointer(_)),
+        ) => return Err(wrong_type(field, "a binary", value)),
+        Some(value) => doc! { "$eq": Bson::try_from(value).map_err(|_| unreadable(MALFORMED))? },
+    };
+    Ok(condition.into())
 }
 
 /// The bytes of a document's `rev`; none if it has none.

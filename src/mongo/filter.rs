@@ -18,6 +18,13 @@
 //!
 //! MongoDB has no third value. So a condition on `data` is made false where it is unknown, or true below
 //! an odd number of negations.
+//!
+//! In `$expr` that choice is a `$cond` in the place of the condition. Some operators fail for a value of another
+//! type: `$size` of a list that is not there ends the whole command. Beside the expression, a test of the type would not
+//! prevent that: MongoDB may evaluate the parts of an
+//! [`$and`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/and/#error-handling) in any order.
+//! [`$cond`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/cond/) evaluates the branch that it
+//! returns.
 
 use bson::{Bson, Document, doc};
 
@@ -80,6 +87,16 @@ impl Sense {
     }
 }
 
+/// What an expression reads of a session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reads {
+    /// It has the same value for each session.
+    Nothing,
+    /// Fields beside `data`.
+    Field,
+    Data,
+}
+
 struct Guard {
     queryable: bool,
 }
@@ -98,14 +115,16 @@ impl Guard {
                 "$nor" => {
                     guarded.insert(key, self.filters(value, sense.negated(), depth)?);
                 }
-                "$expr" => others.push(self.expression(&value, sense, depth)?),
+                "$expr" => {
+                    guarded.insert(key, self.expression(value, sense, depth)?);
+                }
                 "$comment" => {
                     guarded.insert(key, value);
                 }
                 operator if operator.starts_with('$') => return Err(unknown_operator()),
                 path => {
                     check_condition(&value, depth)?;
-                    let reads_data = self.reads_data(path)?;
+                    let reads_data = self.path(path)? == Reads::Data;
                     if reads_data && sense == Sense::False {
                         others.push(or_unknown(doc! { path: value }));
                     } else {
@@ -129,6 +148,9 @@ impl Guard {
         let Bson::Array(filters) = filters else {
             return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
         };
+        if filters.is_empty() {
+            return Err(malformed("`$and`, `$or` and `$nor` take a list that is not empty"));
+        }
         let mut guarded = Vec::with_capacity(filters.len());
         for filter in filters {
             let Bson::Document(filter) = filter else {
@@ -142,49 +164,61 @@ impl Guard {
         Ok(guarded)
     }
 
-    /// A `$expr`. Only its outermost `$and`, `$or` and `$not` are looked through: a comparison that reads
-    /// the data and something else is unknown as a whole.
-    fn expression(&self, expression: &Bson, sense: Sense, depth: usize) -> Result<Document> {
-        let whole = doc! { "$expr": expression.clone() };
-        if !self.expression_reads_data(expression, depth)? {
-            return Ok(whole);
-        }
-        if let Some((operator, arguments)) = as_logic(expression) {
-            let is_not = operator == "$not";
-            let sense = if is_not { sense.negated() } else { sense };
-            let mut guarded = Vec::with_capacity(arguments.len());
-            for argument in arguments {
-                guarded.push(self.expression(argument, sense, depth + 1)?);
+    /// An expression that is true or false. Only its outermost `$and`, `$or` and `$not` are looked through: a
+    /// comparison that reads the data and something else is unknown as a whole.
+    fn expression(&self, expression: Bson, sense: Sense, depth: usize) -> Result<Bson> {
+        match self.reads(&expression, depth)? {
+            Reads::Nothing => return Err(reads_nothing()),
+            // Looked through as well: each part must read a field.
+            Reads::Field | Reads::Data if is_logic(&expression) => {}
+            Reads::Field => return Ok(expression),
+            Reads::Data => {
+                let is_document = doc! { "$eq": [{ "$type": "$data" }, "object"] };
+                return Ok(
+                    doc! { "$cond": [is_document, expression, sense == Sense::False] }.into()
+                );
             }
-            return Ok(doc! { if is_not { "$nor" } else { operator }: guarded });
         }
-        Ok(match sense {
-            Sense::True => both(whole, doc! { "data": is_document() }),
-            Sense::False => or_unknown(whole),
-        })
+        let Bson::Document(logic) = expression else { return Ok(expression) };
+        let mut guarded = Document::new();
+        for (operator, arguments) in logic {
+            let sense = if operator == "$not" { sense.negated() } else { sense };
+            let arguments = match arguments {
+                Bson::Array(arguments) => {
+                    let mut parts = Vec::with_capacity(arguments.len());
+                    for argument in arguments {
+                        parts.push(self.expression(argument, sense, depth + 1)?);
+                    }
+                    Bson::Array(parts)
+                }
+                argument => self.expression(argument, sense, depth + 1)?,
+            };
+            guarded.insert(operator, arguments);
+        }
+        Ok(guarded.into())
     }
 
-    /// Whether an expression reads the data. An error if it is not known what it reads.
+    /// What an expression reads. An error if that is not known.
     ///
     /// Nothing reads the data but a path that begins with `data`: a variable gets what it holds from an
     /// expression beside it, which is looked at too.
-    fn expression_reads_data(&self, expression: &Bson, depth: usize) -> Result<bool> {
+    fn reads(&self, expression: &Bson, depth: usize) -> Result<Reads> {
         check_depth(depth)?;
         let all = |arguments: &mut dyn Iterator<Item = &Bson>| {
-            let mut reads_data = false;
+            let mut reads = Reads::Nothing;
             for argument in arguments {
-                reads_data |= self.expression_reads_data(argument, depth + 1)?;
+                reads = reads.max(self.reads(argument, depth + 1)?);
             }
-            Ok(reads_data)
+            Ok(reads)
         };
         match expression {
-            Bson::String(text) => self.operand_reads_data(text),
+            Bson::String(text) => self.operand(text),
             Bson::Array(items) => all(&mut items.iter()),
             Bson::Document(document) => match single_operator(document)? {
                 None => all(&mut document.values()),
-                Some(("$literal", _)) => Ok(false),
+                Some(("$literal", _)) => Ok(Reads::Nothing),
                 Some((operator, arguments)) if is_in(EXPRESSIONS, operator) => {
-                    self.expression_reads_data(arguments, depth + 1)
+                    self.reads(arguments, depth + 1)
                 }
                 Some((operator, Bson::Document(arguments)))
                     if is_in(EXPRESSIONS_WITH_INPUT, operator)
@@ -197,38 +231,38 @@ impl Guard {
                 }
                 Some(_) => Err(unknown_operator()),
             },
-            _ => Ok(false),
+            _ => Ok(Reads::Nothing),
         }
     }
 
     /// The same of a text: a path, a variable, or nothing but a text.
-    fn operand_reads_data(&self, text: &str) -> Result<bool> {
+    fn operand(&self, text: &str) -> Result<Reads> {
         let Some(variable) = text.strip_prefix("$$") else {
-            return text.strip_prefix('$').map_or(Ok(false), |path| self.reads_data(path));
+            return text.strip_prefix('$').map_or(Ok(Reads::Nothing), |path| self.path(path));
         };
         let (name, path) = match variable.split_once('.') {
             Some((name, path)) => (name, Some(path)),
             None => (variable, None),
         };
         match (name, path) {
-            ("ROOT" | "CURRENT", Some(path)) => self.reads_data(path),
+            ("ROOT" | "CURRENT", Some(path)) => self.path(path),
             ("ROOT" | "CURRENT", None) => Err(reads_whole_document()),
-            ("NOW", None) => Ok(false),
+            ("NOW", None) => Ok(Reads::Nothing),
             // The names of an expression's own variables begin so.
-            _ if name.starts_with(|first: char| first.is_ascii_lowercase()) => Ok(false),
+            _ if name.starts_with(|first: char| first.is_ascii_lowercase()) => Ok(Reads::Nothing),
             _ => Err(malformed("it has a variable that this store does not know")),
         }
     }
 
-    /// Whether a path leads into the data. An error if it leads nowhere, or MongoDB cannot look there.
-    fn reads_data(&self, path: &str) -> Result<bool> {
+    /// Where a path leads. An error if it leads nowhere, or MongoDB cannot look there.
+    fn path(&self, path: &str) -> Result<Reads> {
         if FIELDS.contains(&path) {
-            return Ok(false);
+            return Ok(Reads::Field);
         }
         if path != "data" && !path.starts_with("data.") {
             return Err(unknown_field());
         }
-        if self.queryable { Ok(true) } else { Err(not_queryable()) }
+        if self.queryable { Ok(Reads::Data) } else { Err(not_queryable()) }
     }
 }
 
@@ -298,14 +332,10 @@ fn single_operator(document: &Document) -> Result<Option<(&str, &Bson)>> {
     Ok(Some((operator, arguments)))
 }
 
-/// A logical operator of an expression and its arguments.
-fn as_logic(expression: &Bson) -> Option<(&str, &[Bson])> {
-    let (operator, arguments) = expression.as_document()?.iter().next()?;
-    let arguments = arguments.as_array()?;
-    match (operator.as_str(), arguments.len()) {
-        ("$and" | "$or", 1..) | ("$not", 1) => Some((operator, arguments)),
-        _ => None,
-    }
+/// Whether an expression is a logical operator.
+fn is_logic(expression: &Bson) -> bool {
+    let operator = expression.as_document().and_then(|document| document.keys().next());
+    operator.is_some_and(|operator| matches!(operator.as_str(), "$and" | "$or" | "$not"))
 }
 
 fn is_in(list: &str, operator: &str) -> bool {
@@ -339,6 +369,13 @@ fn not_queryable() -> Error {
     )
 }
 
+fn reads_nothing() -> Error {
+    malformed(
+        "`$expr`, and each part of `$and`, `$or` and `$not` in it, must read a field: else it finds every \
+         session, or none",
+    )
+}
+
 fn unknown_field() -> Error {
     Error::config(
         "the filter asks for a field that no session has: the fields are those of StoredSession, and \
@@ -360,4 +397,37 @@ fn unknown_operator() -> Error {
          cannot look into: `MongoStore::find` says which may be used, and `collection()` asks MongoDB \
          itself",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No server shows it: MongoDB is free to evaluate the parts of a filter in any order, and need not.
+    #[test]
+    fn an_expression_stays_one_and_tests_the_type_within() {
+        let guard = |condition: Document, otherwise: bool| {
+            doc! { "$cond": [{ "$eq": [{ "$type": "$data" }, "object"] }, condition, otherwise] }
+        };
+        let is_array = || doc! { "$isArray": "$data.cart" };
+        let size = || doc! { "$gt": [{ "$size": "$data.cart" }, 2] };
+        let owned = || doc! { "$eq": ["$owner", "7"] };
+        for (filter, sent) in [
+            (doc! { "$expr": size() }, doc! { "$expr": guard(size(), false) }),
+            (
+                doc! { "$expr": { "$and": [owned(), is_array(), size()] } },
+                doc! { "$expr": { "$and": [owned(), guard(is_array(), false), guard(size(), false)] } },
+            ),
+            (
+                doc! { "$expr": { "$or": [owned(), { "$not": [size()] }] } },
+                doc! { "$expr": { "$or": [owned(), { "$not": [guard(size(), true)] }] } },
+            ),
+            (
+                doc! { "$nor": [{ "$expr": { "$not": size() } }] },
+                doc! { "$nor": [{ "$expr": { "$not": guard(size(), false) } }] },
+            ),
+        ] {
+            assert_eq!(guarded(filter, true).unwrap(), sent);
+        }
+    }
 }

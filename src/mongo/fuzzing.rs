@@ -40,7 +40,7 @@ pub fn document(bytes: &[u8]) {
     #[cfg(feature = "import")]
     let _ = super::takeover::Takeover::mark_on(raw).is_some();
     let now = crate::record::WallTime::from_millis(0);
-    let _ = (document::key(raw), document::rev(raw), document::expires_after(raw, now));
+    let _ = (document::key(raw), document::rev(raw), document::is_live(raw, now));
 }
 
 /// Reads a report of a change stream, and an answer that holds several.

@@ -90,10 +90,14 @@ use crate::trace;
 ///   counted in `session_store_saves_dropped_total`.
 /// - `load` answers `None` only when the database says so; an outage is an error.
 /// - `delete` of a session that is not there is `Ok`.
+/// - A session whose stored `expires` is missing or not a date is not live: no store writes that. Its `load` and
+///   its `save` are the same [`Decode`](crate::ErrorKind::Decode) error, and the save stores nothing. `contains`
+///   and `length` do not count it, and lists leave it out. `delete` removes it. (MongoDB finds a list of dates by the
+///   dates in it, so `length` counts that session, and in a list it is a `Decode` error in its place.)
 ///
 /// Each is one round trip under the operation timeout
-/// ([5 s by default](MongoStoreBuilder::operation_timeout)); of saves that leave together a second
-/// one looks how they ended, if some session was gone. Reads go to the primary with read concern
+/// ([5 s by default](MongoStoreBuilder::operation_timeout)). A second one looks at what is stored if a save
+/// found that its session has expired, and if one of the saves that left together was not carried out. Reads go to the primary with read concern
 /// `majority`; writes have the write concern that the connection gives, `majority` if it gives none.
 ///
 /// # Cancel safety

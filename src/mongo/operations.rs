@@ -71,11 +71,18 @@ impl Sent {
         // The `rev` of a replacement is new, so there is always something to modify.
         if self.rev.is_some() { result.modified_count > 0 } else { result.matched_count > 0 }
     }
+
+    /// Whether the answer says that no document has this key. A touch asks for a live session, so its
+    /// answer does not say why there was none.
+    fn is_missing(&self, result: &UpdateResult) -> bool {
+        self.rev.is_some() && result.matched_count == 0
+    }
 }
 
-/// What finds a session that has not expired.
+/// What finds a session that has not expired. A query would take a list of dates for each date in it.
 fn live(key: SessionKey, now: WallTime) -> Document {
-    doc! { "_id": document::id(key), "expires": { "$gt": document::date(now) } }
+    let not_expired = doc! { "$gt": document::date(now), "$not": { "$type": "array" } };
+    doc! { "_id": document::id(key), "expires": not_expired }
 }
 
 impl Commands for Sessions {
@@ -145,12 +152,22 @@ impl Commands for Sessions {
                 let changed = change.session(&mut session).await;
                 sessions.seen.returns(session, changed)
             };
-            match updated.await {
-                Ok(done) => {
-                    let stored = sessions.stored(sent.is_done(&done), sent.expires);
-                    timer.ends(Outcome::Ok, Ok(stored))
-                }
-                Err(error) => timer.fails("save a session", &error),
+            let done = match updated.await {
+                Ok(done) => timer.ends(Outcome::Ok, Ok(done))?,
+                Err(error) => return timer.fails("save a session", &error),
+            };
+            if sent.is_done(&done) {
+                return Ok(Some(sent.expires));
+            }
+            if sent.is_missing(&done) {
+                return Ok(sessions.drop_save());
+            }
+            // In a box of its own: few updates come here.
+            let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
+            match found.map_err(|error| error.of_a_later_step())?.remove(&sent.key) {
+                Some(Err(unreadable)) => Err(unreadable),
+                // It had expired. If it is live now, a touch that came late has prolonged it.
+                Some(Ok(_)) | None => Ok(sessions.drop_save()),
             }
         })
     }
@@ -211,11 +228,8 @@ impl Commands for Sessions {
 }
 
 impl Sessions {
-    /// What an update has stored, if it has found its session.
-    pub(super) fn stored(&self, matched: bool, expires: WallTime) -> Option<WallTime> {
-        if matched {
-            return Some(expires);
-        }
+    /// Reports an update that found no live session. Its answer: nothing is stored.
+    pub(super) fn drop_save(&self) -> Option<WallTime> {
         self.metrics.saves_dropped.increment(1);
         tracing::warn!(
             "a save was dropped, since its session was deleted or has expired meanwhile"

@@ -227,8 +227,9 @@ impl MongoStore {
     ///
     /// Reads all sessions, 64 at a time, and writes those that it changes one by one; each step is
     /// under the operation timeout. Caches read anew what it has changed. A session that cannot be read
-    /// or whose owner is too long is left as it is, and a warning tells how many there were. So is one
-    /// on whose data the `owner` function panics.
+    /// or whose owner is too long is left as it is, and a warning tells how many there were. So is one whose
+    /// `rev` has a deprecated type of BSON, which no store writes, and one on whose data the `owner`
+    /// function panics.
     ///
     /// # Errors
     ///

@@ -108,8 +108,9 @@ impl MongoStore {
     ///
     /// - Paths. Each path must be a field of [`StoredSession`](crate::StoredSession), `data`, or
     ///   begin with `data.`. `reencrypted` may be asked for too.
-    /// - Around conditions: `$and`, `$or`, `$nor`, each with a list of filters that are not empty;
-    ///   `$expr`, `$comment`.
+    /// - Around conditions: `$and`, `$or`, `$nor`, each with a list of filters, and neither the list nor a
+    ///   filter in it may be empty; `$expr`, `$comment`. An `$expr` must read a field, and so must each part of the
+    ///   outermost `$and`, `$or` and `$not` in it: else it is true of every session, or of none.
     /// - In a condition: `$bitsAllClear`, `$bitsAllSet`, `$bitsAnyClear`, `$bitsAnySet`, `$eq`,
     ///   `$exists`, `$gt`, `$gte`, `$in`, `$lt`, `$lte`, `$mod`, `$ne`, `$nin`, `$options`,
     ///   `$regex`, `$size`, `$type`; `$not`, `$all` and `$elemMatch` with conditions of these. In
@@ -120,6 +121,11 @@ impl MongoStore {
     ///   `$unsetField` need an `input`. `"$$ROOT"` and `"$$CURRENT"` as a whole may not be used.
     ///
     /// [`collection`](Self::collection) asks MongoDB itself, by any filter.
+    ///
+    /// Some operators in `$expr` are an error of the server for a value of another type: `$size` of what is
+    /// no list, arithmetic with a text. The store does not evaluate a condition on data that MongoDB cannot look into.
+    /// For other data test the type in a `$cond`: `{"$cond": [{"$isArray": "$data.cart"}, …, false]}`. In an `$and` the
+    /// test would not help, since MongoDB may evaluate the parts of an `$and` in any order.
     ///
     /// The operators in `$expr`: `$abs`, `$add`, `$allElementsTrue`, `$and`, `$anyElementTrue`,
     /// `$arrayElemAt`, `$arrayToObject`, `$avg`, `$binarySize`, `$bsonSize`, `$ceil`, `$cmp`,

@@ -329,7 +329,8 @@ impl Sessions {
         let Some(data) = codec::reencode(stored, keys, id)? else { return Ok(None) };
         let mut bytes = if let Bson::Binary(data) = &data { data.bytes.len() } else { 0 };
         let [field, mark] = document::REENCRYPTED;
-        let mut filter = doc! { "_id": value(found, "_id"), "rev": value(found, "rev") };
+        let mut filter =
+            doc! { "_id": value(found, "_id"), "rev": document::unchanged(found, "rev")? };
         let mut fields = doc! { field: data };
         if found.as_bytes().len() <= LARGE {
             bytes += found.as_bytes().len();

@@ -47,7 +47,7 @@ impl Pages for RemovalPages {
         for found in &found {
             // Another program's document has an `_id` of another length, and is passed by.
             if let Some(key) = document::key(found) {
-                let live = document::expires_after(found, self.sessions.clock.wall());
+                let live = document::is_live(found, self.sessions.clock.wall()).unwrap_or(false);
                 if live { &mut page.live } else { &mut page.expired }.push(key);
             }
         }
@@ -94,7 +94,7 @@ impl Sessions {
         match removed.await {
             Ok(removed) => {
                 let now = self.clock.wall();
-                let live = removed.is_some_and(|it| document::expires_after(&it, now));
+                let live = removed.is_some_and(|it| document::is_live(&it, now).unwrap_or(false));
                 timer.ends(Outcome::Ok, Ok(live))
             }
             Err(error) => timer.fails("end a session", &error),

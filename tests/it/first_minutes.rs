@@ -124,6 +124,7 @@ async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
     options(&quotes).await;
     calls::owners(&quotes).await;
     calls::filters(&quotes).await;
+    calls::documents(&quotes).await;
     #[cfg(feature = "encryption")]
     calls::keys(&quotes).await;
     calls::events(&quotes).await;

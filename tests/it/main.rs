@@ -44,6 +44,7 @@ mod secrets;
 mod seen;
 mod server_errors;
 mod stored_data;
+mod stored_types;
 mod touch;
 mod trace;
 mod user_code;

@@ -21,6 +21,9 @@ on_both_tiers! {
     an_empty_filter_ends_nothing = empty;
     a_filter_that_reads_data_in_any_way_is_refused_where_data_is_text = reads_data_of_texts;
     an_owner_or_its_data_finds_the_sessions_of_both_forms = owner_or_data;
+    an_expression_that_reads_no_field_ends_nothing = constant_expressions;
+    an_expression_is_not_evaluated_for_data_that_is_text = expressions_over_both_forms;
+    a_filter_may_test_the_type_before_a_condition = guarded_by_the_caller;
     a_filter_from_untrusted_json_finds_what_equals_it = untrusted;
     the_server_is_not_quoted = errors;
 }
@@ -257,6 +260,112 @@ async fn owner_or_data(plain: impl Owned) {
     for left in [&text_of_8, &flagged_text, &native_of_8] {
         assert!(is_there(&store, left).await);
     }
+}
+
+/// Filters that are true of every session, or of none, whatever it holds.
+fn constant() -> Vec<Document> {
+    let expressions: Vec<mongodb::bson::Bson> = vec![
+        true.into(),
+        1.into(),
+        "owner".into(),
+        doc! { "$literal": true }.into(),
+        doc! { "$literal": "$owner" }.into(),
+        doc! { "$eq": [1, 1] }.into(),
+        doc! { "$and": [] }.into(),
+        doc! { "$not": [false] }.into(),
+        doc! { "$not": false }.into(),
+        doc! { "$or": [{ "$eq": ["$owner", "7"] }, true] }.into(),
+        doc! { "$not": [{ "$and": [{ "$eq": ["$data.role", "admin"] }, { "$eq": [1, 2] }] }] }
+            .into(),
+        doc! { "$gt": ["$$NOW", mongodb::bson::DateTime::from_millis(0)] }.into(),
+        doc! { "$let": { "vars": { "a": 1 }, "in": { "$eq": ["$$a", 1] } } }.into(),
+        doc! { "$anyElementTrue": [{ "$map": { "input": [1], "in": "$$this" } }] }.into(),
+        mongodb::bson::Bson::Array(vec![true.into()]),
+        doc! { "a": 1 }.into(),
+    ];
+    let mut filters: Vec<_> = expressions.into_iter().map(|it| doc! { "$expr": it }).collect();
+    filters.extend([
+        doc! { "$or": [{ "owner": "7" }, { "$expr": true }] },
+        doc! { "$nor": [{ "$expr": false }] },
+        doc! { "$and": [] },
+        doc! { "$or": [{ "owner": "7" }, { "$nor": [] }] },
+    ]);
+    filters
+}
+
+async fn constant_expressions(plain: impl Owned) {
+    for queryable in [false, true] {
+        let store = plain.with(|mongo| mongo.queryable(queryable)).await;
+        let record = create(&store).await;
+        for filter in constant() {
+            for error in [
+                error_of(store.find(filter.clone())).await,
+                store.delete_where(filter.clone()).await.unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{filter}: {error}");
+            }
+        }
+        assert!(is_there(&store, &record).await);
+        let soon = doc! { "$expr": { "$gte": ["$expires", mongodb::bson::DateTime::now()] } };
+        assert_eq!(store.delete_where(soon).await.unwrap(), 1);
+    }
+}
+
+/// A session of a user, with a cart.
+async fn with_cart(store: &impl SessionStore, user: i64, cart: Value) -> SessionHandle {
+    let mut record = with(store, "user", json!(user)).await;
+    record.data.insert("cart".to_owned(), cart);
+    store.save(&record).await.unwrap();
+    SessionHandle::of(record.id)
+}
+
+/// Conditions that are an error of the server for a value of another type.
+async fn expressions_over_both_forms(plain: impl Owned) {
+    let owner = |data: &std::collections::HashMap<String, Value>| data.get("user")?.as_i64();
+    let texts = plain.with(|mongo| mongo.owner(owner)).await;
+    let store = plain.with(|mongo| mongo.owner(owner).queryable(true)).await;
+    let text_of_7 = with_cart(&texts, 7, json!([1, 2, 3])).await;
+    let _text_of_8 = with_cart(&texts, 8, json!([1, 2, 3])).await;
+    let large = with_cart(&store, 8, json!([1, 2, 3])).await;
+    let small = with_cart(&store, 8, json!([1])).await;
+    let size = || doc! { "$gt": [{ "$size": "$data.cart" }, 2] };
+    let first = || doc! { "$eq": [{ "$arrayElemAt": [{ "$objectToArray": "$data" }, 0] }, 1] };
+    let of_seven = || doc! { "$eq": ["$owner", "7"] };
+    for (filter, wanted) in [
+        (doc! { "$expr": size() }, vec![large]),
+        (doc! { "$expr": { "$not": [size()] } }, vec![small]),
+        (doc! { "$nor": [{ "$expr": size() }] }, vec![small]),
+        (doc! { "$expr": { "$or": [of_seven(), size()] } }, vec![text_of_7, large]),
+        (doc! { "$or": [{ "owner": "7" }, { "$expr": size() }] }, vec![text_of_7, large]),
+        (doc! { "$expr": { "$not": [{ "$or": [of_seven(), size()] }] } }, vec![small]),
+        (doc! { "$expr": { "$and": [{ "$ne": ["$owner", "7"] }, size()] } }, vec![large]),
+        (doc! { "$expr": first() }, vec![]),
+        (doc! { "$expr": { "$gt": [{ "$add": [{ "$size": "$data.cart" }, 1] }, 3] } }, vec![large]),
+        (doc! { "data.cart": { "$exists": true }, "$expr": size() }, vec![large]),
+    ] {
+        let mut found = found(store.find(filter.clone())).await;
+        let mut wanted = wanted;
+        found.sort_unstable_by_key(ToString::to_string);
+        wanted.sort_unstable_by_key(ToString::to_string);
+        assert_eq!(found, wanted, "{filter}");
+    }
+    let either = doc! { "$expr": { "$or": [of_seven(), size()] } };
+    assert_eq!(store.delete_where(either).await.unwrap(), 2);
+    assert_eq!(store.documents().await, 2);
+}
+
+/// As the documentation of `find` says.
+async fn guarded_by_the_caller(plain: impl Owned) {
+    let store = plain.with(|mongo| mongo.queryable(true)).await;
+    let large = with(&store, "cart", json!([1, 2, 3])).await;
+    drop(with(&store, "cart", json!("none")).await);
+    drop(with(&plain, "cart", json!([1, 2, 3])).await);
+    let filter = doc! { "$expr": { "$cond": [
+        { "$isArray": "$data.cart" },
+        { "$gt": [{ "$size": "$data.cart" }, 2] },
+        false,
+    ] } };
+    assert_eq!(found(store.find(filter)).await, [SessionHandle::of(large.id)]);
 }
 
 /// The value comes from a request: `{"token": {"$ne": ""}}` instead of `{"token": "…"}`.

@@ -68,6 +68,7 @@ pub(super) async fn filters(quotes: &Quotes) {
         ("a misspelt operator", doc! { "created": { "$befor": 1 } }),
         ("a key without `data.`", doc! { "role": { "$ne": "guest" } }),
         ("the whole document", doc! { "$expr": { "$eq": ["$$ROOT", 1] } }),
+        ("a field without `$`", doc! { "$expr": { "$eq": ["owner", "ferris"] } }),
         ("no list", doc! { "$or": { "owner": "ferris" } }),
     ] {
         config(quotes, what, store.delete_where(filter).await);
@@ -77,6 +78,18 @@ pub(super) async fn filters(quotes: &Quotes) {
     create(&store).await;
     let no_list = doc! { "created": { "$in": 1 } };
     is(quotes, "no list in a condition", ErrorKind::Server, store.delete_where(no_list).await);
+}
+
+pub(super) async fn documents(quotes: &Quotes) {
+    let store = mongo().await;
+    let id = create(&store).await.id;
+    for (what, change) in [
+        ("an expiry that is a number", doc! { "$set": { "expires": 7 } }),
+        ("no expiry", doc! { "$unset": { "expires": "" } }),
+    ] {
+        store.collection().update_many(doc! {}, change).await.unwrap();
+        quotes.have(what, &said_by_the_trait(&store.load(&id).await.unwrap_err()));
+    }
 }
 
 #[cfg(feature = "encryption")]
