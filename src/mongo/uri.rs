@@ -1,10 +1,18 @@
 //! What a connection string says, and what is wrong with it, in words that never quote it: any
 //! piece of a malformed one may be a piece of the password.
 
-use mongodb::options::ConnectionString;
+use std::net::IpAddr;
+
+use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
 
 use super::{failure, uri_options};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Takes off what a file adds: white space, such as the line break at its end, and the byte order mark that
+/// Windows editors put in front.
+pub(super) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}')
+}
 
 /// Takes the collection, the second part of the path, out of a URI.
 pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
@@ -139,10 +147,63 @@ fn malformed() -> Error {
     )
 }
 
+/// Whether a name server can know this host. The driver takes nearly every text, which would end in a failed
+/// lookup that does not say what is wrong.
+pub(super) fn is_valid_host(address: &ServerAddress) -> bool {
+    match address {
+        ServerAddress::Tcp { host, .. } => host.parse::<IpAddr>().is_ok() || is_valid_name(host),
+        // A path.
+        _ => true,
+    }
+}
+
+/// The limits are those of [RFC 1035](https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4). The characters
+/// are more than it allows: service names in Docker have underscores.
+fn is_valid_name(name: &str) -> bool {
+    // The full name of a host ends with a dot.
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_allowed = |it: char| it.is_alphanumeric() || it == '-' || it == '_';
+    let is_label = |label: &str| matches!(label.len(), 1..=63) && label.chars().all(is_allowed);
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// Fails if a host of the URI cannot be looked up.
+pub(super) fn check_hosts(uri: &ConnectionString) -> Result<()> {
+    let are_valid = match &uri.host_info {
+        HostInfo::HostIdentifiers(hosts) => hosts.iter().all(is_valid_host),
+        HostInfo::DnsRecord(name) => is_valid_name(name),
+        _ => true,
+    };
+    if are_valid {
+        return Ok(());
+    }
+    Err(Error::config(
+        "the URI has a malformed host: it has the form `name`, `name:port` or `[address]:port`, and a \
+         name consists of letters, digits, hyphens, underscores and single dots. Commas separate \
+         several hosts, and an @ stands before the first one if there is a user name",
+    ))
+}
+
 /// MongoDB's own databases, which have no change streams, and of which `local` is not replicated.
 const INTERNAL: [&str; 3] = ["admin", "config", "local"];
 
-pub(super) fn valid_database(name: &str) -> Result<&str> {
+/// The longest `database.collection` that [MongoDB takes](https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Namespace-Length).
+const LONGEST_NAMESPACE: usize = 255;
+
+/// Checks the names of a database and of a collection, however they were given.
+pub(super) fn valid_namespace(database: &str, collection: &str) -> Result<()> {
+    valid_database(database)?;
+    valid_collection(collection)?;
+    if database.len() + 1 + collection.len() > LONGEST_NAMESPACE {
+        return Err(Error::config(
+            "the names of the database and the collection are too long together: MongoDB takes 255 bytes \
+             for both and the dot between them",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn valid_database(name: &str) -> Result<()> {
     if let Some(internal) = INTERNAL.iter().find(|internal| name.eq_ignore_ascii_case(internal)) {
         return Err(Error::config(format!(
             "sessions cannot be stored in `{internal}`, which is MongoDB's own database: name a \
@@ -160,10 +221,10 @@ pub(super) fn valid_database(name: &str) -> Result<&str> {
              control characters",
         ));
     }
-    Ok(name)
+    Ok(())
 }
 
-pub(super) fn valid_collection(name: &str) -> Result<&str> {
+pub(super) fn valid_collection(name: &str) -> Result<()> {
     let malformed = name.is_empty()
         || name.len() > 200
         || name.contains('$')
@@ -177,7 +238,7 @@ pub(super) fn valid_collection(name: &str) -> Result<&str> {
              characters, with no dot at either end, and not of the server's own `system.`",
         ));
     }
-    Ok(name)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -367,7 +428,7 @@ mod tests {
             assert!(error.to_string().contains("/yourdb?authSource="), "{error}");
         }
         for name in ["admins", "localhost", "my-config"] {
-            assert_eq!(valid_database(name).unwrap(), name);
+            valid_database(name).unwrap();
         }
     }
 
