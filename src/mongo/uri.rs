@@ -124,6 +124,9 @@ pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     if let Some(fault) = pairs.iter().find_map(|pair| uri_options::fault(pair)) {
         return fault;
     }
+    if let Some(fault) = uri_options::oidc_fault(&pairs) {
+        return fault;
+    }
     let has_gap = query.len() > pairs.join("&").len() + 1;
     if has_gap {
         return Error::config(
@@ -293,6 +296,8 @@ mod tests {
     #[tokio::test]
     async fn a_refused_option_is_named_with_what_it_takes() {
         const NO_FEATURE: &str = "this build of the driver does not support the URI's option";
+        const OTHER: &str = "is an option of an older or another driver: take it out of the URI";
+        const OIDC: &str = "`authMechanismProperties` does not fit authMechanism=MONGODB-OIDC";
         const NO_SUPPORT: &str = "the Rust driver does not support the URI's option";
         for (query, said) in [
             ("maxPoolSize=many", "`maxPoolSize` takes a whole number from 1 to 4294967295"),
@@ -330,7 +335,37 @@ mod tests {
             ("timeoutMS=30000", "MongoStoreBuilder::operation_timeout"),
             ("tlsAllowInvalidHostnames=true", NO_SUPPORT),
             ("tlsDisableOCSPEndpointCheck=true", NO_SUPPORT),
-            ("useUnifiedTopology=true", "it is an option of the Node driver"),
+            ("useUnifiedTopology=true", OTHER),
+            (
+                "poolSize=5",
+                "`poolSize` is an option of an older or another driver: write `maxPoolSize`",
+            ),
+            ("J=true", "`j` is an option of an older or another driver: write `journal`"),
+            ("wtimeout=SEKRET", "write `wTimeoutMS`"),
+            ("slaveOk=true", "reads from the primary"),
+            ("sslCAFile=SEKRET", "write `tlsCAFile`"),
+            ("sslcertificatekeyfile=SEKRET", "write `tlsCertificateKeyFile`"),
+            ("sslPass=SEKRET", "write `tlsCertificateKeyFilePassword`"),
+            ("serverSelectionTryOnce=false", "write `serverSelectionTimeoutMS`"),
+            ("keepAlive=true", OTHER),
+            ("autoReconnect=true", OTHER),
+            ("family=4", OTHER),
+            ("bufferMaxEntries", OTHER),
+            ("adaptiveRetries=true", NO_SUPPORT),
+            ("authMechanismProperties=A:SEKRET,", "`authMechanismProperties` takes pairs"),
+            ("authMechanismProperties=", "`authMechanismProperties` takes pairs"),
+            (
+                "authMechanism=MONGODB-X509&authMechanismProperties=ALLOWED_HOSTS:SEKRET",
+                "`authMechanismProperties` takes no `ALLOWED_HOSTS`",
+            ),
+            (
+                "authMechanism=PLAIN&authMechanismProperties=CANONICALIZE_HOST_NAME:SEKRET",
+                "`CANONICALIZE_HOST_NAME` in the URI's option `authMechanismProperties` takes `none`",
+            ),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:SEKRET", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:azure", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=TOKEN_RESOURCE:SEKRET", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:k8s,SEKRET:1", OIDC),
         ] {
             for head in ["mongodb://localhost/app", "mongodb://user:hunter2@localhost:1/app"] {
                 let all = said_of(&format!("{head}?{query}")).await;
@@ -391,6 +426,11 @@ mod tests {
                 "mongodb://u:SEKRET@a/app?authMechanism=MONGODB-X509",
                 "A password cannot be specified",
             ),
+            (
+                "mongodb://u:SEKRET@a/?authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:k8s",
+                "password must not be set for MONGODB-OIDC",
+            ),
+            ("mongodb+srv://%2Ftmp%2FSEKRET.sock/app", "unix sockets cannot be used"),
             (
                 "mongodb://u@a/?authMechanism=MONGODB-X509&authSource=SEKRET",
                 "only $external may be",
