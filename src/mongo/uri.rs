@@ -22,6 +22,12 @@ pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
              with one. Take it off with trim_end() before it is put into the URI",
         ));
     }
+    if uri.contains('\u{feff}') {
+        return Err(Error::config(
+            "the URI has a byte order mark in it, which is invisible: a part of it was read from a \
+             file that a Windows editor saved. Save the file as UTF-8 without a byte order mark",
+        ));
+    }
     let (head, query) = split_query(uri);
     let authority = head.find("://").map_or(0, |at| at + 3);
     if head[authority..].contains("://") {
@@ -278,6 +284,21 @@ mod tests {
             let said = said_of(uri).await;
             assert!(said.contains("has a line break in it") && !said.contains("hunter2"), "{said}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_byte_order_mark_within_is_named() {
+        for uri in [
+            "mongodb://me:\u{feff}hunter2@host/app",
+            "mongodb://ho\u{feff}st/app",
+            "mongodb://host/\u{feff}app",
+            "mongodb://host/app?replicaSet=\u{feff}rs0",
+        ] {
+            let said = said_of(uri).await;
+            assert!(said.contains("has a byte order mark in it"), "{said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+        assert_eq!(trimmed("\u{feff} mongodb://host\r\n"), "mongodb://host");
     }
 
     #[tokio::test]

@@ -109,7 +109,8 @@ const KEY_FILE: &str =
 const KEY_PASSWORD: &str = "write `tlsCertificateKeyFilePassword`";
 const CA_FILE: &str = "write `tlsCAFile`, with the path of a PEM file";
 const INVALID_CERTIFICATES: &str = "write `tlsAllowInvalidCertificates`";
-const NO_REVOCATION_LIST: &str = "take it out of the URI: the Rust driver reads no revocation list";
+const NO_REVOCATION_LIST: &str =
+    "take it out of the URI, since the Rust driver reads no revocation list";
 const SERVICE_NAME: &str = "write authMechanismProperties=SERVICE_NAME:… in its place";
 const TIME_OUT: &str = "take it out of the URI, and set MongoStoreBuilder::operation_timeout";
 
@@ -164,12 +165,15 @@ const OTHER_DRIVERS: [(&str, &str); 87] = [
     ("connect", "write `directConnection`"),
     ("fsync", "write `journal`"),
     ("j", "write `journal`"),
-    ("readConcern", "take it out of the URI: a session store reads with read concern `majority`"),
-    ("read_preference", "take it out of the URI: a session store reads from the primary"),
+    (
+        "readConcern",
+        "take it out of the URI, since a session store reads with read concern `majority`",
+    ),
+    ("read_preference", "take it out of the URI, since a session store reads from the primary"),
     ("rs_name", "write `replicaSet`"),
     ("safe", "write `w`"),
-    ("slaveOk", "take it out of the URI: a session store reads from the primary"),
-    ("slave_ok", "take it out of the URI: a session store reads from the primary"),
+    ("slaveOk", "take it out of the URI, since a session store reads from the primary"),
+    ("slave_ok", "take it out of the URI, since a session store reads from the primary"),
     ("wtimeout", "write `wTimeoutMS`"),
     // Users.
     (
