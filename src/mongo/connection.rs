@@ -300,8 +300,8 @@ impl Connection {
         }
     }
 
-    /// Reads the files as the driver will. It would report a missing one as a lost connection, find no
-    /// authority in an empty one, and read a directory forever.
+    /// Reads the files before the driver does. The driver reports a missing key file as a lost connection, and
+    /// takes a directory or an empty file for one that trusts no authority.
     fn check_tls_files(&self, tls: Option<&Tls>) -> Result<()> {
         let Some(Tls::Enabled(tls)) = tls else { return Ok(()) };
         if let Some(path) = &tls.ca_file_path {
