@@ -309,8 +309,8 @@ impl Meaning {
                  single member too: start mongod with --replSet and run rs.initiate())",
             ),
             // A stream that begins now has no history to lose.
-            (Self::HistoryLost, Start::Fresh) => return None,
-            (
+            (Self::HistoryLost, Start::Fresh)
+            | (
                 Self::Unsupported
                 | Self::DuplicateKey
                 | Self::MissingNamespace

@@ -21,7 +21,7 @@ pub(super) fn in_source() -> Vec<(String, String)> {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if path.is_dir() && !["fuzzing", "simulation", "tests"].contains(&name.as_str()) {
                 folders.push(path);
-            } else if name.ends_with(".rs") && !name.contains("tests") {
+            } else if path.extension().is_some_and(|it| it == "rs") && !name.contains("tests") {
                 let code = std::fs::read_to_string(path).unwrap();
                 let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
                 let found = messages_of(code).into_iter();
