@@ -43,7 +43,7 @@ fn refused() -> Fault {
     Fault::Refused(Refusal {
         code: Some(136),
         name: "CappedPositionLost".to_owned(),
-        ..Refusal::default()
+        hint: Some("Amazon DocumentDB answers so until they are enabled with modifyChangeStreams"),
     })
 }
 
