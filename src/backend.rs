@@ -137,23 +137,14 @@ pub(crate) struct Refusal {
     /// `None`: what it answered cannot be read.
     pub(crate) code: Option<i32>,
     pub(crate) name: String,
+    /// What the code means to a stream without a position, if more is known than the name says.
+    pub(crate) hint: Option<&'static str>,
 }
-
-/// `CappedPositionLost`, or in Amazon `DocumentDB` that change streams are not enabled.
-const CAPPED_POSITION_LOST: i32 = 136;
-/// `AtlasError`.
-const ATLAS: i32 = 8000;
 
 impl Refusal {
     /// Why there is no stream where the server goes on refusing one that has no position.
     pub(crate) fn reason(&self) -> String {
-        let hint = match self.code {
-            Some(CAPPED_POSITION_LOST) => {
-                ". Amazon DocumentDB answers so until they are enabled with modifyChangeStreams"
-            }
-            Some(ATLAS) => ". Flex clusters of Atlas have none",
-            _ => "",
-        };
+        let hint = self.hint.map_or_else(String::new, |hint| format!(". {hint}"));
         format!("this MongoDB server opens no change stream, and answers with {self}{hint}")
     }
 }

@@ -40,7 +40,11 @@ fn always(says: fn() -> Says) -> Manner {
 
 /// As Amazon `DocumentDB` answers where change streams are not enabled.
 fn refused() -> Fault {
-    Fault::Refused(Refusal { code: Some(136), name: "CappedPositionLost".to_owned() })
+    Fault::Refused(Refusal {
+        code: Some(136),
+        name: "CappedPositionLost".to_owned(),
+        hint: Some("Amazon DocumentDB answers so until they are enabled with modifyChangeStreams"),
+    })
 }
 
 /// How often each call was made.

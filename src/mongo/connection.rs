@@ -3,16 +3,19 @@
 
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bson::Document;
-use mongodb::options::{ClientOptions, Credential, ServerAddress, Tls, TlsOptions};
+use mongodb::options::{
+    ClientOptions, ConnectionString, Credential, ServerAddress, Tls, TlsOptions,
+};
 use mongodb::{Client, Collection, Database};
 
 use super::failure;
 use super::uri::{
-    has_option, options as options_of, split_collection, unusable, valid_collection, valid_database,
+    check_hosts, has_option, is_valid_host, options as options_of, split_collection, trimmed,
+    unusable, valid_database, valid_namespace,
 };
 use super::uri_options::{unusable_mechanism, warn_of_no_effect};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,20 +59,23 @@ impl Connection {
     ) -> Result<(Collection<Document>, Option<u32>)> {
         self.check()?;
         if let Some(collection) = &self.collection_handle {
-            valid_database(&collection.namespace().db)?;
+            let namespace = collection.namespace();
+            valid_namespace(&namespace.db, &namespace.coll)?;
             return Ok((collection.clone(), None));
         }
         let given = self.collection.as_deref();
         if let Some(database) = &self.database_handle {
-            valid_database(database.name())?;
-            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), None));
+            let collection = given.unwrap_or(default);
+            valid_namespace(database.name(), collection)?;
+            return Ok((database.collection(collection), None));
         }
         if let Some(client) = &self.client {
             let database = self.database.clone();
             let database = database.or_else(|| Some(client.default_database()?.name().to_owned()));
-            let database =
-                client.database(valid_database(database.as_deref().unwrap_or(DATABASE))?);
-            return Ok((database.collection(valid_collection(given.unwrap_or(default))?), None));
+            let database = database.as_deref().unwrap_or(DATABASE);
+            let collection = given.unwrap_or(default);
+            valid_namespace(database, collection)?;
+            return Ok((client.database(database).collection(collection), None));
         }
         let (mut options, in_path) = self.client_options(timeout).await?;
         let collection = match (given, in_path) {
@@ -91,11 +97,12 @@ impl Connection {
             }
             (given, in_uri) => given.clone().or(in_uri).unwrap_or_else(|| DATABASE.to_owned()),
         };
-        let (database, collection) = (valid_database(&database)?, valid_collection(&collection)?);
+        valid_namespace(&database, &collection)?;
+        self.check_tls_files(options.tls.as_ref())?;
         let pool = options.max_pool_size.unwrap_or(POOL);
         let client = Client::with_options(options)
             .map_err(|error| failure::failure("open the connection", &error))?;
-        Ok((client.database(database).collection(collection), Some(pool)))
+        Ok((client.database(&database).collection(&collection), Some(pool)))
     }
 
     /// Options that contradict each other.
@@ -172,8 +179,9 @@ impl Connection {
         Ok(())
     }
 
-    /// What is read from a file ends with a line break. Where that might belong to the value, it is not
-    /// taken off silently: it would be a wrong password without a visible reason.
+    /// What is read from a file ends with a line break, and on Windows may begin with a byte order mark.
+    /// Where these might belong to the value, they are not taken off silently: it would be a wrong password
+    /// without a visible reason.
     fn check_ends(&self) -> Result<()> {
         let file = self.tls_ca_file.as_ref().and_then(|path| path.to_str());
         for (name, value) in [
@@ -186,6 +194,13 @@ impl Connection {
             ("collection", self.collection.as_deref()),
             ("tls_ca_file", file),
         ] {
+            if value.is_some_and(|value| value.starts_with('\u{feff}')) {
+                return Err(Error::config(format!(
+                    "`{name}` begins with a byte order mark, as a file that a Windows editor saved does: \
+                     save it as UTF-8 without a byte order mark, or take the mark off with \
+                     trim_start_matches('\\u{{feff}}')"
+                )));
+            }
             if value.is_some_and(|value| value.ends_with(['\n', '\r'])) {
                 return Err(Error::config(format!(
                     "`{name}` ends with a line break, as what is read from a file does: take it off \
@@ -202,6 +217,11 @@ impl Connection {
         let (mut options, collection) = match &uri {
             Some(uri) => {
                 let (uri, collection) = split_collection(uri)?;
+                // Before the names are looked up.
+                match ConnectionString::parse(&uri) {
+                    Ok(parsed) => check_hosts(&parsed)?,
+                    Err(error) => return Err(unusable(&uri, &error)),
+                }
                 match resolved(ClientOptions::parse(&uri).into_future(), timeout).await? {
                     Ok(options) => {
                         if let Some(error) =
@@ -280,11 +300,31 @@ impl Connection {
         }
     }
 
+    /// Reads the files before the driver does. The driver reports a missing key file as a lost connection, and
+    /// takes a directory or an empty file for one that trusts no authority.
+    fn check_tls_files(&self, tls: Option<&Tls>) -> Result<()> {
+        let Some(Tls::Enabled(tls)) = tls else { return Ok(()) };
+        if let Some(path) = &tls.ca_file_path {
+            let option = if self.tls_ca_file.is_some() { "tls_ca_file" } else { "tlsCAFile" };
+            let pem = read_file(option, path)?;
+            if pem.is_some_and(|pem| !holds(&pem, b"-----BEGIN CERTIFICATE-----")) {
+                return Err(Error::config(format!(
+                    "the file of `{option}` holds no certificate: give a PEM file with at least one \
+                     -----BEGIN CERTIFICATE----- block"
+                )));
+            }
+        }
+        if let Some(path) = &tls.cert_key_file_path {
+            read_file("tlsCertificateKeyFile", path)?;
+        }
+        Ok(())
+    }
+
     fn uri(&self) -> Result<Option<String>> {
         if !self.uri_from_env {
-            return Ok(self.uri.as_deref().map(|uri| uri.trim().to_owned()));
+            return Ok(self.uri.as_deref().map(|uri| trimmed(uri).to_owned()));
         }
-        let uri = std::env::var("MONGODB_URI").ok().map(|uri| uri.trim().to_owned());
+        let uri = std::env::var("MONGODB_URI").ok().map(|uri| trimmed(&uri).to_owned());
         uri.filter(|uri| !uri.is_empty()).map(Some).ok_or_else(|| {
             Error::config(
                 "the environment variable MONGODB_URI is not set, is empty or is no UTF-8: set it \
@@ -303,15 +343,20 @@ impl Connection {
     }
 
     fn address(&self, host: &str, port: u16) -> Result<ServerAddress> {
-        let host = host.trim();
+        let host = trimmed(host);
         if host.contains("://") {
             return Err(Error::config(
                 "a host is a name or address, with a port or without: of several URIs make one, \
                  mongodb://first,second/database",
             ));
         }
-        let mut address = ServerAddress::parse(host).map_err(|_| {
-            Error::config("a host must have the form `name`, `name:port` or `[address]:port`")
+        let parsed = ServerAddress::parse(host).ok().filter(is_valid_host);
+        let mut address = parsed.ok_or_else(|| {
+            Error::config(
+                "a host must have the form `name`, `name:port` or `[address]:port`, and a name \
+                 consists of letters, digits, hyphens, underscores and single dots: give several to \
+                 `hosts`, and a user to `username` and `password`",
+            )
         })?;
         if let ServerAddress::Tcp { port: own, .. } = &mut address {
             if own.is_some() && self.port.is_some() && self.hosts.is_none() {
@@ -321,6 +366,28 @@ impl Connection {
         }
         Ok(address)
     }
+}
+
+/// What the file holds; `None` if it is a pipe, which can be read only once.
+fn read_file(option: &str, path: &Path) -> Result<Option<Vec<u8>>> {
+    let unreadable = |reason: &dyn std::fmt::Display| {
+        Error::config(format!(
+            "the file of `{option}` cannot be read: {reason}. Is the path right? A relative one begins \
+             at the working directory of the app"
+        ))
+    };
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if metadata.is_dir() {
+        return Err(unreadable(&"it is a directory"));
+    }
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    std::fs::read(path).map(Some).map_err(|error| unreadable(&error))
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// Reads a URI, which waits for nothing but the name server that a `mongodb+srv://` is looked up at.

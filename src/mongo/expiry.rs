@@ -8,6 +8,7 @@ use bson::{Bson, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
+use super::server_errors::{Meaning, has_meaning};
 use super::{Sessions, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
@@ -15,9 +16,6 @@ use crate::tasks::Tasks;
 
 /// The name that an index on `expires` has if nobody gave it one.
 const NAME: &str = "expires_1";
-/// The server's codes for an index that does not go with one that stands: `IndexOptionsConflict`
-/// and `IndexKeySpecsConflict`.
-pub(super) const CONFLICTS: [i32; 2] = [85, 86];
 
 /// Who removes expired sessions from the collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +46,7 @@ pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) ->
     let index = IndexModel::builder().keys(doc! { "expires": 1 }).options(options).build();
     match sessions.documents.create_index(index).await {
         Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-        Err(error) if CONFLICTS.contains(&failure::code(&error).unwrap_or_default()) => {
+        Err(error) if has_meaning(&error, Meaning::IndexConflict) => {
             drop(timer.ends(Outcome::Failed(ErrorKind::Index), Ok(())));
             conflict(&sessions, removal, &error).await
         }

@@ -9,11 +9,6 @@ use mongodb::error::{ErrorKind as Driver, WriteFailure};
 use super::server_errors::{self, Meaning, meaning_of, name_of};
 use crate::error::{Error, ErrorKind};
 
-/// The server's code for a duplicate key.
-pub(super) const DUPLICATE_KEY: i32 = 11000;
-/// The server's code for a namespace that does not exist.
-const NAMESPACE_NOT_FOUND: i32 = 26;
-
 /// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
 pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
     if let Driver::ServerSelection { message, .. } = &*error.kind
@@ -116,12 +111,12 @@ fn of_the_cluster(code: i32) -> String {
 
 /// Whether an insert met a document with the same key.
 pub(super) fn is_duplicate(error: &mongodb::error::Error) -> bool {
-    code(error) == Some(DUPLICATE_KEY)
+    server_errors::has_meaning(error, Meaning::DuplicateKey)
 }
 
 /// Whether the collection does not exist yet.
 pub(super) fn is_missing_namespace(error: &mongodb::error::Error) -> bool {
-    code(error) == Some(NAMESPACE_NOT_FOUND)
+    server_errors::has_meaning(error, Meaning::MissingNamespace)
 }
 
 pub(super) fn code(error: &mongodb::error::Error) -> Option<i32> {

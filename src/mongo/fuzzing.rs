@@ -77,6 +77,8 @@ pub fn uri(bytes: &[u8]) {
         Ok((uri, _)) if uri.to_ascii_lowercase().contains("mongodb+srv:") => {}
         Ok((uri, collection)) => {
             assert!(collection.as_ref().is_none_or(|name| !name.contains('/')));
+            let parsed = mongodb::options::ConnectionString::parse(&uri);
+            errors.extend(parsed.ok().and_then(|uri| uri::check_hosts(&uri).err()));
             if let Some(Err(error)) = at_once(ClientOptions::parse(&uri).into_future()) {
                 errors.push(uri::unusable(&uri, &error));
             }

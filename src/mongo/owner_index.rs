@@ -9,7 +9,8 @@ use bson::{Bson, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
-use super::expiry::{CONFLICTS, drop_command, standing};
+use super::expiry::{drop_command, standing};
+use super::server_errors::{Meaning, has_meaning};
 use super::{Sessions, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
@@ -40,7 +41,7 @@ pub(super) async fn ensure_index(sessions: Sessions) -> Result<()> {
         return timer.ends(Outcome::Ok, Ok(()));
     };
     drop(timer.ends(Outcome::Failed(ErrorKind::Index), Ok(())));
-    if CONFLICTS.contains(&failure::code(&error).unwrap_or_default())
+    if has_meaning(&error, Meaning::IndexConflict)
         // It may have come meanwhile, from another instance.
         && let Some(verdict) = judge_all(&sessions, &self::standing(&sessions).await?)
     {
@@ -136,16 +137,14 @@ fn refused(sessions: &Sessions, error: &mongodb::error::Error) -> Error {
                  create_indexes(false): {by_hand}"
             ),
         ),
-        ErrorKind::Server if CONFLICTS.contains(&failure::code(error).unwrap_or_default()) => {
-            Error::new(
-                ErrorKind::Index,
-                format!(
-                    "{failure}: another index stands on {namespace} under the name {NAME:?}. To mend \
+        ErrorKind::Server if has_meaning(error, Meaning::IndexConflict) => Error::new(
+            ErrorKind::Index,
+            format!(
+                "{failure}: another index stands on {namespace} under the name {NAME:?}. To mend \
                      it, run this in mongosh and start the app again: {}",
-                    drop_command(sessions, NAME)
-                ),
-            )
-        }
+                drop_command(sessions, NAME)
+            ),
+        ),
         ErrorKind::Server => {
             Error::new(ErrorKind::Index, format!("{failure}. What the store wanted: {by_hand}"))
         }

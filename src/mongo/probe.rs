@@ -7,6 +7,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, Hint, WriteConcern};
 
 use super::owner::Owned;
+use super::server_errors::{self, Meaning};
 use super::{Sessions, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
@@ -14,14 +15,6 @@ use crate::metrics::{Outcome, Verb};
 /// The first version with `hello`, by which a cached store asks for the cluster's time. The driver needs
 /// 4.4; updates by `$replaceWith`, as a save is one, need 4.2.
 const OLDEST: &str = "4.4.2";
-
-const COMMAND_NOT_FOUND: i32 = 59;
-/// `AtlasError`, with which Atlas also answers to a missing right.
-const ATLAS_ERROR: i32 = 8000;
-/// What servers answer to a stage that they do not have: `FailedToParse`, `CommandNotFound`,
-/// `CommandNotSupported`, `NotImplemented`, 303 and 304 of Amazon `DocumentDB`, and MongoDB's code for an
-/// unknown stage.
-const NOT_UNDERSTOOD: [i32; 7] = [9, COMMAND_NOT_FOUND, 115, 238, 303, 304, 40324];
 
 /// The newest version of MongoDB that reports each
 /// [wire version](https://github.com/mongodb/mongo/blob/master/src/mongo/db/wire_version.h), of those
@@ -40,7 +33,7 @@ impl Sessions {
         let timer = self.timer_of(Verb::Ping, "hello");
         match self.database_command(doc! { "hello": 1 }).await {
             Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-            Err(error) if failure::code(&error) == Some(COMMAND_NOT_FOUND) => {
+            Err(error) if server_errors::has_meaning(&error, Meaning::UnknownCommand) => {
                 let info = self.database_command(doc! { "buildInfo": 1 }).await;
                 let version =
                     info.ok().and_then(|info| info.get_str("version").map(str::to_owned).ok());
@@ -103,8 +96,7 @@ impl Sessions {
         let Err(error) = update.write_concern(one).await else {
             return timer.ends(Outcome::Ok, Ok(()));
         };
-        let code = failure::code(&error);
-        if code.is_some_and(|code| NOT_UNDERSTOOD.contains(&code)) {
+        if server_errors::is_not_understood(&error) {
             let said = failure::failure("save a session", &error);
             return timer.ends(
                 Outcome::Failed(ErrorKind::Server),
@@ -117,12 +109,10 @@ impl Sessions {
                 )),
             );
         }
+        let is_atlas = server_errors::has_meaning(&error, Meaning::AtlasRefusal);
         match timer.fails("save a session", &error) {
             // It passes (an election, an overload), or sessions can at least be read (a full disk).
-            Err(error)
-                if error.is_outage()
-                    || (error.kind() == ErrorKind::Server && code != Some(ATLAS_ERROR)) =>
-            {
+            Err(error) if error.is_outage() || (error.kind() == ErrorKind::Server && !is_atlas) => {
                 tracing::warn!("sessions can be read, but not saved: {error}");
                 Ok(())
             }

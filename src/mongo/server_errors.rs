@@ -32,6 +32,18 @@ pub(super) enum Meaning {
     HistoryLost,
     /// To a change stream: the server has none. To any other call: it is refused.
     NoChangeStreams,
+    /// The server does not know the command or the stage.
+    UnknownCommand,
+    /// The server does not support the command, or something in it.
+    Unsupported,
+    /// A document with the same key exists.
+    DuplicateKey,
+    /// The collection does not exist.
+    MissingNamespace,
+    /// An index with the same name or the same keys exists, with other options.
+    IndexConflict,
+    /// Atlas refuses, also for a missing right.
+    AtlasRefusal,
     /// Any other error.
     Other,
 }
@@ -47,7 +59,14 @@ pub(super) enum Start {
     Open,
 }
 
-/// The codes, with their names and what they mean.
+/// The code for a duplicate key.
+pub(super) const DUPLICATE_KEY: i32 = 11000;
+/// In MongoDB: the oplog is cut off behind the position. In Amazon `DocumentDB`: change streams are not enabled.
+const CAPPED_POSITION_LOST: i32 = 136;
+const ATLAS_ERROR: i32 = 8000;
+
+/// The codes, with their names and what they mean. A name is empty where other engines have no name for the
+/// code, or another name than MongoDB.
 ///
 /// Sources:
 /// [E] [`error_codes.yml`](https://github.com/mongodb/mongo/blob/007ba93486927dc7162c9b0f9d719e86b87fd8fe/src/mongo/base/error_codes.yml),
@@ -59,7 +78,7 @@ pub(super) enum Start {
 /// (`RETRYABLE_READ_CODES`, `RECOVERING_CODES` and `NOTWRITABLEPRIMARY_CODES` of mongodb 3.9.1).
 /// [L] The server labels them `ResumableChangeStreamError`, as it labels each `RetriableError`,
 /// `NetworkError` and `NeedRetargettingError` (`error_labels.cpp`).
-const TABLE: [(i32, &str, Meaning); 55] = [
+const TABLE: [(i32, &str, Meaning); 65] = [
     // [E] SystemOverloadedError. All four turn a call away before it is carried out.
     (433, "AdmissionQueueOverflow", Meaning::Overloaded),
     (449, "RateLimitExceeded", Meaning::Overloaded),
@@ -125,19 +144,37 @@ const TABLE: [(i32, &str, Meaning); 55] = [
     (286, "ChangeStreamHistoryLost", Meaning::HistoryLost),
     // The oplog has been cut off behind the position (`collection_scan.cpp`), and the position is that of
     // another deployment or of a stream that was invalidated (`document_source_change_stream.cpp`).
-    (136, "CappedPositionLost", Meaning::HistoryLost),
+    (CAPPED_POSITION_LOST, "CappedPositionLost", Meaning::HistoryLost),
     (260, "InvalidResumeToken", Meaning::HistoryLost),
     // The next change does not fit into a message, which a second attempt does not change
     // (https://www.mongodb.com/docs/manual/administration/change-streams-production-recommendations/).
     (10334, "BSONObjectTooLarge", Meaning::HistoryLost),
     // A standalone server: "The $changeStream stage is only supported on replica sets".
     (40573, "Location40573", Meaning::NoChangeStreams),
-    // Other engines: "Unrecognized pipeline stage name".
-    (40324, "Location40324", Meaning::NoChangeStreams),
     // [E]
     (20, "IllegalOperation", Meaning::NoChangeStreams),
-    (59, "CommandNotFound", Meaning::NoChangeStreams),
     (376, "ChangeStreamNotEnabled", Meaning::NoChangeStreams),
+    // [E]
+    (59, "CommandNotFound", Meaning::UnknownCommand),
+    // "Unrecognized pipeline stage name" (`document_source.cpp`).
+    (40324, "Location40324", Meaning::UnknownCommand),
+    // [E] A server before 4.2 parses no pipeline in an update.
+    (9, "FailedToParse", Meaning::Unsupported),
+    // [E]
+    (115, "CommandNotSupported", Meaning::Unsupported),
+    (238, "NotImplemented", Meaning::Unsupported),
+    // Amazon DocumentDB: "Feature not supported" and "Aggregation stage not supported"
+    // (https://docs.aws.amazon.com/documentdb/latest/developerguide/mongo-apis.html).
+    (303, "", Meaning::Unsupported),
+    (304, "", Meaning::Unsupported),
+    // [E]
+    (DUPLICATE_KEY, "DuplicateKey", Meaning::DuplicateKey),
+    (26, "NamespaceNotFound", Meaning::MissingNamespace),
+    (85, "IndexOptionsConflict", Meaning::IndexConflict),
+    (86, "IndexKeySpecsConflict", Meaning::IndexConflict),
+    // [E] "Error codes 4000-8999 are reserved": Atlas answers with this one for what it does not allow
+    // (https://www.mongodb.com/docs/atlas/unsupported-commands/).
+    (ATLAS_ERROR, "AtlasError", Meaning::AtlasRefusal),
 ];
 
 /// What an error means; `None` if it is not an answer of the server.
@@ -164,7 +201,18 @@ pub(super) fn meaning_of(code: i32) -> Meaning {
 
 /// The name of a code in the table, where the server has not given one.
 pub(super) fn name_of(code: i32) -> Option<&'static str> {
-    row(code).map(|(_, name, _)| *name)
+    row(code).map(|(_, name, _)| *name).filter(|name| !name.is_empty())
+}
+
+/// Whether the error is an answer of the server with this meaning.
+pub(super) fn has_meaning(error: &mongodb::error::Error, expected: Meaning) -> bool {
+    meaning(error) == Some(expected)
+}
+
+/// Whether the server lacks what the command needs.
+pub(super) fn is_not_understood(error: &mongodb::error::Error) -> bool {
+    let meaning = meaning(error);
+    matches!(meaning, Some(Meaning::UnknownCommand | Meaning::Unsupported))
 }
 
 /// Whether a call that was refused for overload was not carried out.
@@ -193,7 +241,18 @@ pub(super) fn fault(error: &mongodb::error::Error, start: Start) -> Fault {
 fn refusal(error: &mongodb::error::Error) -> Refusal {
     let code = code(error);
     let name = code_name(error).or_else(|| name_of(code?)).unwrap_or_default();
-    Refusal { code, name: name.to_owned() }
+    Refusal { code, name: name.to_owned(), hint: code.and_then(hint) }
+}
+
+/// What a code means to a stream that has no position, beyond its name.
+fn hint(code: i32) -> Option<&'static str> {
+    match code {
+        CAPPED_POSITION_LOST => {
+            Some("Amazon DocumentDB answers so until they are enabled with modifyChangeStreams")
+        }
+        ATLAS_ERROR => Some("Flex clusters of Atlas have none"),
+        _ => None,
+    }
 }
 
 fn row(code: i32) -> Option<&'static (i32, &'static str, Meaning)> {
@@ -209,9 +268,16 @@ impl Meaning {
             Self::TimeLimit => ErrorKind::Timeout,
             Self::Authentication => ErrorKind::Authentication,
             Self::Permission => ErrorKind::Permission,
-            Self::Interrupted | Self::HistoryLost | Self::NoChangeStreams | Self::Other => {
-                ErrorKind::Server
-            }
+            Self::Interrupted
+            | Self::HistoryLost
+            | Self::NoChangeStreams
+            | Self::UnknownCommand
+            | Self::Unsupported
+            | Self::DuplicateKey
+            | Self::MissingNamespace
+            | Self::IndexConflict
+            | Self::AtlasRefusal
+            | Self::Other => ErrorKind::Server,
         }
     }
 
@@ -238,12 +304,21 @@ impl Meaning {
                 "the MongoDB user may not open a change stream (grant it the role `readWrite`, or \
                  `changeStream` and `find` on the collection)",
             ),
-            (Self::NoChangeStreams, _) => Fault::Unsupported(
+            (Self::NoChangeStreams | Self::UnknownCommand, _) => Fault::Unsupported(
                 "this MongoDB server has no change streams (a replica set has them, one of a \
                  single member too: start mongod with --replSet and run rs.initiate())",
             ),
             // A stream that begins now has no history to lose.
-            (Self::HistoryLost, Start::Fresh) | (Self::Other, _) => return None,
+            (Self::HistoryLost, Start::Fresh)
+            | (
+                Self::Unsupported
+                | Self::DuplicateKey
+                | Self::MissingNamespace
+                | Self::IndexConflict
+                | Self::AtlasRefusal
+                | Self::Other,
+                _,
+            ) => return None,
             (Self::HistoryLost, Start::Resumed | Start::Open) => Fault::Lost,
         })
     }
@@ -268,7 +343,8 @@ mod tests {
     #[test]
     fn each_code_has_one_row() {
         for (at, (code, name, _)) in TABLE.iter().enumerate() {
-            let same = |row: &&(i32, &str, Meaning)| row.0 == *code || row.1 == *name;
+            let same =
+                |row: &&(i32, &str, Meaning)| row.0 == *code || !name.is_empty() && row.1 == *name;
             assert_eq!(TABLE.iter().filter(same).count(), 1, "row {at}: {code} {name}");
         }
     }
@@ -298,8 +374,10 @@ mod tests {
                 assert_eq!(fault(&error(code), start), Fault::Overloaded, "{code}");
             }
             for code in [1, 2, 9, 26, 72, 73, 115, 238, 303, 304, 8000, 17280] {
-                let refusal = Refusal { code: Some(code), name: "Named".to_owned() };
-                assert_eq!(fault(&error(code), start), Fault::Refused(refusal), "{code}");
+                let fault = fault(&error(code), start);
+                let is_refused =
+                    matches!(&fault, Fault::Refused(refusal) if refusal.code == Some(code));
+                assert!(is_refused, "{code}: {fault:?}");
             }
         }
         for code in [50, 262] {
@@ -319,10 +397,22 @@ mod tests {
         };
         let named = said(doc! { "code": 8000, "codeName": "AtlasError", "errmsg": "secret" });
         assert!(named.contains("error 8000 (AtlasError)") && !named.contains("secret"), "{named}");
+        assert!(named.ends_with(". Flex clusters of Atlas have none"), "{named}");
         let unnamed = said(doc! { "code": 136, "errmsg": "secret" });
         assert!(unnamed.contains("error 136 (CappedPositionLost)"), "{unnamed}");
+        assert!(unnamed.contains("enabled with modifyChangeStreams"), "{unnamed}");
         let unknown = said(doc! { "code": 304, "codeName": "a secret = 1", "errmsg": "secret" });
         assert!(unknown.ends_with("error 304") && !unknown.contains("secret"), "{unknown}");
+    }
+
+    #[test]
+    fn a_server_that_lacks_a_command_a_stage_or_a_feature_does_not_understand() {
+        for code in [9, 59, 115, 238, 303, 304, 40324] {
+            assert!(is_not_understood(&error(code)), "{code}");
+        }
+        for code in [2, 13, 20, 26, 371, 376, 8000, 11000, 14031, 40573] {
+            assert!(!is_not_understood(&error(code)), "{code}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use mongodb::{ClientSession, Collection};
 
 use super::document::ARRIVED;
 use super::seen::Seen;
+use super::server_errors::DUPLICATE_KEY;
 use super::{MongoStore, Sessions, bulk, checks, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -359,7 +360,7 @@ fn in_the_way(error: &mongodb::error::Error) -> Option<impl Iterator<Item = usiz
         return None;
     };
     let errors = write_errors.as_ref().filter(|_| write_concern_error.is_none())?;
-    let all = errors.iter().all(|error| error.code == failure::DUPLICATE_KEY);
+    let all = errors.iter().all(|error| error.code == DUPLICATE_KEY);
     all.then(|| errors.iter().map(|error| error.index).collect::<Vec<_>>().into_iter())
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::server_errors::DUPLICATE_KEY;
 use super::{Sessions, failure};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{MongoMetrics, Outcome, Verb};
@@ -73,7 +74,7 @@ impl Timer {
         match outcome {
             Outcome::Ok => {}
             Outcome::Duplicate => {
-                self.command.failed(ErrorKind::Server, Some(failure::DUPLICATE_KEY));
+                self.command.failed(ErrorKind::Server, Some(DUPLICATE_KEY));
             }
             Outcome::Failed(kind) => self.command.failed(kind, code),
         }

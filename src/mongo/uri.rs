@@ -1,10 +1,18 @@
 //! What a connection string says, and what is wrong with it, in words that never quote it: any
 //! piece of a malformed one may be a piece of the password.
 
-use mongodb::options::ConnectionString;
+use std::net::IpAddr;
+
+use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
 
 use super::{failure, uri_options};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Takes off what a file adds: white space, such as the line break at its end, and the byte order mark that
+/// Windows editors put in front.
+pub(super) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}')
+}
 
 /// Takes the collection, the second part of the path, out of a URI.
 pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
@@ -12,6 +20,12 @@ pub(super) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
         return Err(Error::config(
             "the URI has a line break in it: a user name or password that is read from a file ends \
              with one. Take it off with trim_end() before it is put into the URI",
+        ));
+    }
+    if uri.contains('\u{feff}') {
+        return Err(Error::config(
+            "the URI has a byte order mark in it, which is invisible: a part of it was read from a \
+             file that a Windows editor saved. Save the file as UTF-8 without a byte order mark",
         ));
     }
     let (head, query) = split_query(uri);
@@ -116,6 +130,9 @@ pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     if let Some(fault) = pairs.iter().find_map(|pair| uri_options::fault(pair)) {
         return fault;
     }
+    if let Some(fault) = uri_options::oidc_fault(&pairs) {
+        return fault;
+    }
     let has_gap = query.len() > pairs.join("&").len() + 1;
     if has_gap {
         return Error::config(
@@ -139,10 +156,63 @@ fn malformed() -> Error {
     )
 }
 
+/// Whether a name server can know this host. The driver takes nearly every text, which would end in a failed
+/// lookup that does not say what is wrong.
+pub(super) fn is_valid_host(address: &ServerAddress) -> bool {
+    match address {
+        ServerAddress::Tcp { host, .. } => host.parse::<IpAddr>().is_ok() || is_valid_name(host),
+        // A path.
+        _ => true,
+    }
+}
+
+/// The limits are those of [RFC 1035](https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4). The characters
+/// are more than it allows: service names in Docker have underscores.
+fn is_valid_name(name: &str) -> bool {
+    // The full name of a host ends with a dot.
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_allowed = |it: char| it.is_alphanumeric() || it == '-' || it == '_';
+    let is_label = |label: &str| matches!(label.len(), 1..=63) && label.chars().all(is_allowed);
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// Fails if a host of the URI cannot be looked up.
+pub(super) fn check_hosts(uri: &ConnectionString) -> Result<()> {
+    let are_valid = match &uri.host_info {
+        HostInfo::HostIdentifiers(hosts) => hosts.iter().all(is_valid_host),
+        HostInfo::DnsRecord(name) => is_valid_name(name),
+        _ => true,
+    };
+    if are_valid {
+        return Ok(());
+    }
+    Err(Error::config(
+        "the URI has a malformed host: it has the form `name`, `name:port` or `[address]:port`, and a \
+         name consists of letters, digits, hyphens, underscores and single dots. Commas separate \
+         several hosts, and an @ stands before the first one if there is a user name",
+    ))
+}
+
 /// MongoDB's own databases, which have no change streams, and of which `local` is not replicated.
 const INTERNAL: [&str; 3] = ["admin", "config", "local"];
 
-pub(super) fn valid_database(name: &str) -> Result<&str> {
+/// The longest `database.collection` that [MongoDB takes](https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Namespace-Length).
+const LONGEST_NAMESPACE: usize = 255;
+
+/// Checks the names of a database and of a collection, however they were given.
+pub(super) fn valid_namespace(database: &str, collection: &str) -> Result<()> {
+    valid_database(database)?;
+    valid_collection(collection)?;
+    if database.len() + 1 + collection.len() > LONGEST_NAMESPACE {
+        return Err(Error::config(
+            "the names of the database and the collection are too long together: MongoDB takes 255 bytes \
+             for both and the dot between them",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn valid_database(name: &str) -> Result<()> {
     if let Some(internal) = INTERNAL.iter().find(|internal| name.eq_ignore_ascii_case(internal)) {
         return Err(Error::config(format!(
             "sessions cannot be stored in `{internal}`, which is MongoDB's own database: name a \
@@ -160,10 +230,10 @@ pub(super) fn valid_database(name: &str) -> Result<&str> {
              control characters",
         ));
     }
-    Ok(name)
+    Ok(())
 }
 
-pub(super) fn valid_collection(name: &str) -> Result<&str> {
+pub(super) fn valid_collection(name: &str) -> Result<()> {
     let malformed = name.is_empty()
         || name.len() > 200
         || name.contains('$')
@@ -177,7 +247,7 @@ pub(super) fn valid_collection(name: &str) -> Result<&str> {
              characters, with no dot at either end, and not of the server's own `system.`",
         ));
     }
-    Ok(name)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -217,6 +287,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_byte_order_mark_within_is_named() {
+        for uri in [
+            "mongodb://me:\u{feff}hunter2@host/app",
+            "mongodb://ho\u{feff}st/app",
+            "mongodb://host/\u{feff}app",
+            "mongodb://host/app?replicaSet=\u{feff}rs0",
+        ] {
+            let said = said_of(uri).await;
+            assert!(said.contains("has a byte order mark in it"), "{said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+        assert_eq!(trimmed("\u{feff} mongodb://host\r\n"), "mongodb://host");
+    }
+
+    #[tokio::test]
     async fn the_digits_before_a_question_mark_in_a_password_are_no_port() {
         for uri in [
             "mongodb://me:7712?appName=hunter2@host/app",
@@ -232,6 +317,8 @@ mod tests {
     #[tokio::test]
     async fn a_refused_option_is_named_with_what_it_takes() {
         const NO_FEATURE: &str = "this build of the driver does not support the URI's option";
+        const OTHER: &str = "is an option of an older or another driver: take it out of the URI";
+        const OIDC: &str = "`authMechanismProperties` does not fit authMechanism=MONGODB-OIDC";
         const NO_SUPPORT: &str = "the Rust driver does not support the URI's option";
         for (query, said) in [
             ("maxPoolSize=many", "`maxPoolSize` takes a whole number from 1 to 4294967295"),
@@ -269,7 +356,37 @@ mod tests {
             ("timeoutMS=30000", "MongoStoreBuilder::operation_timeout"),
             ("tlsAllowInvalidHostnames=true", NO_SUPPORT),
             ("tlsDisableOCSPEndpointCheck=true", NO_SUPPORT),
-            ("useUnifiedTopology=true", "it is an option of the Node driver"),
+            ("useUnifiedTopology=true", OTHER),
+            (
+                "poolSize=5",
+                "`poolSize` is an option of an older or another driver: write `maxPoolSize`",
+            ),
+            ("J=true", "`j` is an option of an older or another driver: write `journal`"),
+            ("wtimeout=SEKRET", "write `wTimeoutMS`"),
+            ("slaveOk=true", "reads from the primary"),
+            ("sslCAFile=SEKRET", "write `tlsCAFile`"),
+            ("sslcertificatekeyfile=SEKRET", "write `tlsCertificateKeyFile`"),
+            ("sslPass=SEKRET", "write `tlsCertificateKeyFilePassword`"),
+            ("serverSelectionTryOnce=false", "write `serverSelectionTimeoutMS`"),
+            ("keepAlive=true", OTHER),
+            ("autoReconnect=true", OTHER),
+            ("family=4", OTHER),
+            ("bufferMaxEntries", OTHER),
+            ("adaptiveRetries=true", NO_SUPPORT),
+            ("authMechanismProperties=A:SEKRET,", "`authMechanismProperties` takes pairs"),
+            ("authMechanismProperties=", "`authMechanismProperties` takes pairs"),
+            (
+                "authMechanism=MONGODB-X509&authMechanismProperties=ALLOWED_HOSTS:SEKRET",
+                "`authMechanismProperties` takes no `ALLOWED_HOSTS`",
+            ),
+            (
+                "authMechanism=PLAIN&authMechanismProperties=CANONICALIZE_HOST_NAME:SEKRET",
+                "`CANONICALIZE_HOST_NAME` in the URI's option `authMechanismProperties` takes `none`",
+            ),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:SEKRET", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:azure", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=TOKEN_RESOURCE:SEKRET", OIDC),
+            ("authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:k8s,SEKRET:1", OIDC),
         ] {
             for head in ["mongodb://localhost/app", "mongodb://user:hunter2@localhost:1/app"] {
                 let all = said_of(&format!("{head}?{query}")).await;
@@ -331,6 +448,11 @@ mod tests {
                 "A password cannot be specified",
             ),
             (
+                "mongodb://u:SEKRET@a/?authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:k8s",
+                "password must not be set for MONGODB-OIDC",
+            ),
+            ("mongodb+srv://%2Ftmp%2FSEKRET.sock/app", "unix sockets cannot be used"),
+            (
                 "mongodb://u@a/?authMechanism=MONGODB-X509&authSource=SEKRET",
                 "only $external may be",
             ),
@@ -367,7 +489,7 @@ mod tests {
             assert!(error.to_string().contains("/yourdb?authSource="), "{error}");
         }
         for name in ["admins", "localhost", "my-config"] {
-            assert_eq!(valid_database(name).unwrap(), name);
+            valid_database(name).unwrap();
         }
     }
 

@@ -19,6 +19,8 @@ enum Takes {
     OneOf(&'static [&'static str]),
     /// `key:value` pairs, with commas between them.
     Pairs,
+    /// The same, for a mechanism. Some keys hold what no URI can hold.
+    Properties,
     /// A whole number, or the name of a write concern.
     WriteConcern,
     /// The name of a mechanism. Some need a feature of the driver.
@@ -32,7 +34,8 @@ enum Takes {
 }
 
 use Takes::{
-    Boolean, Compressors, Feature, Mechanism, Number, OneOf, Pairs, Text, Unsupported, WriteConcern,
+    Boolean, Compressors, Feature, Mechanism, Number, OneOf, Pairs, Properties, Text, Unsupported,
+    WriteConcern,
 };
 
 const MILLIS: Takes = Number(0, i64::MAX);
@@ -41,12 +44,12 @@ const AT_LEAST_ONE: Takes = Number(1, u32::MAX as i64);
 const OPERATION_TIMEOUT: Takes =
     Unsupported("take it out of the URI, and set MongoStoreBuilder::operation_timeout");
 const TAKE_IT_OUT: Takes = Unsupported("take it out of the URI");
-const NODE: Takes = Unsupported("it is an option of the Node driver: take it out of the URI");
 
-const OPTIONS: [(&str, Takes); 52] = [
+const OPTIONS: [(&str, Takes); 51] = [
+    ("adaptiveRetries", TAKE_IT_OUT),
     ("appName", Text),
     ("authMechanism", Mechanism),
-    ("authMechanismProperties", Pairs),
+    ("authMechanismProperties", Properties),
     ("authSource", Text),
     ("compressors", Compressors),
     ("connectTimeoutMS", MILLIS),
@@ -91,14 +94,139 @@ const OPTIONS: [(&str, Takes); 52] = [
     ("tlsDisableCertificateRevocationCheck", TAKE_IT_OUT),
     ("tlsDisableOCSPEndpointCheck", TAKE_IT_OUT),
     ("tlsInsecure", Boolean),
-    ("useNewUrlParser", NODE),
-    ("useUnifiedTopology", NODE),
     ("uuidRepresentation", OneOf(&["csharpLegacy", "javaLegacy", "pythonLegacy"])),
     ("w", WriteConcern),
     ("waitQueueMultiple", TAKE_IT_OUT),
     ("waitQueueTimeoutMS", MILLIS),
     ("wTimeoutMS", MILLIS),
     ("zlibCompressionLevel", Feature("zlib-compression")),
+];
+
+const TAKE_OUT: &str = "take it out of the URI";
+const SELECTION: &str = "write `serverSelectionTimeoutMS`";
+const KEY_FILE: &str =
+    "write `tlsCertificateKeyFile`, with the certificate and the key in one PEM file";
+const KEY_PASSWORD: &str = "write `tlsCertificateKeyFilePassword`";
+const CA_FILE: &str = "write `tlsCAFile`, with the path of a PEM file";
+const INVALID_CERTIFICATES: &str = "write `tlsAllowInvalidCertificates`";
+const NO_REVOCATION_LIST: &str =
+    "take it out of the URI, since the Rust driver reads no revocation list";
+const SERVICE_NAME: &str = "write authMechanismProperties=SERVICE_NAME:… in its place";
+const TIME_OUT: &str = "take it out of the URI, and set MongoStoreBuilder::operation_timeout";
+
+/// Options of older drivers and of drivers for other languages, with what to do instead. Apps bring them along
+/// in a URI.
+///
+/// Sources: the manual's
+/// [options](https://www.mongodb.com/docs/manual/reference/connection-string-options/) and those of the
+/// [specification](https://github.com/mongodb/specifications/blob/master/source/uri-options/uri-options.md),
+/// the Node driver's options in its versions
+/// [3](https://mongodb.github.io/node-mongodb-native/3.6/reference/connecting/connection-settings) and
+/// [4 and later](https://mongodb.github.io/node-mongodb-native/6.0/interfaces/MongoClientOptions.html), and the
+/// options of
+/// [PyMongo](https://pymongo.readthedocs.io/en/4.3.2/migrate-to-pymongo4.html),
+/// [Java](https://mongodb.github.io/mongo-java-driver/3.12/javadoc/com/mongodb/ConnectionString.html),
+/// [C](https://manpages.ubuntu.com/manpages/mantic/man3/mongoc_uri_t.3.html) and
+/// [C#](https://www.mongodb.com/docs/drivers/csharp/current/fundamentals/connection/connection-options/).
+const OTHER_DRIVERS: [(&str, &str); 87] = [
+    // Limits and waits.
+    ("acceptableLatencyMS", "write `localThresholdMS`"),
+    ("secondaryAcceptableLatencyMS", "write `localThresholdMS`"),
+    ("autoReconnect", TAKE_OUT),
+    ("auto_reconnect", TAKE_OUT),
+    ("bufferCommands", TAKE_OUT),
+    ("bufferMaxEntries", TAKE_OUT),
+    ("connectWithNoPrimary", TAKE_OUT),
+    ("family", TAKE_OUT),
+    ("ha", TAKE_OUT),
+    ("haInterval", "write `heartbeatFrequencyMS`"),
+    ("heartbeatInterval", "write `heartbeatFrequencyMS`"),
+    ("ipv6", TAKE_OUT),
+    ("keepAlive", TAKE_OUT),
+    ("keepAliveInitialDelay", TAKE_OUT),
+    ("maxConnectionIdleTime", "write `maxIdleTimeMS`"),
+    ("maxConnectionLifeTime", TAKE_OUT),
+    ("maxLifeTimeMS", TAKE_OUT),
+    ("minHeartbeatFrequencyMS", "write `heartbeatFrequencyMS`"),
+    ("minSize", "write `minPoolSize`"),
+    ("noDelay", TAKE_OUT),
+    ("poolSize", "write `maxPoolSize`"),
+    ("reconnectInterval", TAKE_OUT),
+    ("reconnectTries", TAKE_OUT),
+    ("serverSelectionTimeout", SELECTION),
+    ("serverSelectionTryOnce", SELECTION),
+    ("socketCheckIntervalMS", TAKE_OUT),
+    ("socketTimeout", TIME_OUT),
+    ("connectTimeout", "write `connectTimeoutMS`"),
+    ("threadsAllowedToBlockForConnectionMultiplier", TAKE_OUT),
+    ("waitQueueSize", TAKE_OUT),
+    ("waitQueueTimeout", TIME_OUT),
+    // The server, and how it is read and written.
+    ("connect", "write `directConnection`"),
+    ("fsync", "write `journal`"),
+    ("j", "write `journal`"),
+    (
+        "readConcern",
+        "take it out of the URI, since a session store reads with read concern `majority`",
+    ),
+    ("read_preference", "take it out of the URI, since a session store reads from the primary"),
+    ("rs_name", "write `replicaSet`"),
+    ("safe", "write `w`"),
+    ("slaveOk", "take it out of the URI, since a session store reads from the primary"),
+    ("slave_ok", "take it out of the URI, since a session store reads from the primary"),
+    ("wtimeout", "write `wTimeoutMS`"),
+    // Users.
+    (
+        "canonicalizeHostName",
+        "write authMechanismProperties=CANONICALIZE_HOST_NAME:true in its place",
+    ),
+    ("gssapiServiceName", SERVICE_NAME),
+    // TLS.
+    ("checkServerIdentity", TAKE_OUT),
+    ("servername", TAKE_OUT),
+    ("sslAllowInvalidCertificates", INVALID_CERTIFICATES),
+    ("sslAllowInvalidHostnames", TAKE_OUT),
+    ("sslCA", CA_FILE),
+    ("sslCAFile", CA_FILE),
+    ("sslCert", KEY_FILE),
+    ("sslCertificateAuthorityFile", CA_FILE),
+    ("sslCertificateKeyFile", KEY_FILE),
+    ("sslCertificateKeyPassword", KEY_PASSWORD),
+    ("sslClientCertificateKeyFile", KEY_FILE),
+    ("sslClientCertificateKeyPassword", KEY_PASSWORD),
+    ("sslCRL", NO_REVOCATION_LIST),
+    ("sslInsecure", "write `tlsInsecure`"),
+    ("sslInvalidHostNameAllowed", TAKE_OUT),
+    ("sslKey", KEY_FILE),
+    ("sslPass", KEY_PASSWORD),
+    ("sslPEMKeyFile", KEY_FILE),
+    ("sslPEMKeyPassword", KEY_PASSWORD),
+    ("sslValidate", INVALID_CERTIFICATES),
+    ("sslVerifyCertificate", INVALID_CERTIFICATES),
+    ("ssl_ca_certs", CA_FILE),
+    ("ssl_cert_reqs", INVALID_CERTIFICATES),
+    ("ssl_certfile", KEY_FILE),
+    ("ssl_crlfile", NO_REVOCATION_LIST),
+    ("ssl_keyfile", KEY_FILE),
+    ("ssl_match_hostname", TAKE_OUT),
+    ("ssl_pem_passphrase", KEY_PASSWORD),
+    ("tlsCertificateFile", KEY_FILE),
+    ("tlsCRLFile", NO_REVOCATION_LIST),
+    // How a driver turns documents into values.
+    ("domainsEnabled", TAKE_OUT),
+    ("forceServerObjectId", TAKE_OUT),
+    ("guids", TAKE_OUT),
+    ("ignoreUndefined", TAKE_OUT),
+    ("monitorCommands", TAKE_OUT),
+    ("promoteBuffers", TAKE_OUT),
+    ("promoteLongs", TAKE_OUT),
+    ("promoteValues", TAKE_OUT),
+    ("streamType", TAKE_OUT),
+    ("tz_aware", TAKE_OUT),
+    ("unicode_decode_error_handler", TAKE_OUT),
+    ("useNewUrlParser", TAKE_OUT),
+    ("useUnifiedTopology", TAKE_OUT),
+    ("validateOptions", TAKE_OUT),
 ];
 
 /// Each compressor with the driver's feature that it needs.
@@ -116,8 +244,12 @@ const MECHANISMS: [(&str, Option<&str>); 7] = [
     ("SCRAM-SHA-256", None),
 ];
 
+/// Properties of a mechanism that the driver takes from its own options alone.
+const NOT_IN_A_URI: [&str; 3] = ["ALLOWED_HOSTS", "OIDC_CALLBACK", "OIDC_HUMAN_CALLBACK"];
+const CANONICALIZE: [&str; 5] = ["none", "forward", "forwardAndReverse", "true", "false"];
+
 /// The driver's reasons that hold nothing of the URI, with `#` for a number: they may be passed on.
-const REASONS: [&str; 35] = [
+const REASONS: [&str; 38] = [
     "'heartbeat_freq' must be at least #ms, but #ms was given",
     "'tlsCAFile' can't be set if tls=false",
     "'tlsCertificateKeyFile' can't be set if tls=false",
@@ -127,6 +259,7 @@ const REASONS: [&str; 35] = [
     "No username provided for GSSAPI authentication",
     "No username provided for PLAIN authentication",
     "No username provided for SCRAM authentication",
+    "Username for PLAIN authentication must be non-empty",
     "Username cannot be provided without password for MONGODB-AWS authentication",
     "a port cannot be specified with 'mongodb+srv'",
     "cannot set both tlsinsecure and tlsallowinvalidcertificates in the connection string",
@@ -147,11 +280,13 @@ const REASONS: [&str; 35] = [
     "only $external may be specified as an auth source for GSSAPI",
     "only $external may be specified as an auth source for MONGODB-OIDC",
     "only $external may be specified as an auth source for MONGODB-X#",
+    "password must not be set for MONGODB-OIDC authentication",
     "repeated options are not allowed in the connection string",
     "srvMaxHosts and loadBalanced=true cannot both be present",
     "srvMaxHosts and replicaSet cannot both be present",
     "srvMaxHosts cannot be specified with a non-SRV URI",
     "srvServiceName cannot be specified with a non-SRV URI",
+    "unix sockets cannot be used with 'mongodb+srv'",
     "write concern cannot have w=# and j=true",
 ];
 
@@ -172,8 +307,12 @@ pub(super) fn fault(pair: &str) -> Option<Error> {
         Some((key, value)) => (key, Some(value)),
         None => (pair, None),
     };
-    let Some((name, takes)) = OPTIONS.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))
-    else {
+    if let Some((name, instead)) = row(&OTHER_DRIVERS, key) {
+        return Some(Error::config(format!(
+            "the URI's option `{name}` is an option of an older or another driver: {instead}"
+        )));
+    }
+    let Some((name, takes)) = row(&OPTIONS, key) else {
         return Some(Error::config(
             "the URI has an option after its ? that the driver does not know: they have the form \
              ?name=value&name=value, and a ? in the user name or password is written %3F",
@@ -184,6 +323,50 @@ pub(super) fn fault(pair: &str) -> Option<Error> {
     };
     let value = super::uri::percent_decoded(value).unwrap_or_else(|_| value.to_owned());
     takes.refuse(name, &value).map(Error::config)
+}
+
+/// The row of an option, whose name is in any case in the URI.
+fn row<'a, T>(table: &'a [(&'a str, T)], key: &str) -> Option<&'a (&'a str, T)> {
+    table.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))
+}
+
+/// What the driver refuses in `authMechanismProperties` only beside `authMechanism=MONGODB-OIDC`.
+pub(super) fn oidc_fault(pairs: &[&str]) -> Option<Error> {
+    let value_of = |name: &str| {
+        let given = pairs.iter().filter_map(|pair| pair.split_once('='));
+        let (_, value) = given.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        super::uri::percent_decoded(value).ok()
+    };
+    if value_of("authMechanism")? != "MONGODB-OIDC" {
+        return None;
+    }
+    let mut environment = None;
+    let mut has_resource = false;
+    let mut has_other = false;
+    for (key, value) in
+        value_of("authMechanismProperties")?.split(',').filter_map(|it| it.split_once(':'))
+    {
+        match key {
+            "ENVIRONMENT" => environment = Some(value.to_owned()),
+            "TOKEN_RESOURCE" => has_resource = true,
+            _ => has_other = true,
+        }
+    }
+    let wants_resource = match environment.as_deref() {
+        Some("azure" | "gcp") => true,
+        Some("k8s") | None => false,
+        Some(_) => {
+            has_other = true;
+            false
+        }
+    };
+    (has_other || has_resource != wants_resource).then(|| {
+        Error::config(
+            "the URI's option `authMechanismProperties` does not fit authMechanism=MONGODB-OIDC: write \
+             ENVIRONMENT:azure,TOKEN_RESOURCE:… or ENVIRONMENT:gcp,TOKEN_RESOURCE:… or ENVIRONMENT:k8s, and \
+             nothing else",
+        )
+    })
 }
 
 /// The driver's reason for its refusal, if it holds nothing of the URI.
@@ -263,6 +446,7 @@ impl Takes {
             OneOf(values) => takes(&one_of(values)),
             Pairs if value.split(',').all(|pair| pair.is_empty() || pair.contains(':')) => None,
             Pairs => takes("pairs key:value, with commas between them"),
+            Properties => refuse_properties(name, value),
             WriteConcern if value.starts_with('-') => {
                 takes("a whole number of at least 0, or `majority`")
             }
@@ -294,6 +478,31 @@ impl Takes {
     }
 }
 
+fn refuse_properties(name: &str, value: &str) -> Option<String> {
+    for pair in value.split(',') {
+        let Some((key, value)) = pair.split_once(':') else {
+            return Some(format!(
+                "the URI's option `{name}` takes pairs key:value, with commas between them and none at \
+                 either end"
+            ));
+        };
+        if let Some(key) = NOT_IN_A_URI.iter().find(|it| **it == key) {
+            return Some(format!(
+                "the URI's option `{name}` takes no `{key}`: set it in the options of a client of yours, \
+                 and give that to MongoStoreBuilder::client"
+            ));
+        }
+        let is_canonical = CANONICALIZE.iter().any(|it| it.eq_ignore_ascii_case(value));
+        if key == "CANONICALIZE_HOST_NAME" && !is_canonical {
+            let values = one_of(&CANONICALIZE);
+            return Some(format!(
+                "`CANONICALIZE_HOST_NAME` in the URI's option `{name}` takes {values}"
+            ));
+        }
+    }
+    None
+}
+
 fn lacks_feature(option: &str, feature: &str) -> String {
     format!(
         "this build of the driver does not support the URI's option `{option}`: enable the feature \
@@ -309,5 +518,25 @@ fn one_of(values: &[&str]) -> String {
             format!("{} or {last}", others.join(", "))
         }
         _ => quoted.join(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_another_driver_is_unknown_to_this_one_and_what_to_write_is_known() {
+        for (name, instead) in OTHER_DRIVERS {
+            let uri = format!("mongodb://localhost/app?{name}=1");
+            assert!(mongodb::options::ConnectionString::parse(uri).is_err(), "{name}");
+            assert!(row(&OPTIONS, name).is_none(), "{name}");
+            let same = OTHER_DRIVERS.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name));
+            assert_eq!(same.count(), 1, "{name}");
+            if let Some((_, to_write)) = instead.split_once("write `") {
+                let (to_write, _) = to_write.split_once('`').unwrap();
+                assert!(row(&OPTIONS, to_write).is_some(), "{name}: {to_write}");
+            }
+        }
     }
 }

@@ -47,12 +47,14 @@ async fn databases_of_mongodb_itself_are_refused_however_they_are_given() {
 }
 
 #[tokio::test]
-async fn white_space_around_a_uri_or_a_host_does_not_count() {
+async fn white_space_and_a_byte_order_mark_around_a_uri_or_a_host_do_not_count() {
     let uri = uri();
     create(&MongoStore::connect(format!(" {uri}\r\n")).await.unwrap()).await;
+    create(&MongoStore::connect(format!("\u{feff}{uri}\r\n")).await.unwrap()).await;
     let Some(port) = shared_fast().unwrap().port() else { return };
     let builder = || MongoStore::builder().database(fresh_database());
     create(&builder().host("127.0.0.1\n").port(port).build().await.unwrap()).await;
+    create(&builder().host("\u{feff}127.0.0.1\n").port(port).build().await.unwrap()).await;
     create(&builder().hosts([format!("127.0.0.1:{port}\n")]).build().await.unwrap()).await;
 }
 
@@ -73,6 +75,17 @@ async fn a_line_break_at_the_end_of_what_may_hold_one_is_refused_and_not_taken_o
         let error = builder.build().await.unwrap_err();
         says(&error, ErrorKind::Config, name);
         says(&error, ErrorKind::Config, "trim_end()");
+        assert!(!error.to_string().contains("S3cr3t"), "{error}");
+    }
+    for (builder, name) in [
+        (builder().username("\u{feff}S3cr3t"), "`username`"),
+        (user().password("\u{feff}S3cr3t"), "`password`"),
+        (builder().database("\u{feff}app"), "`database`"),
+        (builder().tls_ca_file("\u{feff}/a.pem"), "`tls_ca_file`"),
+    ] {
+        let error = builder.build().await.unwrap_err();
+        says(&error, ErrorKind::Config, name);
+        says(&error, ErrorKind::Config, "begins with a byte order mark");
         assert!(!error.to_string().contains("S3cr3t"), "{error}");
     }
     let space = user().password("with a space ").operation_timeout(Duration::from_millis(50));

@@ -204,9 +204,127 @@ async fn the_operation_timeout_has_a_range() {
 }
 
 #[tokio::test]
-async fn a_file_of_authorities_that_is_not_there_is_a_config_error() {
+async fn a_tls_file_that_cannot_be_read_is_a_config_error_that_names_the_option() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let with = |option: &str, path: &std::path::Path| {
+        let path = path.display();
+        MongoStore::builder().uri(format!("mongodb://127.0.0.1:1/x?tls=true&{option}={path}"))
+    };
+    let missing = folder.path().join("missing.pem");
+    let ca = "the file of `tlsCAFile` cannot be read";
+    let key = "the file of `tlsCertificateKeyFile` cannot be read";
+    let setter = "the file of `tls_ca_file` cannot be read";
     let builder = MongoStore::builder;
-    config_error(builder().tls_ca_file("/no/such/file"), "").await;
+    for (path, reason) in [(missing.as_path(), "o such file"), (folder.path(), "a directory")] {
+        for (builder, said) in [
+            (with("tlsCAFile", path), ca),
+            (with("tlsCertificateKeyFile", path), key),
+            (builder().port(1).tls_ca_file(path), setter),
+            (with("appName", "a".as_ref()).tls_ca_file(path), setter),
+        ] {
+            config_error(builder.clone(), said).await;
+            config_error(builder, reason).await;
+        }
+    }
+    config_error(with("tlsCertificateKeyFile", &empty), "driver refused").await;
+    config_error(with("tlsCAFile", &empty), "holds no certificate").await;
+    config_error(builder().port(1).tls_ca_file(&empty), "holds no certificate").await;
+}
+
+/// Each would be looked up as it is, and be reported as a name that DNS does not know.
+#[tokio::test]
+async fn a_malformed_host_is_refused_at_once_however_it_is_given() {
+    let builder = MongoStore::builder;
+    let long_label = "x".repeat(64);
+    let long_name = ["x"; 128].join(".");
+    for host in [
+        "a,b",
+        "a/b",
+        "a?b",
+        "a#b",
+        "u@a",
+        "u:p@a",
+        "a b",
+        "a\tb",
+        "a\u{a0}b",
+        "a\u{feff}b",
+        "a\u{200b}b",
+        "a\0b",
+        "a\\b",
+        "a%20b",
+        "\"a\"",
+        "'a'",
+        "<host>",
+        "a..b",
+        ".a",
+        ".",
+        &long_label,
+        &long_name,
+    ] {
+        config_error(builder().host(host), "the form `name`").await;
+        config_error(builder().host(host), "give several to `hosts`").await;
+        config_error(builder().hosts(["127.0.0.1:1", host]), "the form `name`").await;
+    }
+    for host in ["a b", "a\u{200b}b", "a#b", "a%20b", "\"a\"", "a..b", ".a", &long_label] {
+        for scheme in ["mongodb", "mongodb+srv"] {
+            let uri = format!("{scheme}://u:S3cr3t@{host}/app");
+            config_error(builder().uri(&uri), "the URI has a malformed host").await;
+        }
+        config_error(builder().uri(format!("mongodb://127.0.0.1:1,{host}")), "malformed host")
+            .await;
+    }
+    for host in [
+        "db_1-a.example",
+        "a.example.",
+        "m\u{fc}nchen.invalid",
+        "127.0.0.1",
+        "[::1]",
+        "/no/such.sock",
+    ] {
+        let uri_host = host.replace('/', "%2F");
+        let timeout = Duration::from_millis(200);
+        for builder in [builder().host(host), builder().uri(format!("mongodb://{uri_host}/app"))] {
+            let error = builder.operation_timeout(timeout).build().await.err();
+            let kind = error.as_ref().map(Error::kind);
+            assert_ne!(kind, Some(ErrorKind::Config), "{host}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_name_a_collection_has_the_same_rules() {
+    let client = Client::with_uri_str("mongodb://127.0.0.1:1/app").await.unwrap();
+    let database = client.database("app");
+    let builder = MongoStore::builder;
+    for name in ["a$b", "system.users", "a."] {
+        for builder in [
+            builder().port(1).collection(name),
+            builder().uri(format!("mongodb://127.0.0.1:1/app/{name}")),
+            builder().client(client.clone()).collection(name),
+            builder().database_handle(database.clone()).collection(name),
+            builder().collection_handle(database.collection::<Document>(name)),
+        ] {
+            config_error(builder, "no name for a collection").await;
+        }
+    }
+    // The server takes 255 bytes for both names and the dot between them.
+    let database = "d".repeat(63);
+    let collection = "c".repeat(192);
+    let handle = client.database(&database).collection::<Document>(&collection);
+    for builder in [
+        builder().port(1).database(&database).collection(&collection),
+        builder().uri(format!("mongodb://127.0.0.1:1/{database}/{collection}")),
+        builder().client(client.clone()).database(&database).collection(&collection),
+        builder().collection_handle(handle),
+    ] {
+        config_error(builder, "255 bytes").await;
+    }
+    let database = client.database("a b");
+    config_error(builder().database_handle(database.clone()), "no name for a database").await;
+    let handle = database.collection::<Document>("sessions");
+    config_error(builder().collection_handle(handle), "no name for a database").await;
 }
 
 #[tokio::test]
@@ -261,7 +379,7 @@ async fn the_environment_names_the_uri() {
     let uri = uri();
     let status = this_test("connect::the_environment_names_the_uri")
         .env(CHILD, "1")
-        .env("MONGODB_URI", format!(" {uri}\n"))
+        .env("MONGODB_URI", format!("\u{feff} {uri}\n"))
         .status();
     assert!(status.unwrap().success());
     assert_eq!(MongoStore::connect(uri).await.unwrap().length().await.unwrap(), 2);

@@ -9,7 +9,8 @@ use super::MongoStoreBuilder;
 impl MongoStoreBuilder {
     /// A connection string, `mongodb://` or `mongodb+srv://`. The path names the database, and a
     /// second part of it the collection: `mongodb://user:pass@host:port/database/collection`. White space
-    /// around it does not count, since what is read from a file ends with a line break.
+    /// around it and a byte order mark are ignored: a file ends with a line break, and a file that a
+    /// Windows editor saved may begin with the mark.
     ///
     /// The database must be one of yours: not `admin`, `config` or `local`. Where a hosted MongoDB gives
     /// a URI that ends in `/admin`, write `/yourdb?authSource=admin`.
@@ -18,14 +19,16 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Takes the connection string from the environment variable `MONGODB_URI`; white space around
-    /// it does not count.
+    /// Takes the connection string from the environment variable `MONGODB_URI`. White space around
+    /// it and a byte order mark are ignored.
     pub fn uri_from_env(mut self) -> Self {
         self.connection.uri_from_env = true;
         self
     }
 
-    /// The server's host name or address. Default `127.0.0.1`. White space around it does not count.
+    /// The server's host name or address, as `name`, `name:port` or `[address]:port`. Default `127.0.0.1`.
+    /// White space around it and a byte order mark are ignored. A name that no name server can know, such as
+    /// one with a comma, a space or two dots in a row, is a [`Config`](crate::ErrorKind::Config) error.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.connection.host = Some(host.into());
         self
@@ -39,7 +42,7 @@ impl MongoStoreBuilder {
     }
 
     /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`;
-    /// at least one. White space around each does not count.
+    /// at least one. Each is checked as [`host`](Self::host) is.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.connection.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
@@ -60,8 +63,9 @@ impl MongoStoreBuilder {
 
     /// The password of [`username`](Self::username), as it is: nothing is to be escaped here.
     ///
-    /// Nothing is taken off silently either. A password or user name that ends with a line break, as one
-    /// that is read from a file does, is a [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
+    /// Nothing is taken off silently either. A password or user name that ends with a line break or begins
+    /// with a byte order mark, as one that is read from a file may do, is a
+    /// [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.connection.password = Some(password.into());
         self
@@ -82,7 +86,8 @@ impl MongoStoreBuilder {
 
     /// A PEM file of the authorities that the server's certificate is checked against; switches TLS
     /// on. Default: the file in the URI, which must not be another one, or else Mozilla's
-    /// authorities.
+    /// authorities. A file that cannot be read or holds no certificate is a
+    /// [`Config`](crate::ErrorKind::Config) error.
     pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.connection.tls_ca_file = Some(path.into());
         self
@@ -150,7 +155,8 @@ impl MongoStoreBuilder {
     }
 
     /// The name of the collection: 1 to 200 bytes without `$` or control characters, with no dot at
-    /// either end, and none that begins with `system.`. Default: the second part of the URI's path,
+    /// either end, and none that begins with `system.`. The names of the database and the collection have at most
+    /// 254 bytes together. Default: the second part of the URI's path,
     /// which must not be another one, or else `sessions`.
     pub fn collection(mut self, name: impl Into<String>) -> Self {
         self.connection.collection = Some(name.into());
