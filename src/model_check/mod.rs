@@ -6,10 +6,13 @@
 //! steps and with every value that the memory model lets an atomic read, with a bounded number of
 //! preemptions. The database, moka and the clock are small ones whose every call is one step.
 //!
-//! `RUSTFLAGS='--cfg model_check' cargo test --lib --target-dir target/model model_check` runs the models.
-//! A word after that runs those with the word in their names. `MODEL_PREEMPTIONS=3` goes deeper. Two runs
-//! are the same, so running a model again replays its failure. A failed model prints what
-//! happened in its last schedule, step by step.
+//! ```sh
+//! RUSTC_WORKSPACE_WRAPPER=src/model_check/rustc cargo test --lib model_check
+//! ```
+//!
+//! The last word may be the name of one model. `RUSTFLAGS='--cfg model_check'` does the same without a shell, and
+//! compiles the dependencies again. `MODEL_PREEMPTIONS=3` goes deeper. Two runs are the same, so running a model
+//! again replays its failure. A failed model prints what happened in its last schedule, step by step.
 
 mod app;
 mod clock;
