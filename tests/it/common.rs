@@ -18,7 +18,7 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, LiveSessions, MongoStore, Result, StoredSession, mongodb,
 };
 
-pub(crate) use session_tests::PATIENCE;
+pub(crate) use session_test_support::PATIENCE;
 
 pub(crate) use crate::proxy::uri;
 

@@ -48,5 +48,5 @@ mod verbs;
 mod warming;
 
 #[cfg(all(unix, feature = "tower-sessions-014"))]
-use session_tests::app;
-use session_tests::proxy;
+use session_test_support::app;
+use session_test_support::proxy;

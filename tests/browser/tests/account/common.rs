@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-pub(crate) use session_tests::PATIENCE;
+pub(crate) use session_test_support::PATIENCE;
 
 /// A URI with a database of its own, on the server that all tests of this process share.
 pub(crate) fn uri() -> String {

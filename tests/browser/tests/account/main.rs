@@ -13,7 +13,7 @@ use axum::Router;
 use axum::response::Html;
 use axum::routing::get;
 use reqwest::{StatusCode, header};
-use session_tests::app::{App, Visitor};
+use session_test_support::app::{App, Visitor};
 use thirtyfour::prelude::Key;
 
 use self::browser::{Browser, Chromium, IPHONE, LINUX, WINDOWS};

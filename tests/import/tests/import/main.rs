@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use mongodb::Collection;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
 use session_test_server::fresh_database;
-use session_tests::proxy;
+use session_test_support::proxy;
 use time::{Duration, OffsetDateTime};
 use tower_sessions_core::SessionStore;
 use tower_sessions_core::session::Id;

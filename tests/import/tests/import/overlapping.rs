@@ -14,8 +14,8 @@ use tower_sessions_moka_mongodb_store::import::{Progress, tower_sessions_mongodb
 use tower_sessions_moka_mongodb_store::{MongoStore, Result};
 
 use super::{documents, loaded, name, published, write};
-use session_tests::PATIENCE;
-use session_tests::proxy::{HeldReply, Proxy};
+use session_test_support::PATIENCE;
+use session_test_support::proxy::{HeldReply, Proxy};
 
 /// A command, and the how manieth of its name.
 type Step = (&'static str, usize);
