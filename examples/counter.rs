@@ -2,8 +2,6 @@
 //!
 //! `cargo run --example counter`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 
-mod support;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,12 +15,11 @@ use futures::StreamExt;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use support::AppError;
 use time::format_description::well_known::Rfc3339;
 use tower_sessions::cookie::SameSite;
 use tower_sessions::{Expiry, Session, SessionManagerLayer};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, LiveSession};
-
-use crate::support::AppError;
 
 /// The session gets a new id after so many views.
 const VIEWS_PER_ID: u64 = 10;

@@ -6,8 +6,6 @@
 //! Both crates stand on tower-sessions 0.14, so an app of yours needs the feature `tower-sessions-014`;
 //! for the examples it is switched on.
 
-mod support;
-
 use std::fmt::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,10 +20,9 @@ use axum_login::{AuthManagerLayerBuilder, AuthUser, AuthnBackend, login_required
 use axum_messages::{Messages, MessagesManagerLayer};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use support::AppError;
 use tokio::task::{JoinError, spawn_blocking};
 use tower_sessions_moka_mongodb_store::CachedMongoStore;
-
-use crate::support::AppError;
 
 /// The users, with the Argon2 hashes of `hunter42` and `correct-horse`, which
 /// `password_auth::generate_hash` made.

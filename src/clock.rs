@@ -42,6 +42,9 @@ pub(crate) enum Clock {
     /// by so many milliseconds, and the steady clock had run for an hour.
     #[cfg(test)]
     Tokio(tokio::time::Instant, std::sync::Arc<std::sync::atomic::AtomicI64>),
+    /// The steady clock is moved by a model of the model check; the wall clock stands still.
+    #[cfg(all(test, model_check))]
+    Model(crate::model_check::ModelClock),
 }
 
 impl Clock {
@@ -68,6 +71,8 @@ impl Clock {
             Self::System => Moment(steady()),
             #[cfg(test)]
             Self::Tokio(start, _) => Moment(nanos(Duration::from_secs(3_600) + start.elapsed())),
+            #[cfg(all(test, model_check))]
+            Self::Model(clock) => clock.now(),
         }
     }
 
@@ -81,6 +86,8 @@ impl Clock {
                 let wall = since_2001 + time::Duration::milliseconds(stepped);
                 wall.try_into().unwrap_or_default()
             }
+            #[cfg(all(test, model_check))]
+            Self::Model(_) => Duration::ZERO,
         };
         WallTime::from_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
     }

@@ -1,9 +1,11 @@
 //! What a session is found by: the digest of its id.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 
 use sha2::{Digest, Sha256};
+
+use crate::sync::RandomState;
 
 /// A session's key: the SHA-256 digest of the 16 bytes of its id.
 ///

@@ -116,6 +116,8 @@ pub mod import;
 pub mod internals;
 mod key;
 mod metrics;
+#[cfg(all(test, model_check))]
+mod model_check;
 mod mongo;
 mod number;
 mod owner;

@@ -1,13 +1,33 @@
-//! The locks and atomics of what decides freshness, and the map that it guards. By this name, so that
-//! the model check in `tests/model` can put its own in their place and run the same code under every
-//! schedule.
+//! The one place that chooses between the real types and those of the model check.
+//!
+//! The cache, the tiers and the tasks take these from here: locks, atomics, the seeds of hashers, moka,
+//! deadlines and the start of a task. Under `cfg(model_check)`, the unit tests get those of
+//! [loom](https://docs.rs/loom) and of `model_check` instead, so that loom runs the same code under every schedule.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
+#[cfg(not(all(test, model_check)))]
+pub(crate) use self::real::*;
+#[cfg(all(test, model_check))]
+pub(crate) use crate::model_check::sync::*;
 
-pub(crate) use ::moka;
+#[cfg(not(all(test, model_check)))]
+mod real {
+    pub(crate) use std::hash::RandomState;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+
+    pub(crate) use ::moka;
+    pub(crate) use tokio::time::timeout;
+
+    /// Starts a task that nobody waits for here.
+    pub(crate) fn spawn(
+        runtime: &tokio::runtime::Handle,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        drop(runtime.spawn(task));
+    }
+}
 
 /// A panic while this is locked leaves it as it was between two of its owner's steps: whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync;
 use crate::trace::Answers;
 
 /// Where a store's calls run, and how long they may take.
@@ -82,7 +83,7 @@ impl Tasks {
         let (timeout, closed, answers) = (self.timeout, self.closed.clone(), self.answers.clone());
         let task = async move {
             let mut call = pin!(caught(call));
-            let in_time = tokio::time::timeout(patience, &mut call).await;
+            let in_time = sync::timeout(patience, &mut call).await;
             let is_late = in_time.is_err();
             let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
             answers.note(&outcome);
@@ -92,7 +93,7 @@ impl Tasks {
             }
             let longer = timeout.saturating_mul(2).saturating_sub(patience);
             tokio::select! {
-                _ = tokio::time::timeout(longer, call) => {}
+                _ = sync::timeout(longer, call) => {}
                 () = closed.cancelled() => {}
             }
             late();
@@ -152,7 +153,7 @@ impl Tasks {
         let closed = self.closed.clone();
         self.spawn(async move {
             let outcome = tokio::select! {
-                awaited = tokio::time::timeout(timeout, awaited) => {
+                awaited = sync::timeout(timeout, awaited) => {
                     awaited.map_err(|_| timed_out(timeout))
                 }
                 () = closed.cancelled() => Err(Error::closed()),
@@ -167,14 +168,14 @@ impl Tasks {
     pub(crate) async fn finish(&self, work: impl Future<Output = ()> + Send + 'static) {
         let timeout = self.timeout;
         let finished = self.runtime.spawn(async move {
-            let _ = tokio::time::timeout(timeout, work).await;
+            let _ = sync::timeout(timeout, work).await;
         });
         let _ = finished.await;
     }
 
     /// Starts a task that lives until it ends by itself or [`closed`](Self::closed) tells it to.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(self.runtime.spawn(self.running.track_future(task)));
+        sync::spawn(&self.runtime, self.running.track_future(task));
     }
 
     /// Whether the store is shut down, or all its handles were dropped.

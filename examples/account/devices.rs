@@ -10,9 +10,9 @@ use time::OffsetDateTime;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, LiveSession, SessionHandle};
 
 use crate::device::Device;
-use crate::support::{AppError, escape};
 use crate::users::AuthSession;
 use crate::{COOKIE, pages};
+use support::{AppError, escape};
 
 /// A user who is signed in, and where. All others are sent to the form, and told so if they were
 /// signed in before.

@@ -10,8 +10,8 @@ use axum_messages::Messages;
 
 use crate::device::Device;
 use crate::pages;
-use crate::support::{AppError, escape};
 use crate::users::{AuthSession, Credentials, User};
+use support::{AppError, escape};
 
 pub(crate) async fn sign_in_form(
     auth: AuthSession,

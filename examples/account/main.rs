@@ -13,9 +13,6 @@ mod entry;
 mod figures;
 mod operator;
 mod pages;
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "this app has pages of its own")]
-mod support;
 mod users;
 
 use std::process::ExitCode;

@@ -7,9 +7,8 @@ use axum::http::header;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use axum_messages::{Level, Messages, Metadata};
+use support::escape;
 use time::OffsetDateTime;
-
-use crate::support::escape;
 
 /// What a page is told by the one before: the messages, which are gone after this, and the name that
 /// was sent.

@@ -3,9 +3,6 @@
 //! `cargo run --example observability`, then point a Prometheus at it: `prometheus.yml` beside this
 //! file does, with rules and alerts. See `examples/README.md`.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,11 +12,10 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use support::AppError;
 use tower_sessions::cookie::SameSite;
 use tower_sessions::{Expiry, Session, SessionManagerLayer};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStoreBuilder};
-
-use crate::support::AppError;
 
 /// Bounds of the durations' buckets, in seconds: from a server next door to the operation timeout.
 const SECONDS: [f64; 14] =

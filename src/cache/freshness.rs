@@ -10,8 +10,6 @@
 //! and an idle table is empty. Loads of one key that overlap share one *flight*, which hangs on the
 //! same slot; a load that begins after a change does not join a flight from before it.
 
-// The benches include this file from elsewhere.
-#[path = "freshness/idle.rs"]
 mod idle;
 
 use std::collections::HashMap;

@@ -366,5 +366,4 @@ fn overloaded(calls: usize) -> Error {
 }
 
 #[cfg(test)]
-#[path = "queue_tests.rs"]
 mod tests;

@@ -18,10 +18,9 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, LiveSessions, MongoStore, Result, StoredSession, mongodb,
 };
 
-pub(crate) use crate::proxy::uri;
+pub(crate) use session_test_support::PATIENCE;
 
-/// Longer than anything takes on a slow machine: what is not so by then never will be.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use crate::proxy::uri;
 
 /// Long enough that no test sees the end of it.
 pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);

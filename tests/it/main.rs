@@ -1,8 +1,6 @@
 //! The integration tests: one binary, since each relinks the driver.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
-#[cfg(feature = "tower-sessions-014")]
-mod app;
 mod batches;
 mod bounds;
 mod build;
@@ -35,7 +33,6 @@ mod order;
 mod outage;
 mod owner;
 mod process_end;
-mod proxy;
 mod queries;
 mod races;
 mod runtimes;
@@ -50,3 +47,7 @@ mod trace;
 mod user_code;
 mod verbs;
 mod warming;
+
+#[cfg(all(unix, feature = "tower-sessions-014"))]
+use session_test_support::app;
+use session_test_support::proxy;

@@ -282,5 +282,4 @@ fn malformed() -> Error {
 }
 
 #[cfg(test)]
-#[path = "native_tests.rs"]
 mod tests;

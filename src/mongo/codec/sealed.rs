@@ -73,5 +73,4 @@ fn bound(header: &[u8], id: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[path = "sealed_tests.rs"]
 mod tests;

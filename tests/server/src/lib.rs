@@ -48,13 +48,15 @@ mod shell;
 mod wire;
 
 #[cfg(not(unix))]
-#[path = "other.rs"]
-mod process;
+mod other;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+#[cfg(not(unix))]
+use other as process;
 
 pub use error::Error;
 pub use server::{Builder, TestServer};

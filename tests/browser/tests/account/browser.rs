@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::app::App;
 use crate::common::{PATIENCE, eventually};
+use session_test_support::app::App;
 
 /// What the browsers of a test say they are.
 pub(crate) const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes on a slow machine: what is not so by then never will be.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use session_test_support::PATIENCE;
 
 /// A URI with a database of its own, on the server that all tests of this process share.
 pub(crate) fn uri() -> String {

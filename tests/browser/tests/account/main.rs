@@ -5,9 +5,6 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
-#[allow(dead_code, reason = "a part of it is used")]
-#[path = "../../../it/app.rs"]
-mod app;
 mod browser;
 mod common;
 mod pictures;
@@ -16,10 +13,10 @@ use axum::Router;
 use axum::response::Html;
 use axum::routing::get;
 use reqwest::{StatusCode, header};
+use session_test_support::app::{App, Visitor};
 use thirtyfour::prelude::Key;
 
 use self::browser::{Browser, Chromium, IPHONE, LINUX, WINDOWS};
-use crate::app::{App, Visitor};
 use crate::common::eventually;
 
 const PASSWORD: &str = "correct horse";

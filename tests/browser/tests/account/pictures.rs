@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::browser::{Chromium, IPHONE, LINUX, WINDOWS};
 use super::{PASSWORD, app, sign_in, sign_up};
-use crate::app::Visitor;
+use session_test_support::app::Visitor;
 
 const WIDTH: u32 = 1_000;
 

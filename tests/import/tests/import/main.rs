@@ -1,14 +1,7 @@
 //! The import of what the published tower-sessions-mongodb-store 0.11 writes.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
-mod common {
-    /// Longer than anything takes on a slow machine.
-    pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
-}
 mod overlapping;
-#[path = "../../../it/proxy.rs"]
-#[allow(dead_code, unused_imports, reason = "other tests use the rest")]
-mod proxy;
 
 use std::collections::HashMap;
 
@@ -16,6 +9,7 @@ use futures::{StreamExt, stream};
 use mongodb::Collection;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
 use session_test_server::fresh_database;
+use session_test_support::proxy;
 use time::{Duration, OffsetDateTime};
 use tower_sessions_core::SessionStore;
 use tower_sessions_core::session::Id;

@@ -13,9 +13,9 @@ use tower_sessions_core_011::session as old;
 use tower_sessions_moka_mongodb_store::import::{Progress, tower_sessions_mongodb_store};
 use tower_sessions_moka_mongodb_store::{MongoStore, Result};
 
-use super::common::PATIENCE;
-use super::proxy::{HeldReply, Proxy};
 use super::{documents, loaded, name, published, write};
+use session_test_support::PATIENCE;
+use session_test_support::proxy::{HeldReply, Proxy};
 
 /// A command, and the how manieth of its name.
 type Step = (&'static str, usize);

@@ -17,7 +17,8 @@ use tracing_subscriber::EnvFilter;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How an app ends: well, or with code 1 and a line that says why.
-pub(crate) fn exit(ended: Result<()>) -> ExitCode {
+#[must_use]
+pub fn exit(ended: Result<()>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -28,7 +29,7 @@ pub(crate) fn exit(ended: Result<()>) -> ExitCode {
 }
 
 /// Logs to stderr, as much as `RUST_LOG` says; `info` if it says nothing.
-pub(crate) fn log() {
+pub fn log() {
     let filter =
         EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
     tracing_subscriber::fmt()
@@ -39,7 +40,11 @@ pub(crate) fn log() {
 }
 
 /// Listens on `ADDR`, `127.0.0.1:3000` if it is not set; with port 0 on any free port.
-pub(crate) async fn listen() -> Result<TcpListener> {
+///
+/// # Errors
+///
+/// If the address cannot be listened on. The message says what to change.
+pub async fn listen() -> Result<TcpListener> {
     let address = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     match TcpListener::bind(&address).await {
         Ok(listener) => Ok(listener),
@@ -56,7 +61,11 @@ pub(crate) async fn listen() -> Result<TcpListener> {
 
 /// A store with some options, on the server of `MONGODB_URI`, or else on a server of its own, which
 /// ends with the app.
-pub(crate) async fn connect(
+///
+/// # Errors
+///
+/// If `MONGODB_URI` cannot be used, or if no server can be started.
+pub async fn connect(
     database: &'static str,
     options: impl FnOnce(MongoStoreBuilder) -> MongoStoreBuilder,
 ) -> Result<MongoStore> {
@@ -73,8 +82,12 @@ pub(crate) async fn connect(
 }
 
 /// Serves `app` until Ctrl-C or SIGTERM, and then for as long as requests are under way.
+///
+/// # Errors
+///
+/// If the signals cannot be handled, or if the listener fails.
 #[allow(clippy::print_stdout, reason = "where the app listens is its one line of output")]
-pub(crate) async fn serve(listener: TcpListener, app: Router) -> Result<()> {
+pub async fn serve(listener: TcpListener, app: Router) -> Result<()> {
     let asked = asked_to_end()?;
     let end = CancellationToken::new();
     println!("listening on http://{}", listener.local_addr()?);
@@ -115,7 +128,7 @@ fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
 
 /// Whatever a handler could not do: told to the log, and not to the visitor.
 #[derive(Debug)]
-pub(crate) struct AppError(anyhow::Error);
+pub struct AppError(anyhow::Error);
 
 impl<E: Into<anyhow::Error>> From<E> for AppError {
     fn from(error: E) -> Self {
@@ -132,7 +145,8 @@ impl IntoResponse for AppError {
 }
 
 /// An HTML page, which nobody may keep: it is about one visitor. `main` is HTML already.
-pub(crate) fn page(title: &str, main: &str) -> impl IntoResponse + use<> {
+#[must_use]
+pub fn page(title: &str, main: &str) -> impl IntoResponse + use<> {
     let page = format!(
         r#"<!DOCTYPE html>
 <html lang="en">
@@ -162,12 +176,14 @@ input, button {{ font: inherit; padding: .4rem .7rem; margin: .3rem 0 }}
 }
 
 /// A message that is shown once.
-pub(crate) fn status(message: &str) -> String {
+#[must_use]
+pub fn status(message: &str) -> String {
     format!("<p role=\"status\">{}</p>\n", escape(message))
 }
 
 /// `text` as it may stand in HTML, in an attribute too: nothing in it is taken for a tag.
-pub(crate) fn escape(text: &str) -> String {
+#[must_use]
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

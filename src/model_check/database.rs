@@ -1,13 +1,14 @@
 //! The database of a model.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::app::number_in;
+use super::app::number_in;
 use crate::backend::Rev;
 use crate::clock::{Clock, Moment};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
-use crate::sync::{Mutex, Ordering, PoisonError, lock};
+use crate::sync::{Mutex, Ordering, lock};
 
 /// The first number of data that an app has chosen.
 const CHOSEN: u64 = 100;

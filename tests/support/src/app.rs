@@ -1,6 +1,4 @@
 //! The sample apps as processes of their own, and those who visit them.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
 use std::io::{Read, Seek};
 use std::path::PathBuf;
@@ -12,45 +10,45 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::common::PATIENCE;
+use crate::PATIENCE;
 
 /// A browser: it keeps its cookies and follows redirects.
-pub(crate) struct Visitor {
+pub struct Visitor {
     client: reqwest::Client,
     jar: Arc<Jar>,
 }
 
 impl Visitor {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let jar = Arc::new(Jar::default());
         let client = reqwest::Client::builder().cookie_provider(jar.clone()).timeout(PATIENCE);
         Self { client: client.build().unwrap(), jar }
     }
 
-    pub(crate) fn with_cookie(app: &App, id: &str) -> Self {
+    pub fn with_cookie(app: &App, id: &str) -> Self {
         let visitor = Self::new();
         visitor.jar.add_cookie_str(&format!("{}={id}", app.name), &url("http://127.0.0.1"));
         visitor
     }
 
     /// The session's id. All apps of a test are one host, so they get the same cookies.
-    pub(crate) fn cookie(&self) -> Option<String> {
+    pub fn cookie(&self) -> Option<String> {
         let cookies = self.jar.cookies(&url("http://127.0.0.1"))?;
         let (_, id) = cookies.to_str().unwrap().split_once('=').unwrap();
         assert_eq!(id.len(), 22, "more than one cookie: {cookies:?}");
         Some(id.to_owned())
     }
 
-    pub(crate) async fn me(&self, app: &App) -> Value {
+    pub async fn me(&self, app: &App) -> Value {
         serde_json::from_str(&self.page(app, "/api/me").await).unwrap()
     }
 
-    pub(crate) async fn page(&self, app: &App, path: &str) -> String {
+    pub async fn page(&self, app: &App, path: &str) -> String {
         let answer = self.client.get(app.url(path)).send().await.unwrap();
         answer.error_for_status().unwrap().text().await.unwrap()
     }
 
-    pub(crate) async fn post(&self, app: &App, path: &str, form: &[(&str, &str)]) -> String {
+    pub async fn post(&self, app: &App, path: &str, form: &[(&str, &str)]) -> String {
         let answer = self.client.post(app.url(path)).form(form).send().await.unwrap();
         answer.error_for_status().unwrap().text().await.unwrap()
     }
@@ -61,7 +59,7 @@ fn url(text: &str) -> reqwest::Url {
 }
 
 /// A running app. It is killed when this is dropped, and what it logged is shown if the test fails.
-pub(crate) struct App {
+pub struct App {
     name: &'static str,
     child: Child,
     base: String,
@@ -70,16 +68,12 @@ pub(crate) struct App {
 
 impl App {
     /// Starts the app and waits until it listens.
-    pub(crate) async fn start(name: &'static str, uri: &str) -> Self {
+    pub async fn start(name: &'static str, uri: &str) -> Self {
         Self::start_with(name, uri, &[]).await
     }
 
     /// [`start`](Self::start) with more variables of the environment.
-    pub(crate) async fn start_with(
-        name: &'static str,
-        uri: &str,
-        variables: &[(&str, &str)],
-    ) -> Self {
+    pub async fn start_with(name: &'static str, uri: &str, variables: &[(&str, &str)]) -> Self {
         let mut app = Self::spawn(name, uri, "127.0.0.1:0", variables);
         let mut lines = BufReader::new(app.child.stdout.take().unwrap()).lines();
         let listens = async {
@@ -95,12 +89,7 @@ impl App {
         app
     }
 
-    pub(crate) fn spawn(
-        name: &'static str,
-        uri: &str,
-        address: &str,
-        variables: &[(&str, &str)],
-    ) -> Self {
+    pub fn spawn(name: &'static str, uri: &str, address: &str, variables: &[(&str, &str)]) -> Self {
         let log = tempfile::tempfile().unwrap();
         let child = Command::new(program(name))
             .env("MONGODB_URI", uri)
@@ -116,12 +105,12 @@ impl App {
         Self { name, child, base: String::new(), log }
     }
 
-    pub(crate) fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
     /// Ends the app by a signal.
-    pub(crate) async fn end(self, signal: &str) -> (ExitStatus, String) {
+    pub async fn end(self, signal: &str) -> (ExitStatus, String) {
         let process = self.child.id().unwrap().to_string();
         let sent = Command::new("kill").args(["-s", signal, &process]).status().await.unwrap();
         assert!(sent.success());
@@ -129,7 +118,7 @@ impl App {
     }
 
     /// Waits until the app ends; answers with how it did, and what it logged.
-    pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
+    pub async fn wait(mut self) -> (ExitStatus, String) {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         (ended.expect("the app did not end").unwrap(), self.logged())
     }
@@ -153,7 +142,7 @@ impl Drop for App {
 }
 
 /// The app that cargo built beside this test: `deps/it-…` is this, `examples/counter` is that.
-pub(crate) fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));

@@ -9,7 +9,6 @@ use tokio::time::{advance, sleep};
 
 use super::*;
 
-#[path = "queue_failures.rs"]
 mod failures;
 
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,12 +11,12 @@ use std::ops::Deref;
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-pub(crate) use session_test_proxy::HeldReply;
+pub use session_test_proxy::HeldReply;
 use session_test_proxy::{Injected, Injection, Lasts, Location, Role, ServerError, Upstream};
 use session_test_server::{Kind, TestServer, fresh_database, shared_fast};
 
 /// A proxy, and a database behind it that no other test uses.
-pub(crate) struct Proxy {
+pub struct Proxy {
     inner: session_test_proxy::Proxy,
     uri: String,
     direct: String,
@@ -31,12 +31,12 @@ impl Deref for Proxy {
 }
 
 impl Proxy {
-    pub(crate) async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::before(server(), front().upstream.clone()).await
     }
 
     /// In front of a server of the test's own.
-    pub(crate) async fn before(server: &TestServer, upstream: Upstream) -> Self {
+    pub async fn before(server: &TestServer, upstream: Upstream) -> Self {
         let direct = server.uri_for(&fresh_database());
         let inner = session_test_proxy::Proxy::start(upstream).await.unwrap();
         let uri = Location::of(&direct).unwrap().through(inner.port());
@@ -44,17 +44,17 @@ impl Proxy {
     }
 
     /// Through the proxy.
-    pub(crate) fn uri(&self) -> &str {
+    pub fn uri(&self) -> &str {
         &self.uri
     }
 
     /// Past it, to the same database.
-    pub(crate) fn direct(&self) -> &str {
+    pub fn direct(&self) -> &str {
         &self.direct
     }
 
     /// Has the server refuse every command of this name, until the answer is dropped.
-    pub(crate) fn refuse_all(
+    pub fn refuse_all(
         &self,
         command: &'static str,
         code: i32,
@@ -66,18 +66,18 @@ impl Proxy {
     }
 
     /// Has the server introduce itself as a load balancer from now on. The connection string for it.
-    pub(crate) fn as_load_balancer(&self) -> String {
+    pub fn as_load_balancer(&self) -> String {
         self.introduce_as(Role::LoadBalancer);
         self.uri.replace("directConnection=true", "loadBalanced=true")
     }
 }
 
 /// Commands are refused as long as this is kept.
-pub(crate) struct Refusing(Injected);
+pub struct Refusing(Injected);
 
 impl Refusing {
     /// How many have been refused.
-    pub(crate) fn times(&self) -> u32 {
+    pub fn times(&self) -> u32 {
         self.0.count()
     }
 }
@@ -90,7 +90,7 @@ impl Drop for Refusing {
 
 /// A connection string with a database of its own, on the server that all tests of this process share:
 /// through a proxy, or to the server itself where no proxy can stand in front of it.
-pub(crate) fn uri() -> String {
+pub fn uri() -> String {
     let uri = shared_fast().expect("a server to test on").uri_for(&fresh_database());
     match reachable(&uri) {
         Some((location, _)) => location.through(front().proxy.port()),
@@ -119,7 +119,7 @@ fn server() -> &'static TestServer {
 
 /// Whether change streams behave as MongoDB's in these tests. The server in Python is too slow for that: it
 /// stands where neither `cmake` nor another server is.
-pub(crate) fn is_like_mongodb() -> bool {
+pub fn is_like_mongodb() -> bool {
     server().kind() != Some(Kind::SecantusPy)
 }
 

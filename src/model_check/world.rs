@@ -2,19 +2,22 @@
 //! must be true of every answer.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::app::App;
+use loom::sync::Condvar;
+
+use super::app::App;
+use super::clock::ModelClock;
+use super::database::{Database, GONE, Rank, Written, key, session};
 use crate::backend::{Change, RevSource};
 use crate::cache::{Cache, EvictionPolicy, Landing, Limits, Lookup};
 use crate::clock::Clock;
-use crate::database::{Database, GONE, Rank, Written, key, session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Series, Void};
 use crate::record::Session;
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, PoisonError, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 /// `max_staleness`, where the clock moves by the second.
 const BOUND: Duration = Duration::from_secs(1);
@@ -28,6 +31,8 @@ pub(crate) struct World {
     pub(crate) app: App,
     revs: RevSource,
     others: RevSource,
+    /// What the clock of `clock` is moved by.
+    model: ModelClock,
     clock: Clock,
     pub(crate) bell: Arc<Bell>,
     /// How much older than `BOUND` an answer may be in an outage, if the clock moves.
@@ -43,23 +48,24 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::with(Clock::system(), None, false)
+        Self::with(ModelClock::default(), None, false)
     }
 
     /// Where touches that are not worth it are left out.
     pub(crate) fn with_skips() -> Self {
-        Self::with(Clock::system(), None, true)
+        Self::with(ModelClock::default(), None, true)
     }
 
     pub(crate) fn with_time() -> Self {
-        Self::with(Clock::moving(), Some(Duration::ZERO), false)
+        Self::with(ModelClock::moving(), Some(Duration::ZERO), false)
     }
 
     pub(crate) fn with_grace() -> Self {
-        Self::with(Clock::moving(), Some(GRACE), false)
+        Self::with(ModelClock::moving(), Some(GRACE), false)
     }
 
-    fn with(clock: Clock, grace: Option<Duration>, skips: bool) -> Self {
+    fn with(model: ModelClock, grace: Option<Duration>, skips: bool) -> Self {
+        let clock = Clock::Model(model.clone());
         let limits = Limits {
             max_bytes: 1 << 20,
             max_entries: None,
@@ -80,6 +86,7 @@ impl World {
             app,
             revs: RevSource::new(),
             others: RevSource::new(),
+            model,
             clock,
             bell: Arc::default(),
             grace,
@@ -259,7 +266,7 @@ impl World {
     }
 
     pub(crate) fn tick(&self) {
-        self.clock.tick();
+        self.model.tick();
         self.tell(format_args!("a second later"));
     }
 
@@ -330,11 +337,6 @@ impl Bell {
             }
         }
     }
-}
-
-/// Polls what waits for nothing but steps of the model.
-pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
-    Arc::<Bell>::default().wait_for(future)
 }
 
 impl Wake for Bell {

@@ -2,22 +2,23 @@
 //! is one of the model.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
+use super::database::{Database, EXPIRES, GONE};
+use super::tasks;
+use super::world::World;
 use crate::backend::{Backend, Call, Rev, RevSource};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::database::{Database, EXPIRES, GONE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::sync::{Condvar, Mutex, PoisonError, lock};
-use crate::tasks::Tasks;
+use crate::sync::{Mutex, lock};
 use crate::tiers::{Tiers, Touching};
-use crate::world::World;
 
 /// The id of the one session.
 const ID: RawId = RawId(1);
@@ -182,7 +183,7 @@ impl App {
         let tiers = Tiers {
             backend: Persistence { database, lane: Arc::clone(&lane), clock: clock.clone() },
             cache,
-            tasks: Tasks::default(),
+            tasks: tasks::tasks(),
             revs: RevSource::new(),
             touching: Touching { after, clock },
             _ends_following: CancellationToken::new().drop_guard(),
@@ -206,7 +207,7 @@ impl World {
     pub(crate) fn app_saves_in_doubt(&self) {
         let data = self.database.fresh();
         self.tell(format_args!("the app saves {data}, and gives up"));
-        self.app.tiers.tasks.doubt_the_next();
+        tasks::expire_next_deadline();
         let saved = self.app_save(data);
         self.check(saved.is_err(), "a save in doubt was acknowledged");
         self.tell(format_args!("the save of {data} has ended"));

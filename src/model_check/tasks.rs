@@ -1,0 +1,53 @@
+//! How `src/tasks.rs` runs under the model check: a task runs to completion where it is started, and a
+//! deadline expires only when a model says so.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::runtime::{Handle, Runtime};
+
+use crate::tasks::Tasks;
+
+loom::thread_local! {
+    /// Whether the next deadline of this thread expires before the call has begun.
+    static EXPIRES: Cell<bool> = Cell::new(false);
+}
+
+/// The deadline has expired.
+#[derive(Debug)]
+pub(crate) struct Elapsed;
+
+/// The tasks of one store. Their runtime is never used.
+pub(crate) fn tasks() -> Tasks {
+    Tasks::new(unused_runtime(), Duration::from_secs(5))
+}
+
+#[allow(clippy::expect_used, reason = "without a runtime there is no model to check")]
+fn unused_runtime() -> Handle {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
+    let build = || tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    RUNTIME.get_or_init(build).handle().clone()
+}
+
+/// Lets the deadline of this thread's next call expire before the call has begun.
+pub(crate) fn expire_next_deadline() {
+    EXPIRES.with(|expires| expires.set(true));
+}
+
+/// Takes the place of tokio's function.
+pub(crate) async fn timeout<F: Future>(_: Duration, call: F) -> Result<F::Output, Elapsed> {
+    if EXPIRES.with(|expires| expires.replace(false)) {
+        return Err(Elapsed);
+    }
+    Ok(call.await)
+}
+
+/// Runs `task` to completion. Its steps block the thread while they wait, so it never has to be polled
+/// again.
+#[allow(clippy::expect_used, reason = "the panic ends the model")]
+pub(crate) fn spawn(_: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+    task.now_or_never().expect("a task that waits for nothing but steps of the model");
+}
