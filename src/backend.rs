@@ -15,14 +15,14 @@ use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
 
 /// How often `create` draws a new id when the drawn one is taken.
-pub(crate) const DRAWS: usize = 8;
+pub(crate) const MAX_ID_ATTEMPTS: usize = 8;
 
 /// What `create` answers when every id that it drew was taken.
 pub(crate) fn no_free_id() -> Error {
     Error::new(
         ErrorKind::Server,
         format!(
-            "{DRAWS} fresh ids in a row met a duplicate key: is there a unique index on the \
+            "{MAX_ID_ATTEMPTS} fresh ids in a row met a duplicate key: is there a unique index on the \
              sessions collection beside the one on _id?"
         ),
     )
@@ -31,11 +31,11 @@ pub(crate) fn no_free_id() -> Error {
 /// A call to the persistence tier, ready to run in a task.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-/// Where sessions live. Private: [`Dispatch`](crate::dispatch::Dispatch) to MongoDB, and a simulated
+/// Where sessions live. Private: [`Batcher`](crate::dispatch::Batcher) to MongoDB, and a simulated
 /// database in tests.
 pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// A place in the order of the saves of one session.
-    type Place: Send + 'static;
+    type TouchPermit: Send + 'static;
 
     /// Stores a new session; `None` if another one holds the key. Answers with the stored expiry.
     fn insert(
@@ -57,12 +57,12 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 
     /// Waits for the saves of the session that were called before, to [`touch`](Self::touch) it.
     /// `None` if one of them may change its data: a touch would not be ordered with it.
-    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Self::Place>>;
+    fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>>;
 
     /// Prolongs a live session, of which no other instance is told; `None` if there is none.
     fn touch(
         &self,
-        place: Self::Place,
+        place: Self::TouchPermit,
         key: SessionKey,
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
@@ -84,30 +84,30 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 }
 
 /// How the database tells of its changes, in the order in which it made them. Private:
-/// [`Watch`](crate::mongo::Watch), and a simulated one in tests.
+/// [`InvalidationStream`](crate::mongo::InvalidationStream), and a simulated one in tests.
 ///
 /// Nothing here waits longer than a moment on purpose: [`more`](Self::more) comes back empty after
 /// the pace of the follower. Each call may be dropped.
-pub(crate) trait Changes: Send + Sync + 'static {
+pub(crate) trait ChangeSource: Send + Sync + 'static {
     /// An open stream.
     type Stream: Send;
     /// A place in the history of changes, from which a stream can go on.
     type Position: Clone + Send;
 
     /// Opens a stream: from `after` on, or else from now on. What comes with it is the first batch.
-    fn open(&self, after: Option<Self::Position>) -> Opened<Self::Stream, Self::Position>;
+    fn open(&self, after: Option<Self::Position>) -> StreamCall<Self::Stream, Self::Position>;
 
     /// Waits for what comes next, for so long as an empty batch may take.
-    fn more(&self, stream: Self::Stream) -> Opened<Self::Stream, Self::Position>;
+    fn next_batch(&self, stream: Self::Stream) -> StreamCall<Self::Stream, Self::Position>;
 
     /// Asks the primary for the time of its newest write.
-    fn fence(&self) -> Asked<PrimaryTime>;
+    fn primary_time(&self) -> SourceCall<PrimaryTime>;
 }
 
 /// A question about changes, ready to be polled.
-pub(crate) type Asked<T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send>>;
+pub(crate) type SourceCall<T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send>>;
 /// A stream, and what it has handed over.
-pub(crate) type Opened<S, P> = Asked<(S, Batch<P>)>;
+pub(crate) type StreamCall<S, P> = SourceCall<(S, Batch<P>)>;
 
 /// Why a stream broke off.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@ pub enum ErrorKind {
     /// There is too much to do. Try again later: a web server answers with 503.
     ///
     /// Either more calls wait for MongoDB than
-    /// [`max_waiting`](crate::MongoStoreBuilder::max_waiting) allows, or 256 saves of one session, and
+    /// [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) allows, or 256 saves of one session, and
     /// nothing was sent. Or MongoDB says that it is overloaded and refuses the call
     /// ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and its
     /// like). The driver has then repeated the call twice. No other session leaves the cache for that;

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cache;
 use crate::clock::Moment;
-use crate::metrics::{Beat, Phase, Standing};
+use crate::metrics::{Beat, Phase, StreamState};
 
 /// How a store is, as far as it knows without asking anybody: from
 /// [`CachedMongoStore::health`](crate::CachedMongoStore::health) or
@@ -52,7 +52,7 @@ pub enum MongoHealth {
     },
     /// What was asked last was not answered in time, or nobody was reached.
     #[non_exhaustive]
-    Silent {
+    Unresponsive {
         /// How long ago the first question was asked that nobody has answered.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
@@ -129,7 +129,7 @@ pub enum LeaseHealth {
     },
     /// No longer, but for what was read less than `max_staleness` ago.
     #[non_exhaustive]
-    Lapsed {
+    Expired {
         /// Since when.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
@@ -174,22 +174,26 @@ impl Health {
         let stream =
             matches!(self.stream, StreamHealth::Opening { .. } | StreamHealth::Lost { .. });
         let lease =
-            matches!(self.lease, Some(LeaseHealth::Grace { .. } | LeaseHealth::Lapsed { .. }));
+            matches!(self.lease, Some(LeaseHealth::Grace { .. } | LeaseHealth::Expired { .. }));
         let answers = matches!(self.mongo, MongoHealth::Answers { .. });
         !self.open || !answers || stream || lease
     }
 
-    pub(crate) fn of_mongo(open: bool, beat: Beat) -> Self {
+    pub(crate) fn new(open: bool, beat: Beat) -> Self {
         let mongo = match beat {
             _ if !open => MongoHealth::Closed,
             Beat::Answers(last_answer) => MongoHealth::Answers { last_answer },
-            Beat::Silent(lasting) => MongoHealth::Silent { lasting },
+            Beat::Silent(lasting) => MongoHealth::Unresponsive { lasting },
         };
         Self { open, mongo, stream: StreamHealth::Off, lease: None, cache: None }
     }
 
     /// Adds what is known of the cache, and of the stream that it follows.
-    pub(crate) fn with_cache(self, cache: &cache::Standing, stream: Option<&Standing>) -> Self {
+    pub(crate) fn with_cache(
+        self,
+        cache: &cache::CacheStats,
+        stream: Option<&StreamState>,
+    ) -> Self {
         let held = CacheHealth {
             entries: cache.entries,
             bytes: cache.bytes,
@@ -205,10 +209,10 @@ impl Health {
 }
 
 impl StreamHealth {
-    fn of(cache: &cache::Standing, stream: &Standing) -> Self {
+    fn of(cache: &cache::CacheStats, stream: &StreamState) -> Self {
         let (phase, since) = stream.phase();
         let lasting = cache.now.since(since);
-        let lag = cache.now.since(cache.synced_at.max(stream.begun()));
+        let lag = cache.now.since(cache.synced_through.max(stream.started_at()));
         match phase {
             Phase::Opening => Self::Opening { lasting },
             Phase::Open => Self::Open { lasting, lag },
@@ -219,17 +223,17 @@ impl StreamHealth {
 }
 
 impl LeaseHealth {
-    fn of(cache: &cache::Standing, is_told: bool) -> Self {
+    fn of(cache: &cache::CacheStats, is_told: bool) -> Self {
         let Some(bound) = cache.max_staleness else { return Self::Unbounded };
-        if !is_told || cache.synced_at == Moment::from_nanos(0) {
+        if !is_told || cache.synced_through == Moment::from_nanos(0) {
             return Self::PerSession;
         }
-        let age = cache.now.since(cache.synced_at);
+        let age = cache.now.since(cache.synced_through);
         if let Some(left) = bound.checked_sub(age) {
             return Self::Fresh { left };
         }
         let graced = cache.grace.and_then(|grace| bound.saturating_add(grace).checked_sub(age));
-        graced.map_or(Self::Lapsed { lasting: age.saturating_sub(bound) }, |left| Self::Grace {
+        graced.map_or(Self::Expired { lasting: age.saturating_sub(bound) }, |left| Self::Grace {
             left,
         })
     }

@@ -83,7 +83,7 @@ use self::values::Values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
-use crate::mongo::takeover::{Mark, Takeover};
+use crate::mongo::takeover::{Claim, ImportSteps};
 use crate::record::{Data, RawId, WallTime};
 use crate::trace;
 
@@ -101,7 +101,7 @@ pub struct Source {
 
 impl Source {
     /// Says which store is to have them.
-    pub fn into(self, store: &MongoStore) -> Import {
+    pub fn into_store(self, store: &MongoStore) -> Import {
         Import {
             source: self.documents,
             store: store.clone(),
@@ -178,9 +178,9 @@ impl Import {
     pub async fn run(self) -> Result<Progress> {
         let abandoned = CancellationToken::new();
         let _with_the_caller = abandoned.clone().drop_guard();
-        let takeover = Takeover::new(&self.source, self.store)?;
+        let takeover = ImportSteps::new(&self.source, self.store)?;
         let tasks = takeover.tasks().clone();
-        let walk = Walk {
+        let walk = ImportRun {
             takeover,
             keeps_source: self.keeps_source,
             on_progress: self.on_progress,
@@ -202,14 +202,14 @@ impl fmt::Debug for Import {
 }
 
 /// An import under way.
-struct Walk {
-    takeover: Takeover,
+struct ImportRun {
+    takeover: ImportSteps,
     keeps_source: bool,
     on_progress: Box<dyn FnMut(&Progress) + Send>,
     progress: Progress,
 }
 
-impl Walk {
+impl ImportRun {
     async fn run(mut self, abandoned: CancellationToken) -> Result<Progress> {
         let mut after = String::new();
         loop {
@@ -217,25 +217,25 @@ impl Walk {
             let Some(last) = page.last().and_then(|last| text_id(last)) else { break };
             last.clone_into(&mut after);
             self.take(&page).await?;
-            self.tell_progress()?;
+            self.report_progress()?;
             if abandoned.is_cancelled() {
                 return Ok(self.progress);
             }
         }
-        if let Err(error) = self.takeover.turn_away_expired().await {
+        if let Err(error) = self.takeover.discard_expired().await {
             // Nothing that is live, or is to be, waits for it.
             tracing::warn!(%error, "sessions that had expired on their way were not removed");
         }
         let foreign = self.takeover.foreign().await?;
         self.progress.read += foreign;
-        self.leaves("its `_id` is no text", foreign);
+        self.skip("its `_id` is no text", foreign);
         for (reason, count) in &self.progress.reasons {
             tracing::warn!(count, reason, "documents were not imported as sessions");
         }
         Ok(self.progress)
     }
 
-    fn tell_progress(&mut self) -> Result<()> {
+    fn report_progress(&mut self) -> Result<()> {
         let told = catch_unwind(AssertUnwindSafe(|| (self.on_progress)(&self.progress)));
         told.map_err(|_| {
             Error::new(
@@ -248,22 +248,22 @@ impl Walk {
 
     async fn take(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {
         let Page { mut settled, fresh, arrivals } = self.sort(page)?;
-        let revs = self.takeover.arrive(arrivals).await?;
+        let revs = self.takeover.stage(arrivals).await?;
         let mut stale = Vec::new();
         if !fresh.is_empty() {
             let found = |(id, key): &(String, SessionKey)| (id.clone(), revs.get(key).cloned());
             let found: Vec<_> = fresh.iter().map(found).collect();
-            let mut marks = self.takeover.mark(&found).await?;
+            let mut marks = self.takeover.claim(&found).await?;
             for ((id, key), (_, found)) in fresh.into_iter().zip(found) {
                 let mark = marks.remove(&id);
                 // Another run was faster, and has had the session live; it may have been ended since.
                 stale.extend(found.filter(|rev| mark.as_ref() != Some(rev)).map(|rev| (key, rev)));
-                settled.push(Settled { id, key, mark });
+                settled.push(Resolved { id, key, mark });
             }
         }
-        self.takeover.turn_away(&stale).await?;
+        self.takeover.discard(&stale).await?;
         let marked = settled.iter().filter_map(|it| Some((it.key, it.mark.clone()?)));
-        let imported = self.takeover.admit(&marked.collect::<Vec<_>>()).await?;
+        let imported = self.takeover.activate(&marked.collect::<Vec<_>>()).await?;
         self.progress.imported += imported;
         let all = u64::try_from(settled.len()).unwrap_or(u64::MAX);
         self.progress.already_there += all.saturating_sub(imported);
@@ -283,31 +283,31 @@ impl Walk {
             let old = match read(document) {
                 Ok(old) => old,
                 Err(reason) => {
-                    self.leaves(reason, 1);
+                    self.skip(reason, 1);
                     continue;
                 }
             };
-            match Takeover::mark_on(document) {
+            match ImportSteps::claim_on(document) {
                 // The mark comes after the arrival, whatever has become of either since.
-                Some(Mark::Rev(mark)) => {
+                Some(Claim::Rev(mark)) => {
                     let mark = Some(mark.to_vec());
-                    sorted.settled.push(Settled { id: old.id, key: old.key, mark });
+                    sorted.settled.push(Resolved { id: old.id, key: old.key, mark });
                 }
-                Some(Mark::Foreign) => self.leaves("its `imported` is no mark of an import", 1),
+                Some(Claim::Foreign) => self.skip("its `imported` is no mark of an import", 1),
                 None if old.expires <= now => self.progress.expired += 1,
-                None => match self.takeover.arrival(old.key, &old.data, old.expires)? {
+                None => match self.takeover.staged_document(old.key, &old.data, old.expires)? {
                     Ok(arrival) => {
                         sorted.arrivals.push(arrival);
                         sorted.fresh.push((old.id, old.key));
                     }
-                    Err(reason) => self.leaves(reason, 1),
+                    Err(reason) => self.skip(reason, 1),
                 },
             }
         }
         Ok(sorted)
     }
 
-    fn leaves(&mut self, reason: &'static str, count: u64) {
+    fn skip(&mut self, reason: &'static str, count: u64) {
         if count > 0 {
             self.progress.unreadable += count;
             *self.progress.reasons.entry(reason).or_default() += count;
@@ -318,14 +318,14 @@ impl Walk {
 /// What there is to do with the documents of a page.
 #[derive(Default)]
 struct Page {
-    settled: Vec<Settled>,
+    settled: Vec<Resolved>,
     /// Those without a mark, in the order of their arrivals.
     fresh: Vec<(String, SessionKey)>,
     arrivals: Vec<Document>,
 }
 
 /// An old document of which it is known what may become live for it.
-struct Settled {
+struct Resolved {
     id: String,
     key: SessionKey,
     /// Its mark; none if the document is gone.
@@ -334,7 +334,7 @@ struct Settled {
 
 /// A session as tower-sessions-mongodb-store 0.11 keeps it:
 /// `{ _id: "the id as in the cookie", data: Binary(MessagePack), expireAt: Date }`.
-struct Old {
+struct LegacySession {
     id: String,
     key: SessionKey,
     data: Data,
@@ -349,7 +349,7 @@ struct Record(i128, Values, #[allow(dead_code, reason = "it has to be there")] I
 /// The record's array and the map in it come on top of what a session's data may have.
 const MAX_DEPTH: usize = 128;
 
-fn read(document: &RawDocument) -> std::result::Result<Old, &'static str> {
+fn read(document: &RawDocument) -> std::result::Result<LegacySession, &'static str> {
     let id = text_id(document).ok_or("its `_id` is no text")?;
     let RawId(number) = Id::from_str(id).map(|id| RawId(id.0)).map_err(|_| "its `_id` is no id")?;
     let data = match document.get("data") {
@@ -368,7 +368,7 @@ fn read(document: &RawDocument) -> std::result::Result<Old, &'static str> {
     if recorded != number {
         return Err("its record has another id than it has itself");
     }
-    Ok(Old { id: id.to_owned(), key: RawId(number).key(), data, expires })
+    Ok(LegacySession { id: id.to_owned(), key: RawId(number).key(), data, expires })
 }
 
 fn text_id(document: &RawDocument) -> Option<&str> {

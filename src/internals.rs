@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bson::RawBson;
 
-use crate::cache::freshness::Freshness;
-use crate::cache::{EvictionPolicy, Limits, Lookup};
+use crate::cache::freshness::VersionTable;
+use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
 use crate::clock::Clock;
 use crate::key::SessionKey;
 use crate::metrics::{CacheMetrics, Series};
-use crate::mongo::codec::{self, Form};
+use crate::mongo::codec::{self, DataFormat};
 use crate::record::{Data, Session};
 
 /// Where a stored session's `_id` would be.
@@ -26,28 +26,28 @@ pub fn key(id: i128) -> SessionKey {
 /// How many bytes a session's data takes in the compact form; `None` if it cannot be packed.
 #[must_use]
 pub fn packed_len(data: &Data) -> Option<usize> {
-    crate::cache::pack(data).map(|packed| packed.len())
+    crate::cache::packed::encode(data).map(|packed| packed.len())
 }
 
 /// A form in which data is stored.
-pub struct StoredForm(Form);
+pub struct StoredForm(DataFormat);
 
 impl StoredForm {
     #[must_use]
     pub fn text() -> Self {
-        Self(Form::Text)
+        Self(DataFormat::Text)
     }
 
     #[must_use]
     pub fn native() -> Self {
-        Self(Form::Native)
+        Self(DataFormat::Native)
     }
 
     #[cfg(feature = "encryption")]
     #[must_use]
     pub fn encrypted() -> Self {
         let key = codec::Key::from_bytes(&[7; 32]);
-        Self(Form::Encrypted(std::sync::Arc::new(codec::Keys::new(1, key))))
+        Self(DataFormat::Encrypted(std::sync::Arc::new(codec::Keys::new(1, key))))
     }
 
     #[must_use]
@@ -71,10 +71,10 @@ impl Cache {
     #[must_use]
     pub fn new(compact: bool) -> Self {
         let clock = Clock::system();
-        let limits = Limits {
+        let limits = CacheConfig {
             max_bytes: 64 << 20,
             max_entries: None,
-            max_absent: 10_000,
+            max_absent_ids: 10_000,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
             exclusive: true,
@@ -88,7 +88,7 @@ impl Cache {
     /// Leaves an entry, as a save does once MongoDB has answered.
     pub fn publish(&self, key: SessionKey, data: Data) {
         let expires = self.clock.wall().after(Duration::from_secs(3_600));
-        self.cache.ticket(key).publish(Session { data, expires });
+        self.cache.begin(key).publish(Session { data, expires });
     }
 
     /// The data of a hit.
@@ -102,22 +102,22 @@ impl Cache {
 }
 
 /// The rules by which an entry may be left in the cache.
-pub struct Rules(Freshness<()>);
+pub struct Rules(VersionTable<()>);
 
 impl Default for Rules {
     fn default() -> Self {
-        Self(Freshness::new())
+        Self(VersionTable::new())
     }
 }
 
 impl Rules {
     pub fn stamp_and_finish(&self, key: SessionKey) -> bool {
-        let stamp = self.0.stamp(key, true);
+        let stamp = self.0.take_version(key, true);
         self.0.finish(stamp, |current| current)
     }
 
     pub fn void(&self, key: SessionKey) -> u64 {
-        self.0.void(key, || ())
+        self.0.invalidate(key, || ())
     }
 
     #[must_use]

@@ -82,7 +82,7 @@ pub(crate) struct RawId(pub(crate) i128);
 
 impl RawId {
     /// A fresh id: 128 bits from the generator of tower-sessions, which the system's seeds.
-    pub(crate) fn draw() -> Self {
+    pub(crate) fn random() -> Self {
         Self(tower_sessions_core::session::Id::default().0)
     }
 

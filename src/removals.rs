@@ -5,9 +5,9 @@ use crate::key::SessionKey;
 
 /// One walk along the keys of the sessions that a filter finds. Private: over MongoDB, and over a
 /// simulated database in tests.
-pub(crate) trait Pages: Send + 'static {
+pub(crate) trait DeletePages: Send + 'static {
     /// Finds the next page; `None` at the end of the walk.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Page>>> + Send;
+    fn next(&mut self) -> impl Future<Output = Result<Option<DeletePage>>> + Send;
 
     /// Removes those of these sessions that the filter still finds; answers with how many.
     fn remove(&self, keys: &[SessionKey]) -> impl Future<Output = Result<u64>> + Send;
@@ -15,7 +15,7 @@ pub(crate) trait Pages: Send + 'static {
 
 /// Some of the sessions that a filter finds.
 #[derive(Default)]
-pub(crate) struct Page {
+pub(crate) struct DeletePage {
     pub(crate) live: Vec<SessionKey>,
     pub(crate) expired: Vec<SessionKey>,
 }
@@ -24,7 +24,7 @@ pub(crate) struct Page {
 ///
 /// `hold` is called with keys before they are removed. What it returns is called once that has succeeded,
 /// and dropped otherwise.
-pub(crate) async fn remove_pages<P: Pages, H: FnOnce() + Send>(
+pub(crate) async fn delete_pages<P: DeletePages, H: FnOnce() + Send>(
     mut pages: P,
     hold: impl Fn(&[SessionKey]) -> H + Send,
 ) -> Result<u64> {

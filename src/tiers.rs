@@ -5,80 +5,80 @@ use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
 
-use crate::backend::{Backend, Call, DRAWS, RevSource, no_free_id};
-use crate::cache::{Cache, Landing, Lookup, Ticket};
+use crate::backend::{Backend, Call, MAX_ID_ATTEMPTS, RevSource, no_free_id};
+use crate::cache::{Cache, FillGuard, Leader, Lookup};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
-use crate::metrics::Void;
+use crate::metrics::Invalidation;
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::removals::{Pages, remove_pages};
+use crate::removals::{DeletePages, delete_pages};
 use crate::tasks::Tasks;
 
 /// A save that changes no data.
 enum Touch<B: Backend> {
     /// It is none.
-    No,
+    FullReplace,
     /// What is stored ends about as late.
     Needless,
     /// The expiry alone is to be stored.
-    Due(Call<B::Place>, WallTime),
+    Due(Call<B::TouchPermit>, WallTime),
 }
 
 /// Whether the database was asked for anything.
-enum Asked {
+enum TouchSent {
     Yes,
     No,
 }
 
 /// When it is worth it to store nothing but a later expiry.
 #[derive(Clone, Debug)]
-pub(crate) struct Touching {
+pub(crate) struct TouchPolicy {
     pub(crate) after: Duration,
     pub(crate) clock: Clock,
 }
 
-impl Touching {
+impl TouchPolicy {
     /// Whether a session that ends at `stored` need not be prolonged to `expires`.
     fn is_needless(&self, stored: WallTime, expires: WallTime) -> bool {
         let left = expires.since(self.clock.wall());
-        expires.since(stored) < self.after.min(left / SHARE)
+        expires.since(stored) < self.after.min(left / MAX_LIFETIME_LOSS)
     }
 }
 
 /// A session that is in use must not expire for want of a touch: it loses no more than this part of
 /// its lifetime.
-const SHARE: u32 = 10;
+const MAX_LIFETIME_LOSS: u32 = 10;
 
 /// The verbs over both tiers, for any backend.
-pub(crate) struct Tiers<B> {
+pub(crate) struct WriteThrough<B> {
     pub(crate) backend: B,
     pub(crate) cache: Cache,
     pub(crate) tasks: Tasks,
     pub(crate) revs: RevSource,
-    pub(crate) touching: Touching,
-    pub(crate) _ends_following: DropGuard,
+    pub(crate) touch_policy: TouchPolicy,
+    pub(crate) _stops_listener: DropGuard,
 }
 
-impl<B: Backend> Tiers<B> {
+impl<B: Backend> WriteThrough<B> {
     pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..DRAWS {
-            let id = RawId::draw();
+        for _ in 0..MAX_ID_ATTEMPTS {
+            let id = RawId::random();
             // No rev: the database does not report insertions.
-            let ticket = self.cache.ticket(id.key());
+            let ticket = self.cache.begin(id.key());
             let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
             let data = data.clone();
             let (cache, key) = (self.cache.clone(), id.key());
             let noted = cache.clone();
             let end = move |outcome: Result<Option<WallTime>>| {
-                noted.note(&outcome);
+                noted.observe(&outcome);
                 let inserted = outcome?;
                 if let Some(expires) = inserted {
                     ticket.publish(Session { data, expires });
                 }
                 Ok(inserted.is_some())
             };
-            if self.tasks.run(insert, end, move || cache.forget(key)).await? {
+            if self.tasks.run(insert, end, move || cache.evict(key)).await? {
                 return Ok(id);
             }
         }
@@ -89,11 +89,11 @@ impl<B: Backend> Tiers<B> {
         let key = id.key();
         match self.as_touch(key, data, expires) {
             Touch::Needless => {
-                self.cache.skips_touch();
+                self.cache.count_skipped_touch();
                 Ok(())
             }
             Touch::Due(turn, expires) => self.touch(turn, key, expires).await,
-            Touch::No => self.replace(key, data, expires).await,
+            Touch::FullReplace => self.replace(key, data, expires).await,
         }
     }
 
@@ -104,57 +104,62 @@ impl<B: Backend> Tiers<B> {
         // cache; once it is done there, what it stored is what is seen here.
         if self.tasks.is_shut_down() || !self.backend.is_settled(key) || !self.cache.is_settled(key)
         {
-            return Touch::No;
+            return Touch::FullReplace;
         }
-        let Some(entry) = self.cache.peek(key) else { return Touch::No };
+        let Some(entry) = self.cache.peek(key) else { return Touch::FullReplace };
         let expires = self.backend.expiry(expires);
         // Others must hear of a session that is to end sooner.
-        if expires < entry.expires() || !entry.holds(data) {
-            return Touch::No;
+        if expires < entry.expires() || !entry.has_data(data) {
+            return Touch::FullReplace;
         }
-        if self.touching.is_needless(entry.expires(), expires) {
+        if self.touch_policy.is_needless(entry.expires(), expires) {
             return Touch::Needless;
         }
-        self.backend.turn_to_touch(key).map_or(Touch::No, |turn| Touch::Due(turn, expires))
+        self.backend.acquire_touch(key).map_or(Touch::FullReplace, |turn| Touch::Due(turn, expires))
     }
 
-    async fn touch(&self, turn: Call<B::Place>, key: SessionKey, expires: WallTime) -> Result<()> {
+    async fn touch(
+        &self,
+        turn: Call<B::TouchPermit>,
+        key: SessionKey,
+        expires: WallTime,
+    ) -> Result<()> {
         let (backend, cache, touching) =
-            (self.backend.clone(), self.cache.clone(), self.touching.clone());
+            (self.backend.clone(), self.cache.clone(), self.touch_policy.clone());
         let noted = cache.clone();
         let touch = async move {
             let place = turn.await?;
             // The ticket comes before the look: what is found is what the touch prolongs, unless
             // something changes from here on.
-            let ticket = cache.ticket_to_touch(key);
+            let ticket = cache.begin_touch(key);
             let found = cache.peek(key);
             if found.as_ref().is_some_and(|it| touching.is_needless(it.expires(), expires)) {
                 ticket.release();
-                cache.skips_touch();
-                return Ok(Asked::No);
+                cache.count_skipped_touch();
+                return Ok(TouchSent::No);
             }
             match (backend.touch(place, key, expires).await, found) {
                 // The later one is what is stored.
                 (Ok(Some(expires)), Some(entry)) => {
                     ticket.prolong(&entry, expires.max(entry.expires()));
                 }
-                (Ok(None), _) => ticket.forget(Void::Gone),
+                (Ok(None), _) => ticket.evict(Invalidation::Gone),
                 (Ok(Some(_)), None) => ticket.release(),
                 (Err(error), _) => {
                     // What is stored is another state than what is cached, and one that cannot be read.
                     if error.kind() == ErrorKind::Decode {
-                        ticket.forget(Void::Doubt);
+                        ticket.evict(Invalidation::UnknownOutcome);
                     } else {
                         ticket.release();
                     }
                     return Err(error);
                 }
             }
-            Ok(Asked::Yes)
+            Ok(TouchSent::Yes)
         };
         let end = move |outcome| {
-            if !matches!(outcome, Ok(Asked::No)) {
-                noted.note(&outcome);
+            if !matches!(outcome, Ok(TouchSent::No)) {
+                noted.observe(&outcome);
             }
             outcome.map(drop)
         };
@@ -163,18 +168,18 @@ impl<B: Backend> Tiers<B> {
 
     async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
         let (cache, rev) = (self.cache.clone(), self.revs.next());
-        let ticket = cache.ticket_for(key, rev);
+        let ticket = cache.begin_write(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
         // Its lane may be free before the write has ended.
-        let late = LateTicket::default();
+        let late = LateGuard::default();
         let doubt = late.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
-            cache.note(&outcome);
+            cache.observe(&outcome);
             doubt.take_if_late(&cache, key, &outcome);
             match outcome {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
-                Ok(None) => ticket.forget(Void::Gone),
+                Ok(None) => ticket.evict(Invalidation::Gone),
                 Err(error) => {
                     if error.was_not_carried_out() {
                         ticket.release();
@@ -200,7 +205,7 @@ impl<B: Backend> Tiers<B> {
                 entry.session().map(Some)
             }
             // In a box of its own: the caller's is made for each hit too.
-            Lookup::Miss | Lookup::Lapsed => Box::pin(self.fill(key)).await,
+            Lookup::Miss | Lookup::Expired => Box::pin(self.fill(key)).await,
         }
     }
 
@@ -209,10 +214,15 @@ impl<B: Backend> Tiers<B> {
         self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
     }
 
-    /// Starts a read for a load that has `waited` already.
-    fn read(&self, key: SessionKey, landing: Landing, waited: Duration) {
+    /// Starts a read for a load that has `next_number` already.
+    fn read(&self, key: SessionKey, landing: Leader, waited: Duration) {
         let patience = self.tasks.timeout().saturating_sub(waited);
-        self.tasks.start_for(patience, self.backend.find(key), |found| landing.land(found), || ());
+        self.tasks.start_for(
+            patience,
+            self.backend.find(key),
+            |found| landing.complete(found),
+            || (),
+        );
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
@@ -230,13 +240,17 @@ impl<B: Backend> Tiers<B> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let cache = self.cache.clone();
-        let ticket = cache.ticket(key);
-        let late = LateTicket::default();
+        let ticket = cache.begin(key);
+        let late = LateGuard::default();
         let doubt = late.clone();
         let end = move |outcome: Result<T>| {
-            cache.note(&outcome);
+            cache.observe(&outcome);
             doubt.take_if_late(&cache, key, &outcome);
-            ticket.forget(if outcome.is_ok() { Void::Delete } else { Void::Doubt });
+            ticket.evict(if outcome.is_ok() {
+                Invalidation::Delete
+            } else {
+                Invalidation::UnknownOutcome
+            });
             outcome
         };
         self.tasks.run(remove(), end, move || drop(late)).await
@@ -248,21 +262,21 @@ impl<B: Backend> Tiers<B> {
     /// out of what the pages find. Where that write has been answered, the cache has what it stored. Where
     /// it has not, the walk does not find the session, and the cache may still have it as it was before:
     /// so it is forgotten.
-    pub(crate) async fn remove_found(&self, pages: impl Pages) -> Result<u64> {
+    pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
         let noted = cache.clone();
         let removal = async move {
             let hold = |keys: &[SessionKey]| {
-                let tickets: Vec<_> = keys.iter().map(|key| cache.ticket(*key)).collect();
-                || tickets.into_iter().for_each(|ticket| ticket.forget(Void::Delete))
+                let tickets: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
+                || tickets.into_iter().for_each(|ticket| ticket.evict(Invalidation::Delete))
             };
-            let removed = remove_pages(pages, hold).await;
+            let removed = delete_pages(pages, hold).await;
             // After the last page was read: what a write changes later on was found there.
-            cache.forget_pending_writes();
+            cache.evict_pending_writes();
             removed
         };
         let end = move |outcome| {
-            noted.note(&outcome);
+            noted.observe(&outcome);
             outcome
         };
         self.tasks.run_paged(removal, end).await
@@ -279,16 +293,16 @@ impl<B: Backend> Tiers<B> {
 }
 
 /// A ticket for a write that goes on past its deadline. It is held until the write has ended. Until then
-/// the write counts as [pending](Cache::forget_pending_writes); when it ends, whatever was read before is
+/// the write counts as [pending](Cache::evict_pending_writes); when it ends, whatever was read before is
 /// removed from the cache.
 #[derive(Clone, Default)]
-struct LateTicket(Arc<OnceLock<Ticket>>);
+struct LateGuard(Arc<OnceLock<FillGuard>>);
 
-impl LateTicket {
+impl LateGuard {
     /// To be called while the write's own ticket is still there.
     fn take_if_late<T>(&self, cache: &Cache, key: SessionKey, outcome: &Result<T>) {
         if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
-            drop(self.0.set(cache.ticket(key)));
+            drop(self.0.set(cache.begin(key)));
         }
     }
 }

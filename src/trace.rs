@@ -30,7 +30,7 @@ macro_rules! verb {
                 "error.type" = tracing::field::Empty,
                 otel.status_code = tracing::field::Empty,
             );
-            Box::pin($crate::trace::within(span, $call)).await
+            Box::pin($crate::trace::in_span(span, $call)).await
         } else {
             $call.await
         }
@@ -45,7 +45,7 @@ pub(crate) fn is_on() -> bool {
 }
 
 /// Runs a call in a span, and tells the span if it fails.
-pub(crate) async fn within<T>(span: Span, call: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) async fn in_span<T>(span: Span, call: impl Future<Output = Result<T>>) -> Result<T> {
     let outcome = call.instrument(span.clone()).await;
     if let Err(error) = &outcome {
         span.record("error.type", kind(error.kind()));
@@ -77,14 +77,14 @@ impl Command {
     }
 
     /// It carries so many calls, if it is more than one.
-    pub(crate) fn carries(&self, calls: usize) {
+    pub(crate) fn set_batch_size(&self, calls: usize) {
         if calls > 1 {
             self.0.record("db.operation.batch.size", calls);
         }
     }
 
     /// It failed: by the server's code, if it is the server that said so.
-    pub(crate) fn failed(&self, error: ErrorKind, code: Option<i32>) {
+    pub(crate) fn set_error(&self, error: ErrorKind, code: Option<i32>) {
         if self.0.is_disabled() {
             return;
         }
@@ -129,7 +129,7 @@ const fn kind(error: ErrorKind) -> &'static str {
 }
 
 /// Says of an index that it is not as it should be, and what that costs.
-pub(crate) fn index_trouble(error: &Error, cost: &str) {
+pub(crate) fn warn_index_problem(error: &Error, cost: &str) {
     if matches!(error.kind(), ErrorKind::Index | ErrorKind::Permission) {
         tracing::warn!(%error, "{cost}");
     }

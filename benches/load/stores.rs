@@ -94,7 +94,7 @@ impl Store {
         }
         let mut mongo = MongoStore::builder().client(client);
         if let Some(commands) = options.max_in_flight {
-            mongo = mongo.max_in_flight(commands);
+            mongo = mongo.max_commands_in_flight(commands);
         }
         if !options.ttl_index {
             mongo = mongo.expired_removal(ExpiredRemoval::Off);

@@ -142,7 +142,7 @@ pub(crate) async fn sign_out_one(
         messages.success("You are signed out.");
         return Ok(Redirect::to("/sign-in"));
     }
-    if store.revoke_of(&member.name, chosen.session).await? {
+    if store.revoke_owned(&member.name, chosen.session).await? {
         messages.success("The device is signed out.");
     } else {
         messages.info("That device was signed out already.");

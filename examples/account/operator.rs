@@ -183,7 +183,9 @@ fn standing(health: &Health) -> (&'static str, &'static str) {
         return ("well", "All is well");
     }
     let sentence = match (health.mongo, health.stream) {
-        (MongoHealth::Silent { .. }, _) => "MongoDB does not answer; what is cached is served",
+        (MongoHealth::Unresponsive { .. }, _) => {
+            "MongoDB does not answer; what is cached is served"
+        }
         (_, StreamHealth::Opening { .. }) => "The change stream is being opened",
         (_, StreamHealth::Lost { .. }) => "The change stream is lost, and will be opened again",
         _ => "What is cached is asked for anew",

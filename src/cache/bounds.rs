@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::Limits;
+use super::CacheConfig;
 use crate::metrics::{CacheMetrics, Gauge, Portion};
 
 /// moka knows one bound, a sum of weights. Were each entry to weigh at least its share of the
 /// capacity, no more than the given number would fit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
+pub(super) struct Capacity {
     pub(super) capacity: u64,
     share: u32,
 }
 
-impl Bound {
-    pub(super) fn of(limits: &Limits) -> Self {
+impl Capacity {
+    pub(super) fn of(limits: &CacheConfig) -> Self {
         if !limits.exclusive && limits.max_staleness.saturating_add(limits.outage_grace).is_zero() {
             // Nothing would ever be served.
             return Self { capacity: 0, share: 0 };
@@ -51,10 +51,10 @@ impl Bound {
 /// What is held, as the gauges show it. They are shared with other stores, so this takes back what
 /// it added when the cache goes.
 #[derive(Clone, Debug)]
-pub(super) struct Account(Arc<Sums>);
+pub(super) struct Usage(Arc<UsageCounters>);
 
 #[derive(Debug)]
-struct Sums {
+struct UsageCounters {
     entries: AtomicI64,
     bytes: AtomicI64,
     gauges: [Gauge; 2],
@@ -62,8 +62,8 @@ struct Sums {
     _taken_back: [Portion; 2],
 }
 
-impl Account {
-    pub(super) fn new(metrics: &CacheMetrics, limits: &Limits) -> Self {
+impl Usage {
+    pub(super) fn new(metrics: &CacheMetrics, limits: &CacheConfig) -> Self {
         let gauges = [metrics.entries.clone(), metrics.bytes.clone()];
         for gauge in &gauges {
             gauge.increment(0);
@@ -73,7 +73,7 @@ impl Account {
             Portion::new(metrics.limit_entries.clone(), limits.max_entries.unwrap_or(0)),
         ];
         let limits = (limits.max_bytes, limits.max_entries);
-        Self(Arc::new(Sums {
+        Self(Arc::new(UsageCounters {
             entries: 0.into(),
             bytes: 0.into(),
             gauges,
@@ -88,7 +88,7 @@ impl Account {
     }
 
     /// How many entries, and how many bytes.
-    pub(super) fn held(&self) -> (u64, u64) {
+    pub(super) fn totals(&self) -> (u64, u64) {
         let [entries, bytes] =
             [&self.0.entries, &self.0.bytes].map(|sum| sum.load(Ordering::Relaxed));
         // They are counted one after the other, so for a moment there may be less than nothing.
@@ -110,7 +110,7 @@ impl Account {
     }
 }
 
-impl Drop for Sums {
+impl Drop for UsageCounters {
     #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
     fn drop(&mut self) {
         self.gauges[0].decrement(*self.entries.get_mut() as f64);
@@ -125,11 +125,11 @@ mod tests {
     use super::*;
     use crate::cache::EvictionPolicy;
 
-    fn bound(max_bytes: u64, max_entries: Option<u64>) -> Bound {
-        Bound::of(&Limits {
+    fn bound(max_bytes: u64, max_entries: Option<u64>) -> Capacity {
+        Capacity::of(&CacheConfig {
             max_bytes,
             max_entries,
-            max_absent: 0,
+            max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
             exclusive: false,
@@ -139,7 +139,7 @@ mod tests {
     }
 
     /// How many of the lightest entries fit.
-    fn fit(bound: Bound) -> u64 {
+    fn fit(bound: Capacity) -> u64 {
         bound.capacity / u64::from(bound.weigh(1))
     }
 

@@ -12,45 +12,45 @@ use super::{Cache, Entry};
 use crate::metrics::Eviction;
 
 /// How often.
-const PACE: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the clocks are compared, and so how long a step of the wall clock may go unnoticed.
-const CLOCKS_PACE: Duration = Duration::from_secs(1);
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The share of one core that the passes may take: one part of so many.
-const SHARE: u32 = 200;
+const MAX_CPU_SHARE: u32 = 200;
 
 impl Cache {
     /// Removes what has ended, every minute, until it is told to stop, and then everything. Compares the
     /// clocks every second.
-    pub(crate) async fn tidy(self, ends: CancellationToken) {
-        let mut pause = PACE;
+    pub(crate) async fn run_sweeper(self, ends: CancellationToken) {
+        let mut pause = SWEEP_INTERVAL;
         while ends.run_until_cancelled(self.compare_clocks(pause)).await.is_some() {
             let (cache, told) = (self.clone(), ends.clone());
             // On a thread of its own: with a million entries it takes a moment.
             let pass = tokio::task::spawn_blocking(move || {
                 let start = Instant::now();
-                cache.remove_ended(|| told.is_cancelled());
+                cache.sweep_expired(|| told.is_cancelled());
                 start.elapsed()
             });
             // A pass that panicked is no reason to make no more.
             let took = pass.await.unwrap_or_default();
-            pause = PACE.max(took.saturating_mul(SHARE));
+            pause = SWEEP_INTERVAL.max(took.saturating_mul(MAX_CPU_SHARE));
         }
         // The store is shut down, or has gone: nothing is served any more.
-        self.empty();
+        self.purge();
     }
 
     /// Compares the wall clock with the steady one again and again, for so long.
     async fn compare_clocks(&self, lasting: Duration) {
         let end = tokio::time::Instant::now() + lasting;
         while tokio::time::Instant::now() < end {
-            tokio::time::sleep(CLOCKS_PACE).await;
+            tokio::time::sleep(CLOCK_CHECK_INTERVAL).await;
             let now = self.0.clock.now();
             self.0.wall.measure(now, self.0.clock.wall());
         }
     }
 
     /// Removes the entries of sessions that have ended, until all are looked at or `enough` says so.
-    pub(crate) fn remove_ended(&self, enough: impl Fn() -> bool) {
+    pub(crate) fn sweep_expired(&self, enough: impl Fn() -> bool) {
         let shared = &self.0;
         let now = shared.clock.now();
         for (key, entry) in &shared.sessions {
@@ -62,11 +62,11 @@ impl Cache {
                 continue;
             }
             // Under the key's lock, where nobody places another one: it may be another one already.
-            shared.freshness.hold(key, || {
+            shared.versions.with_key_locked(key, || {
                 let ended = |entry: Entry| shared.wall.is_past(entry.expires(), now);
                 if shared.sessions.get(&key).is_some_and(ended) {
                     shared.sessions.invalidate(&key);
-                    shared.metrics.evicts(Eviction::Expired);
+                    shared.metrics.count_eviction(Eviction::Expired);
                 }
             });
         }

@@ -17,11 +17,11 @@ use crate::record::{Data, Session, WallTime};
 pub(crate) struct Entry {
     times: Times,
     expires: WallTime,
-    held: Held,
+    held: Payload,
 }
 
 #[derive(Clone)]
-enum Held {
+enum Payload {
     Plain(Arc<Plain>),
     /// [Packed](packed), to be unpacked by each who asks.
     Compact(Arc<str>),
@@ -45,16 +45,16 @@ impl Entry {
     pub(crate) fn new(session: Session, times: Times) -> Self {
         let Session { data, expires } = session;
         let weight = u32::try_from(OVERHEAD + PLAIN + heap_of(&data)).unwrap_or(u32::MAX);
-        Self { times, expires, held: Held::Plain(Arc::new(Plain { data, weight })) }
+        Self { times, expires, held: Payload::Plain(Arc::new(Plain { data, weight })) }
     }
 
     /// The same entry in the form that takes the least room.
     pub(crate) fn compacted(&self) -> Self {
         let mut entry = self.clone();
-        if let Held::Plain(plain) = &self.held
-            && let Some(packed) = packed::pack(&plain.data)
+        if let Payload::Plain(plain) = &self.held
+            && let Some(packed) = packed::encode(&plain.data)
         {
-            entry.held = Held::Compact(packed);
+            entry.held = Payload::Compact(packed);
         }
         entry
     }
@@ -62,23 +62,23 @@ impl Entry {
     /// A copy of the session's data, and its expiry.
     pub(crate) fn session(&self) -> Result<Session> {
         let data = match &self.held {
-            Held::Plain(plain) => plain.data.clone(),
-            Held::Compact(packed) => packed::unpack(packed).ok_or_else(unreadable)?,
+            Payload::Plain(plain) => plain.data.clone(),
+            Payload::Compact(packed) => packed::decode(packed).ok_or_else(unreadable)?,
         };
         Ok(Session { data, expires: self.expires })
     }
 
     /// The same session with another expiry.
-    pub(crate) fn prolonged(&self, expires: WallTime, times: Times) -> Self {
+    pub(crate) fn with_expiry(&self, expires: WallTime, times: Times) -> Self {
         Self { times, expires, held: self.held.clone() }
     }
 
     /// Whether its session has this data.
-    pub(crate) fn holds(&self, data: &Data) -> bool {
+    pub(crate) fn has_data(&self, data: &Data) -> bool {
         match &self.held {
-            Held::Plain(plain) => same_data(&plain.data, data),
-            Held::Compact(packed) => {
-                packed::unpack(packed).is_some_and(|held| same_data(&held, data))
+            Payload::Plain(plain) => same_data(&plain.data, data),
+            Payload::Compact(packed) => {
+                packed::decode(packed).is_some_and(|held| same_data(&held, data))
             }
         }
     }
@@ -95,9 +95,9 @@ impl Entry {
     /// Bytes of heap that the entry takes, its place in the cache's tables included.
     pub(crate) fn weight(&self) -> u32 {
         match &self.held {
-            Held::Plain(plain) => plain.weight,
-            Held::Compact(packed) => {
-                let bytes = OVERHEAD + HOLES + block(packed.len() + 2 * size_of::<usize>());
+            Payload::Plain(plain) => plain.weight,
+            Payload::Compact(packed) => {
+                let bytes = OVERHEAD + COMPACT_SLACK + block(packed.len() + 2 * size_of::<usize>());
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             }
         }
@@ -151,7 +151,7 @@ const OVERHEAD: usize = 378;
 
 /// What the blocks of a load leave free beside a packed one, which stays among them: 0 to 300 bytes, by
 /// the shape of the session. A plain entry is itself what the load has made, so it leaves nothing.
-const HOLES: usize = 72;
+const COMPACT_SLACK: usize = 72;
 
 /// The shared block of the plain form.
 const PLAIN: usize = block(size_of::<Plain>() + 2 * size_of::<usize>());

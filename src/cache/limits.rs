@@ -18,10 +18,10 @@ pub enum EvictionPolicy {
 
 /// The bounds of a cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct CacheConfig {
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: Option<u64>,
-    pub(crate) max_absent: u64,
+    pub(crate) max_absent_ids: u64,
     pub(crate) policy: EvictionPolicy,
     pub(crate) max_staleness: Duration,
     /// Nobody else changes these sessions, so `max_staleness` bounds only what is known to be absent.

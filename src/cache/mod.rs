@@ -1,7 +1,7 @@
 //! The memory tier: a moka cache whose entries are placed under the rules of [`freshness`].
 //!
 //! This is the only file that names moka. Reads take no lock of ours; whatever leaves or removes an
-//! entry does so under its key's lock in [`Freshness`].
+//! entry does so under its key's lock in [`VersionTable`].
 
 mod bounds;
 mod echoes;
@@ -12,7 +12,7 @@ pub(crate) mod freshness;
 mod lease;
 mod limits;
 mod outage;
-mod packed;
+pub(crate) mod packed;
 mod standing;
 mod ticket;
 mod warming;
@@ -22,28 +22,24 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use self::bounds::{Account, Bound};
-use self::echoes::Echoes;
-pub(crate) use self::echoes::Report;
+use self::bounds::{Capacity, Usage};
+pub(crate) use self::echoes::ChangeOrigin;
+use self::echoes::OwnWrites;
 pub(crate) use self::entry::Entry;
 use self::expiry::WallClock;
-use self::freshness::{Boarding, Freshness};
+use self::freshness::{Flight, VersionTable};
 use self::lease::Lease;
+pub(crate) use self::limits::CacheConfig;
 pub use self::limits::EvictionPolicy;
-pub(crate) use self::limits::Limits;
 use self::outage::{Outage, State};
-#[cfg(any(test, fuzzing, feature = "internals"))]
-pub(crate) use self::packed::pack;
-#[cfg(any(test, fuzzing))]
-pub(crate) use self::packed::unpack;
-pub(crate) use self::standing::Standing;
-pub(crate) use self::ticket::{Landing, Ticket};
-pub(crate) use self::warming::{NoRoom, Offer};
+pub(crate) use self::standing::CacheStats;
+pub(crate) use self::ticket::{FillGuard, Leader};
+pub(crate) use self::warming::{IdleFill, NoRoom};
 use crate::backend::{Change, Rev};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Result};
 use crate::key::{KeyHashing, SessionKey};
-use crate::metrics::{CacheMetrics, Eviction, Series, Void};
+use crate::metrics::{CacheMetrics, Eviction, Invalidation, Series};
 use crate::sync::moka::{self, notification::RemovalCause};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -55,10 +51,10 @@ pub(crate) struct Cache(Arc<Shared>);
 struct Shared {
     sessions: moka::sync::Cache<SessionKey, Entry, KeyHashing>,
     absent: moka::sync::Cache<SessionKey, Absent, KeyHashing>,
-    bound: Bound,
-    account: Account,
-    freshness: Freshness<Flight>,
-    echoes: Echoes,
+    capacity: Capacity,
+    usage: Usage,
+    versions: VersionTable<Waiter>,
+    own_writes: OwnWrites,
     lease: Lease,
     /// Never renewed: insertions are not reported, so nothing vouches for an absence, nor for a read
     /// under way that may bring one.
@@ -87,21 +83,21 @@ pub(crate) enum Lookup {
     Absent,
     Miss,
     /// There, and past its lease.
-    Lapsed,
+    Expired,
     /// Past its lease, within the grace, and the database does not answer.
     Grace(Entry),
 }
 
 /// The answer of a read that several loads wait for, once it is there.
 type Answer = Option<Result<Option<Entry>>>;
-type Flight = watch::Receiver<Answer>;
+type Waiter = watch::Receiver<Answer>;
 
 impl Cache {
-    pub(crate) fn new(limits: &Limits, clock: Clock, series: &Series) -> Self {
+    pub(crate) fn new(limits: &CacheConfig, clock: Clock, series: &Series) -> Self {
         let metrics = CacheMetrics::new(series);
         let lease = || Lease::new((!limits.exclusive).then_some(limits.max_staleness));
         metrics.max_staleness(lease().bound());
-        let (bound, account) = (Bound::of(limits), Account::new(&metrics, limits));
+        let (bound, account) = (Capacity::of(limits), Usage::new(&metrics, limits));
         let policy = match limits.policy {
             EvictionPolicy::Lru => moka::policy::EvictionPolicy::lru(),
             EvictionPolicy::TinyLfu => moka::policy::EvictionPolicy::tiny_lfu(),
@@ -114,23 +110,23 @@ impl Cache {
             .eviction_listener(move |_, entry: Entry, cause| {
                 counted.subtract(entry.weight());
                 match cause {
-                    RemovalCause::Size => causes.evicts(Eviction::Size),
+                    RemovalCause::Size => causes.count_eviction(Eviction::Size),
                     RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
             })
             .build_with_hasher(KeyHashing::default());
         let absent = moka::sync::Cache::builder()
-            .max_capacity(limits.max_absent)
+            .max_capacity(limits.max_absent_ids)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .time_to_live(limits.max_staleness.clamp(Duration::from_millis(1), A_CENTURY))
             .build_with_hasher(KeyHashing::default());
         Self(Arc::new(Shared {
             sessions,
             absent,
-            bound,
-            account,
-            freshness: Freshness::new(),
-            echoes: Echoes::default(),
+            capacity: bound,
+            usage: account,
+            versions: VersionTable::new(),
+            own_writes: OwnWrites::default(),
             lease: lease(),
             lease_of_reads: lease(),
             clears: AtomicU64::new(0),
@@ -147,10 +143,10 @@ impl Cache {
         let found = self.look(key);
         match &found {
             Lookup::Hit(_) => self.0.metrics.hits.increment(1),
-            Lookup::Absent => self.0.metrics.absent(),
-            Lookup::Grace(_) => self.0.metrics.grace(),
+            Lookup::Absent => self.0.metrics.count_absent(),
+            Lookup::Grace(_) => self.0.metrics.count_grace(),
             // Counted where it is filled.
-            Lookup::Lapsed | Lookup::Miss => {}
+            Lookup::Expired | Lookup::Miss => {}
         }
         found
     }
@@ -161,24 +157,24 @@ impl Cache {
     pub(crate) async fn fill(
         &self,
         key: SessionKey,
-        read: impl FnOnce(Landing, Duration),
+        read: impl FnOnce(Leader, Duration),
     ) -> Result<Option<Entry>> {
-        let (mut load, clock) = (self.0.metrics.load(), &self.0.clock);
+        let (mut load, clock) = (self.0.metrics.begin_load(), &self.0.clock);
         let (began, began_at, mut read) = (clock.wall(), clock.now(), Some(read));
         let mut may_join = true;
         loop {
             let mut lapsed = false;
-            let (mut flight, joined) = match self.board(key, may_join, &mut lapsed) {
-                Boarding::Found(found) => {
-                    load.finds(found.is_some());
+            let (mut flight, joined) = match self.join_or_lead(key, may_join, &mut lapsed) {
+                Flight::Found(found) => {
+                    load.found(found.is_some());
                     return Ok(found);
                 }
-                Boarding::Follow(flight) => {
-                    load.follows();
+                Flight::Join(flight) => {
+                    load.joined();
                     (flight, true)
                 }
-                Boarding::Lead(landing, flight) => {
-                    load.reads(lapsed);
+                Flight::Lead(landing, flight) => {
+                    load.missed(lapsed);
                     if let Some(read) = read.take() {
                         read(landing, clock.now().since(began_at));
                     }
@@ -196,7 +192,7 @@ impl Cache {
                 }
                 Err(error) if error.is_outage() => match self.look(key) {
                     Lookup::Grace(entry) => {
-                        load.is_graced();
+                        load.served_in_grace();
                         Ok(Some(entry))
                     }
                     _ => Err(error),
@@ -208,56 +204,56 @@ impl Cache {
 
     /// In an outage: starts a read of `key`, whether the database answers again, unless somebody
     /// else's is under way.
-    pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Landing)) {
+    pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Leader)) {
         let Some(probe) = self.0.outage.probe() else { return };
-        if let Boarding::Lead(landing, _) = self.board(key, true, &mut false) {
-            read(landing.holding(probe));
+        if let Flight::Lead(landing, _) = self.join_or_lead(key, true, &mut false) {
+            read(landing.with_probe(probe));
         }
     }
 
     /// `lapsed` becomes true if there is an entry that is too old.
-    fn board(
+    fn join_or_lead(
         &self,
         key: SessionKey,
         may_join: bool,
         lapsed: &mut bool,
-    ) -> Boarding<Option<Entry>, Landing, Flight> {
+    ) -> Flight<Option<Entry>, Leader, Waiter> {
         let (shared, now) = (&self.0, self.0.clock.now());
-        let fresh = |departed| may_join && shared.lease_of_reads.stands().holds(departed, now);
+        let fresh = |departed| may_join && shared.lease_of_reads.snapshot().permits(departed, now);
         let look = || match self.look(key) {
             Lookup::Hit(entry) => Some(Some(entry)),
             Lookup::Absent => Some(None),
             Lookup::Miss => None,
-            Lookup::Lapsed | Lookup::Grace(_) => {
+            Lookup::Expired | Lookup::Grace(_) => {
                 *lapsed = true;
                 None
             }
         };
         let (lands, flight) = watch::channel(None);
-        match shared.freshness.board(key, now, fresh, look, || flight) {
-            Boarding::Found(found) => Boarding::Found(found),
-            Boarding::Follow(flight) => Boarding::Follow(flight),
-            Boarding::Lead(stamp, flight) => {
-                Boarding::Lead(Landing::new(self.ticket_of(stamp, now), lands), flight)
+        match shared.versions.join_or_lead(key, now, fresh, look, || flight) {
+            Flight::Found(found) => Flight::Found(found),
+            Flight::Join(flight) => Flight::Join(flight),
+            Flight::Lead(stamp, flight) => {
+                Flight::Lead(Leader::new(self.fill_guard(stamp, now), lands), flight)
             }
         }
     }
 
     /// A ticket for an operation that is about to begin.
-    pub(crate) fn ticket(&self, key: SessionKey) -> Ticket {
+    pub(crate) fn begin(&self, key: SessionKey) -> FillGuard {
         let now = self.0.clock.now();
-        self.ticket_of(self.0.freshness.stamp(key, true), now)
+        self.fill_guard(self.0.versions.take_version(key, true), now)
     }
 
     /// A ticket for an operation that changes no more than the session's expiry.
-    pub(crate) fn ticket_to_touch(&self, key: SessionKey) -> Ticket {
+    pub(crate) fn begin_touch(&self, key: SessionKey) -> FillGuard {
         let now = self.0.clock.now();
-        self.ticket_of(self.0.freshness.stamp(key, false), now)
+        self.fill_guard(self.0.versions.take_version(key, false), now)
     }
 
     /// Whether no operation that may change the session's data is under way here.
     pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
-        self.0.freshness.is_settled(key)
+        self.0.versions.is_settled(key)
     }
 
     /// What a load would be served now. Counts as no load.
@@ -269,33 +265,35 @@ impl Cache {
     }
 
     /// A touch was not sent, since it was not worth it.
-    pub(crate) fn skips_touch(&self) {
+    pub(crate) fn count_skipped_touch(&self) {
         self.0.metrics.touches_skipped.increment(1);
     }
 
     /// A ticket for a write that is about to begin, and that the database will report as `rev`.
-    pub(crate) fn ticket_for(&self, key: SessionKey, rev: Rev) -> Ticket {
-        let ticket = self.ticket(key);
+    pub(crate) fn begin_write(&self, key: SessionKey, rev: Rev) -> FillGuard {
+        let ticket = self.begin(key);
         if let Some(generation) = ticket.generation() {
-            self.0.echoes.sends(rev, generation);
+            self.0.own_writes.record_sent(rev, generation);
         }
-        ticket.writing(rev)
+        ticket.with_rev(rev)
     }
 
     /// Removes an entry and voids the tickets of its key: it changed in a way not known here.
-    pub(crate) fn forget(&self, key: SessionKey) {
-        self.0.freshness.void(key, || self.0.remove(key, Void::Doubt));
+    pub(crate) fn evict(&self, key: SessionKey) {
+        self.0.versions.invalidate(key, || self.0.remove(key, Invalidation::UnknownOutcome));
     }
 
     /// Forgets each session that a write from here may have changed already, though its answer is not here
     /// yet: what is cached may be from before that write. To be called after MongoDB was asked which
     /// sessions a filter finds: it does not find those, and says nothing about them.
-    pub(crate) fn forget_pending_writes(&self) {
+    pub(crate) fn evict_pending_writes(&self) {
         if self.0.clears.load(Ordering::Acquire) > 0 {
             // It may have removed any session.
             return self.clear();
         }
-        self.0.freshness.void_pending_writes(|key| self.0.remove(key, Void::Doubt));
+        self.0
+            .versions
+            .invalidate_pending_writes(|key| self.0.remove(key, Invalidation::UnknownOutcome));
     }
 
     /// To be called before the database is cleared. The cache is emptied when the guard is dropped, however
@@ -306,17 +304,17 @@ impl Cache {
     }
 
     /// Takes a change that the database reports.
-    pub(crate) fn hear(&self, change: &Change) -> Report {
+    pub(crate) fn apply_change(&self, change: &Change) -> ChangeOrigin {
         let (shared, key) = (&self.0, change.key);
-        shared
-            .echoes
-            .reports(change.rev, |cause| shared.freshness.void(key, || shared.remove(key, cause)))
+        shared.own_writes.record_seen(change.rev, |cause| {
+            shared.versions.invalidate(key, || shared.remove(key, cause))
+        })
     }
 
     /// Begins anew, with nothing: what the database reported may have been lost. `follows` says
     /// whether reports come from now on.
-    pub(crate) fn restart(&self, follows: bool) {
-        self.0.echoes.restart(follows);
+    pub(crate) fn reset(&self, follows: bool) {
+        self.0.own_writes.reset(follows);
         self.clear();
     }
 
@@ -326,31 +324,31 @@ impl Cache {
     }
 
     /// The latest moment up to which every change has been heard.
-    pub(crate) fn synced_at(&self) -> Moment {
-        self.0.lease.synced_at()
+    pub(crate) fn synced_through(&self) -> Moment {
+        self.0.lease.synced_through()
     }
 
     /// Takes note of whether the database answers. A call that was not sent tells nothing.
-    pub(crate) fn note<T>(&self, outcome: &Result<T>) {
+    pub(crate) fn observe<T>(&self, outcome: &Result<T>) {
         if let Some(state) = State::after(outcome.as_ref().err()) {
             self.0.outage.note(state);
         }
     }
 
     /// Takes note that the primary has answered a question that is no verb.
-    pub(crate) fn answers_hello(&self) {
+    pub(crate) fn observe_hello(&self) {
         self.0.outage.answers_hello();
     }
 
     /// Counts that the cache was emptied.
-    pub(crate) fn was_emptied(&self, cause: Void) {
-        self.0.metrics.void(cause);
+    pub(crate) fn count_invalidation(&self, cause: Invalidation) {
+        self.0.metrics.count_invalidation(cause);
     }
 
     /// Empties the cache and voids every ticket.
     pub(crate) fn clear(&self) {
         let shared = &self.0;
-        shared.freshness.void_all(|| {
+        shared.versions.invalidate_all(|| {
             shared.sessions.invalidate_all();
             shared.absent.invalidate_all();
         });
@@ -359,13 +357,13 @@ impl Cache {
     }
 
     #[cfg(test)]
-    pub(crate) fn tickets(&self) -> usize {
-        self.0.freshness.slots()
+    pub(crate) fn tracked_keys(&self) -> usize {
+        self.0.versions.tracked_keys()
     }
 
     #[cfg(test)]
-    pub(crate) fn echoes(&self) -> usize {
-        self.0.echoes.len()
+    pub(crate) fn own_writes(&self) -> usize {
+        self.0.own_writes.len()
     }
 
     /// How many sessions and how many absent ids are held.
@@ -378,7 +376,7 @@ impl Cache {
 
     fn look(&self, key: SessionKey) -> Lookup {
         let shared = &self.0;
-        let (epoch, lease) = (shared.freshness.epoch(), shared.lease.stands());
+        let (epoch, lease) = (shared.versions.epoch(), shared.lease.snapshot());
         // Before the look-up: a load is to be answered as of when it asked, and a processor waits at a
         // reading of the clock for all that it has begun.
         let now = shared.clock.now();
@@ -389,18 +387,18 @@ impl Cache {
             if times.epoch != epoch || shared.wall.is_past(entry.expires(), now) {
                 return Lookup::Miss;
             }
-            if lease.holds(times.read_at, now) {
+            if lease.permits(times.read_at, now) {
                 return Lookup::Hit(entry);
             }
             let grace = shared.outage.grace();
-            if grace.is_some_and(|grace| lease.holds_for(grace, times.read_at, now)) {
+            if grace.is_some_and(|grace| lease.permits_with_grace(grace, times.read_at, now)) {
                 return Lookup::Grace(entry);
             }
-            return Lookup::Lapsed;
+            return Lookup::Expired;
         }
-        let lease = shared.lease_of_reads.stands();
+        let lease = shared.lease_of_reads.snapshot();
         match shared.absent.get(&key) {
-            Some(absent) if absent.epoch == epoch && lease.holds(absent.read_at, now) => {
+            Some(absent) if absent.epoch == epoch && lease.permits(absent.read_at, now) => {
                 Lookup::Absent
             }
             _ => Lookup::Miss,
@@ -415,17 +413,17 @@ pub(crate) struct Clearing(Cache);
 impl Drop for Clearing {
     fn drop(&mut self) {
         self.0.clear();
-        self.0.was_emptied(Void::Clear);
+        self.0.count_invalidation(Invalidation::Clear);
         // Not earlier: a sign-out that does not find what this has removed must know of it.
         self.0.0.clears.fetch_sub(1, Ordering::Release);
     }
 }
 
 impl Shared {
-    fn remove(&self, key: SessionKey, cause: Void) {
+    fn remove(&self, key: SessionKey, cause: Invalidation) {
         self.absent.invalidate(&key);
         if self.sessions.remove(&key).is_some() {
-            self.metrics.void(cause);
+            self.metrics.count_invalidation(cause);
         }
     }
 }

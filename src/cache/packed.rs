@@ -40,7 +40,7 @@ const SHORT: usize = 32;
 const SMALL_NUMBERS: u64 = 64;
 
 /// `None` for what is nested too deeply.
-pub(crate) fn pack(data: &Data) -> Option<Arc<str>> {
+pub(crate) fn encode(data: &Data) -> Option<Arc<str>> {
     let mut writer = Writer(String::with_capacity(256));
     writer.varint(data.len() as u64);
     for (key, value) in data {
@@ -50,12 +50,12 @@ pub(crate) fn pack(data: &Data) -> Option<Arc<str>> {
     Some(writer.0.into())
 }
 
-/// `None` for what [`pack`] has not written.
-pub(crate) fn unpack(packed: &str) -> Option<Data> {
+/// `None` for what [`encode`] has not written.
+pub(crate) fn decode(packed: &str) -> Option<Data> {
     let mut reader = Reader { packed, at: 0 };
     let count = reader.length()?;
     // No more is set aside than there can be, whatever the count says.
-    let mut data = Data::with_capacity(count.min(reader.left()));
+    let mut data = Data::with_capacity(count.min(reader.remaining()));
     for _ in 0..count {
         let key = reader.key()?;
         data.insert(key, reader.value(MAX_DEPTH)?);
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
 
     fn array(&mut self, count: usize, levels: usize) -> Option<Value> {
         let levels = levels.checked_sub(1)?;
-        let mut items = Vec::with_capacity(count.min(self.left()));
+        let mut items = Vec::with_capacity(count.min(self.remaining()));
         for _ in 0..count {
             items.push(self.value(levels)?);
         }
@@ -257,7 +257,7 @@ impl<'a> Reader<'a> {
     }
 
     /// How many bytes are left to read, which is at least the number of values in them.
-    fn left(&self) -> usize {
+    fn remaining(&self) -> usize {
         self.packed.len() - self.at
     }
 
@@ -330,28 +330,28 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_json_is_packed_comes_out(data in data()) {
-            let back = unpack(&pack(&data).unwrap()).unwrap();
+            let back = decode(&encode(&data).unwrap()).unwrap();
             prop_assert_eq!(written(&data), written(&back));
             prop_assert_eq!(data, back);
         }
 
         #[test]
         fn what_nobody_packed_is_no_data_and_no_panic(garbage in text()) {
-            drop(unpack(&garbage));
+            drop(decode(&garbage));
         }
 
         #[test]
         fn a_part_of_it_is_no_data(data in data(), part in any::<prop::sample::Index>()) {
-            let packed = pack(&data).unwrap();
+            let packed = encode(&data).unwrap();
             let part = packed.get(..part.index(packed.len())).unwrap_or_default();
-            prop_assert_eq!(unpack(part), None);
+            prop_assert_eq!(decode(part), None);
         }
     }
 
     #[test]
     fn more_behind_it_is_no_data() {
-        let packed = pack(&Data::from([("a".to_owned(), json!(1))])).unwrap();
-        assert_eq!(unpack(&format!("{packed}\0")), None);
+        let packed = encode(&Data::from([("a".to_owned(), json!(1))])).unwrap();
+        assert_eq!(decode(&format!("{packed}\0")), None);
     }
 
     #[test]
@@ -364,8 +364,8 @@ mod tests {
             Data::from([("deep".to_owned(), value)])
         };
         let deep = nested(MAX_DEPTH);
-        assert_eq!(unpack(&pack(&deep).unwrap()).unwrap(), deep);
-        assert_eq!(pack(&nested(MAX_DEPTH + 1)), None);
+        assert_eq!(decode(&encode(&deep).unwrap()).unwrap(), deep);
+        assert_eq!(encode(&nested(MAX_DEPTH + 1)), None);
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
         for level in [array_of_one, object_of_one] {
             for (levels, is_data) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (100_000, false)] {
                 let packed = format!("\u{1}!a{}\0", level.repeat(levels));
-                let unpacks = move || assert_eq!(unpack(&packed).is_some(), is_data, "{levels}");
+                let unpacks = move || assert_eq!(decode(&packed).is_some(), is_data, "{levels}");
                 let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(unpacks);
                 thread.unwrap().join().unwrap();
             }

@@ -7,11 +7,11 @@ use crate::clock::Moment;
 
 /// What the cache knows of its lease, and what it holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Standing {
+pub(crate) struct CacheStats {
     pub(crate) now: Moment,
     /// `None`: without a bound.
     pub(crate) max_staleness: Option<Duration>,
-    pub(crate) synced_at: Moment,
+    pub(crate) synced_through: Moment,
     /// How much longer entries are served now.
     pub(crate) grace: Option<Duration>,
     pub(crate) entries: u64,
@@ -21,14 +21,14 @@ pub(crate) struct Standing {
 }
 
 impl Cache {
-    pub(crate) fn standing(&self) -> Standing {
+    pub(crate) fn stats(&self) -> CacheStats {
         let shared = &self.0;
-        let (entries, bytes) = shared.account.held();
-        let (max_bytes, max_entries) = shared.account.limits();
-        Standing {
+        let (entries, bytes) = shared.usage.totals();
+        let (max_bytes, max_entries) = shared.usage.limits();
+        CacheStats {
             now: shared.clock.now(),
             max_staleness: shared.lease.bound(),
-            synced_at: shared.lease.synced_at(),
+            synced_through: shared.lease.synced_through(),
             grace: shared.outage.grace(),
             entries,
             bytes,
@@ -38,12 +38,12 @@ impl Cache {
     }
 
     /// Empties the cache for good, to the last entry: moka clears a part at a time.
-    pub(crate) fn empty(&self) {
+    pub(crate) fn purge(&self) {
         self.clear();
-        let mut left = self.0.account.held().0;
+        let mut left = self.0.usage.totals().0;
         while left > 0 {
             self.0.sessions.run_pending_tasks();
-            let now = self.0.account.held().0;
+            let now = self.0.usage.totals().0;
             if now >= left {
                 return;
             }

@@ -3,32 +3,32 @@
 use tokio::sync::watch;
 
 use super::entry::{Entry, Times};
-use super::freshness::Stamp;
+use super::freshness::Version;
 use super::outage::Probe;
 use super::{Absent, Answer, Cache, NoRoom};
 use crate::backend::Rev;
 use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
-use crate::metrics::{Fill, Void};
+use crate::metrics::{Fill, Invalidation};
 use crate::record::{Session, WallTime};
 
 /// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
 /// entry: an operation of which the end is not known must leave none.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct FillGuard {
     cache: Cache,
-    stamp: Option<Stamp>,
+    version: Option<Version>,
     read_at: Moment,
     writes: Option<Rev>,
     /// What it is counted as if it removes the entry unasked.
-    unused: Void,
+    drop_cause: Invalidation,
 }
 
 impl Cache {
     /// A ticket of an operation whose stamp was taken at `read_at` or later.
-    pub(super) fn ticket_of(&self, stamp: Stamp, read_at: Moment) -> Ticket {
-        let (cache, stamp, unused) = (self.clone(), Some(stamp), Void::Doubt);
-        Ticket { cache, stamp, read_at, writes: None, unused }
+    pub(super) fn fill_guard(&self, stamp: Version, read_at: Moment) -> FillGuard {
+        let (cache, stamp, unused) = (self.clone(), Some(stamp), Invalidation::UnknownOutcome);
+        FillGuard { cache, version: stamp, read_at, writes: None, drop_cause: unused }
     }
 
     /// Whether a session that expires then has expired, by a fresh look at both clocks.
@@ -39,24 +39,24 @@ impl Cache {
     }
 }
 
-impl Ticket {
-    pub(super) fn writing(mut self, rev: Rev) -> Self {
+impl FillGuard {
+    pub(super) fn with_rev(mut self, rev: Rev) -> Self {
         self.writes = Some(rev);
         self
     }
 
     pub(super) fn generation(&self) -> Option<u64> {
-        self.stamp.as_ref().map(Stamp::generation)
+        self.version.as_ref().map(Version::generation)
     }
 
     /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
     pub(crate) fn publish(self, session: Session) -> Option<Entry> {
-        self.place(session).map(|(entry, _)| entry)
+        self.insert(session).map(|(entry, _)| entry)
     }
 
-    fn place(self, session: Session) -> Option<(Entry, Fill)> {
+    fn insert(self, session: Session) -> Option<(Entry, Fill)> {
         let (expires, read_at, compact) = (session.expires, self.read_at, self.cache.0.compact);
-        self.leave(expires, read_at, |times| {
+        self.insert_as(expires, read_at, |times| {
             let entry = Entry::new(session, times);
             let placed = if compact { entry.compacted() } else { entry.clone() };
             (entry, placed)
@@ -66,48 +66,49 @@ impl Ticket {
     /// Leaves `entry` with another expiry, on the same terms. It was looked up under this ticket;
     /// what it knows of the session's data grows no younger.
     pub(crate) fn prolong(self, entry: &Entry, expires: WallTime) {
-        self.leave(expires, entry.times().read_at, |times| {
-            let prolonged = entry.prolonged(expires, times);
+        self.insert_as(expires, entry.times().read_at, |times| {
+            let prolonged = entry.with_expiry(expires, times);
             (prolonged.clone(), prolonged)
         });
     }
 
     /// Leaves the second of what `make` makes, and answers with the first.
-    fn leave(
+    fn insert_as(
         mut self,
         expires: WallTime,
         read_at: Moment,
         make: impl FnOnce(Times) -> (Entry, Entry),
     ) -> Option<(Entry, Fill)> {
-        let mut stamp = self.stamp.take()?;
+        let mut stamp = self.version.take()?;
         let shared = &self.cache.0;
-        if let Some(generation) = self.writes.and_then(|rev| shared.echoes.landed(rev)) {
-            stamp.landed(generation);
+        if let Some(generation) = self.writes.and_then(|rev| shared.own_writes.seen_generation(rev))
+        {
+            stamp.advance_to(generation);
         }
         let is_over = self.cache.has_expired_by_now(expires);
         let (entry, placed) = make(Times { epoch: stamp.epoch(), read_at });
         let (key, weight) = (stamp.key(), placed.weight());
         // What has expired on the way is an answer to those who asked before, and none for later:
         // it may have been prolonged meanwhile.
-        let admitted = shared.bound.admits(weight) && !is_over;
-        let fill = shared.freshness.finish(stamp, |current| {
+        let admitted = shared.capacity.admits(weight) && !is_over;
+        let fill = shared.versions.finish(stamp, |current| {
             if !current {
-                shared.remove(key, Void::Overtaken);
+                shared.remove(key, Invalidation::Overtaken);
                 return Fill::Overtaken;
             }
             if !admitted {
-                shared.remove(key, Void::Unfit);
+                shared.remove(key, Invalidation::Unfit);
                 return Fill::Unfit;
             }
             shared.absent.invalidate(&key);
             shared.sessions.insert(key, placed);
-            shared.account.add(weight);
+            shared.usage.add(weight);
             Fill::Stored
         });
         if let Some(rev) = self.writes.take() {
-            shared.echoes.acknowledges(rev);
+            shared.own_writes.record_acked(rev);
         }
-        if shared.bound.is_large(weight) {
+        if shared.capacity.is_large(weight) {
             shared.sessions.run_pending_tasks();
         }
         Some((entry, fill))
@@ -115,8 +116,12 @@ impl Ticket {
 
     /// Leaves `session` in the cache if it takes no more than `room` and nobody else works on its key,
     /// and otherwise everything as it is. Answers with what it takes.
-    pub(super) fn settle(mut self, session: Session, room: u64) -> Result<Option<u64>, NoRoom> {
-        let Some(stamp) = self.stamp.take() else { return Ok(None) };
+    pub(super) fn publish_if_idle(
+        mut self,
+        session: Session,
+        room: u64,
+    ) -> Result<Option<u64>, NoRoom> {
+        let Some(stamp) = self.version.take() else { return Ok(None) };
         let shared = &self.cache.0;
         let is_over = self.cache.has_expired_by_now(session.expires);
         let times = Times { epoch: stamp.epoch(), read_at: self.read_at };
@@ -125,26 +130,26 @@ impl Ticket {
             entry = entry.compacted();
         }
         let (key, weight) = (stamp.key(), entry.weight());
-        let takes = u64::from(shared.bound.weigh(weight));
+        let takes = u64::from(shared.capacity.weigh(weight));
         if is_over || takes > room {
-            shared.freshness.release(stamp);
+            shared.versions.release(stamp);
             return if is_over { Ok(None) } else { Err(NoRoom) };
         }
-        let settled = shared.freshness.finish_if_idle(stamp, || {
+        let settled = shared.versions.finish_if_idle(stamp, || {
             shared.absent.invalidate(&key);
             shared.sessions.insert(key, entry);
-            shared.account.add(weight);
+            shared.usage.add(weight);
         });
         Ok(settled.then_some(takes))
     }
 
     /// Remembers, if the ticket is current, that the database does not know the key.
     fn publish_absence(mut self) -> Fill {
-        let Some(stamp) = self.stamp.take() else { return Fill::Overtaken };
+        let Some(stamp) = self.version.take() else { return Fill::Overtaken };
         let shared = &self.cache.0;
         let (key, absent) = (stamp.key(), Absent { epoch: stamp.epoch(), read_at: self.read_at });
-        shared.freshness.finish(stamp, |current| {
-            shared.remove(key, if current { Void::Gone } else { Void::Overtaken });
+        shared.versions.finish(stamp, |current| {
+            shared.remove(key, if current { Invalidation::Gone } else { Invalidation::Overtaken });
             if current {
                 shared.absent.insert(key, absent);
                 return Fill::Absent;
@@ -154,30 +159,30 @@ impl Ticket {
     }
 
     /// Removes the entry: the session is gone, or nobody knows how it stands.
-    pub(crate) fn forget(mut self, cause: Void) {
-        self.unused = cause;
+    pub(crate) fn evict(mut self, cause: Invalidation) {
+        self.drop_cause = cause;
         drop(self);
     }
 
     /// Leaves everything as it is: nothing was learned, and no data was written.
     pub(crate) fn release(mut self) {
-        if let Some(stamp) = self.stamp.take() {
-            self.cache.0.freshness.release(stamp);
+        if let Some(stamp) = self.version.take() {
+            self.cache.0.versions.release(stamp);
         }
     }
 
-    fn remove(&self, stamp: Stamp) {
+    fn remove(&self, stamp: Version) {
         let (shared, key) = (&self.cache.0, stamp.key());
-        shared.freshness.finish(stamp, |_| shared.remove(key, self.unused));
+        shared.versions.finish(stamp, |_| shared.remove(key, self.drop_cause));
     }
 }
 
-impl Drop for Ticket {
+impl Drop for FillGuard {
     fn drop(&mut self) {
         if let Some(rev) = self.writes.take() {
-            self.cache.0.echoes.doubts(rev);
+            self.cache.0.own_writes.record_unknown(rev);
         }
-        if let Some(stamp) = self.stamp.take() {
+        if let Some(stamp) = self.version.take() {
             self.remove(stamp);
         }
     }
@@ -185,46 +190,46 @@ impl Drop for Ticket {
 
 /// The end of a shared read: what it found goes to the cache and to all who wait.
 #[derive(Debug)]
-pub(crate) struct Landing {
-    ticket: Ticket,
-    lands: watch::Sender<Answer>,
+pub(crate) struct Leader {
+    guard: FillGuard,
+    result: watch::Sender<Answer>,
     probe: Option<Probe>,
 }
 
-impl Landing {
-    pub(super) fn new(ticket: Ticket, lands: watch::Sender<Answer>) -> Self {
-        Self { ticket, lands, probe: None }
+impl Leader {
+    pub(super) fn new(ticket: FillGuard, lands: watch::Sender<Answer>) -> Self {
+        Self { guard: ticket, result: lands, probe: None }
     }
 
-    pub(super) fn holding(mut self, probe: Probe) -> Self {
+    pub(super) fn with_probe(mut self, probe: Probe) -> Self {
         self.probe = Some(probe);
         self
     }
 
-    pub(crate) fn land(self, found: Result<Option<Session>>) {
-        let cache = self.ticket.cache.clone();
-        cache.note(&found);
+    pub(crate) fn complete(self, found: Result<Option<Session>>) {
+        let cache = self.guard.cache.clone();
+        cache.observe(&found);
         let (answer, fill) = match found {
-            Ok(Some(session)) => match self.ticket.place(session) {
+            Ok(Some(session)) => match self.guard.insert(session) {
                 Some((entry, fill)) => (Ok(Some(entry)), fill),
                 None => (Ok(None), Fill::Overtaken),
             },
-            Ok(None) => (Ok(None), self.ticket.publish_absence()),
+            Ok(None) => (Ok(None), self.guard.publish_absence()),
             // What is stored is another state than what is cached, and one that cannot be read.
             Err(error) if error.kind() == ErrorKind::Decode => {
-                self.ticket.forget(Void::Doubt);
+                self.guard.evict(Invalidation::UnknownOutcome);
                 (Err(error), Fill::Failed)
             }
             // A read that fails otherwise has learned nothing. What is cached stays, for as long as its
             // lease or the grace lasts.
             Err(error) => {
-                self.ticket.release();
+                self.guard.release();
                 (Err(error), Fill::Failed)
             }
         };
         // Before the answer: who has it may look at the count.
-        cache.0.metrics.fill(fill);
-        self.lands.send_replace(Some(answer));
+        cache.0.metrics.count_fill(fill);
+        self.result.send_replace(Some(answer));
         drop(self.probe);
     }
 }
@@ -239,7 +244,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cache::{EvictionPolicy, Limits, Lookup};
+    use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
     use crate::clock::Clock;
     use crate::error::Error;
     use crate::key::SessionKey;
@@ -280,11 +285,11 @@ mod tests {
         }
     }
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> CacheConfig {
+        CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
-            max_absent: 0,
+            max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
             exclusive: true,
@@ -316,12 +321,12 @@ mod tests {
         for error in errors.into_iter().chain([turned_away, interrupted]) {
             let cache = Cache::new(&limits(), clock.clone(), &Series::default());
             let key = SessionKey::of(1);
-            cache.ticket(key).publish(Session { data: Data::new(), expires });
+            cache.begin(key).publish(Session { data: Data::new(), expires });
             let (lands, _answer) = watch::channel(None);
-            Landing::new(cache.ticket(key), lands).land(Err(error.clone()));
+            Leader::new(cache.begin(key), lands).complete(Err(error.clone()));
             let stays = matches!(cache.get(key), Lookup::Hit(_));
             assert_eq!(stays, error.kind() != ErrorKind::Decode, "{error:?}");
-            assert_eq!(cache.tickets(), 0);
+            assert_eq!(cache.tracked_keys(), 0);
         }
     }
 
@@ -336,7 +341,7 @@ mod tests {
         let key = SessionKey::of(1);
         let save = |version: u32| {
             let data = Data::from([("version".to_owned(), json!(version))]);
-            cache.ticket(key).publish(Session { data, expires });
+            cache.begin(key).publish(Session { data, expires });
         };
         save(1);
         breaks.0.store(true, Ordering::SeqCst);

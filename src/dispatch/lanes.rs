@@ -19,59 +19,59 @@ use crate::tasks::timed_out;
 
 /// The lanes that somebody is in. An idle store has none.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lanes(Arc<Mutex<Map>>);
+pub(super) struct WriteQueue(Arc<Mutex<Map>>);
 
-type Map = HashMap<SessionKey, Lane, KeyHashing>;
+type Map = HashMap<SessionKey, KeyQueue, KeyHashing>;
 
 /// How many may be in a lane. A visitor who saves faster than MongoDB takes it must not use up what all
 /// may wait for.
-const LONGEST: usize = 256;
+const MAX_PER_KEY: usize = 256;
 
 #[derive(Debug)]
-struct Lane {
-    tail: Ahead,
-    places: usize,
+struct KeyQueue {
+    tail: Predecessor,
+    len: usize,
 }
 
 /// Somebody in a lane, as the one behind them sees it.
 #[derive(Debug)]
-struct Ahead {
+struct Predecessor {
     number: u64,
     /// They and all before them change nothing but an expiry.
-    touches: bool,
-    leaves: oneshot::Receiver<Ahead>,
+    is_touch: bool,
+    released: oneshot::Receiver<Predecessor>,
 }
 
 /// A place in a lane. Dropping it lets the next one go, or wait for those before it if they are
 /// still there.
 #[derive(Debug)]
-pub(crate) struct Place {
-    lanes: Lanes,
+pub(crate) struct WritePermit {
+    queue: WriteQueue,
     key: SessionKey,
     number: u64,
-    before: Option<Ahead>,
-    entered: Instant,
-    left: Option<oneshot::Sender<Ahead>>,
+    predecessor: Option<Predecessor>,
+    enqueued_at: Instant,
+    release: Option<oneshot::Sender<Predecessor>>,
 }
 
-impl Lanes {
+impl WriteQueue {
     /// Takes the last place in the lane of a key, for a save. The order is that of these calls. An
     /// error if the lane is full.
-    pub(super) fn enter(&self, key: SessionKey) -> Result<Place> {
-        self.enter_last(self.lock(), key, false)
+    pub(super) fn enqueue(&self, key: SessionKey) -> Result<WritePermit> {
+        self.push(self.lock(), key, false)
     }
 
     /// The same for a touch. `None` if a save is in the lane, with which it would not be ordered:
     /// a touch has nothing to put in the place of what that save stores.
-    pub(super) fn enter_to_touch(&self, key: SessionKey) -> Option<Result<Place>> {
+    pub(super) fn enqueue_touch(&self, key: SessionKey) -> Option<Result<WritePermit>> {
         let lanes = self.lock();
-        let is_free = lanes.get(&key).is_none_or(|lane| lane.tail.touches);
-        is_free.then(|| self.enter_last(lanes, key, true))
+        let is_free = lanes.get(&key).is_none_or(|lane| lane.tail.is_touch);
+        is_free.then(|| self.push(lanes, key, true))
     }
 
     /// Whether no save is in the lane of a key.
     pub(super) fn is_settled(&self, key: SessionKey) -> bool {
-        self.lock().get(&key).is_none_or(|lane| lane.tail.touches)
+        self.lock().get(&key).is_none_or(|lane| lane.tail.is_touch)
     }
 
     #[cfg(test)]
@@ -79,32 +79,39 @@ impl Lanes {
         self.lock().len()
     }
 
-    fn enter_last(
+    fn push(
         &self,
         mut lanes: MutexGuard<'_, Map>,
         key: SessionKey,
         touches: bool,
-    ) -> Result<Place> {
+    ) -> Result<WritePermit> {
         let (left, leaves) = oneshot::channel();
-        let mut ahead = Ahead { number: 0, touches, leaves };
+        let mut ahead = Predecessor { number: 0, is_touch: touches, released: leaves };
         let before = match lanes.entry(key) {
             Entry::Occupied(lane) => {
                 let lane = lane.into_mut();
-                if lane.places >= LONGEST {
-                    return Err(full());
+                if lane.len >= MAX_PER_KEY {
+                    return Err(queue_full());
                 }
                 ahead.number = lane.tail.number + 1;
-                lane.places += 1;
+                lane.len += 1;
                 Some(std::mem::replace(&mut lane.tail, ahead))
             }
             Entry::Vacant(lane) => {
-                lane.insert(Lane { tail: ahead, places: 1 });
+                lane.insert(KeyQueue { tail: ahead, len: 1 });
                 None
             }
         };
         let number = before.as_ref().map_or(0, |before| before.number + 1);
         let entered = Instant::now();
-        Ok(Place { lanes: self.clone(), key, number, before, entered, left: Some(left) })
+        Ok(WritePermit {
+            queue: self.clone(),
+            key,
+            number,
+            predecessor: before,
+            enqueued_at: entered,
+            release: Some(left),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {
@@ -112,32 +119,32 @@ impl Lanes {
     }
 }
 
-impl Place {
+impl WritePermit {
     /// When the place was taken.
-    pub(super) fn entered(&self) -> Instant {
-        self.entered
+    pub(super) fn enqueued_at(&self) -> Instant {
+        self.enqueued_at
     }
 
     /// Waits until all who came before have left. An error if that took the whole timeout: the
     /// caller has been told by now, and the write need not be sent any more.
-    pub(super) async fn turn(&mut self, timeout: Duration) -> Result<()> {
-        while let Some(before) = self.before.as_mut() {
+    pub(super) async fn acquire(&mut self, timeout: Duration) -> Result<()> {
+        while let Some(before) = self.predecessor.as_mut() {
             // Who leaves before their turn tells of those that are still there.
-            self.before = (&mut before.leaves).await.ok();
+            self.predecessor = (&mut before.released).await.ok();
         }
-        if self.entered.elapsed() < timeout { Ok(()) } else { Err(timed_out(timeout)) }
+        if self.enqueued_at.elapsed() < timeout { Ok(()) } else { Err(timed_out(timeout)) }
     }
 }
 
-impl Drop for Place {
+impl Drop for WritePermit {
     fn drop(&mut self) {
-        let lanes = self.lanes.clone();
+        let lanes = self.queue.clone();
         let mut lanes = lanes.lock();
         // From here on, and still under the lock, who is behind sees this place as left.
-        let left = self.left.take();
-        let before = self.before.take().and_then(Ahead::still_there);
+        let left = self.release.take();
+        let before = self.predecessor.take().and_then(Predecessor::still_queued);
         let Entry::Occupied(mut lane) = lanes.entry(self.key) else { return };
-        lane.get_mut().places -= 1;
+        lane.get_mut().len -= 1;
         if lane.get().tail.number != self.number {
             if let (Some(before), Some(left)) = (before, left) {
                 drop(left.send(before));
@@ -150,11 +157,11 @@ impl Drop for Place {
     }
 }
 
-impl Ahead {
+impl Predecessor {
     /// Those, or the last before them who has not left.
-    fn still_there(mut self) -> Option<Self> {
+    fn still_queued(mut self) -> Option<Self> {
         loop {
-            match self.leaves.try_recv() {
+            match self.released.try_recv() {
                 Ok(earlier) => self = earlier,
                 Err(TryRecvError::Empty) => return Some(self),
                 Err(TryRecvError::Closed) => return None,
@@ -163,11 +170,11 @@ impl Ahead {
     }
 }
 
-fn full() -> Error {
+fn queue_full() -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{LONGEST} saves of one session wait for MongoDB already, and no more than that may: is \
+            "{MAX_PER_KEY} saves of one session wait for MongoDB already, and no more than that may: is \
              its visitor sending requests without a limit?"
         ),
     )
@@ -183,21 +190,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_whose_time_is_up_is_not_sent() {
-        let lanes = Lanes::default();
-        let mut place = lanes.enter(SessionKey::of(1)).unwrap();
-        let error = place.turn(Duration::ZERO).await.unwrap_err();
+        let lanes = WriteQueue::default();
+        let mut place = lanes.enqueue(SessionKey::of(1)).unwrap();
+        let error = place.acquire(Duration::ZERO).await.unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Timeout);
     }
 
     #[tokio::test]
     async fn a_lane_is_left_in_the_order_in_which_it_was_entered() {
-        let lanes = Lanes::default();
+        let lanes = WriteQueue::default();
         let key = SessionKey::of(1);
         let (mut a, mut b, mut c) =
-            (lanes.enter(key).unwrap(), lanes.enter(key).unwrap(), lanes.enter(key).unwrap());
-        a.turn(LONG).await.unwrap();
-        assert!(c.turn(LONG).now_or_never().is_none());
-        assert!(b.turn(LONG).now_or_never().is_none());
+            (lanes.enqueue(key).unwrap(), lanes.enqueue(key).unwrap(), lanes.enqueue(key).unwrap());
+        a.acquire(LONG).await.unwrap();
+        assert!(c.acquire(LONG).now_or_never().is_none());
+        assert!(b.acquire(LONG).now_or_never().is_none());
         drop(a);
         drop(b);
         drop(c);
@@ -206,68 +213,68 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_before_their_turn_lets_nobody_overtake() {
-        let lanes = Lanes::default();
+        let lanes = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enter(key).unwrap();
-        let impatient = lanes.enter(key).unwrap();
-        let mut second = lanes.enter(key).unwrap();
-        drop((impatient, lanes.enter(key).unwrap()));
-        first.turn(LONG).await.unwrap();
-        assert!(second.turn(LONG).now_or_never().is_none());
-        let mut third = lanes.enter(key).unwrap();
-        assert!(third.turn(LONG).now_or_never().is_none());
+        let mut first = lanes.enqueue(key).unwrap();
+        let impatient = lanes.enqueue(key).unwrap();
+        let mut second = lanes.enqueue(key).unwrap();
+        drop((impatient, lanes.enqueue(key).unwrap()));
+        first.acquire(LONG).await.unwrap();
+        assert!(second.acquire(LONG).now_or_never().is_none());
+        let mut third = lanes.enqueue(key).unwrap();
+        assert!(third.acquire(LONG).now_or_never().is_none());
         drop(first);
-        second.turn(LONG).await.unwrap();
-        assert!(third.turn(LONG).now_or_never().is_none());
+        second.acquire(LONG).await.unwrap();
+        assert!(third.acquire(LONG).now_or_never().is_none());
         drop(second);
-        third.turn(LONG).await.unwrap();
+        third.acquire(LONG).await.unwrap();
         drop(third);
         assert!(lanes.lock().is_empty());
     }
 
     #[tokio::test]
     async fn a_touch_follows_touches_and_keeps_out_of_the_way_of_saves() {
-        let lanes = Lanes::default();
+        let lanes = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enter_to_touch(key).unwrap().unwrap();
-        let mut second = lanes.enter_to_touch(key).unwrap().unwrap();
+        let mut first = lanes.enqueue_touch(key).unwrap().unwrap();
+        let mut second = lanes.enqueue_touch(key).unwrap().unwrap();
         assert!(lanes.is_settled(key));
-        first.turn(LONG).await.unwrap();
-        assert!(second.turn(LONG).now_or_never().is_none());
-        let mut save = lanes.enter(key).unwrap();
-        assert!(lanes.enter_to_touch(key).is_none() && !lanes.is_settled(key));
+        first.acquire(LONG).await.unwrap();
+        assert!(second.acquire(LONG).now_or_never().is_none());
+        let mut save = lanes.enqueue(key).unwrap();
+        assert!(lanes.enqueue_touch(key).is_none() && !lanes.is_settled(key));
         drop(first);
-        second.turn(LONG).await.unwrap();
+        second.acquire(LONG).await.unwrap();
         drop(second);
-        save.turn(LONG).await.unwrap();
-        assert!(lanes.enter_to_touch(key).is_none(), "it is under way");
+        save.acquire(LONG).await.unwrap();
+        assert!(lanes.enqueue_touch(key).is_none(), "it is under way");
         drop(save);
-        assert!(lanes.is_settled(key) && lanes.enter_to_touch(key).is_some());
+        assert!(lanes.is_settled(key) && lanes.enqueue_touch(key).is_some());
     }
 
     #[tokio::test]
     async fn whoever_is_in_a_lane_holds_up_nobody_in_another() {
-        let lanes = Lanes::default();
-        let mut a = lanes.enter(SessionKey::of(1)).unwrap();
-        let mut b = lanes.enter(SessionKey::of(2)).unwrap();
-        b.turn(LONG).await.unwrap();
-        a.turn(LONG).await.unwrap();
+        let lanes = WriteQueue::default();
+        let mut a = lanes.enqueue(SessionKey::of(1)).unwrap();
+        let mut b = lanes.enqueue(SessionKey::of(2)).unwrap();
+        b.acquire(LONG).await.unwrap();
+        a.acquire(LONG).await.unwrap();
         drop(a);
         assert_eq!(lanes.lock().len(), 1);
     }
 
     #[tokio::test]
     async fn a_full_lane_takes_nobody_more_until_one_leaves_and_other_lanes_do() {
-        let lanes = Lanes::default();
+        let lanes = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut places: Vec<_> = (0..LONGEST).map(|_| lanes.enter(key).unwrap()).collect();
-        assert_eq!(lanes.enter(key).unwrap_err().kind(), ErrorKind::Overloaded);
-        assert!(lanes.enter(SessionKey::of(2)).is_ok());
+        let mut places: Vec<_> = (0..MAX_PER_KEY).map(|_| lanes.enqueue(key).unwrap()).collect();
+        assert_eq!(lanes.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
+        assert!(lanes.enqueue(SessionKey::of(2)).is_ok());
         // From anywhere: the one at the end, one in between, and the first.
-        for at in [LONGEST - 1, LONGEST / 2, 0] {
+        for at in [MAX_PER_KEY - 1, MAX_PER_KEY / 2, 0] {
             drop(places.remove(at));
-            places.push(lanes.enter(key).unwrap());
-            assert_eq!(lanes.enter(key).unwrap_err().kind(), ErrorKind::Overloaded);
+            places.push(lanes.enqueue(key).unwrap());
+            assert_eq!(lanes.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
         }
         drop(places);
         assert!(lanes.lock().is_empty());

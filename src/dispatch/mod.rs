@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use self::lanes::{Lanes, Place};
-pub(crate) use self::queue::Limits;
-use self::queue::{Freight, Queue, Seat};
+use self::lanes::{WritePermit, WriteQueue};
+pub(crate) use self::queue::BatchLimits;
+use self::queue::{AdmissionPermit, BatchExecutor, BatchQueue};
 use crate::backend::{Backend, Call, Rev};
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
@@ -74,63 +74,69 @@ pub(crate) trait Commands: Send + Sync + 'static {
 }
 
 /// A database whose reads and saves are sent together when there are many. Clones share it.
-pub(crate) struct Dispatch<C: Commands> {
+pub(crate) struct Batcher<C: Commands> {
     commands: Arc<C>,
-    lanes: Lanes,
-    reads: Queue<Reads<C>>,
-    saves: Queue<Saves<C>>,
+    write_queue: WriteQueue,
+    reads: BatchQueue<Reads<C>>,
+    saves: BatchQueue<Saves<C>>,
 }
 
-impl<C: Commands> Clone for Dispatch<C> {
+impl<C: Commands> Clone for Batcher<C> {
     fn clone(&self) -> Self {
         Self {
             commands: Arc::clone(&self.commands),
-            lanes: self.lanes.clone(),
+            write_queue: self.write_queue.clone(),
             reads: self.reads.clone(),
             saves: self.saves.clone(),
         }
     }
 }
 
-impl<C: Commands> Dispatch<C> {
-    pub(crate) fn new(commands: C, tasks: &Tasks, limits: Limits) -> Self {
+impl<C: Commands> Batcher<C> {
+    pub(crate) fn new(commands: C, tasks: &Tasks, limits: BatchLimits) -> Self {
         let commands = Arc::new(commands);
         Self {
-            reads: Queue::new(Reads(Arc::clone(&commands)), tasks.clone(), limits),
-            saves: Queue::new(Saves(Arc::clone(&commands)), tasks.clone(), limits),
-            lanes: Lanes::default(),
+            reads: BatchQueue::new(Reads(Arc::clone(&commands)), tasks.clone(), limits),
+            saves: BatchQueue::new(Saves(Arc::clone(&commands)), tasks.clone(), limits),
+            write_queue: WriteQueue::default(),
             commands,
         }
     }
 
     /// Waits in a lane.
-    fn turn(&self, seat: Seat<Saves<C>>, mut place: Place) -> Call<Turn<C>> {
+    fn wait_for_turn(
+        &self,
+        seat: AdmissionPermit<Saves<C>>,
+        mut place: WritePermit,
+    ) -> Call<SavePermit<C>> {
         let timeout = self.saves.timeout();
-        Box::pin(async move { place.turn(timeout).await.map(|()| Turn { seat, place }) })
+        Box::pin(async move {
+            place.acquire(timeout).await.map(|()| SavePermit { admission: seat, permit: place })
+        })
     }
 
     /// How many commands are under way, how many calls there are, how many of them wait, and how
     /// many lanes somebody is in.
     #[cfg(test)]
-    pub(crate) fn under_way(&self) -> [usize; 4] {
-        let (reads, saves) = (self.reads.under_way(), self.saves.under_way());
-        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.lanes.len()]
+    pub(crate) fn load(&self) -> [usize; 4] {
+        let (reads, saves) = (self.reads.load(), self.saves.load());
+        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.write_queue.len()]
     }
 
-    async fn send(self, update: C::Update, turn: Turn<C>) -> Result<Option<WallTime>> {
-        let began = turn.place.entered();
-        self.saves.send(turn.seat, (update, turn.place), began).await
+    async fn send(self, update: C::Update, turn: SavePermit<C>) -> Result<Option<WallTime>> {
+        let began = turn.permit.enqueued_at();
+        self.saves.send(turn.admission, (update, turn.permit), began).await
     }
 }
 
 /// The right to send a save.
-pub(crate) struct Turn<C: Commands> {
-    seat: Seat<Saves<C>>,
-    place: Place,
+pub(crate) struct SavePermit<C: Commands> {
+    admission: AdmissionPermit<Saves<C>>,
+    permit: WritePermit,
 }
 
-impl<C: Commands> Backend for Dispatch<C> {
-    type Place = Turn<C>;
+impl<C: Commands> Backend for Batcher<C> {
+    type TouchPermit = SavePermit<C>;
 
     fn insert(
         &self,
@@ -149,7 +155,7 @@ impl<C: Commands> Backend for Dispatch<C> {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let seat = match self.saves.sit() {
+        let seat = match self.saves.admit() {
             Ok(seat) => seat,
             Err(error) => return failed(error),
         };
@@ -157,29 +163,34 @@ impl<C: Commands> Backend for Dispatch<C> {
             Ok(update) => update,
             Err(error) => return failed(error),
         };
-        let place = match self.lanes.enter(key) {
+        let place = match self.write_queue.enqueue(key) {
             Ok(place) => place,
             Err(error) => return failed(error),
         };
-        let (turn, saves) = (self.turn(seat, place), self.clone());
+        let (turn, saves) = (self.wait_for_turn(seat, place), self.clone());
         Box::pin(async move { saves.send(update, turn.await?).await })
     }
 
-    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Turn<C>>> {
-        let seat = match self.saves.sit() {
+    fn acquire_touch(&self, key: SessionKey) -> Option<Call<SavePermit<C>>> {
+        let seat = match self.saves.admit() {
             Ok(seat) => seat,
             Err(error) => return Some(failed(error)),
         };
-        let place = self.lanes.enter_to_touch(key)?;
-        Some(place.map_or_else(failed, |place| self.turn(seat, place)))
+        let place = self.write_queue.enqueue_touch(key)?;
+        Some(place.map_or_else(failed, |place| self.wait_for_turn(seat, place)))
     }
 
-    fn touch(&self, turn: Turn<C>, key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
+    fn touch(
+        &self,
+        turn: SavePermit<C>,
+        key: SessionKey,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         Box::pin(self.clone().send(self.commands.touch(key, expires), turn))
     }
 
     fn is_settled(&self, key: SessionKey) -> bool {
-        self.lanes.is_settled(key)
+        self.write_queue.is_settled(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {
@@ -188,7 +199,7 @@ impl<C: Commands> Backend for Dispatch<C> {
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
         let (reads, began) = (self.reads.clone(), Instant::now());
-        match reads.sit() {
+        match reads.admit() {
             Ok(seat) => Box::pin(async move { reads.send(seat, key, began).await }),
             Err(error) => failed(error),
         }
@@ -209,15 +220,15 @@ fn failed<T: Send + 'static>(error: Error) -> Call<T> {
 
 struct Reads<C>(Arc<C>);
 
-impl<C: Commands> Freight for Reads<C> {
+impl<C: Commands> BatchExecutor for Reads<C> {
     type Item = SessionKey;
     type Answer = Option<Session>;
 
-    fn alone(&self, key: SessionKey) -> Call<Option<Session>> {
+    fn run_one(&self, key: SessionKey) -> Call<Option<Session>> {
         self.0.find(key)
     }
 
-    fn together(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
+    fn run_batch(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
         // Without a cache above, one session may be asked for several times.
         let mut seen = HashMap::with_capacity(keys.len());
         let mut distinct = Vec::with_capacity(keys.len());
@@ -252,12 +263,12 @@ impl<C: Commands> Freight for Reads<C> {
 
 struct Saves<C>(Arc<C>);
 
-impl<C: Commands> Freight for Saves<C> {
+impl<C: Commands> BatchExecutor for Saves<C> {
     /// With its place in the lane of its session, which is held until the driver has ended.
-    type Item = (C::Update, Place);
+    type Item = (C::Update, WritePermit);
     type Answer = Option<WallTime>;
 
-    fn alone(&self, (update, place): (C::Update, Place)) -> Call<Option<WallTime>> {
+    fn run_one(&self, (update, place): (C::Update, WritePermit)) -> Call<Option<WallTime>> {
         let updated = self.0.update(update);
         Box::pin(async move {
             let updated = updated.await;
@@ -266,7 +277,10 @@ impl<C: Commands> Freight for Saves<C> {
         })
     }
 
-    fn together(&self, items: Vec<(C::Update, Place)>) -> Call<Vec<Result<Option<WallTime>>>> {
+    fn run_batch(
+        &self,
+        items: Vec<(C::Update, WritePermit)>,
+    ) -> Call<Vec<Result<Option<WallTime>>>> {
         let (updates, places): (Vec<_>, Vec<_>) = items.into_iter().unzip();
         let outcomes = self.0.update_all(updates);
         Box::pin(async move {
@@ -276,7 +290,7 @@ impl<C: Commands> Freight for Saves<C> {
         })
     }
 
-    fn bytes((update, _): &(C::Update, Place)) -> usize {
+    fn bytes((update, _): &(C::Update, WritePermit)) -> usize {
         C::bytes(update)
     }
 }

@@ -5,7 +5,7 @@
 //! go one by one, side by side; and where there are many, each command is as large as those before it,
 //! instead of one large one that is followed by many small ones of those whom it kept waiting.
 //!
-//! Nobody waits here for long. Who has waited for [`Limits::patience`] leaves anyway, with all who wait,
+//! Nobody waits here for long. Who has waited for [`Limits::max_wait`] leaves anyway, with all who wait,
 //! and how large the commands under way are counts no more: so a few connections that stand still
 //! hold up nobody else, and a far server gets as many commands as it takes.
 
@@ -23,69 +23,75 @@ use crate::tasks::{Tasks, timed_out};
 
 /// When calls leave, and how many.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct BatchLimits {
     /// So many commands under way keep the server busy: what comes then waits.
-    pub(crate) commands: usize,
+    pub(crate) max_commands: usize,
     /// How many calls leave together at most.
-    pub(crate) together: usize,
+    pub(crate) max_batch: usize,
     /// How many bytes they may be, unless it is one alone.
-    pub(crate) bytes: usize,
+    pub(crate) max_bytes: usize,
     /// How long a call waits. Doubles for each further [`commands`](Self::commands) under way, up to an
     /// eighth of the timeout, and is never more than half of what is left of it.
-    pub(crate) patience: Duration,
+    pub(crate) max_wait: Duration,
     /// How many calls there may be at a time, under way and waiting.
-    pub(crate) calls: usize,
+    pub(crate) max_calls: usize,
 }
 
-impl Limits {
+impl BatchLimits {
     pub(crate) const fn of(commands: usize, calls: usize) -> Self {
         let patience = Duration::from_millis(5);
-        Self { commands, together: 128, bytes: 4 << 20, patience, calls }
+        Self {
+            max_commands: commands,
+            max_batch: 128,
+            max_bytes: 4 << 20,
+            max_wait: patience,
+            max_calls: calls,
+        }
     }
 }
 
 /// What is sent: alone, or together with others of its kind.
-pub(super) trait Freight: Send + Sync + 'static {
+pub(super) trait BatchExecutor: Send + Sync + 'static {
     type Item: Send + 'static;
     type Answer: Send + 'static;
 
-    fn alone(&self, item: Self::Item) -> Call<Self::Answer>;
+    fn run_one(&self, item: Self::Item) -> Call<Self::Answer>;
 
     /// One command for two items or more, and an answer for each, in their order. The command's own
     /// failure is that of all.
-    fn together(&self, items: Vec<Self::Item>) -> Call<Vec<Result<Self::Answer>>>;
+    fn run_batch(&self, items: Vec<Self::Item>) -> Call<Vec<Result<Self::Answer>>>;
 
     /// About how large an item is on its way.
     fn bytes(item: &Self::Item) -> usize;
 }
 
 /// Clones share it.
-pub(super) struct Queue<F: Freight>(Arc<Shared<F>>);
+pub(super) struct BatchQueue<F: BatchExecutor>(Arc<Shared<F>>);
 
-struct Shared<F: Freight> {
-    freight: F,
+struct Shared<F: BatchExecutor> {
+    executor: F,
     tasks: Tasks,
-    limits: Limits,
+    limits: BatchLimits,
     state: Mutex<State<F>>,
 }
 
-struct State<F: Freight> {
+struct State<F: BatchExecutor> {
     commands: usize,
     /// How many calls those commands carry that began in this era, which ends when somebody has waited
     /// in vain.
-    carried: usize,
-    era: u64,
+    calls_in_flight: usize,
+    epoch: u64,
     /// Commands that have ended since those who wait were looked at.
-    ended: usize,
+    finished_since_flush: usize,
     calls: usize,
     /// Somebody lets go those who wait, and looks again after each group.
-    leaving: bool,
+    flushing: bool,
     /// How many have waited so far.
-    waited: u64,
-    waiting: VecDeque<Waiting<F>>,
+    next_number: u64,
+    queued: VecDeque<QueuedCall<F>>,
 }
 
-struct Waiting<F: Freight> {
+struct QueuedCall<F: BatchExecutor> {
     item: F::Item,
     /// Grows from one to the next.
     number: u64,
@@ -96,56 +102,56 @@ struct Waiting<F: Freight> {
 }
 
 /// A call that is counted.
-pub(super) struct Seat<F: Freight>(Queue<F>);
+pub(super) struct AdmissionPermit<F: BatchExecutor>(BatchQueue<F>);
 
 /// A command under way, of so many calls. Where it ends, those who wait may leave.
-struct Slot<F: Freight> {
-    queue: Queue<F>,
+struct CommandSlot<F: BatchExecutor> {
+    queue: BatchQueue<F>,
     calls: usize,
-    era: u64,
+    epoch: u64,
 }
 
-enum Entered<F: Freight> {
-    Goes(F::Item, Slot<F>),
+enum Enqueued<F: BatchExecutor> {
+    SendNow(F::Item, CommandSlot<F>),
     /// For so long, under this number.
-    Waits(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
+    Wait(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
 }
 
-impl<F: Freight> Queue<F> {
-    pub(super) fn new(freight: F, tasks: Tasks, limits: Limits) -> Self {
+impl<F: BatchExecutor> BatchQueue<F> {
+    pub(super) fn new(freight: F, tasks: Tasks, limits: BatchLimits) -> Self {
         let state = State {
             commands: 0,
-            carried: 0,
-            era: 0,
-            ended: 0,
+            calls_in_flight: 0,
+            epoch: 0,
+            finished_since_flush: 0,
             calls: 0,
-            leaving: false,
-            waited: 0,
-            waiting: VecDeque::new(),
+            flushing: false,
+            next_number: 0,
+            queued: VecDeque::new(),
         };
-        Self(Arc::new(Shared { freight, tasks, limits, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { executor: freight, tasks, limits, state: Mutex::new(state) }))
     }
 
     /// Sends an item of a call that began at `began`, and waits for its answer. To be run in the
     /// call's own task: one that is dropped while it waits is not sent.
     pub(super) async fn send(
         &self,
-        _seat: Seat<F>,
+        _seat: AdmissionPermit<F>,
         item: F::Item,
         began: Instant,
     ) -> Result<F::Answer> {
-        let (mut answer, patience, number) = match self.enter(item, began) {
-            Entered::Goes(item, slot) => {
-                let outcome = self.0.freight.alone(item).await;
+        let (mut answer, patience, number) = match self.enqueue(item, began) {
+            Enqueued::SendNow(item, slot) => {
+                let outcome = self.0.executor.run_one(item).await;
                 drop(slot);
                 return outcome;
             }
-            Entered::Waits(answer, patience, number) => (answer, patience, number),
+            Enqueued::Wait(answer, patience, number) => (answer, patience, number),
         };
         let outcome = if let Ok(outcome) = timeout(patience, &mut answer).await {
             outcome
         } else {
-            self.leave_with_all(number);
+            self.flush_all(number);
             answer.await
         };
         outcome.unwrap_or_else(|_| Err(Error::cut_off()))
@@ -158,109 +164,111 @@ impl<F: Freight> Queue<F> {
 
     /// How many commands are under way, how many calls there are, and how many of them wait.
     #[cfg(test)]
-    pub(super) fn under_way(&self) -> [usize; 3] {
+    pub(super) fn load(&self) -> [usize; 3] {
         let state = self.lock();
-        [state.commands, state.calls, state.waiting.len()]
+        [state.commands, state.calls, state.queued.len()]
     }
 
     /// Counts a call, from here to its end: what it waits for before it is sent is part of that.
-    pub(super) fn sit(&self) -> Result<Seat<F>> {
+    pub(super) fn admit(&self) -> Result<AdmissionPermit<F>> {
         let mut state = self.lock();
-        if state.calls >= self.0.limits.calls {
+        if state.calls >= self.0.limits.max_calls {
             return Err(overloaded(state.calls));
         }
         state.calls += 1;
         drop(state);
-        Ok(Seat(self.clone()))
+        Ok(AdmissionPermit(self.clone()))
     }
 
-    fn enter(&self, item: F::Item, began: Instant) -> Entered<F> {
+    fn enqueue(&self, item: F::Item, began: Instant) -> Enqueued<F> {
         let limits = &self.0.limits;
         let mut state = self.lock();
-        if state.waiting.is_empty() && self.is_worth_a_command(&state, 1) {
-            return Entered::Goes(item, self.slot(&mut state, 1));
+        if state.queued.is_empty() && self.is_worth_a_command(&state, 1) {
+            return Enqueued::SendNow(item, self.take_slot(&mut state, 1));
         }
         let (answer, answered) = oneshot::channel();
-        let number = state.waited;
-        state.waited += 1;
-        state.waiting.push_back(Waiting { item, number, began, since: Instant::now(), answer });
-        let excess = (state.commands / limits.commands.max(1)).saturating_sub(1).min(16);
+        let number = state.next_number;
+        state.next_number += 1;
+        state.queued.push_back(QueuedCall { item, number, began, since: Instant::now(), answer });
+        let excess = (state.commands / limits.max_commands.max(1)).saturating_sub(1).min(16);
         let timeout = self.0.tasks.timeout();
         // A call that has waited in its lane before has less time left.
         let left = timeout.saturating_sub(began.elapsed());
-        let longest = limits.patience.max(timeout / 8).min(left / 2);
-        let patience = limits.patience.saturating_mul(1 << excess).min(longest);
-        self.let_go(state);
-        Entered::Waits(answered, patience, number)
+        let longest = limits.max_wait.max(timeout / 8).min(left / 2);
+        let patience = limits.max_wait.saturating_mul(1 << excess).min(longest);
+        self.try_flush(state);
+        Enqueued::Wait(answered, patience, number)
     }
 
     /// Whether so many calls, if they left now, were no fewer than a command under way carries on
     /// average, and those commands are few enough.
     fn is_worth_a_command(&self, state: &State<F>, calls: usize) -> bool {
         let commands = state.commands;
-        commands < self.0.limits.commands && calls.saturating_mul(commands) >= state.carried
+        commands < self.0.limits.max_commands
+            && calls.saturating_mul(commands) >= state.calls_in_flight
     }
 
-    fn slot(&self, state: &mut State<F>, calls: usize) -> Slot<F> {
+    fn take_slot(&self, state: &mut State<F>, calls: usize) -> CommandSlot<F> {
         state.commands += 1;
-        state.carried += calls;
-        Slot { queue: self.clone(), calls, era: state.era }
+        state.calls_in_flight += calls;
+        CommandSlot { queue: self.clone(), calls, epoch: state.epoch }
     }
 
     /// Lets those leave who may.
-    fn let_go<'a>(&'a self, mut state: MutexGuard<'a, State<F>>) {
+    fn try_flush<'a>(&'a self, mut state: MutexGuard<'a, State<F>>) {
         // Where the runtime is gone a command ends in here, and the one below sees to the rest.
-        if std::mem::replace(&mut state.leaving, true) {
+        if std::mem::replace(&mut state.flushing, true) {
             return;
         }
-        while let Some(next) = state.waiting.front() {
+        while let Some(next) = state.queued.front() {
             // Beyond the usual number, a command that has ended is followed by another one if it is
             // missed.
-            let follows = state.ended > 0 && next.since.elapsed() >= self.0.limits.patience;
-            if !follows && !self.is_worth_a_command(&state, state.waiting.len()) {
+            let follows =
+                state.finished_since_flush > 0 && next.since.elapsed() >= self.0.limits.max_wait;
+            if !follows && !self.is_worth_a_command(&state, state.queued.len()) {
                 break;
             }
-            state.ended = state.ended.saturating_sub(1);
-            let group = self.group(&mut state);
+            state.finished_since_flush = state.finished_since_flush.saturating_sub(1);
+            let group = self.take_batch(&mut state);
             if group.is_empty() {
                 break;
             }
-            let slot = self.slot(&mut state, group.len());
+            let slot = self.take_slot(&mut state, group.len());
             drop(state);
-            self.depart(group, slot);
+            self.send_batch(group, slot);
             state = self.lock();
         }
-        (state.ended, state.leaving) = (0, false);
+        (state.finished_since_flush, state.flushing) = (0, false);
     }
 
     /// All who wait leave, though as many commands are under way as there should be, or larger ones;
     /// unless the one of this number, who has waited in vain, has left already, and waits for the
     /// answer alone. Those who come meanwhile wait themselves.
-    fn leave_with_all(&self, number: u64) {
+    fn flush_all(&self, number: u64) {
         let mut state = self.lock();
-        if state.waiting.front().is_none_or(|first| first.number > number) {
+        if state.queued.front().is_none_or(|first| first.number > number) {
             return;
         }
-        (state.carried, state.era) = (0, state.era + 1);
-        let last = state.waited;
-        while state.waiting.front().is_some_and(|first| first.number < last) {
-            let group = self.group(&mut state);
+        (state.calls_in_flight, state.epoch) = (0, state.epoch + 1);
+        let last = state.next_number;
+        while state.queued.front().is_some_and(|first| first.number < last) {
+            let group = self.take_batch(&mut state);
             if group.is_empty() {
                 return;
             }
-            let slot = self.slot(&mut state, group.len());
+            let slot = self.take_slot(&mut state, group.len());
             drop(state);
-            self.depart(group, slot);
+            self.send_batch(group, slot);
             state = self.lock();
         }
     }
 
     /// Takes those who leave next, of whom nobody may have been given up.
-    fn group(&self, state: &mut State<F>) -> Vec<Waiting<F>> {
+    fn take_batch(&self, state: &mut State<F>) -> Vec<QueuedCall<F>> {
         let (limits, timeout) = (&self.0.limits, self.0.tasks.timeout());
         let (mut group, mut bytes) = (Vec::new(), 0_usize);
-        while group.len() < limits.together
-            && let Some(next) = state.waiting.pop_front()
+        while group.len() < limits.max_batch
+            && let Some(next) = state.queued.pop_front()
         {
             // Its caller has been told by now, or is gone with its task: it need not be sent.
             if next.answer.is_closed() || next.began.elapsed() >= timeout {
@@ -268,8 +276,8 @@ impl<F: Freight> Queue<F> {
                 continue;
             }
             bytes = bytes.saturating_add(F::bytes(&next.item));
-            if bytes > limits.bytes && !group.is_empty() {
-                state.waiting.push_front(next);
+            if bytes > limits.max_bytes && !group.is_empty() {
+                state.queued.push_front(next);
                 break;
             }
             group.push(next);
@@ -279,7 +287,7 @@ impl<F: Freight> Queue<F> {
 
     /// Sends a group in a task of its own, which lasts no longer than the most impatient of its
     /// calls does: twice the timeout, or the timeout if the store is shut down.
-    fn depart(&self, group: Vec<Waiting<F>>, slot: Slot<F>) {
+    fn send_batch(&self, group: Vec<QueuedCall<F>>, slot: CommandSlot<F>) {
         let queue = self.clone();
         self.0.tasks.spawn(async move {
             let longest = queue.0.tasks.timeout();
@@ -287,7 +295,7 @@ impl<F: Freight> Queue<F> {
             let deadline = oldest.unwrap_or_else(Instant::now) + longest;
             let (items, answers): (Vec<_>, Vec<_>) =
                 group.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
-            let mut work = pin!(queue.carry(items));
+            let mut work = pin!(queue.execute(items));
             let outcome = if let Ok(outcome) = timeout_at(deadline, &mut work).await {
                 Ok(outcome)
             } else {
@@ -314,13 +322,13 @@ impl<F: Freight> Queue<F> {
         });
     }
 
-    async fn carry(&self, mut items: Vec<F::Item>) -> Result<Vec<Result<F::Answer>>> {
-        let freight = &self.0.freight;
+    async fn execute(&self, mut items: Vec<F::Item>) -> Result<Vec<Result<F::Answer>>> {
+        let freight = &self.0.executor;
         match items.pop() {
-            Some(only) if items.is_empty() => Ok(vec![freight.alone(only).await]),
+            Some(only) if items.is_empty() => Ok(vec![freight.run_one(only).await]),
             Some(last) => {
                 items.push(last);
-                freight.together(items).await
+                freight.run_batch(items).await
             }
             None => Ok(Vec::new()),
         }
@@ -331,25 +339,25 @@ impl<F: Freight> Queue<F> {
     }
 }
 
-impl<F: Freight> Drop for Seat<F> {
+impl<F: BatchExecutor> Drop for AdmissionPermit<F> {
     fn drop(&mut self) {
         self.0.lock().calls -= 1;
     }
 }
 
-impl<F: Freight> Drop for Slot<F> {
+impl<F: BatchExecutor> Drop for CommandSlot<F> {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
         state.commands -= 1;
-        state.ended += 1;
-        if self.era == state.era {
-            state.carried -= self.calls;
+        state.finished_since_flush += 1;
+        if self.epoch == state.epoch {
+            state.calls_in_flight -= self.calls;
         }
-        self.queue.let_go(state);
+        self.queue.try_flush(state);
     }
 }
 
-impl<F: Freight> Clone for Queue<F> {
+impl<F: BatchExecutor> Clone for BatchQueue<F> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }

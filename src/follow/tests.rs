@@ -9,8 +9,8 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 use self::log::Log;
 use super::*;
-use crate::backend::{Asked, Opened, PrimaryTime, Refusal, ServerTime};
-use crate::cache::{EvictionPolicy, Limits, Lookup};
+use crate::backend::{PrimaryTime, Refusal, ServerTime, SourceCall, StreamCall};
+use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
 use crate::error::{Error, ErrorKind};
 use crate::key::SessionKey;
 use crate::metrics::{MongoMetrics, Retry, Series};
@@ -18,10 +18,10 @@ use crate::record::{Data, Session, WallTime};
 
 #[test]
 fn the_pace_keeps_a_lease_alive_several_times_over() {
-    assert_eq!(pace(Duration::from_secs(5)), Duration::from_millis(500));
-    assert_eq!(pace(Duration::from_secs(1)), Duration::from_millis(100));
-    assert_eq!(pace(Duration::ZERO), Duration::from_millis(10));
-    assert_eq!(pace(Duration::MAX), Duration::from_millis(500));
+    assert_eq!(poll_interval(Duration::from_secs(5)), Duration::from_millis(500));
+    assert_eq!(poll_interval(Duration::from_secs(1)), Duration::from_millis(100));
+    assert_eq!(poll_interval(Duration::ZERO), Duration::from_millis(10));
+    assert_eq!(poll_interval(Duration::MAX), Duration::from_millis(500));
 }
 
 /// How a database takes a call.
@@ -87,7 +87,7 @@ impl Fake {
         ServerTime(u64::try_from(self.start.elapsed().as_millis()).unwrap() + 1)
     }
 
-    fn answers<T: Send + 'static>(says: Says, after: Duration, answer: T) -> Asked<T> {
+    fn answers<T: Send + 'static>(says: Says, after: Duration, answer: T) -> SourceCall<T> {
         Box::pin(async move {
             sleep(after).await;
             match says {
@@ -108,11 +108,11 @@ fn count(calls: &AtomicU32) -> u32 {
     calls.fetch_add(1, Ordering::SeqCst)
 }
 
-impl Changes for Fake {
+impl ChangeSource for Fake {
     type Stream = ();
     type Position = ();
 
-    fn open(&self, after: Option<()>) -> Opened<(), ()> {
+    fn open(&self, after: Option<()>) -> StreamCall<(), ()> {
         let says = match after {
             None => (self.opens)(count(&self.calls.opened)),
             Some(()) => (self.resumes)(count(&self.calls.resumed)),
@@ -120,12 +120,12 @@ impl Changes for Fake {
         Self::answers(says, Duration::ZERO, ((), self.batch()))
     }
 
-    fn more(&self, (): ()) -> Opened<(), ()> {
+    fn next_batch(&self, (): ()) -> StreamCall<(), ()> {
         let says = (self.batches)(count(&self.calls.batches));
         Self::answers(says, PACE, ((), self.batch()))
     }
 
-    fn fence(&self) -> Asked<PrimaryTime> {
+    fn primary_time(&self) -> SourceCall<PrimaryTime> {
         let says = (self.fences)(count(&self.calls.fences));
         let answer = PrimaryTime { time: self.time(), visible_on: None };
         Self::answers(says, Duration::ZERO, answer)
@@ -161,10 +161,10 @@ impl Followed {
         let metrics = metrics::with_local_recorder(&recorder, || {
             StreamMetrics::new(&Series::default(), retries, clock.clone())
         });
-        let limits = Limits {
+        let limits = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
-            max_absent: 10,
+            max_absent_ids: 10,
             policy: EvictionPolicy::Lru,
             max_staleness: BOUND,
             exclusive: false,
@@ -176,14 +176,14 @@ impl Followed {
         });
         let tasks = Tasks::new(tokio::runtime::Handle::current(), TIMEOUT);
         let calls = Arc::clone(&changes.calls);
-        let follower = Follower {
-            changes,
+        let follower = InvalidationListener {
+            source: changes,
             cache: cache.clone(),
             clock: clock.clone(),
-            pace: PACE,
+            poll_interval: PACE,
             timeout: TIMEOUT,
             metrics,
-            chance: fastrand::Rng::with_seed(1),
+            rng: fastrand::Rng::with_seed(1),
         };
         let opened_once = follower.start(&tasks, tasks.closed().child_token());
         Self { cache, clock, calls, meters: recorder.snapshotter(), tasks, opened_once }
@@ -191,7 +191,7 @@ impl Followed {
 
     /// How long ago the moment is up to which all is known.
     fn lag(&self) -> Duration {
-        self.clock.now().since(self.cache.synced_at())
+        self.clock.now().since(self.cache.synced_through())
     }
 
     /// The value of a metric by its name, since the last time that any was asked for.
@@ -217,7 +217,7 @@ impl Followed {
 
     fn holds(&self, key: SessionKey) {
         let expires = WallTime::from_millis(self.clock.wall().millis() + 86_400_000);
-        self.cache.ticket(key).publish(Session { data: Data::new(), expires });
+        self.cache.begin(key).publish(Session { data: Data::new(), expires });
     }
 }
 
@@ -351,11 +351,11 @@ async fn an_outage_ends_where_a_primary_answers_and_not_with_what_a_deposed_one_
         let key = SessionKey::of(1);
         followed.holds(key);
         sleep(2 * BOUND).await;
-        followed.cache.note::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
+        followed.cache.observe::<()>(&Err(Error::new(ErrorKind::Connection, "no primary")));
         assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
         sleep(2 * PACE).await;
         let found = followed.cache.get(key);
-        assert_eq!(matches!(found, Lookup::Lapsed), ends, "{found:?}");
+        assert_eq!(matches!(found, Lookup::Expired), ends, "{found:?}");
         assert_eq!(matches!(found, Lookup::Grace(_)), !ends, "{found:?}");
     }
 }
@@ -560,10 +560,10 @@ async fn an_overload_does_not_end_where_the_primary_says_hello() {
     let key = SessionKey::of(1);
     followed.holds(key);
     sleep(2 * BOUND).await;
-    followed.cache.note::<()>(&Err(Error::server_overloaded("error 462", true)));
+    followed.cache.observe::<()>(&Err(Error::server_overloaded("error 462", true)));
     sleep(10 * PACE).await;
     assert!(followed.calls.fences.load(Ordering::SeqCst) > 20);
     assert!(matches!(followed.cache.get(key), Lookup::Grace(_)));
-    followed.cache.note(&Ok(()));
-    assert!(matches!(followed.cache.get(key), Lookup::Lapsed));
+    followed.cache.observe(&Ok(()));
+    assert!(matches!(followed.cache.get(key), Lookup::Expired));
 }

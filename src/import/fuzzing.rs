@@ -25,7 +25,7 @@ pub fn import(bytes: &[u8]) {
 fn take(document: &RawDocument) {
     if let Ok(old) = read(document) {
         // It may be deeper than what can be stored.
-        if crate::cache::pack(&old.data).is_some() {
+        if crate::cache::packed::encode(&old.data).is_some() {
             comes_back(&old.data);
         }
     }

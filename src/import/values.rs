@@ -102,14 +102,14 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::{Old, fuzzing, read};
+    use super::super::{LegacySession, fuzzing, read};
     use super::*;
     use crate::record::same;
     use crate::samples::{bomb, data, hostile, nested, on_a_small_stack};
 
     fn imported(data: &Data) -> Result<Data, &'static str> {
         let record = rmp_serde::to_vec(&(fuzzing::NUMBER, data, json!([2026, 1]))).unwrap();
-        read(&fuzzing::old(&record)).map(|Old { data, .. }| data)
+        read(&fuzzing::old(&record)).map(|LegacySession { data, .. }| data)
     }
 
     /// Data as the other store itself reads it. With `arbitrary_precision`, a number is a struct of one

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use super::Series;
 use super::catalogue::{
-    self, BYTES, ENTRIES, EVICTIONS, FILLS, LIMIT_BYTES, LIMIT_ENTRIES, LOADS, MAX_STALENESS,
-    SKIPPED, VOIDS,
+    self, BYTES, ENTRIES, EVICTIONS, FILLS, INVALIDATIONS, LIMIT_BYTES, LIMIT_ENTRIES, LOADS,
+    MAX_STALENESS, SKIPPED,
 };
 use super::handles::{Counter, Gauge};
-use super::labels::{Eviction, Fill, Loaded, Void};
+use super::labels::{Eviction, Fill, Invalidation, LoadResult};
 
 #[derive(Clone, Debug)]
 pub(crate) struct CacheMetrics {
     /// By itself, since it is all that a hit pays.
     pub(crate) hits: Counter,
-    loads: [Counter; Loaded::COUNT],
+    loads: [Counter; LoadResult::COUNT],
     fills: [Counter; Fill::COUNT],
-    voids: [Counter; Void::COUNT],
+    voids: [Counter; Invalidation::COUNT],
     evictions: [Counter; Eviction::COUNT],
     pub(crate) touches_skipped: Counter,
     pub(crate) entries: Gauge,
@@ -29,12 +29,12 @@ pub(crate) struct CacheMetrics {
 impl CacheMetrics {
     pub(crate) fn new(series: &Series) -> Self {
         catalogue::describe();
-        let loads: [Counter; Loaded::COUNT] = series.counters(&LOADS);
+        let loads: [Counter; LoadResult::COUNT] = series.counters(&LOADS);
         Self {
-            hits: loads[Loaded::Hit as usize].clone(),
+            hits: loads[LoadResult::Hit as usize].clone(),
             loads,
             fills: series.counters(&FILLS),
-            voids: series.counters(&VOIDS),
+            voids: series.counters(&INVALIDATIONS),
             evictions: series.counters(&EVICTIONS),
             touches_skipped: series.counter(&SKIPPED),
             entries: series.gauge(&ENTRIES),
@@ -50,28 +50,28 @@ impl CacheMetrics {
         self.max_staleness.set(bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64()));
     }
 
-    pub(crate) fn absent(&self) {
-        self.loads[Loaded::Absent as usize].increment(1);
+    pub(crate) fn count_absent(&self) {
+        self.loads[LoadResult::Absent as usize].increment(1);
     }
 
-    pub(crate) fn grace(&self) {
-        self.loads[Loaded::Grace as usize].increment(1);
+    pub(crate) fn count_grace(&self) {
+        self.loads[LoadResult::Grace as usize].increment(1);
     }
 
     /// A load that was not answered at once.
-    pub(crate) fn load(&self) -> Load<'_> {
-        Load { metrics: self, so_far: Loaded::Miss }
+    pub(crate) fn begin_load(&self) -> Load<'_> {
+        Load { metrics: self, so_far: LoadResult::Miss }
     }
 
-    pub(crate) fn fill(&self, fill: Fill) {
+    pub(crate) fn count_fill(&self, fill: Fill) {
         self.fills[fill as usize].increment(1);
     }
 
-    pub(crate) fn void(&self, cause: Void) {
+    pub(crate) fn count_invalidation(&self, cause: Invalidation) {
         self.voids[cause as usize].increment(1);
     }
 
-    pub(crate) fn evicts(&self, cause: Eviction) {
+    pub(crate) fn count_eviction(&self, cause: Eviction) {
         self.evictions[cause as usize].increment(1);
     }
 }
@@ -80,26 +80,26 @@ impl CacheMetrics {
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
     metrics: &'a CacheMetrics,
-    so_far: Loaded,
+    so_far: LoadResult,
 }
 
 impl Load<'_> {
     /// The cache has it by now, or knows that there is none.
-    pub(crate) fn finds(&mut self, any: bool) {
-        self.so_far = if any { Loaded::Hit } else { Loaded::Absent };
+    pub(crate) fn found(&mut self, any: bool) {
+        self.so_far = if any { LoadResult::Hit } else { LoadResult::Absent };
     }
 
-    pub(crate) fn follows(&mut self) {
-        self.so_far = Loaded::Shared;
+    pub(crate) fn joined(&mut self) {
+        self.so_far = LoadResult::Coalesced;
     }
 
     /// Reads by itself; `lapsed` if there was an entry, too old to be served.
-    pub(crate) fn reads(&mut self, lapsed: bool) {
-        self.so_far = if lapsed { Loaded::Lapsed } else { Loaded::Miss };
+    pub(crate) fn missed(&mut self, lapsed: bool) {
+        self.so_far = if lapsed { LoadResult::Expired } else { LoadResult::Miss };
     }
 
-    pub(crate) fn is_graced(&mut self) {
-        self.so_far = Loaded::Grace;
+    pub(crate) fn served_in_grace(&mut self) {
+        self.so_far = LoadResult::Grace;
     }
 }
 

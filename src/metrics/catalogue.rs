@@ -4,7 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 use super::handles::guarded;
 use super::labels::{
-    Ended, Eviction, Fill, Gap, Loaded, Origin, Retry, Together, Values, Verb, Void,
+    BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, OperationOutcome, Origin, Retry,
+    Values, Verb,
 };
 
 /// A metric, and all that is told of it.
@@ -48,11 +49,11 @@ macro_rules! catalogue {
 }
 
 catalogue! {
-    LOADS = Counter("session_store_loads_total", Count) { result: Loaded }
+    LOADS = Counter("session_store_loads_total", Count) { result: LoadResult }
         "Sessions asked for, each counted once it is answered or given up, by how it was answered";
     FILLS = Counter("session_store_cache_fills_total", Count) { outcome: Fill }
         "Reads from MongoDB for the cache, by what they left there";
-    VOIDS = Counter("session_store_cache_invalidations_total", Count) { cause: Void }
+    INVALIDATIONS = Counter("session_store_cache_invalidations_total", Count) { cause: Invalidation }
         "Sessions removed from the cache since they had changed or might have, by cause; the whole \
          cache counts as one";
     EVICTIONS = Counter("session_store_cache_evictions_total", Count) { cause: Eviction }
@@ -81,11 +82,11 @@ catalogue! {
         "Streams that went on where they had broken off";
     STREAM_GAPS = Counter("session_store_stream_gaps_total", Count) { cause: Gap }
         "Streams that could not go on where they had broken off, by cause; the cache is emptied";
-    OPERATIONS = Counter("session_store_mongo_operations_total", Count) { verb: Verb, outcome: Ended }
+    OPERATIONS = Counter("session_store_mongo_operations_total", Count) { verb: Verb, outcome: OperationOutcome }
         "Operations sent to MongoDB, by verb and outcome";
     DURATION = Histogram("session_store_mongo_operation_duration_seconds", Seconds) { verb: Verb }
         "How long operations on MongoDB took to their answer or their end, by verb";
-    TOGETHER = Histogram("session_store_mongo_together_size", Count) { verb: Together }
+    BATCH_SIZE = Histogram("session_store_mongo_batch_size", Count) { verb: BatchVerb }
         "How many calls left as one command because MongoDB was busy, by verb";
     RETRIES = Counter("session_store_mongo_retries_total", Count) { cause: Retry }
         "What this store tried again, by cause. What the driver repeats by itself is not seen here";

@@ -35,7 +35,7 @@ macro_rules! values {
 
 values! {
     /// How a load was answered.
-    Loaded {
+    LoadResult {
         /// from the cache
         Hit = "hit",
         /// by a read of MongoDB, since it was not cached
@@ -43,9 +43,9 @@ values! {
         /// from the cache, which knows that there is no such session
         Absent = "absent",
         /// by the read of another load
-        Shared = "shared",
+        Coalesced = "coalesced",
         /// by a read of MongoDB, since what was cached had outlived `max_staleness`
-        Lapsed = "lapsed",
+        Expired = "expired",
         /// from the cache past `max_staleness`, as `outage_grace` allows
         Grace = "grace",
     }
@@ -69,7 +69,7 @@ values! {
 
 values! {
     /// Why what was cached became void.
-    Void {
+    Invalidation {
         /// a load or save ended after something else had changed the session
         Overtaken = "overtaken",
         /// the session was deleted here
@@ -79,9 +79,9 @@ values! {
         /// another instance changed it
         Remote = "remote",
         /// a save of this store was reported before it was answered
-        Echo = "echo",
+        OwnWrite = "own_write",
         /// nobody knows what a write has done, or what is stored cannot be read
-        Doubt = "doubt",
+        UnknownOutcome = "unknown_outcome",
         /// the session has grown too large for the cache, or was saved as expired
         Unfit = "unfit",
         /// the whole cache: `clear` was called
@@ -121,7 +121,7 @@ values! {
 
 values! {
     /// How an operation ended.
-    Ended {
+    OperationOutcome {
         Ok = "ok",
         /// an id was taken already
         Duplicate = "duplicate",
@@ -138,7 +138,7 @@ values! {
 
 values! {
     /// The operations that hold the calls of several callers.
-    Together {
+    BatchVerb {
         /// loads
         Find = "find",
         /// saves

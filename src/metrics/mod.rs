@@ -19,8 +19,8 @@ pub(crate) use self::cache::CacheMetrics;
 #[cfg(test)]
 pub(crate) use self::handles::Counter;
 pub(crate) use self::handles::Gauge;
-pub(crate) use self::labels::{Eviction, Fill, Gap, Retry, Verb, Void};
+pub(crate) use self::labels::{Eviction, Fill, Gap, Invalidation, Retry, Verb};
 pub(crate) use self::mongo::{MongoMetrics, Outcome};
 pub(crate) use self::pulse::{Beat, Question};
 pub(crate) use self::series::{Portion, Series};
-pub(crate) use self::stream::{Phase, Standing, StreamMetrics};
+pub(crate) use self::stream::{Phase, StreamMetrics, StreamState};

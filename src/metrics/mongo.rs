@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::catalogue::{self, DROPPED, DURATION, LIVE, OPERATIONS, RETRIES, TOGETHER};
+use super::catalogue::{self, BATCH_SIZE, DROPPED, DURATION, LIVE, OPERATIONS, RETRIES};
 use super::handles::{Counter, Gauge, Histogram};
-use super::labels::{Ended, Retry, Together, Verb};
+use super::labels::{BatchVerb, OperationOutcome, Retry, Verb};
 use super::pulse::Pulse;
 use super::{Beat, Portion, Question, Series};
 use crate::clock::Clock;
@@ -13,9 +13,9 @@ use crate::error::{ErrorKind, Result};
 #[derive(Debug)]
 pub(crate) struct MongoMetrics {
     series: Series,
-    operations: [[Counter; Ended::COUNT]; Verb::COUNT],
+    operations: [[Counter; OperationOutcome::COUNT]; Verb::COUNT],
     durations: [Histogram; Verb::COUNT],
-    together: [Histogram; Together::COUNT],
+    together: [Histogram; BatchVerb::COUNT],
     retries: [Counter; Retry::COUNT],
     pub(crate) saves_dropped: Counter,
     live: Gauge,
@@ -36,7 +36,7 @@ impl<T> From<&Result<T>> for Outcome {
     }
 }
 
-impl From<Outcome> for Ended {
+impl From<Outcome> for OperationOutcome {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Ok => Self::Ok,
@@ -56,7 +56,7 @@ impl MongoMetrics {
         Self {
             operations: std::array::from_fn(|verb| std::array::from_fn(|ended| of(verb, ended))),
             durations: series.histograms(&DURATION),
-            together: series.histograms(&TOGETHER),
+            together: series.histograms(&BATCH_SIZE),
             retries: series.counters(&RETRIES),
             saves_dropped: series.counter(&DROPPED),
             live: series.gauge(&LIVE),
@@ -71,26 +71,31 @@ impl MongoMetrics {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
-    pub(crate) fn finds_together(&self, calls: usize) {
-        self.together[Together::Find as usize].record(calls as f64);
+    pub(crate) fn record_find_batch(&self, calls: usize) {
+        self.together[BatchVerb::Find as usize].record(calls as f64);
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
-    pub(crate) fn writes_together(&self, calls: usize) {
-        self.together[Together::Bulk as usize].record(calls as f64);
+    pub(crate) fn record_save_batch(&self, calls: usize) {
+        self.together[BatchVerb::Bulk as usize].record(calls as f64);
     }
 
     pub(crate) fn record(&self, verb: Verb, outcome: Outcome, took: Duration) {
         self.durations[verb as usize].record(took);
-        let ended = Ended::from(outcome);
+        let ended = OperationOutcome::from(outcome);
         self.operations[verb as usize][ended as usize].increment(1);
         match ended {
-            Ended::Timeout | Ended::Unreachable => self.pulse.unanswered(took),
-            Ended::Ok | Ended::Duplicate | Ended::Overloaded | Ended::Error => {
+            OperationOutcome::Timeout | OperationOutcome::Unreachable => {
+                self.pulse.unanswered(took)
+            }
+            OperationOutcome::Ok
+            | OperationOutcome::Duplicate
+            | OperationOutcome::Overloaded
+            | OperationOutcome::Error => {
                 self.pulse.answered();
             }
         }
-        if ended == Ended::Duplicate {
+        if ended == OperationOutcome::Duplicate {
             self.retries(Retry::IdTaken).increment(1);
         }
     }

@@ -17,15 +17,15 @@ pub(crate) struct StreamMetrics {
     open: Gauge,
     lag: Gauge,
     clock: Clock,
-    standing: Standing,
+    standing: StreamState,
 }
 
 /// How a stream stands. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Standing(Arc<Mutex<State>>);
+pub(crate) struct StreamState(Arc<Mutex<StateInner>>);
 
 #[derive(Clone, Copy, Debug)]
-struct State {
+struct StateInner {
     phase: Phase,
     since: Moment,
     begun: Moment,
@@ -41,9 +41,9 @@ pub(crate) enum Phase {
     Unavailable,
 }
 
-impl Standing {
-    fn begins(at: Moment) -> Self {
-        Self(Arc::new(Mutex::new(State { phase: Phase::Opening, since: at, begun: at })))
+impl StreamState {
+    fn new(at: Moment) -> Self {
+        Self(Arc::new(Mutex::new(StateInner { phase: Phase::Opening, since: at, begun: at })))
     }
 
     /// The phase, and since when.
@@ -53,12 +53,12 @@ impl Standing {
     }
 
     /// From when on there was somebody to vouch for the cache.
-    pub(crate) fn begun(&self) -> Moment {
+    pub(crate) fn started_at(&self) -> Moment {
         self.state().begun
     }
 
     /// The phase before.
-    fn enters(&self, phase: Phase, now: Moment) -> Phase {
+    fn set_phase(&self, phase: Phase, now: Moment) -> Phase {
         let mut state = self.state();
         let before = state.phase;
         if before != phase {
@@ -67,7 +67,7 @@ impl Standing {
         before
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StateInner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -86,12 +86,12 @@ impl StreamMetrics {
             gaps: series.counters(&STREAM_GAPS),
             open,
             lag,
-            standing: Standing::begins(clock.now()),
+            standing: StreamState::new(clock.now()),
             clock,
         }
     }
 
-    pub(crate) fn standing(&self) -> Standing {
+    pub(crate) fn stream_state(&self) -> StreamState {
         self.standing.clone()
     }
 
@@ -105,28 +105,28 @@ impl StreamMetrics {
     }
 
     pub(crate) fn opened(&self) {
-        if self.standing.enters(Phase::Open, self.clock.now()) != Phase::Open {
+        if self.standing.set_phase(Phase::Open, self.clock.now()) != Phase::Open {
             self.open.increment(1);
         }
     }
 
     pub(crate) fn closed(&self) {
-        self.leaves(Phase::Lost);
+        self.leave(Phase::Lost);
     }
 
     pub(crate) fn unavailable(&self) {
-        self.leaves(Phase::Unavailable);
+        self.leave(Phase::Unavailable);
     }
 
-    fn leaves(&self, phase: Phase) {
-        if self.standing.enters(phase, self.clock.now()) == Phase::Open {
+    fn leave(&self, phase: Phase) {
+        if self.standing.set_phase(phase, self.clock.now()) == Phase::Open {
             self.open.decrement(1);
         }
     }
 
     /// Before anything is vouched for, the lag counts from the beginning.
     pub(crate) fn lag(&self, now: Moment, synced_at: Moment) {
-        self.lag.set(now.since(synced_at.max(self.standing.begun())).as_secs_f64());
+        self.lag.set(now.since(synced_at.max(self.standing.started_at())).as_secs_f64());
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::sync::{Mutex, lock};
-use crate::tiers::{Tiers, Touching};
+use crate::tiers::{TouchPolicy, WriteThrough};
 
 /// The id of the one session.
 const ID: RawId = RawId(1);
@@ -26,7 +26,7 @@ const TOUCH_AFTER: Duration = Duration::from_secs(60);
 
 /// The app's store.
 pub(crate) struct App {
-    tiers: Tiers<Persistence>,
+    tiers: WriteThrough<Persistence>,
     lane: Arc<Lane>,
 }
 
@@ -100,7 +100,7 @@ impl Drop for Place {
 }
 
 impl Backend for Persistence {
-    type Place = Place;
+    type TouchPermit = Place;
 
     fn insert(&self, _: SessionKey, _: Rev, _: &Data, _: WallTime) -> Call<Option<WallTime>> {
         Box::pin(async { Ok(None) })
@@ -124,7 +124,7 @@ impl Backend for Persistence {
         })
     }
 
-    fn turn_to_touch(&self, _: SessionKey) -> Option<Call<Place>> {
+    fn acquire_touch(&self, _: SessionKey) -> Option<Call<Place>> {
         let place = self.lane.enter(None)?;
         Some(Box::pin(async move {
             place.turn();
@@ -180,13 +180,13 @@ impl App {
     ) -> Self {
         let lane = Arc::<Lane>::default();
         let after = if leaves_out_touches { TOUCH_AFTER } else { Duration::ZERO };
-        let tiers = Tiers {
+        let tiers = WriteThrough {
             backend: Persistence { database, lane: Arc::clone(&lane), clock: clock.clone() },
             cache,
             tasks: tasks::tasks(),
             revs: RevSource::new(),
-            touching: Touching { after, clock },
-            _ends_following: CancellationToken::new().drop_guard(),
+            touch_policy: TouchPolicy { after, clock },
+            _stops_listener: CancellationToken::new().drop_guard(),
         };
         Self { tiers, lane }
     }

@@ -12,10 +12,10 @@ use super::app::App;
 use super::clock::ModelClock;
 use super::database::{Database, GONE, Rank, Written, key, session};
 use crate::backend::{Change, RevSource};
-use crate::cache::{Cache, EvictionPolicy, Landing, Limits, Lookup};
+use crate::cache::{Cache, CacheConfig, EvictionPolicy, Leader, Lookup};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::{Series, Void};
+use crate::metrics::{Invalidation, Series};
 use crate::record::Session;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
@@ -66,10 +66,10 @@ impl World {
 
     fn with(model: ModelClock, grace: Option<Duration>, skips: bool) -> Self {
         let clock = Clock::Model(model.clone());
-        let limits = Limits {
+        let limits = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
-            max_absent: 10,
+            max_absent_ids: 10,
             policy: EvictionPolicy::Lru,
             max_staleness: BOUND,
             exclusive: false,
@@ -77,7 +77,7 @@ impl World {
             compact: false,
         };
         let cache = Cache::new(&limits, clock.clone(), &Series::default());
-        cache.restart(true);
+        cache.reset(true);
         let database = Arc::new(Database::new());
         let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
         Self {
@@ -126,12 +126,12 @@ impl World {
                     Shown(self.database.rank_found(found.as_ref()))
                 ));
             }
-            landing.land(found);
+            landing.complete(found);
         })
     }
 
     /// Whether there was an answer.
-    fn load_by(&self, read: impl FnOnce(Landing)) -> bool {
+    fn load_by(&self, read: impl FnOnce(Leader)) -> bool {
         let mut known = self.known.fetch_add(0, Ordering::Acquire);
         if let Some(grace) = self.grace {
             let outage = self.outage.load(Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl World {
                 entry.session().ok()
             }
             Lookup::Absent => None,
-            Lookup::Miss | Lookup::Lapsed => {
+            Lookup::Miss | Lookup::Expired => {
                 let Ok(entry) =
                     self.bell.wait_for(self.cache.fill(key(), |landing, _| read(landing)))
                 else {
@@ -165,26 +165,26 @@ impl World {
 
     /// A warm-up comes to the session.
     pub(crate) fn warm(&self) {
-        let Some(offer) = self.cache.offer(key()) else { return };
+        let Some(offer) = self.cache.begin_idle_fill(key()) else { return };
         self.tell(format_args!("reads for nobody"));
         let found = self.database.find();
         self.tell(format_args!("has read {}", Shown(self.database.rank_found(found.as_ref()))));
         if let Some(session) = found {
-            let left = offer.take(session, u64::MAX);
+            let left = offer.publish(session, u64::MAX);
             self.tell(format_args!("has left something: {}", matches!(left, Ok(Some(_)))));
         }
     }
 
     pub(crate) fn save(&self) {
         let rev = self.revs.next();
-        let ticket = self.cache.ticket_for(key(), rev);
+        let ticket = self.cache.begin_write(key(), rev);
         self.tell(format_args!("saves"));
         let written = self.database.replace(rev, true, &self.clock);
         if let Some(rank) = written {
             self.tell(format_args!("has written {}", Shown(rank)));
             drop(ticket.publish(session(rank)));
         } else {
-            ticket.forget(Void::Gone);
+            ticket.evict(Invalidation::Gone);
         }
         let rank = written.unwrap_or(GONE);
         self.tell(format_args!("has saved {}", Shown(rank)));
@@ -194,19 +194,19 @@ impl World {
     /// A save that is given up before the database has carried it out.
     pub(crate) fn save_in_doubt(&self) {
         let rev = self.revs.next();
-        let ticket = self.cache.ticket_for(key(), rev);
+        let ticket = self.cache.begin_write(key(), rev);
         self.tell(format_args!("saves and gives up"));
         drop(ticket);
         self.database.replace(rev, true, &self.clock);
         self.tell(format_args!("it is written all the same"));
-        self.cache.forget(key());
+        self.cache.evict(key());
     }
 
     pub(crate) fn delete(&self) {
-        let ticket = self.cache.ticket(key());
+        let ticket = self.cache.begin(key());
         self.tell(format_args!("deletes"));
         self.database.remove(&self.clock);
-        ticket.forget(Void::Delete);
+        ticket.evict(Invalidation::Delete);
         self.tell(format_args!("has deleted"));
         self.knows(GONE);
     }
@@ -241,7 +241,7 @@ impl World {
             return false;
         };
         self.tell(format_args!("hears of {}", Shown(rank)));
-        self.cache.hear(&Change { key: key(), rev });
+        self.cache.apply_change(&Change { key: key(), rev });
         self.tell(format_args!("has heard of {}", Shown(rank)));
         if !ours {
             self.knows(rank);
@@ -261,7 +261,7 @@ impl World {
     pub(crate) fn gap(&self) {
         let lost = self.database.lose_reports();
         self.tell(format_args!("the reports up to {} are lost", Shown(lost)));
-        self.cache.restart(true);
+        self.cache.reset(true);
         self.knows(lost);
     }
 
@@ -275,13 +275,13 @@ impl World {
     pub(crate) fn settle(&self) {
         self.load_is_answered();
         while self.hears() {}
-        self.check(self.cache.tickets() == 0, "a slot was left");
-        self.check(self.cache.echoes() == 0, "an echo was left");
+        self.check(self.cache.tracked_keys() == 0, "a slot was left");
+        self.check(self.cache.own_writes() == 0, "an echo was left");
         let stands = self.database.rank();
         self.knows(stands);
         self.load_is_answered();
         self.load_is_answered();
-        self.check(self.cache.tickets() == 0, "a load has left a slot");
+        self.check(self.cache.tracked_keys() == 0, "a load has left a slot");
     }
 
     pub(crate) fn knows(&self, rank: Rank) {

@@ -3,7 +3,7 @@
 use bson::{Bson, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
 use super::owner::panicked;
-use super::{Sessions, document};
+use super::{SessionCollection, document};
 use crate::backend::{Rev, RevSource};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
@@ -16,14 +16,14 @@ struct Correction {
     same_rev: Bson,
 }
 
-impl Sessions {
+impl SessionCollection {
     /// Gives each live session the owner that its data tells. `revs` are those of the store that is asked:
     /// its [events](crate::CachedMongoStore::events) tell by the `rev` who has made a change.
     pub(super) async fn assign_owners(self, revs: RevSource) -> Result<u64> {
-        self.has_owners()?;
+        self.require_owner_option()?;
         let (mut assigned, mut left) = (0, 0_u64);
         let mut panics = 0_u64;
-        let (mut session, mut cursor) = self.open(super::Listing::all()).await?;
+        let (mut session, mut cursor) = self.open(super::ListQuery::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             match self.correction(&found) {
                 Ok(None) => {}
@@ -49,7 +49,7 @@ impl Sessions {
 
     /// `None` if the stored owner is the one that the data tells.
     fn correction(&self, found: &RawDocument) -> Result<Option<Correction>> {
-        let session = document::session(found, &self.form)?;
+        let session = document::session(found, &self.format)?;
         let owner = match &self.owner {
             Some(owner_of) => owner_of.derive(&session.data)?,
             None => None,
@@ -86,11 +86,11 @@ impl Sessions {
             let assigned = async {
                 let mut session = self.causal().await?;
                 let assigned = documents.update_one(unchanged, change).session(&mut session).await;
-                self.seen.returns(session, assigned)
+                self.causal.check_in(session, assigned)
             };
             match assigned.await {
-                Ok(done) => timer.ends(Outcome::Ok, Ok(done.modified_count)),
-                Err(error) => timer.fails("store the owner of a session", &error),
+                Ok(done) => timer.finish(Outcome::Ok, Ok(done.modified_count)),
+                Err(error) => timer.fail("store the owner of a session", &error),
             }
         })
         .await

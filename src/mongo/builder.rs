@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checks::{limits, runtime, with_concerns};
-use super::codec::Form;
+use super::codec::DataFormat;
 use super::connection::Connection;
-use super::owner::OwnerOf;
+use super::owner::OwnerFn;
 use super::{
-    ExpiredRemoval, Inner, MongoStore, Sessions, client_state, expiry, index_upkeep, live,
+    ExpiredRemoval, Inner, MongoStore, SessionCollection, client_state, expiry, index_upkeep, live,
 };
 use crate::backend::RevSource;
 use crate::clock::Clock;
-use crate::dispatch::Dispatch;
+use crate::dispatch::Batcher;
 use crate::error::{Error, Result};
 use crate::metrics::{MongoMetrics, Series};
 use crate::tasks::Tasks;
@@ -27,12 +27,12 @@ use crate::tasks::Tasks;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sessions expire, and the server measures time, in whole milliseconds.
-pub(super) const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const MIN_DURATION: Duration = Duration::from_millis(1);
 /// The server takes its time limits as 32-bit numbers of milliseconds.
-pub(super) const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+pub(super) const MAX_DURATION: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// The collection when none is given.
-const COLLECTION: &str = "sessions";
+const DEFAULT_COLLECTION: &str = "sessions";
 
 /// Builds a [`MongoStore`]. Setters never fail; [`build`](Self::build) checks everything at once.
 ///
@@ -46,8 +46,8 @@ pub struct MongoStoreBuilder {
     connection: Connection,
     ttl: Option<Duration>,
     removal: ExpiredRemoval,
-    form: Form,
-    pub(super) owner: Option<OwnerOf>,
+    form: DataFormat,
+    pub(super) owner: Option<OwnerFn>,
     #[cfg(feature = "encryption")]
     keys: Option<super::Keys>,
     leave_indexes_alone: bool,
@@ -74,7 +74,7 @@ impl MongoStoreBuilder {
     /// is a Decimal128 (`1.10`, `1e+5`, up to 34 digits), or else a Binary of the subtype 128 that holds its
     /// text. Such a Binary is no number to a query.
     pub fn queryable(mut self, queryable: bool) -> Self {
-        self.form = if queryable { Form::Native } else { Form::Text };
+        self.form = if queryable { DataFormat::Native } else { DataFormat::Text };
         self
     }
 
@@ -108,7 +108,7 @@ impl MongoStoreBuilder {
     /// others, as one command, once as many wait, or one of them has ended, or 5 ms have passed: that is several times as fast
     /// where the server has enough to do, and up to so much later where it has not. A server
     /// with many cores, or far away, takes more.
-    pub fn max_in_flight(mut self, commands: u32) -> Self {
+    pub fn max_commands_in_flight(mut self, commands: u32) -> Self {
         self.max_in_flight = Some(commands);
         self
     }
@@ -117,7 +117,7 @@ impl MongoStoreBuilder {
     /// saves; creates and deletes do not count. At least 1; default 10,000. What comes beyond that is an [`Overloaded`](crate::ErrorKind::Overloaded)
     /// error at once, with nothing sent: a server that stands still must not fill this process's
     /// memory with calls.
-    pub fn max_waiting(mut self, calls: u32) -> Self {
+    pub fn max_queued_calls(mut self, calls: u32) -> Self {
         self.max_waiting = Some(calls);
         self
     }
@@ -163,7 +163,7 @@ impl MongoStoreBuilder {
     /// May be dropped; the index may have been created.
     pub async fn build(self) -> Result<MongoStore> {
         let runtime = runtime().await?;
-        if self.ttl.is_some_and(|ttl| ttl < SHORTEST) {
+        if self.ttl.is_some_and(|ttl| ttl < MIN_DURATION) {
             return Err(Error::config("`ttl` must be at least 1 ms"));
         }
         if let ExpiredRemoval::Sweep(every) = self.removal
@@ -181,7 +181,7 @@ impl MongoStoreBuilder {
         }
         let series = series(self.name.as_deref())?;
         let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
-        if !(SHORTEST..=LONGEST).contains(&timeout) {
+        if !(MIN_DURATION..=MAX_DURATION).contains(&timeout) {
             return Err(Error::config(
                 "`operation_timeout` must be at least 1 ms and at most 2,147,483,647 ms",
             ));
@@ -189,37 +189,37 @@ impl MongoStoreBuilder {
         let limits = limits(self.max_in_flight, self.max_waiting)?;
         let form = self.form()?;
         let connection = self.connection;
-        let connects = async move { connection.collection(COLLECTION, timeout).await };
+        let connects = async move { connection.collection(DEFAULT_COLLECTION, timeout).await };
         // In a task: this may be polled elsewhere after its first step. It ends if the call is dropped.
         let connects = AbortOnDropHandle::new(runtime.spawn(connects));
         let (documents, own_pool) = connects.await.unwrap_or_else(|_| Err(Error::cut_off()))?;
         let owns_client = own_pool.is_some();
         let pool_size = own_pool.or_else(|| client_state::pool_size(documents.client()));
         let tasks = Tasks::new(runtime, timeout);
-        client_state::attend(documents.client().clone(), !owns_client, &tasks);
+        client_state::watch_client(documents.client().clone(), !owns_client, &tasks);
         let ends_with_the_store = tasks.closed().clone().drop_guard();
-        let sessions = Sessions {
+        let sessions = SessionCollection {
             documents: with_concerns(&documents)?,
             timeout,
             ttl: self.ttl,
-            form,
+            format: form,
             owner: self.owner,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series, Clock::system())),
-            seen: super::seen::Seen::new(owns_client),
+            causal: super::seen::CausalSessions::new(owns_client),
             tasks: tasks.clone(),
             closed: tasks.closed().clone(),
         };
         let store = MongoStore {
             inner: Arc::new(Inner {
-                dispatch: Dispatch::new(sessions.clone(), &tasks, limits),
-                sessions: sessions.clone(),
+                batcher: Batcher::new(sessions.clone(), &tasks, limits),
+                collection: sessions.clone(),
                 tasks,
                 revs: RevSource::new(),
                 removal: self.removal,
                 owns_client,
                 pool_size,
-                _ends_background_tasks: ends_with_the_store,
+                _stops_background_tasks: ends_with_the_store,
             }),
         };
         if self.leave_indexes_alone {
@@ -230,7 +230,7 @@ impl MongoStoreBuilder {
             index_upkeep::start(&sessions, self.removal, &store.inner.tasks);
         }
         if let Some(every) = self.count_every {
-            live::count(sessions.clone(), every, &store.inner.tasks);
+            live::count_periodically(sessions.clone(), every, &store.inner.tasks);
         }
         if let ExpiredRemoval::Sweep(every) = self.removal {
             expiry::sweep(sessions, every, &store.inner.tasks);

@@ -1,4 +1,4 @@
-//! Many operations in one command: what [`Dispatch`](crate::dispatch::Dispatch) sends while the
+//! Many operations in one command: what [`Batcher`](crate::dispatch::Batcher) sends while the
 //! server is busy.
 //!
 //! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
@@ -14,24 +14,24 @@ use bson::{Bson, Document, RawDocument, doc};
 use futures_core::Stream;
 use mongodb::{ClientSession, Collection};
 
-use super::operations::{Sent, Update};
-use super::seen::Seen;
-use super::{Sessions, document, failure};
+use super::operations::{SentUpdate, Update};
+use super::seen::CausalSessions;
+use super::{SessionCollection, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::record::{Session, WallTime};
 
-type Saved = Result<Option<WallTime>>;
+type SaveResult = Result<Option<WallTime>>;
 
-impl Sessions {
+impl SessionCollection {
     /// Reads the sessions of different keys by one `find`.
     pub(super) async fn find_many(
         self,
         keys: Vec<SessionKey>,
     ) -> Result<Vec<Result<Option<Session>>>> {
         let timer = self.timer(Verb::Find);
-        self.metrics.finds_together(keys.len());
+        self.metrics.record_find_batch(keys.len());
         // Read where it lies in the answer: copies of a hundred documents would leave holes among the
         // entries that are made of them.
         match self.find_documents(&keys, None, |found| self.read(found)).await {
@@ -41,9 +41,9 @@ impl Sessions {
                 // One that cannot be read counts as it would alone.
                 let outcome =
                     read.iter().find(|read| read.is_err()).map_or(Outcome::Ok, Outcome::from);
-                timer.ends(outcome, Ok(read))
+                timer.finish(outcome, Ok(read))
             }
-            Err(error) => timer.fails("load sessions", &error),
+            Err(error) => timer.fail("load sessions", &error),
         }
     }
 
@@ -76,7 +76,7 @@ impl Sessions {
         }
         drop(batches);
         drop(cursor);
-        self.seen.returns(session, Ok(found))
+        self.causal.check_in(session, Ok(found))
     }
 
     /// Sends updates of different sessions as one command.
@@ -85,9 +85,9 @@ impl Sessions {
     /// second time, a save could overwrite another one that was acknowledged in between. One exception
     /// is safe: the driver sends a batch again that an overloaded server has turned away, which was not
     /// carried out.
-    pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<Saved>> {
-        let timer = self.timer(Verb::Bulk).carries(updates.len());
-        self.metrics.writes_together(updates.len());
+    pub(super) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<SaveResult>> {
+        let timer = self.timer(Verb::Bulk).with_calls(updates.len());
+        self.metrics.record_save_batch(updates.len());
         let now = self.clock.wall();
         let query = |update: Update| {
             let (sent, filter, stage) = update.into_query(now);
@@ -96,11 +96,11 @@ impl Sessions {
         let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();
         match self.write(statements).await {
             Ok(reply) => {
-                let judged = Judged::of(&reply, sent.len());
-                drop(timer.ends(judged.outcome(), Ok(())));
+                let judged = BatchReply::of(&reply, sent.len());
+                drop(timer.finish(judged.outcome(), Ok(())));
                 Ok(self.outcomes(&sent, judged).await)
             }
-            Err(error) => timer.fails("save sessions", &error),
+            Err(error) => timer.fail("save sessions", &error),
         }
     }
 
@@ -111,13 +111,13 @@ impl Sessions {
     ) -> mongodb::error::Result<Document> {
         // The session is only there to learn the time of the write from. The driver (3.9.1) adds no
         // `afterClusterTime` to a `run_command`, so a session that knows what was seen would do as well.
-        let mut session = Seen::blank(self.documents.client()).await?;
+        let mut session = CausalSessions::new_session(self.documents.client()).await?;
         let reply = update(&self.documents, statements, &mut session).await;
-        self.seen.learn(&session);
+        self.causal.observe(&session);
         reply
     }
 
-    async fn outcomes(&self, sent: &[Sent], mut judged: Judged) -> Vec<Saved> {
+    async fn outcomes(&self, sent: &[SentUpdate], mut judged: BatchReply) -> Vec<SaveResult> {
         if let Some(concern) = judged.concern {
             // Nothing is acknowledged where the write concern was not met.
             return sent.iter().map(|_| Err(concern.clone())).collect();
@@ -147,7 +147,7 @@ impl Sessions {
     /// date, the error is the one that a load would return.
     pub(super) async fn look_at(
         &self,
-        sent: &[Sent],
+        sent: &[SentUpdate],
     ) -> Result<HashMap<SessionKey, Result<Stored>>> {
         let timer = self.timer(Verb::Find);
         let keys: Vec<_> = sent.iter().map(|sent| sent.key).collect();
@@ -160,8 +160,8 @@ impl Sessions {
             Ok(Stored::Expired)
         };
         match self.find_documents(&keys, Some(fields), read).await {
-            Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
-            Err(error) => timer.fails("see which sessions were saved", &error),
+            Ok(found) => timer.finish(Outcome::Ok, Ok(found)),
+            Err(error) => timer.fail("see which sessions were saved", &error),
         }
     }
 }
@@ -188,7 +188,7 @@ pub(super) async fn update(
 
 /// What the answer to many updates says.
 #[derive(Debug)]
-struct Judged {
+struct BatchReply {
     /// The write concern was not met.
     concern: Option<Error>,
     /// Those that were refused, by their place.
@@ -197,7 +197,7 @@ struct Judged {
     all: bool,
 }
 
-impl Judged {
+impl BatchReply {
     fn of(reply: &Document, sent: usize) -> Self {
         let refusals = reply.get_array("writeErrors").into_iter().flatten();
         let refusals = refusals.filter_map(|error| {
@@ -256,14 +256,14 @@ mod tests {
     #[test]
     fn all_are_saved_if_as_many_were_modified_as_were_sent() {
         for modified in [Bson::Int32(2), Bson::Int64(2), Bson::Double(2.0)] {
-            let judged = Judged::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
+            let judged = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
             assert!(judged.all && judged.refusals.is_empty() && judged.concern.is_none());
             assert!(matches!(judged.outcome(), Outcome::Ok));
         }
         for modified in [Bson::Int32(1), Bson::Double(1.5), Bson::Int32(-2), Bson::Null] {
-            assert!(!Judged::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
+            assert!(!BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
         }
-        assert!(!Judged::of(&doc! { "ok": 1 }, 2).all);
+        assert!(!BatchReply::of(&doc! { "ok": 1 }, 2).all);
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
             { "index": 0, "code": 11000, "errmsg": "dup key: 4111" },
             { "index": 2_i64, "code": 13, "errmsg": "4111" },
         ] };
-        let judged = Judged::of(&reply, 3);
+        let judged = BatchReply::of(&reply, 3);
         let mut places: Vec<_> = judged.refusals.keys().copied().collect();
         places.sort_unstable();
         assert_eq!(places, [0, 2]);
@@ -286,7 +286,7 @@ mod tests {
         let reply = doc! {
             "n": 2, "nModified": 2, "writeConcernError": { "code": 64, "errmsg": "timed out" },
         };
-        let judged = Judged::of(&reply, 2);
+        let judged = BatchReply::of(&reply, 2);
         assert!(judged.all && judged.concern.is_some());
         assert!(matches!(judged.outcome(), Outcome::Failed(_)));
     }

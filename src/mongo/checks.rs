@@ -10,16 +10,17 @@ use mongodb::options::{
 };
 use tokio::runtime::Handle;
 
-use crate::dispatch::Limits;
+use crate::dispatch::BatchLimits;
 use crate::error::{Error, Result};
 
 /// How many reads, and how many saves, are sent side by side when no number is given.
-const IN_FLIGHT: u32 = 4;
+const DEFAULT_COMMANDS_IN_FLIGHT: u32 = 4;
 /// How many loads, and how many saves, may wait when no number is given.
-const WAITING: u32 = 10_000;
+const DEFAULT_QUEUED_CALLS: u32 = 10_000;
 
-pub(super) fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<Limits> {
-    let (in_flight, waiting) = (in_flight.unwrap_or(IN_FLIGHT), waiting.unwrap_or(WAITING));
+pub(super) fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<BatchLimits> {
+    let (in_flight, waiting) =
+        (in_flight.unwrap_or(DEFAULT_COMMANDS_IN_FLIGHT), waiting.unwrap_or(DEFAULT_QUEUED_CALLS));
     for (option, value) in [("max_in_flight", in_flight), ("max_waiting", waiting)] {
         if value == 0 {
             return Err(Error::config(format!(
@@ -28,7 +29,7 @@ pub(super) fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<Lim
         }
     }
     let number = |value| usize::try_from(value).unwrap_or(usize::MAX);
-    Ok(Limits::of(number(in_flight), number(waiting)))
+    Ok(BatchLimits::of(number(in_flight), number(waiting)))
 }
 
 /// The runtime that calls will run on, once it has shown that it has what the driver needs. One

@@ -21,23 +21,23 @@ use crate::tasks::Tasks;
 const DEFAULT_POOL: u32 = 10;
 
 /// How often the client is looked at, which takes a fraction of a millisecond.
-const PACE: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a client is kept after its last store was dropped and not shut down. The driver sends a
 /// last command when the last handle of a client goes. A process that drops its stores often ends right
 /// after that, and a command in a runtime that ends may panic in the driver (mongodb 3.9.1 unwraps what
 /// a task of the pool answers, which the runtime has cancelled).
-pub(super) const LINGERS: Duration = Duration::from_millis(100);
+pub(super) const KILL_CURSORS_DELAY: Duration = Duration::from_millis(100);
 
 /// Keeps a handle of the client until the store has ended. Of a client that the app
 /// [`handed in`](super::MongoStoreBuilder::client) it notices when the app shuts it down, and has the
 /// store let go of it.
-pub(super) fn attend(client: Client, is_handed_in: bool, tasks: &Tasks) {
+pub(super) fn watch_client(client: Client, is_handed_in: bool, tasks: &Tasks) {
     let attended = tasks.clone();
     tasks.spawn(async move {
         let ends = attended.closed();
         if is_handed_in {
-            while ends.run_until_cancelled(sleep(PACE)).await.is_some() {
+            while ends.run_until_cancelled(sleep(CHECK_INTERVAL)).await.is_some() {
                 if is_shutting_down(&client) {
                     attended.client_closed().cancel();
                     return;
@@ -46,7 +46,7 @@ pub(super) fn attend(client: Client, is_handed_in: bool, tasks: &Tasks) {
         }
         ends.cancelled().await;
         if !attended.is_shut_down() {
-            sleep(LINGERS).await;
+            sleep(KILL_CURSORS_DELAY).await;
         }
         drop(client);
     });
@@ -54,12 +54,12 @@ pub(super) fn attend(client: Client, is_handed_in: bool, tasks: &Tasks) {
 
 /// The most connections that the client opens to one server; `None` if that is unknown.
 pub(super) fn pool_size(client: &Client) -> Option<u32> {
-    pool_size_in(&shown(client))
+    pool_size_in(&debug_text(client))
 }
 
 /// Whether somebody has called `Client::shutdown`, which may be waiting yet.
 fn is_shutting_down(client: &Client) -> bool {
-    is_shutting_down_in(&shown(client))
+    is_shutting_down_in(&debug_text(client))
 }
 
 fn pool_size_in(shown: &str) -> Option<u32> {
@@ -79,7 +79,7 @@ fn is_shutting_down_in(shown: &str) -> bool {
 
 /// The client's `Debug` output, without every quoted text, which may be anything: an app's name, say.
 /// Nobody else gets to see it. The driver leaves passwords out of it.
-fn shown(client: &Client) -> String {
+fn debug_text(client: &Client) -> String {
     without_quotes(&format!("{client:?}"))
 }
 

@@ -101,7 +101,7 @@ impl Connection {
         self.check_tls_files(options.tls.as_ref())?;
         let pool = options.max_pool_size.unwrap_or(POOL);
         let client = Client::with_options(options)
-            .map_err(|error| failure::failure("open the connection", &error))?;
+            .map_err(|error| failure::to_error("open the connection", &error))?;
         Ok((client.database(&database).collection(&collection), Some(pool)))
     }
 
@@ -240,7 +240,7 @@ impl Connection {
         // A proxy resolves the names by itself.
         if !uri.as_ref().is_some_and(|uri| has_option(uri, "proxyhost")) {
             let timeout = timeout.mul_f64(0.9);
-            look_up(&options.hosts, timeout, |host| tokio::net::lookup_host((host, 0))).await?;
+            lookup(&options.hosts, timeout, |host| tokio::net::lookup_host((host, 0))).await?;
         }
         if let Some(username) = &self.username {
             if options.credential.is_some() {
@@ -409,7 +409,7 @@ fn unresolved(timeout: Duration) -> String {
 
 /// Fails if no name server says anything of any host. The driver would only say that the host does not
 /// answer. What a name server does say, the driver hears as well, and asks again while there is time.
-async fn look_up<F, T>(
+async fn lookup<F, T>(
     hosts: &[ServerAddress],
     timeout: Duration,
     resolve: impl Fn(String) -> F,
@@ -473,7 +473,7 @@ mod tests {
 
     async fn looked_up(hosts: &[&str], silent: bool) -> Result<()> {
         let hosts: Vec<_> = hosts.iter().map(|host| ServerAddress::parse(host).unwrap()).collect();
-        look_up(&hosts, TIMEOUT, |host| async move {
+        lookup(&hosts, TIMEOUT, |host| async move {
             if silent || host == "silent" {
                 pending::<()>().await;
             }

@@ -15,18 +15,18 @@ use mongodb::{ClientSession, Database, ServerInfo, ServerType};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Sessions;
-use super::client_state::LINGERS;
-use super::server_errors::{self, Start};
+use super::SessionCollection;
+use super::client_state::KILL_CURSORS_DELAY;
+use super::server_errors::{self, StreamStart};
 use super::watermark::StreamSource;
 use crate::backend::{Fault, Refusal, ServerId};
 use crate::sync::{Mutex, lock};
 
 /// An open change stream of the sessions' collection.
 pub(crate) struct Cursor {
-    sessions: Sessions,
+    sessions: SessionCollection,
     session: ClientSession,
-    server: Server,
+    server: PinnedServer,
     /// 0 once the server has closed it.
     id: i64,
     /// Cancelled once nobody needs the stream any more: its store was dropped or shut down.
@@ -34,26 +34,26 @@ pub(crate) struct Cursor {
 }
 
 /// A resume token, as the server gave it: from where a stream can go on.
-pub(crate) type Token = Document;
+pub(crate) type ResumeToken = Document;
 
 /// What one answer has handed over.
-pub(crate) struct Handed {
+pub(crate) struct StreamReply {
     pub(crate) events: Vec<Document>,
     /// After all of them, from a server that says so.
-    pub(crate) after: Option<Token>,
+    pub(crate) after: Option<ResumeToken>,
 }
 
 /// The reports with which a stream ends.
-pub(super) const ENDS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
+pub(super) const TERMINAL_EVENTS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
 
-impl Sessions {
+impl SessionCollection {
     pub(super) fn database(&self) -> Database {
         self.documents.client().database(&self.documents.namespace().db)
     }
 
     /// Nothing may be sent for a stream once the app shuts down its client, which waits for the
     /// stream's session.
-    pub(super) fn has_client(&self) -> Result<(), Fault> {
+    pub(super) fn check_client_open(&self) -> Result<(), Fault> {
         if self.tasks.client_closed().is_cancelled() { Err(Fault::Closed) } else { Ok(()) }
     }
 
@@ -61,15 +61,15 @@ impl Sessions {
     /// `ends` is cancelled.
     pub(super) async fn open_stream(
         self,
-        after: Option<Token>,
+        after: Option<ResumeToken>,
         stages: [Document; 2],
         ends: CancellationToken,
-    ) -> Result<(Cursor, Handed), Fault> {
-        self.has_client()?;
-        let start = if after.is_some() { Start::Resumed } else { Start::Fresh };
-        let server = Server::primary_or_router();
+    ) -> Result<(Cursor, StreamReply), Fault> {
+        self.check_client_open()?;
+        let start = if after.is_some() { StreamStart::Resumed } else { StreamStart::Fresh };
+        let server = PinnedServer::primary_or_router();
         if after.is_none() {
-            self.asks_for_a_load_balancer(&server).await?;
+            self.refuse_load_balancer(&server).await?;
         }
         let client = self.documents.client();
         let session = client.start_session().causal_consistency(false).await;
@@ -87,13 +87,13 @@ impl Sessions {
         });
         let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
         let reply = reply.map_err(|error| server_errors::fault(&error, start))?;
-        let (id, handed) = read(reply, "firstBatch").ok_or_else(unreadable)?;
+        let (id, handed) = parse_reply(reply, "firstBatch").ok_or_else(unreadable)?;
         Ok((Cursor { sessions: self, session, server, id, ends }, handed))
     }
 
     /// Behind a load balancer each command may end at another router, and the driver ties a cursor to its
     /// connection for its own cursors alone: a `getMore` of ours would not find the cursor.
-    async fn asks_for_a_load_balancer(&self, server: &Server) -> Result<(), Fault> {
+    async fn refuse_load_balancer(&self, server: &PinnedServer) -> Result<(), Fault> {
         // Which kind of server it is shows once one was chosen for a command.
         let database = self.database();
         let asks = database.run_command(doc! { "hello": 1 });
@@ -110,8 +110,8 @@ impl Sessions {
 
 impl Cursor {
     /// What comes next; nothing if the server has waited so long for it in vain.
-    pub(super) async fn more(&mut self, wait: Duration) -> Result<Handed, Fault> {
-        self.sessions.has_client()?;
+    pub(super) async fn next_reply(&mut self, wait: Duration) -> Result<StreamReply, Fault> {
+        self.sessions.check_client_open()?;
         let database = self.sessions.database();
         let asks = database.run_command(doc! {
             "getMore": self.id,
@@ -121,7 +121,7 @@ impl Cursor {
         let criteria = self.server.criteria();
         let reply = asks.session(&mut self.session).selection_criteria(criteria).await;
         let reply = reply.map_err(|error| fault(&error))?;
-        let (id, handed) = read(reply, "nextBatch").ok_or_else(unreadable)?;
+        let (id, handed) = parse_reply(reply, "nextBatch").ok_or_else(unreadable)?;
         self.id = id;
         Ok(handed)
     }
@@ -131,7 +131,7 @@ impl Cursor {
         self.id == 0
     }
 
-    pub(super) fn server(&self) -> &Server {
+    pub(super) fn server(&self) -> &PinnedServer {
         &self.server
     }
 }
@@ -149,7 +149,7 @@ impl Drop for Cursor {
         let may_end_soon = self.ends.is_cancelled() && !sessions.tasks.is_shut_down();
         self.sessions.tasks.spawn(async move {
             if may_end_soon {
-                sleep(LINGERS).await;
+                sleep(KILL_CURSORS_DELAY).await;
             }
             let kill = doc! { "killCursors": sessions.documents.name(), "cursors": [id] };
             let database = sessions.database();
@@ -160,30 +160,30 @@ impl Drop for Cursor {
 }
 
 /// The cursor's id and a batch; `None` if this is no answer to such a question.
-pub(super) fn read(mut reply: Document, batch: &str) -> Option<(i64, Handed)> {
+pub(super) fn parse_reply(mut reply: Document, batch: &str) -> Option<(i64, StreamReply)> {
     let cursor = reply.get_document_mut("cursor").ok()?;
     let Some(Bson::Array(events)) = cursor.remove(batch) else { return None };
     let document = |event| if let Bson::Document(event) = event { Some(event) } else { None };
     let events = events.into_iter().map(document).collect::<Option<_>>()?;
     let after = cursor.remove("postBatchResumeToken").and_then(document);
-    Some((cursor.get_i64("id").ok()?, Handed { events, after }))
+    Some((cursor.get_i64("id").ok()?, StreamReply { events, after }))
 }
 
 /// The one server that a stream or a question goes to: the first that is fit for it.
 #[derive(Clone, Default)]
-pub(super) struct Server(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
+pub(super) struct PinnedServer(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
 
-impl Server {
+impl PinnedServer {
     pub(super) fn primary_or_router() -> Self {
         Self::default()
     }
 
     pub(super) fn criteria(&self) -> SelectionCriteria {
         let this = self.clone();
-        SelectionCriteria::Predicate(Arc::new(move |server| this.is(server)))
+        SelectionCriteria::Predicate(Arc::new(move |server| this.matches(server)))
     }
 
-    fn is(&self, server: &ServerInfo<'_>) -> bool {
+    fn matches(&self, server: &ServerInfo<'_>) -> bool {
         use ServerType::{LoadBalancer, Mongos, RsPrimary, Standalone};
 
         let kind = server.server_type();
@@ -223,7 +223,7 @@ fn is_router(kind: ServerType) -> bool {
 
 /// What a driver's error means for a stream that is open.
 pub(super) fn fault(error: &mongodb::error::Error) -> Fault {
-    server_errors::fault(error, Start::Open)
+    server_errors::fault(error, StreamStart::Open)
 }
 
 /// An answer that has not the form of one.

@@ -10,8 +10,8 @@
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
 
-use super::codec::{self, Form, MALFORMED, unreadable};
-use super::owner::Owned;
+use super::codec::{self, DataFormat, MALFORMED, unreadable};
+use super::owner::OwnerUpdate;
 use super::shown::LiveSession;
 use crate::backend::Rev;
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ pub(super) fn keys_after(last: Option<Bson>) -> Document {
 /// Finds the documents of other programs: those whose `_id` is no session's key. A comparison stays
 /// within one type, so the other types are listed; each is a range of the index on `_id`. So the cost
 /// grows with these documents, not with the sessions.
-pub(super) fn foreign() -> Document {
+pub(super) fn foreign_filter() -> Document {
     let types = ["null", "number", "string", "object", "objectId", "bool", "date", "timestamp"];
     doc! { "$or": [
         { "_id": { "$type": types.to_vec() } },
@@ -64,10 +64,10 @@ pub(super) fn date(at: WallTime) -> DateTime {
 }
 
 /// The document of a new session.
-pub(super) fn insertion(
+pub(super) fn insert_document(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, &Form),
+    (data, form): (&Data, &DataFormat),
     expires: WallTime,
     now: WallTime,
 ) -> Result<Document> {
@@ -84,19 +84,19 @@ pub(super) fn insertion(
 
 /// What a write that only prolongs a session changes; no instance needs to hear of it, since an
 /// entry past the expiry that it knows is a miss.
-pub(super) const TOUCHED: [&str; 2] = ["expires", "updated"];
+pub(super) const TOUCH_FIELDS: [&str; 2] = ["expires", "updated"];
 
 /// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
 /// needs to hear of that either. The second field tells it from a change of data.
-pub(super) const REENCRYPTED: [&str; 2] = ["data", "reencrypted"];
+pub(super) const REENCRYPT_FIELDS: [&str; 2] = ["data", "reencrypted"];
 /// Where the expiry stands of a session that an import has stored and not made live yet.
-pub(super) const ARRIVED: &str = "importing";
+pub(super) const IMPORTING: &str = "importing";
 
 /// The fields of a session with new data and a new expiry, and about how many bytes they have.
-pub(super) fn replacement(
+pub(super) fn replacement_fields(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, &Form),
+    (data, form): (&Data, &DataFormat),
     expires: WallTime,
     now: WallTime,
 ) -> Result<(Document, usize)> {
@@ -120,9 +120,9 @@ pub(super) fn replacement(
 ///
 /// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
 /// the server's fast path: with another field in it an update took a quarter longer.
-pub(super) fn replaces(fields: Document, owned: Owned, now: WallTime) -> Document {
+pub(super) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime) -> Document {
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
-    if owned == Owned::ByNobody {
+    if owned == OwnerUpdate::Clear {
         // A null, since to filter the field out made a batch of saves a fifth dearer, and not every
         // server knows `$unsetField`. Where there is none there stays none: nulls are in the index.
         let had_one = doc! { "$gt": ["$owner", Bson::Null] };
@@ -142,8 +142,8 @@ pub(super) fn replaces(fields: Document, owned: Owned, now: WallTime) -> Documen
 
 /// The stage of an update that prolongs a session and does nothing else. Of two that cross, the one that lasts
 /// longer stays.
-pub(super) fn touch(expires: WallTime, now: WallTime) -> Document {
-    let [expiry, updated] = TOUCHED;
+pub(super) fn touch_update(expires: WallTime, now: WallTime) -> Document {
+    let [expiry, updated] = TOUCH_FIELDS;
     doc! { "$set": { expiry: { "$max": ["$expires", date(expires)] }, updated: date(now) } }
 }
 
@@ -189,7 +189,7 @@ pub(super) fn rev(document: &RawDocument) -> &[u8] {
 }
 
 /// Reads a session back.
-pub(super) fn session(document: &RawDocument, form: &Form) -> Result<Session> {
+pub(super) fn session(document: &RawDocument, form: &DataFormat) -> Result<Session> {
     let fields = Fields::of(document)?;
     Ok(Session {
         data: codec::decode(fields.data()?, form, fields.id)?,
@@ -205,7 +205,7 @@ pub(super) fn stored_data(document: &RawDocument) -> Result<(RawBsonRef<'_>, &[u
 }
 
 /// Reads a session for a list.
-pub(super) fn live_session(document: &RawDocument, form: &Form) -> Result<LiveSession> {
+pub(super) fn live_session(document: &RawDocument, form: &DataFormat) -> Result<LiveSession> {
     let fields = Fields::of(document)?;
     let key = key(document).ok_or_else(|| unreadable("its `_id` is no session's key"))?;
     Ok(LiveSession {
@@ -317,12 +317,18 @@ mod tests {
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
         let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
-        insertion(SessionKey::of(7), RevSource::new().next(), (&data, &Form::Native), at, now)
-            .unwrap()
+        insert_document(
+            SessionKey::of(7),
+            RevSource::new().next(),
+            (&data, &DataFormat::Native),
+            at,
+            now,
+        )
+        .unwrap()
     }
 
     fn read(document: &Document) -> Result<Session> {
-        session(&RawDocumentBuf::try_from(document).unwrap(), &Form::Text)
+        session(&RawDocumentBuf::try_from(document).unwrap(), &DataFormat::Text)
     }
 
     #[test]
@@ -350,9 +356,14 @@ mod tests {
         let id = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_i128;
         let data = Data::new();
         let at = WallTime::from_millis(2_000);
-        let document =
-            insertion(SessionKey::of(id), RevSource::new().next(), (&data, &Form::Text), at, at)
-                .unwrap();
+        let document = insert_document(
+            SessionKey::of(id),
+            RevSource::new().next(),
+            (&data, &DataFormat::Text),
+            at,
+            at,
+        )
+        .unwrap();
         let bytes = document.to_vec().unwrap();
         assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
     }
@@ -421,12 +432,12 @@ mod tests {
         after
     }
 
-    fn forms() -> Vec<Form> {
+    fn forms() -> Vec<DataFormat> {
         vec![
-            Form::Text,
-            Form::Native,
+            DataFormat::Text,
+            DataFormat::Native,
             #[cfg(feature = "encryption")]
-            Form::Encrypted(std::sync::Arc::new(crate::mongo::Keys::new(
+            DataFormat::Encrypted(std::sync::Arc::new(crate::mongo::Keys::new(
                 1,
                 crate::mongo::Key::from_bytes(&[7; 32]),
             ))),
@@ -447,8 +458,9 @@ mod tests {
             };
             let old = (&data("a"), form);
             let new = (&data("b"), form);
-            let stored = insertion(key, revs.next(), old, wall(2_000), wall(1_000)).unwrap();
-            let save = || replacement(key, revs.next(), new, wall(3_000), wall(1_500)).unwrap().0;
+            let stored = insert_document(key, revs.next(), old, wall(2_000), wall(1_000)).unwrap();
+            let save =
+                || replacement_fields(key, revs.next(), new, wall(3_000), wall(1_500)).unwrap().0;
             let spare = |before: &Document, fields| bytes_to_spare(before, &merge(before, fields));
 
             // A save. What does not change is all that there is to spare: `_id`, `format` and `created`.
@@ -469,13 +481,13 @@ mod tests {
             assert_eq!(spare(&stored_owned, owned(Bson::Null)), least + data_bytes);
 
             // Data that was encrypted anew at some time, then saved; and that is encrypted anew.
-            let reencrypted = doc! { REENCRYPTED[1]: date(wall(1_200)) };
+            let reencrypted = doc! { REENCRYPT_FIELDS[1]: date(wall(1_200)) };
             assert!(spare(&merge(&stored, reencrypted.clone()), save()) > least);
             let data = save().remove("data").unwrap();
             assert!(spare(&stored, merge(&doc! { "data": data }, reencrypted)) > least);
 
             // A touch.
-            let [expiry, updated] = TOUCHED;
+            let [expiry, updated] = TOUCH_FIELDS;
             let touch = doc! { expiry: date(wall(3_000)), updated: date(wall(1_500)) };
             assert!(spare(&stored, touch) > least);
         }

@@ -9,7 +9,7 @@ use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
 use super::server_errors::{Meaning, has_meaning};
-use super::{Sessions, failure};
+use super::{SessionCollection, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
 use crate::tasks::Tasks;
@@ -35,8 +35,11 @@ pub enum ExpiredRemoval {
 }
 
 /// The one index: sessions by expiry. Counting needs it whoever removes the expired ones.
-pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) -> Result<()> {
-    let standing = standing(&sessions).await?;
+pub(super) async fn ensure_index(
+    sessions: SessionCollection,
+    removal: ExpiredRemoval,
+) -> Result<()> {
+    let standing = list_indexes(&sessions).await?;
     if let Some(verdict) = judge_all(&sessions, &standing, removal) {
         return verdict;
     }
@@ -45,18 +48,20 @@ pub(super) async fn ensure_index(sessions: Sessions, removal: ExpiredRemoval) ->
     let options = IndexOptions::builder().expire_after(expire_after).build();
     let index = IndexModel::builder().keys(doc! { "expires": 1 }).options(options).build();
     match sessions.documents.create_index(index).await {
-        Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+        Ok(_) => timer.finish(Outcome::Ok, Ok(())),
         Err(error) if has_meaning(&error, Meaning::IndexConflict) => {
-            drop(timer.ends(Outcome::Failed(ErrorKind::Index), Ok(())));
+            drop(timer.finish(Outcome::Failed(ErrorKind::Index), Ok(())));
             conflict(&sessions, removal, &error).await
         }
-        Err(error) => timer
-            .ends(Outcome::Failed(ErrorKind::Index), Err(refused(&sessions, expire_after, &error))),
+        Err(error) => timer.finish(
+            Outcome::Failed(ErrorKind::Index),
+            Err(refused(&sessions, expire_after, &error)),
+        ),
     }
 }
 
 /// Says of a timeout that the index may be on its way.
-pub(super) fn overdue(error: &Error, field: &str) -> Error {
+pub(super) fn build_timed_out(error: &Error, field: &str) -> Error {
     if error.kind() != ErrorKind::Timeout {
         return error.clone();
     }
@@ -73,7 +78,7 @@ pub(super) fn overdue(error: &Error, field: &str) -> Error {
 /// What the indexes on `expires` are worth: one that fits is enough, and of others the first is to
 /// be mended. `None` if there is no such index.
 pub(super) fn judge_all(
-    sessions: &Sessions,
+    sessions: &SessionCollection,
     standing: &[IndexModel],
     removal: ExpiredRemoval,
 ) -> Option<Result<()>> {
@@ -96,16 +101,16 @@ fn is_by_expiry(keys: &Document) -> bool {
 
 /// The server would not create the index beside one that has come meanwhile, or that has its name.
 async fn conflict(
-    sessions: &Sessions,
+    sessions: &SessionCollection,
     removal: ExpiredRemoval,
     error: &mongodb::error::Error,
 ) -> Result<()> {
-    let standing = standing(sessions).await?;
+    let standing = list_indexes(sessions).await?;
     if let Some(verdict) = judge_all(sessions, &standing, removal) {
         return verdict;
     }
     let named = standing.iter().filter_map(|index| index.options.as_ref()?.name.as_deref());
-    let said = failure::failure("create the index on `expires`", error);
+    let said = failure::to_error("create the index on `expires`", error);
     let namespace = sessions.documents.namespace();
     let message = if named.clone().any(|name| name == NAME) {
         format!(
@@ -127,7 +132,7 @@ async fn conflict(
     Err(Error::new(ErrorKind::Index, message))
 }
 
-pub(super) async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
+pub(super) async fn list_indexes(sessions: &SessionCollection) -> Result<Vec<IndexModel>> {
     let timer = sessions.timer_of(Verb::Index, "listIndexes");
     let read = async {
         let mut cursor = sessions.documents.list_indexes().await?;
@@ -138,20 +143,20 @@ pub(super) async fn standing(sessions: &Sessions) -> Result<Vec<IndexModel>> {
         Ok(indexes)
     };
     match read.await {
-        Ok(indexes) => timer.ends(Outcome::Ok, Ok(indexes)),
+        Ok(indexes) => timer.finish(Outcome::Ok, Ok(indexes)),
         Err(error) if failure::is_missing_namespace(&error) => {
-            timer.ends(Outcome::Ok, Ok(Vec::new()))
+            timer.finish(Outcome::Ok, Ok(Vec::new()))
         }
-        Err(error) => timer.fails("connect and look at the indexes of the sessions", &error),
+        Err(error) => timer.fail("connect and look at the indexes of the sessions", &error),
     }
 }
 
-fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Result<()> {
+fn judge(sessions: &SessionCollection, index: &IndexModel, removal: ExpiredRemoval) -> Result<()> {
     let options = index.options.clone().unwrap_or_default();
     let name = options.name.as_deref().unwrap_or(NAME);
     let (found, wanted, mend) = match (options.expire_after, removal) {
-        _ if misfit(&options).is_some() => (
-            misfit(&options).unwrap_or_default().to_owned(),
+        _ if unusable_option(&options).is_some() => (
+            unusable_option(&options).unwrap_or_default().to_owned(),
             "an index of all sessions",
             drop_command(sessions, name),
         ),
@@ -190,7 +195,7 @@ fn judge(sessions: &Sessions, index: &IndexModel, removal: ExpiredRemoval) -> Re
 
 /// Why an index on `expires` alone is of no use, whether it is a TTL index or not. A collation does no harm:
 /// it is for texts, and these are dates.
-fn misfit(options: &IndexOptions) -> Option<&'static str> {
+fn unusable_option(options: &IndexOptions) -> Option<&'static str> {
     if options.partial_filter_expression.is_some() || options.sparse == Some(true) {
         return Some("covers only some of the sessions");
     }
@@ -201,7 +206,7 @@ fn misfit(options: &IndexOptions) -> Option<&'static str> {
 }
 
 fn refused(
-    sessions: &Sessions,
+    sessions: &SessionCollection,
     expire_after: Option<Duration>,
     error: &mongodb::error::Error,
 ) -> Error {
@@ -211,7 +216,7 @@ fn refused(
         sessions.documents.namespace().db,
         sessions.documents.name(),
     );
-    let failure = failure::failure("create the index on `expires`", error);
+    let failure = failure::to_error("create the index on `expires`", error);
     match failure.kind() {
         ErrorKind::Permission => Error::new(
             ErrorKind::Permission,
@@ -229,7 +234,7 @@ fn refused(
     }
 }
 
-pub(super) fn drop_command(sessions: &Sessions, index: &str) -> String {
+pub(super) fn drop_command(sessions: &SessionCollection, index: &str) -> String {
     format!(
         "db.getSiblingDB({:?}).getCollection({:?}).dropIndex({index:?})",
         sessions.documents.namespace().db,
@@ -238,7 +243,7 @@ pub(super) fn drop_command(sessions: &Sessions, index: &str) -> String {
 }
 
 /// Removes what has expired, again and again, until the store is closed.
-pub(super) fn sweep(sessions: Sessions, every: Duration, tasks: &Tasks) {
+pub(super) fn sweep(sessions: SessionCollection, every: Duration, tasks: &Tasks) {
     let closed = tasks.closed().clone();
     tasks.spawn(async move {
         let mut ticks = tokio::time::interval(every);
@@ -286,7 +291,7 @@ mod tests {
 
     #[test]
     fn an_index_that_cannot_be_used_is_not_ours() {
-        let misfit = |options: IndexOptions| misfit(&options);
+        let misfit = |options: IndexOptions| unusable_option(&options);
         let builder = IndexOptions::builder;
         assert!(misfit(builder().unique(true).build()).unwrap().contains("unique"));
         assert!(misfit(builder().hidden(true).build()).unwrap().contains("hidden"));
@@ -307,9 +312,9 @@ mod tests {
 
     #[test]
     fn a_timeout_tells_that_the_index_may_be_on_its_way() {
-        let said = overdue(&crate::tasks::timed_out(Duration::from_secs(5)), "expires");
+        let said = build_timed_out(&crate::tasks::timed_out(Duration::from_secs(5)), "expires");
         assert_eq!(said.kind(), ErrorKind::Timeout);
         assert!(said.to_string().contains("within 5s. If it is building"), "{said}");
-        assert_eq!(overdue(&Error::closed(), "expires").kind(), ErrorKind::Closed);
+        assert_eq!(build_timed_out(&Error::closed(), "expires").kind(), ErrorKind::Closed);
     }
 }

@@ -10,7 +10,7 @@ use super::server_errors::{self, Meaning, meaning_of, name_of};
 use crate::error::{Error, ErrorKind};
 
 /// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
-pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
+pub(super) fn to_error(doing: &str, error: &mongodb::error::Error) -> Error {
     if let Driver::ServerSelection { message, .. } = &*error.kind
         && let Some(incompatible) = super::probe::incompatible(message)
     {
@@ -35,7 +35,7 @@ pub(super) fn failure(doing: &str, error: &mongodb::error::Error) -> Error {
         let why = code(error).map_or_else(String::new, |code| answer(code, code_name(error)));
         return Error::server_overloaded(
             format!("MongoDB is overloaded and refused to {doing}: it answered with {why}"),
-            server_errors::was_turned_away(error),
+            server_errors::was_rejected(error),
         );
     }
     let message = match (kind, code(error)) {
@@ -168,16 +168,16 @@ fn unreachable(error: &mongodb::error::Error) -> String {
 
 /// The servers and what each said, out of the driver's description of the whole topology.
 fn servers(topology: &str) -> String {
-    let (mut said, mut found) = (Vec::new(), Found::Odd);
+    let (mut said, mut found) = (Vec::new(), ServerState::Odd);
     for server in topology.split("Address: ").skip(1) {
         let address = server.split(',').next().unwrap_or_default();
         let error = server
             .split_once("Error: Kind: ")
             .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
         let (is, text) = match error {
-            Some(error) => (Found::by(error), error),
-            None if server.contains("Type: Unknown") => (Found::Mute, "no answer yet"),
-            None => (Found::Answers, "answers, but takes no writes"),
+            Some(error) => (ServerState::by(error), error),
+            None if server.contains("Type: Unknown") => (ServerState::Mute, "no answer yet"),
+            None => (ServerState::Answers, "answers, but takes no writes"),
         };
         found = found.max(is);
         said.push(format!("{address} ({text})"));
@@ -186,7 +186,8 @@ fn servers(topology: &str) -> String {
         return "no server was found: does the replica set have the name that was given?"
             .to_owned();
     }
-    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != Found::Answers {
+    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != ServerState::Answers
+    {
         ". Addresses that were not given are what the replica set's members call each other, and \
          have to be reachable from here; directConnection=true asks the given server alone"
     } else {
@@ -197,7 +198,7 @@ fn servers(topology: &str) -> String {
 
 /// Why a server is of no use. Of several the last here says most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Found {
+enum ServerState {
     /// It speaks as MongoDB does, and is none that these options allow.
     Odd,
     /// It is no MongoDB.
@@ -213,7 +214,7 @@ enum Found {
     Answers,
 }
 
-impl Found {
+impl ServerState {
     fn by(error: &str) -> Self {
         let hung_up = ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
         if error.contains("certificate") {

@@ -28,13 +28,13 @@
 
 use bson::{Bson, Document, doc};
 
-use super::document::REENCRYPTED;
-use super::query::both;
+use super::document::REENCRYPT_FIELDS;
+use super::query::and;
 use crate::error::{Error, Result};
 
 /// The fields beside `data`, which every store writes in the same form.
 const FIELDS: [&str; 8] =
-    ["_id", "format", "expires", "rev", "created", "updated", "owner", REENCRYPTED[1]];
+    ["_id", "format", "expires", "rev", "created", "updated", "owner", REENCRYPT_FIELDS[1]];
 
 /// The operators of a condition on one field that read that field alone.
 const CONDITIONS: &str = "$bitsAllClear $bitsAllSet $bitsAnyClear $bitsAnySet $eq $exists $gt $gte $in $lt \
@@ -135,10 +135,10 @@ impl Guard {
             }
         }
         if needs_data {
-            guarded = both(guarded, doc! { "data": is_document() });
+            guarded = and(guarded, doc! { "data": is_document() });
         }
         for other in others {
-            guarded = both(guarded, other);
+            guarded = and(guarded, other);
         }
         Ok(guarded)
     }

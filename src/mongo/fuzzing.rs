@@ -38,7 +38,7 @@ pub fn document(bytes: &[u8]) {
     #[cfg(feature = "encryption")]
     drop(document::stored_data(raw));
     #[cfg(feature = "import")]
-    let _ = super::takeover::Takeover::mark_on(raw).is_some();
+    let _ = super::takeover::ImportSteps::claim_on(raw).is_some();
     let now = crate::record::WallTime::from_millis(0);
     let _ = (document::key(raw), document::rev(raw), document::is_live(raw, now));
 }
@@ -50,7 +50,7 @@ pub fn report(bytes: &[u8]) {
     read_report(&event);
     let _ = invalidations::time_in(&event);
     for batch in ["firstBatch", "nextBatch"] {
-        let Some((_, handed)) = cursor::read(event.clone(), batch) else { continue };
+        let Some((_, handed)) = cursor::parse_reply(event.clone(), batch) else { continue };
         handed.events.iter().for_each(read_report);
         let _ = handed.after.as_ref().map(invalidations::time_in);
     }
@@ -58,7 +58,7 @@ pub fn report(bytes: &[u8]) {
 
 /// Both streams know the same sessions.
 fn read_report(event: &Document) {
-    if let Some(report) = news::report(event) {
+    if let Some(report) = news::session_change(event) {
         assert_eq!(invalidations::change(event).map(|change| change.key), Some(report.key));
     }
 }
@@ -104,7 +104,9 @@ pub(crate) fn seeds(data: &crate::record::Data, write: impl Fn(&str, &str, &[u8]
     let at = WallTime::from_millis(1);
     for (form, name) in forms().iter().zip(["-text", "-native", "-encrypted"]) {
         let rev = RevSource::new().next();
-        let Ok(mut stored) = document::insertion(key, rev, (data, form), at, at) else { continue };
+        let Ok(mut stored) = document::insert_document(key, rev, (data, form), at, at) else {
+            continue;
+        };
         stored.insert("owner", "7");
         write("document", name, &stored.to_vec().unwrap());
         match stored.remove("data").unwrap() {

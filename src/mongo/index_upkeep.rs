@@ -6,16 +6,16 @@
 
 use std::time::Duration;
 
-use super::{ExpiredRemoval, Sessions, expiry, owner_index};
+use super::{ExpiredRemoval, SessionCollection, expiry, owner_index};
 use crate::error::{Error, Result};
 use crate::tasks::Tasks;
 
 /// The longest time between two looks. The shortest is half of it, by chance, so that the instances of an
 /// app do not all look at once. If two create the same index all the same, the server creates one.
-const EVERY: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Looks after the indexes until the store is closed.
-pub(super) fn start(sessions: &Sessions, removal: ExpiredRemoval, tasks: &Tasks) {
+pub(super) fn start(sessions: &SessionCollection, removal: ExpiredRemoval, tasks: &Tasks) {
     let sessions = sessions.clone();
     let calls = tasks.clone();
     tasks.spawn(async move {
@@ -24,7 +24,7 @@ pub(super) fn start(sessions: &Sessions, removal: ExpiredRemoval, tasks: &Tasks)
         let upkeep = async {
             loop {
                 let share = 0.5 + fastrand::f64() / 2.0;
-                tokio::time::sleep(EVERY.mul_f64(share)).await;
+                tokio::time::sleep(CHECK_INTERVAL.mul_f64(share)).await;
                 let look = recreate_missing(sessions.clone(), removal);
                 let looked = calls.run(look, |looked| looked, || ()).await;
                 report(&mut last_trouble, looked.err());
@@ -37,8 +37,8 @@ pub(super) fn start(sessions: &Sessions, removal: ExpiredRemoval, tasks: &Tasks)
 
 /// Creates the indexes that a collection lacks. One that does not exist gets none: its first session
 /// creates it, and the next look the indexes.
-async fn recreate_missing(sessions: Sessions, removal: ExpiredRemoval) -> Result<()> {
-    let standing = expiry::standing(&sessions).await?;
+async fn recreate_missing(sessions: SessionCollection, removal: ExpiredRemoval) -> Result<()> {
+    let standing = expiry::list_indexes(&sessions).await?;
     if standing.is_empty() {
         return Ok(());
     }
@@ -59,7 +59,7 @@ async fn recreate_missing(sessions: Sessions, removal: ExpiredRemoval) -> Result
     Ok(())
 }
 
-fn created_again(sessions: &Sessions, field: &str) {
+fn created_again(sessions: &SessionCollection, field: &str) {
     tracing::warn!(
         "the index on `{field}` of {} was dropped while the store runs, and was created again",
         sessions.documents.namespace()

@@ -5,7 +5,7 @@
 use bson::spec::BinarySubtype;
 use bson::{Bson, Document};
 
-use super::cursor::{Handed, Token};
+use super::cursor::{ResumeToken, StreamReply};
 use super::watermark::{Proof, StreamSource, Watermark};
 use crate::backend::{Batch, Change, Rev, ServerTime};
 use crate::key::SessionKey;
@@ -18,8 +18,8 @@ pub(crate) struct InvalidationReader {
 
 /// What one reply says.
 #[derive(Debug)]
-pub(crate) struct Reading {
-    pub(crate) batch: Batch<Token>,
+pub(crate) struct StreamReading {
+    pub(crate) batch: Batch<ResumeToken>,
     /// The time of the newest change in it.
     pub(crate) newest_change: Option<ServerTime>,
 }
@@ -31,8 +31,8 @@ impl InvalidationReader {
     }
 
     /// Reads the next reply: first the one to `aggregate`, then each one to `getMore`.
-    pub(crate) fn read(&mut self, reply: Handed) -> Reading {
-        let Handed { events, after } = reply;
+    pub(crate) fn read(&mut self, reply: StreamReply) -> StreamReading {
+        let StreamReply { events, after } = reply;
         let mut changes = Vec::with_capacity(events.len());
         let mut ended = false;
         let mut newest_change = None;
@@ -49,7 +49,7 @@ impl InvalidationReader {
         let Proof { reached, complete_on } =
             self.watermark.judge(token, newest_change, events.is_empty());
         let batch = Batch { changes, ended, position, reached, complete_on };
-        Reading { batch, newest_change }
+        StreamReading { batch, newest_change }
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn change(event: &Document) -> Option<Change> {
 /// [MongoDB does](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md):
 /// a hexadecimal key string that begins with a timestamp, its type 0x82 first. `None` for another
 /// server's tokens.
-pub(super) fn time_in(token: &Token) -> Option<ServerTime> {
+pub(super) fn time_in(token: &ResumeToken) -> Option<ServerTime> {
     let text = token.get_str("_data").ok()?.get(..18)?;
     let time = text.strip_prefix("82")?;
     u64::from_str_radix(time, 16).ok().map(ServerTime)

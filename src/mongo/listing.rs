@@ -10,8 +10,8 @@ use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
 
 use super::document::keys_after;
-use super::query::both;
-use super::{LiveSession, Sessions, document, failure};
+use super::query::and;
+use super::{LiveSession, SessionCollection, document, failure};
 use crate::error::{Error, Result};
 use crate::metrics::{Outcome, Verb};
 use crate::tasks::Tasks;
@@ -20,7 +20,7 @@ use crate::tasks::Tasks;
 pub(super) const PAGE: u32 = 1_000;
 
 /// How many sessions a list reads ahead.
-const AHEAD: u32 = 64;
+const CHANNEL_CAPACITY: u32 = 64;
 
 /// A stream of the live sessions, from [`MongoStore::all`](crate::MongoStore::all).
 ///
@@ -43,12 +43,12 @@ impl LiveSessions {
 }
 
 /// Which of the live sessions to list, and in which order.
-pub(super) struct Listing {
+pub(super) struct ListQuery {
     pub(super) wanted: Option<Document>,
     pub(super) order: Option<Document>,
 }
 
-impl Listing {
+impl ListQuery {
     pub(super) fn all() -> Self {
         Self { wanted: None, order: None }
     }
@@ -86,9 +86,9 @@ impl fmt::Debug for LiveSessions {
     }
 }
 
-impl Sessions {
-    pub(super) fn list(&self, tasks: &Tasks, listing: Listing) -> LiveSessions {
-        let (sender, received) = mpsc::channel(AHEAD as usize);
+impl SessionCollection {
+    pub(super) fn list(&self, tasks: &Tasks, listing: ListQuery) -> LiveSessions {
+        let (sender, received) = mpsc::channel(CHANNEL_CAPACITY as usize);
         if !tasks.is_closed() {
             let sessions = self.clone();
             let closed = tasks.closed().clone();
@@ -112,15 +112,15 @@ impl Sessions {
 
     pub(super) async fn open(
         &self,
-        listing: Listing,
+        listing: ListQuery,
     ) -> Result<(ClientSession, SessionCursor<RawDocumentBuf>)> {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let mut live = doc! { "expires": { "$gt": document::date(self.clock.wall()) } };
         if let Some(wanted) = listing.wanted {
-            live = both(wanted, live);
+            live = and(wanted, live);
         }
         // No time limit for the server: it would count for all batches together.
-        let mut find = documents.find(live).batch_size(AHEAD);
+        let mut find = documents.find(live).batch_size(CHANNEL_CAPACITY);
         if let Some(order) = listing.order {
             find = find.sort(order);
         }
@@ -132,18 +132,18 @@ impl Sessions {
                 Ok((session, cursor))
             };
             match found.await {
-                Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
-                Err(error) => timer.fails("list the sessions", &error),
+                Ok(found) => timer.finish(Outcome::Ok, Ok(found)),
+                Err(error) => timer.fail("list the sessions", &error),
             }
         })
         .await
     }
 
-    async fn send_all(&self, sender: &mpsc::Sender<Step>, listing: Listing) -> Result<()> {
+    async fn send_all(&self, sender: &mpsc::Sender<Step>, listing: ListQuery) -> Result<()> {
         let (mut session, mut cursor) = self.open(listing).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             let now = self.clock.wall().to_datetime();
-            let session = document::live_session(&found, &self.form);
+            let session = document::live_session(&found, &self.format);
             if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
                 continue;
             }
@@ -164,7 +164,7 @@ impl Sessions {
                 match cursor.advance(session).await {
                     Ok(true) => Ok(Some(cursor.current().to_owned())),
                     Ok(false) => Ok(None),
-                    Err(error) => Err(failure::failure("list the sessions", &error)),
+                    Err(error) => Err(failure::to_error("list the sessions", &error)),
                 }
             });
             let next = next.await?;
@@ -229,12 +229,12 @@ impl Sessions {
                 while cursor.advance(&mut session).await? {
                     page.push(cursor.current().to_owned());
                 }
-                self.seen.learn(&session);
+                self.causal.observe(&session);
                 Ok(page)
             };
             match read.await {
-                Ok(page) => timer.ends(Outcome::Ok, Ok(page)),
-                Err(error) => timer.fails("find the sessions to remove", &error),
+                Ok(page) => timer.finish(Outcome::Ok, Ok(page)),
+                Err(error) => timer.fail("find the sessions to remove", &error),
             }
         })
         .await
@@ -246,12 +246,12 @@ impl Sessions {
             let removed = async {
                 let mut session = self.causal().await?;
                 let removed = self.documents.delete_many(filter).session(&mut session).await;
-                self.seen.learn(&session);
+                self.causal.observe(&session);
                 removed
             };
             match removed.await {
-                Ok(done) => timer.ends(Outcome::Ok, Ok(done.deleted_count)),
-                Err(error) => timer.fails("remove sessions", &error),
+                Ok(done) => timer.finish(Outcome::Ok, Ok(done.deleted_count)),
+                Err(error) => timer.fail("remove sessions", &error),
             }
         })
         .await

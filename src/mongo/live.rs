@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use super::Sessions;
+use super::SessionCollection;
 use crate::error::ErrorKind;
 use crate::tasks::Tasks;
 
 /// Counts the live sessions again and again, until the store is closed. A count that fails is counted
 /// as any operation that does, and the figure stays as it was.
-pub(super) fn count(sessions: Sessions, every: Duration, tasks: &Tasks) {
+pub(super) fn count_periodically(sessions: SessionCollection, every: Duration, tasks: &Tasks) {
     let (closed, calls) = (tasks.closed().clone(), tasks.clone());
     tasks.spawn(async move {
         // Taken back when the store is closed.

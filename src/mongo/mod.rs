@@ -50,23 +50,23 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::builder::MongoStoreBuilder;
 pub(crate) use self::builder::series;
-use self::codec::Form;
+use self::codec::DataFormat;
 #[cfg(feature = "encryption")]
 pub use self::codec::{Key, Keys};
 pub use self::expiry::ExpiredRemoval;
-use self::listing::Listing;
+use self::listing::ListQuery;
 pub use self::listing::LiveSessions;
-use self::owner::OwnerOf;
+use self::owner::OwnerFn;
 pub use self::query::{data_equals, data_path, owner_equals};
 #[cfg(feature = "encryption")]
 pub use self::reencrypt::{Reencrypted, Reencryption};
-pub(crate) use self::removal::Removal;
-use self::seen::Seen;
+pub(crate) use self::removal::DeleteSelection;
+use self::seen::CausalSessions;
 pub use self::shown::{LiveSession, StoredSession};
-use self::watch::Watch;
-use crate::backend::{Backend, DRAWS, RevSource, no_free_id};
+use self::watch::InvalidationStream;
+use crate::backend::{Backend, MAX_ID_ATTEMPTS, RevSource, no_free_id};
 use crate::clock::Clock;
-use crate::dispatch::Dispatch;
+use crate::dispatch::Batcher;
 use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::key::SessionKey;
@@ -112,8 +112,8 @@ pub struct MongoStore {
 }
 
 struct Inner {
-    sessions: Sessions,
-    dispatch: MongoBackend,
+    collection: SessionCollection,
+    batcher: MongoBackend,
     tasks: Tasks,
     revs: RevSource,
     removal: ExpiredRemoval,
@@ -121,23 +121,23 @@ struct Inner {
     owns_client: bool,
     /// How many connections the client may have to a server, if that is known.
     pool_size: Option<u32>,
-    _ends_background_tasks: DropGuard,
+    _stops_background_tasks: DropGuard,
 }
 
 /// The operations on the collection, sent as they are best sent.
-pub(crate) type MongoBackend = Dispatch<Sessions>;
+pub(crate) type MongoBackend = Batcher<SessionCollection>;
 
 /// The collection and what every operation on it needs. Cheap to clone into a task.
 #[derive(Clone)]
-pub(crate) struct Sessions {
+pub(crate) struct SessionCollection {
     documents: Collection<Document>,
     timeout: Duration,
     ttl: Option<Duration>,
-    form: Form,
-    owner: Option<OwnerOf>,
+    format: DataFormat,
+    owner: Option<OwnerFn>,
     clock: Clock,
     metrics: Arc<MongoMetrics>,
-    seen: Seen,
+    causal: CausalSessions,
     tasks: Tasks,
     closed: CancellationToken,
 }
@@ -191,7 +191,7 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn length(&self) -> Result<u64> {
-        trace::verb!("session_store.length", self.run(self.inner.sessions.clone().count()))
+        trace::verb!("session_store.length", self.run(self.inner.collection.clone().count()))
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
@@ -208,7 +208,7 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn estimated_length(&self) -> Result<u64> {
-        let estimate = self.run(self.inner.sessions.clone().estimate());
+        let estimate = self.run(self.inner.collection.clone().estimate());
         trace::verb!("session_store.estimated_length", estimate)
     }
 
@@ -222,7 +222,7 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
-        let contains = self.run(self.inner.sessions.clone().contains(id.into()));
+        let contains = self.run(self.inner.collection.clone().contains(id.into()));
         trace::verb!("session_store.contains", contains)
     }
 
@@ -232,7 +232,7 @@ impl MongoStore {
     ///
     /// Dropping the stream ends the query. Holding it does not keep the store open.
     pub fn all(&self) -> LiveSessions {
-        self.inner.sessions.list(&self.inner.tasks, Listing::all())
+        self.inner.collection.list(&self.inner.tasks, ListQuery::all())
     }
 
     /// Removes every session and answers with how many those were. Those that are created
@@ -258,7 +258,7 @@ impl MongoStore {
     /// a session is prolonged, or `data` and `reencrypted` alone, which is how it is encrypted anew.
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
-        self.inner.sessions.documents.clone_with_type()
+        self.inner.collection.documents.clone_with_type()
     }
 
     /// Creates the expiry index if it is missing, and where [`owner`](MongoStoreBuilder::owner) is
@@ -276,19 +276,20 @@ impl MongoStore {
     ///
     /// The index may be created though the future is dropped.
     pub async fn ensure_indexes(&self) -> Result<()> {
-        let sessions = self.inner.sessions.clone();
+        let sessions = self.inner.collection.clone();
         let ensured = async {
             let expiry = expiry::ensure_index(sessions.clone(), self.inner.removal);
-            let ensured = self.run(expiry).await.map_err(|it| expiry::overdue(&it, "expires"));
+            let ensured =
+                self.run(expiry).await.map_err(|it| expiry::build_timed_out(&it, "expires"));
             let cost = "expired sessions may stay, and counting them may be slow";
-            ensured.inspect_err(|error| trace::index_trouble(error, cost))?;
+            ensured.inspect_err(|error| trace::warn_index_problem(error, cost))?;
             if sessions.owner.is_none() {
                 return Ok(());
             }
             let owner = owner_index::ensure_index(sessions);
-            let ensured = self.run(owner).await.map_err(|it| expiry::overdue(&it, "owner"));
+            let ensured = self.run(owner).await.map_err(|it| expiry::build_timed_out(&it, "owner"));
             let cost = "listing and ending the sessions of an owner may be slow";
-            ensured.inspect_err(|error| trace::index_trouble(error, cost))
+            ensured.inspect_err(|error| trace::warn_index_problem(error, cost))
         };
         trace::verb!("session_store.ensure_indexes", ensured)
     }
@@ -299,7 +300,7 @@ impl MongoStore {
     /// much as when it was last used.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::of_mongo(self.inner.tasks.refusal().is_none(), self.metrics().beat())
+        Health::new(self.inner.tasks.refusal().is_none(), self.metrics().beat())
     }
 
     /// Ends the background tasks, waits for the operations under way and closes the connections,
@@ -312,9 +313,9 @@ impl MongoStore {
     /// New operations are refused from the first poll on; call it again to wait for the rest.
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
-        self.inner.sessions.seen.lets_go();
+        self.inner.collection.causal.clear();
         if self.inner.owns_client {
-            let client = self.inner.sessions.documents.client().clone();
+            let client = self.inner.collection.documents.client().clone();
             // The driver waits for its monitors, which wait for a server that may not answer; so this
             // has the timeout for its bound.
             self.inner.tasks.finish(client.shutdown().immediate(true).into_future()).await;
@@ -322,8 +323,8 @@ impl MongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..DRAWS {
-            let id = RawId::draw();
+        for _ in 0..MAX_ID_ATTEMPTS {
+            let id = RawId::random();
             let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
             if self.run(insert).await?.is_some() {
                 return Ok(id);
@@ -351,29 +352,33 @@ impl MongoStore {
     }
 
     pub(crate) async fn remove_expired(&self) -> Result<()> {
-        let expire = self.inner.sessions.clone().remove_expired();
+        let expire = self.inner.collection.clone().remove_expired();
         self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
     }
 
     /// The changes of the collection, until `ends` is cancelled; an empty batch comes after `pace`.
-    pub(crate) fn watch(&self, pace: Duration, ends: CancellationToken) -> Result<Watch> {
+    pub(crate) fn invalidation_stream(
+        &self,
+        pace: Duration,
+        ends: CancellationToken,
+    ) -> Result<InvalidationStream> {
         if self.inner.pool_size == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
                  for itself: give at least 2, or build the cached store with change_stream(false)",
             ));
         }
-        Ok(Watch::new(self.inner.sessions.clone(), pace, ends))
+        Ok(InvalidationStream::new(self.inner.collection.clone(), pace, ends))
     }
 
     /// What a cache in front of this asks.
     pub(crate) fn backend(&self) -> &MongoBackend {
-        &self.inner.dispatch
+        &self.inner.batcher
     }
 
     /// The collection, for what ends many sessions at a time.
-    pub(crate) fn sessions(&self) -> &Sessions {
-        &self.inner.sessions
+    pub(crate) fn session_collection(&self) -> &SessionCollection {
+        &self.inner.collection
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {
@@ -381,7 +386,7 @@ impl MongoStore {
     }
 
     pub(crate) fn metrics(&self) -> &MongoMetrics {
-        &self.inner.sessions.metrics
+        &self.inner.collection.metrics
     }
 
     async fn run<T: Send + 'static>(
@@ -395,7 +400,7 @@ impl MongoStore {
 impl fmt::Debug for MongoStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MongoStore")
-            .field("namespace", &self.inner.sessions.documents.namespace().to_string())
+            .field("namespace", &self.inner.collection.documents.namespace().to_string())
             .finish_non_exhaustive()
     }
 }

@@ -8,9 +8,9 @@ use bson::spec::BinarySubtype;
 use bson::{Bson, Document, doc};
 use tokio::time::sleep;
 
-pub(crate) use super::cursor::Token;
-use super::cursor::{Cursor, ENDS, Handed, Server};
-use super::{MongoStore, Sessions, document};
+pub(crate) use super::cursor::ResumeToken;
+use super::cursor::{Cursor, PinnedServer, StreamReply, TERMINAL_EVENTS};
+use super::{MongoStore, SessionCollection, document};
 use crate::backend::{Fault, Rev};
 use crate::error::{Error, Result};
 use crate::key::SessionKey;
@@ -18,18 +18,18 @@ use crate::record::WallTime;
 
 /// The collection that streams are opened on.
 #[derive(Clone)]
-pub(crate) struct NewsSource(Sessions);
+pub(crate) struct EventSource(SessionCollection);
 
 /// An open stream of reports.
-pub(crate) struct News {
+pub(crate) struct EventStream {
     cursor: Cursor,
-    pace: Duration,
+    poll_interval: Duration,
     /// What was handed over and not told yet.
     events: VecDeque<Document>,
     /// After all of them.
-    after: Option<Token>,
+    after: Option<ResumeToken>,
     /// After what was told.
-    place: Option<Token>,
+    resume_token: Option<ResumeToken>,
     /// The last answer brought something.
     was_busy: bool,
 }
@@ -37,23 +37,23 @@ pub(crate) struct News {
 /// The pause before the next question after a reply that brought changes: the next reply then carries
 /// more. It also keeps a process that ends right after its last write from sending a command into a
 /// runtime that ends, at which the driver may panic.
-const BREATH: Duration = Duration::from_millis(5);
+const BATCH_DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// What became of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum ChangeKind {
     Created,
     Changed,
     /// It is to last longer, and nothing else.
-    Prolonged,
+    Touched,
     Removed,
 }
 
 /// A report of one change.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Report {
+pub(crate) struct SessionChange {
     pub(crate) key: SessionKey,
-    pub(crate) what: What,
+    pub(crate) kind: ChangeKind,
     pub(crate) at: WallTime,
     /// Who wrote it, if a store did that others hear of.
     pub(crate) rev: Option<Rev>,
@@ -65,7 +65,7 @@ impl MongoStore {
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) if the pool has no connection to spare.
-    pub(crate) fn has_room_for_news(&self) -> Result<()> {
+    pub(crate) fn check_pool_for_events(&self) -> Result<()> {
         if matches!(self.inner.pool_size, Some(1 | 2)) {
             return Err(Error::config(
                 "`max_pool_size` is below 3, and the streams of changes and of events keep a \
@@ -75,83 +75,94 @@ impl MongoStore {
         Ok(())
     }
 
-    pub(crate) fn news(&self) -> NewsSource {
-        NewsSource(self.inner.sessions.clone())
+    pub(crate) fn event_source(&self) -> EventSource {
+        EventSource(self.inner.collection.clone())
     }
 }
 
-impl NewsSource {
+impl EventSource {
     /// Opens a stream: after a place, or else from now on. The server waits `pace` for reports.
-    pub(crate) async fn open(&self, after: Option<Token>, pace: Duration) -> Result<News, Fault> {
+    pub(crate) async fn open(
+        &self,
+        after: Option<ResumeToken>,
+        pace: Duration,
+    ) -> Result<EventStream, Fault> {
         let (cursor, handed) =
-            self.0.clone().open_stream(after.clone(), stages(), self.0.closed.clone()).await?;
+            self.0.clone().open_stream(after.clone(), pipeline(), self.0.closed.clone()).await?;
         let events = VecDeque::new();
-        let mut news = News { cursor, pace, events, after: None, place: after, was_busy: false };
-        news.takes(handed);
-        if news.place.is_none() {
+        let mut news = EventStream {
+            cursor,
+            poll_interval: pace,
+            events,
+            after: None,
+            resume_token: after,
+            was_busy: false,
+        };
+        news.buffer(handed);
+        if news.resume_token.is_none() {
             // A server whose first answer has no token has one in the next.
-            news.asks(Duration::from_millis(1)).await?;
+            news.fetch(Duration::from_millis(1)).await?;
         }
         Ok(news)
     }
 
     /// Whether the server answers other questions.
-    pub(crate) async fn answers(&self) -> bool {
+    pub(crate) async fn is_answering(&self) -> bool {
         let database = self.0.database();
         let hello = database.run_command(doc! { "hello": 1 });
-        hello.selection_criteria(Server::primary_or_router().criteria()).await.is_ok()
+        hello.selection_criteria(PinnedServer::primary_or_router().criteria()).await.is_ok()
     }
 }
 
-impl News {
+impl EventStream {
     /// The next report; `None` if there was none worth telling for the length of the pace.
-    pub(crate) async fn next(&mut self) -> Result<Option<Report>, Fault> {
+    pub(crate) async fn next(&mut self) -> Result<Option<SessionChange>, Fault> {
         if self.events.is_empty() {
-            self.asks(self.pace).await?;
+            self.fetch(self.poll_interval).await?;
         }
         let Some(event) = self.events.pop_front() else {
             return if self.cursor.is_closed() { Err(Fault::Ended) } else { Ok(None) };
         };
-        if ENDS.contains(&text(&event, "op")) {
+        if TERMINAL_EVENTS.contains(&text(&event, "op")) {
             return Err(Fault::Ended);
         }
-        self.place = event.get_document("_id").ok().cloned();
+        self.resume_token = event.get_document("_id").ok().cloned();
         if self.events.is_empty() && self.after.is_some() {
-            self.place.clone_from(&self.after);
+            self.resume_token.clone_from(&self.after);
         }
-        Ok(report(&event))
+        Ok(session_change(&event))
     }
 
-    pub(crate) fn place(&self) -> Option<Token> {
-        self.place.clone()
+    pub(crate) fn resume_token(&self) -> Option<ResumeToken> {
+        self.resume_token.clone()
     }
 
-    async fn asks(&mut self, wait: Duration) -> Result<(), Fault> {
+    async fn fetch(&mut self, wait: Duration) -> Result<(), Fault> {
         if self.cursor.is_closed() {
             return Err(Fault::Ended);
         }
         if self.was_busy {
-            sleep(BREATH).await;
+            sleep(BATCH_DEBOUNCE).await;
         }
-        let handed = self.cursor.more(wait).await?;
-        self.takes(handed);
+        let handed = self.cursor.next_reply(wait).await?;
+        self.buffer(handed);
         Ok(())
     }
 
-    fn takes(&mut self, handed: Handed) {
+    fn buffer(&mut self, handed: StreamReply) {
         self.was_busy = !handed.events.is_empty();
         self.events.extend(handed.events);
         self.after = handed.after;
         if self.events.is_empty() && self.after.is_some() {
-            self.place.clone_from(&self.after);
+            self.resume_token.clone_from(&self.after);
         }
     }
 }
 
 /// No more of each change than is told of.
-fn stages() -> [Document; 2] {
+fn pipeline() -> [Document; 2] {
     let updated = "$updateDescription.updatedFields";
-    let wanted = ["insert", "update", "replace", "delete"].into_iter().chain(ENDS);
+    let wanted = ["insert", "update", "replace", "delete"].into_iter().chain(TERMINAL_EVENTS);
     let one_of = |field: &str| doc! { "$ifNull": [format!("{updated}.{field}"), format!("$fullDocument.{field}")] };
     [
         doc! { "$match": { "operationType": { "$in": wanted.collect::<Vec<_>>() } } },
@@ -172,7 +183,7 @@ fn stages() -> [Document; 2] {
 }
 
 /// `None` for what is not about a session, or about one that is not live yet.
-pub(super) fn report(event: &Document) -> Option<Report> {
+pub(super) fn session_change(event: &Document) -> Option<SessionChange> {
     let Some(Bson::Binary(key)) = event.get("key") else { return None };
     if key.subtype != BinarySubtype::Generic {
         return None;
@@ -183,10 +194,10 @@ pub(super) fn report(event: &Document) -> Option<Report> {
     let removed = texts(event, "removed");
     let what = match text(event, "op") {
         "insert" | "replace" if expires.is_none() => return None,
-        "insert" => What::Created,
-        "replace" => What::Changed,
-        "delete" => What::Removed,
-        _ if removed.contains(&document::ARRIVED) => What::Created,
+        "insert" => ChangeKind::Created,
+        "replace" => ChangeKind::Changed,
+        "delete" => ChangeKind::Removed,
+        _ if removed.contains(&document::IMPORTING) => ChangeKind::Created,
         _ => {
             let changed = texts(event, "changed");
             let is_whole = event.get_array("cut").ok().is_none_or(Vec::is_empty);
@@ -196,16 +207,16 @@ pub(super) fn report(event: &Document) -> Option<Report> {
                     && changed.contains(&fields[1])
                     && changed.iter().all(|field| fields.contains(field))
             };
-            if alone(document::REENCRYPTED) {
+            if alone(document::REENCRYPT_FIELDS) {
                 return None;
             }
-            if alone(document::TOUCHED) { What::Prolonged } else { What::Changed }
+            if alone(document::TOUCH_FIELDS) { ChangeKind::Touched } else { ChangeKind::Changed }
         }
     };
     let at = event.get_timestamp("at").ok()?;
     let at = WallTime::from_millis(i64::from(at.time) * 1_000);
     let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
-    Some(Report { key, what, at, rev, expires })
+    Some(SessionChange { key, kind: what, at, rev, expires })
 }
 
 fn text<'a>(event: &'a Document, field: &str) -> &'a str {

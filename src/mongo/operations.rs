@@ -5,9 +5,9 @@ use mongodb::ClientSession;
 use mongodb::options::Hint;
 use mongodb::results::UpdateResult;
 
-use super::owner::Owned;
-use super::query::both;
-use super::{Sessions, document, failure};
+use super::owner::OwnerUpdate;
+use super::query::and;
+use super::{SessionCollection, document, failure};
 use crate::backend::{Call, Rev};
 use crate::dispatch::Commands;
 use crate::error::Result;
@@ -28,13 +28,13 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// To these fields.
-    Replace(Document, Owned, Rev),
+    Replace(Document, OwnerUpdate, Rev),
     Touch(Document),
 }
 
 /// What is known of an update that was sent.
 #[derive(Debug)]
-pub(super) struct Sent {
+pub(super) struct SentUpdate {
     pub(super) key: SessionKey,
     pub(super) expires: WallTime,
     /// Under which it has stored its data, unless it is a touch.
@@ -43,20 +43,20 @@ pub(super) struct Sent {
 
 impl Update {
     /// The filter, and the one stage of the update, to be sent now.
-    pub(super) fn into_query(self, now: WallTime) -> (Sent, Document, Document) {
+    pub(super) fn into_query(self, now: WallTime) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, filter, stage) = match change {
             Change::Replace(fields, owned, rev) => {
-                let stage = document::replaces(fields, owned, now);
+                let stage = document::replace_update(fields, owned, now);
                 (Some(rev), doc! { "_id": document::id(key) }, stage)
             }
             Change::Touch(stage) => (None, live(key, now), stage),
         };
-        (Sent { key, expires, rev }, filter, stage)
+        (SentUpdate { key, expires, rev }, filter, stage)
     }
 }
 
-impl Sent {
+impl SentUpdate {
     fn verb(&self) -> Verb {
         if self.rev.is_some() { Verb::Replace } else { Verb::Touch }
     }
@@ -85,7 +85,7 @@ fn live(key: SessionKey, now: WallTime) -> Document {
     doc! { "_id": document::id(key), "expires": not_expired }
 }
 
-impl Commands for Sessions {
+impl Commands for SessionCollection {
     type Update = Update;
 
     fn insert(
@@ -98,22 +98,22 @@ impl Commands for Sessions {
         let sessions = self.clone();
         let expires = self.expiry(expires);
         let now = sessions.clock.wall();
-        let document = document::insertion(key, rev, (data, &sessions.form), expires, now)
-            .and_then(|mut document| self.own(data, &mut document).map(|_| document));
+        let document = document::insert_document(key, rev, (data, &sessions.format), expires, now)
+            .and_then(|mut document| self.add_owner(data, &mut document).map(|_| document));
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
             let inserted = async {
                 let mut session = sessions.causal().await?;
                 let inserted = sessions.documents.insert_one(document).session(&mut session).await;
-                sessions.seen.returns(session, inserted)
+                sessions.causal.check_in(session, inserted)
             };
             match inserted.await {
-                Ok(_) => timer.ends(Outcome::Ok, Ok(Some(expires))),
+                Ok(_) => timer.finish(Outcome::Ok, Ok(Some(expires))),
                 Err(error) if failure::is_duplicate(&error) => {
-                    timer.ends(Outcome::Duplicate, Ok(None))
+                    timer.finish(Outcome::Duplicate, Ok(None))
                 }
-                Err(error) => timer.fails("create a session", &error),
+                Err(error) => timer.fail("create a session", &error),
             }
         })
     }
@@ -126,14 +126,19 @@ impl Commands for Sessions {
         expires: WallTime,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
-        let (mut fields, bytes) =
-            document::replacement(key, rev, (data, &self.form), expires, self.clock.wall())?;
-        let owned = self.own(data, &mut fields)?;
+        let (mut fields, bytes) = document::replacement_fields(
+            key,
+            rev,
+            (data, &self.format),
+            expires,
+            self.clock.wall(),
+        )?;
+        let owned = self.add_owner(data, &mut fields)?;
         Ok(Update { key, expires, change: Change::Replace(fields, owned, rev), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
-        let change = Change::Touch(document::touch(expires, self.clock.wall()));
+        let change = Change::Touch(document::touch_update(expires, self.clock.wall()));
         Update { key, expires, change, bytes: 64 }
     }
 
@@ -150,11 +155,11 @@ impl Commands for Sessions {
                 let mut session = sessions.causal().await?;
                 let change = sessions.documents.update_one(filter, vec![stage]);
                 let changed = change.session(&mut session).await;
-                sessions.seen.returns(session, changed)
+                sessions.causal.check_in(session, changed)
             };
             let done = match updated.await {
-                Ok(done) => timer.ends(Outcome::Ok, Ok(done))?,
-                Err(error) => return timer.fails("save a session", &error),
+                Ok(done) => timer.finish(Outcome::Ok, Ok(done))?,
+                Err(error) => return timer.fail("save a session", &error),
             };
             if sent.is_done(&done) {
                 return Ok(Some(sent.expires));
@@ -185,14 +190,14 @@ impl Commands for Sessions {
                 let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
                 let find = documents.find_one(doc! { "_id": document::id(key) });
                 let found = find.max_time(sessions.timeout).session(&mut session).await;
-                sessions.seen.returns(session, found)
+                sessions.causal.check_in(session, found)
             };
             match found.await {
                 Ok(found) => {
                     let found = found.map_or(Ok(None), |found| sessions.read(&found));
-                    timer.ends(Outcome::from(&found), found)
+                    timer.finish(Outcome::from(&found), found)
                 }
-                Err(error) => timer.fails("load a session", &error),
+                Err(error) => timer.fail("load a session", &error),
             }
         })
     }
@@ -209,11 +214,11 @@ impl Commands for Sessions {
                 let mut session = sessions.causal().await?;
                 let remove = sessions.documents.delete_one(doc! { "_id": document::id(key) });
                 let removed = remove.session(&mut session).await;
-                sessions.seen.returns(session, removed)
+                sessions.causal.check_in(session, removed)
             };
             match removed.await {
-                Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-                Err(error) => timer.fails("delete a session", &error),
+                Ok(_) => timer.finish(Outcome::Ok, Ok(())),
+                Err(error) => timer.fail("delete a session", &error),
             }
         })
     }
@@ -227,7 +232,7 @@ impl Commands for Sessions {
     }
 }
 
-impl Sessions {
+impl SessionCollection {
     /// Reports an update that found no live session. Its answer: nothing is stored.
     pub(super) fn drop_save(&self) -> Option<WallTime> {
         self.metrics.saves_dropped.increment(1);
@@ -239,13 +244,13 @@ impl Sessions {
 
     /// The session in a document, if it has not expired.
     pub(super) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
-        let session = document::session(document, &self.form)?;
+        let session = document::session(document, &self.format)?;
         Ok((session.expires > self.clock.wall()).then_some(session))
     }
 
     /// A session for one operation, whose reads are as new as anything that was seen.
     pub(super) async fn causal(&self) -> mongodb::error::Result<ClientSession> {
-        self.seen.session(self.documents.client()).await
+        self.causal.check_out(self.documents.client()).await
     }
 
     pub(super) async fn contains(self, key: SessionKey) -> Result<bool> {
@@ -255,11 +260,11 @@ impl Sessions {
             let live = live(key, self.clock.wall());
             let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
             let found = find.max_time(self.timeout).session(&mut session).await;
-            self.seen.returns(session, found)
+            self.causal.check_in(session, found)
         };
         match found.await {
-            Ok(found) => timer.ends(Outcome::Ok, Ok(found.is_some())),
-            Err(error) => timer.fails("look for a session", &error),
+            Ok(found) => timer.finish(Outcome::Ok, Ok(found.is_some())),
+            Err(error) => timer.fail("look for a session", &error),
         }
     }
 
@@ -274,12 +279,12 @@ impl Sessions {
                 Ok(_) => self.count_foreign(live()).session(&mut session).await,
                 Err(_) => Ok(0),
             };
-            self.seen.learn(&session);
+            self.causal.observe(&session);
             Ok(all?.saturating_sub(foreign?))
         };
         match counted.await {
-            Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fails("count the sessions", &error),
+            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
+            Err(error) => timer.fail("count the sessions", &error),
         }
     }
 
@@ -295,14 +300,14 @@ impl Sessions {
             foreign.into_future(),
         );
         match all.and_then(|all| Ok(all.saturating_sub(expired?).saturating_sub(foreign?))) {
-            Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fails("estimate the number of sessions", &error),
+            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
+            Err(error) => timer.fail("estimate the number of sessions", &error),
         }
     }
 
     /// Counts the documents of other programs that a filter finds, through the index on `_id`.
     fn count_foreign(&self, filter: Document) -> mongodb::action::CountDocuments<'_> {
-        let foreign = self.documents.count_documents(both(document::foreign(), filter));
+        let foreign = self.documents.count_documents(and(document::foreign_filter(), filter));
         foreign.hint(Hint::Keys(doc! { "_id": 1 })).max_time(self.timeout)
     }
 }

@@ -7,24 +7,24 @@ use std::sync::Arc;
 
 use bson::{Document, doc};
 
-use super::listing::Listing;
-use super::{LiveSessions, MongoStore, MongoStoreBuilder, Removal, Sessions};
+use super::listing::ListQuery;
+use super::{DeleteSelection, LiveSessions, MongoStore, MongoStoreBuilder, SessionCollection};
 use crate::backend::RevSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
 use crate::owner::Owner;
 use crate::record::Data;
-use crate::removals::remove_pages;
+use crate::removals::delete_pages;
 use crate::trace;
 
 /// Derives a session's owner from its data.
 #[derive(Clone)]
-pub(super) struct OwnerOf(Arc<Derive>);
+pub(super) struct OwnerFn(Arc<Derive>);
 
 type Derive = dyn Fn(&Data) -> Option<Owner> + Send + Sync;
 
-impl OwnerOf {
+impl OwnerFn {
     /// # Errors
     ///
     /// [`Panic`](ErrorKind::Panic) if the app's function panics.
@@ -33,7 +33,7 @@ impl OwnerOf {
     }
 }
 
-/// The error of an `owner` function that panicked on the data of `what`.
+/// The error of an `owner` function that panicked on the data of `kind`.
 pub(super) fn panicked(what: &str) -> Error {
     Error::new(
         ErrorKind::Panic,
@@ -44,7 +44,7 @@ pub(super) fn panicked(what: &str) -> Error {
     )
 }
 
-impl fmt::Debug for OwnerOf {
+impl fmt::Debug for OwnerFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OwnerOf(..)")
     }
@@ -52,10 +52,10 @@ impl fmt::Debug for OwnerOf {
 
 /// Whose session it is after an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owned {
+pub(super) enum OwnerUpdate {
     /// The owner that is among the fields; if there is none, that of before.
-    AsFieldsSay,
-    ByNobody,
+    Set,
+    Clear,
 }
 
 impl MongoStoreBuilder {
@@ -94,7 +94,7 @@ impl MongoStoreBuilder {
         F: Fn(&Data) -> Option<O> + Send + Sync + 'static,
         O: Into<Owner>,
     {
-        self.owner = Some(OwnerOf(Arc::new(move |data| owner(data).map(Into::into))));
+        self.owner = Some(OwnerFn(Arc::new(move |data| owner(data).map(Into::into))));
         self
     }
 }
@@ -102,7 +102,7 @@ impl MongoStoreBuilder {
 impl MongoStore {
     /// A stream of the live sessions of an owner, the one that was written last first; else as
     /// [`all`](Self::all). Each has a [handle](crate::LiveSession::handle) by which it can be
-    /// [ended](Self::revoke_of).
+    /// [ended](Self::revoke_owned).
     ///
     /// Its only item is a [`Config`](crate::ErrorKind::Config) error if the store was built without
     /// [`owner`](MongoStoreBuilder::owner).
@@ -124,11 +124,11 @@ impl MongoStore {
     /// }
     /// ```
     pub fn find_by_owner(&self, owner: impl Into<Owner>) -> LiveSessions {
-        let sessions = &self.inner.sessions;
-        if let Err(error) = sessions.has_owners() {
+        let sessions = &self.inner.collection;
+        if let Err(error) = sessions.require_owner_option() {
             return LiveSessions::failed(error);
         }
-        let listing = Listing {
+        let listing = ListQuery {
             wanted: Some(owned_by(&owner.into())),
             // The few of one owner, which the server sorts: see the index.
             order: Some(doc! { "updated": -1, "_id": 1 }),
@@ -155,7 +155,7 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        let removal = self.inner.sessions.of_owner(&owner.into(), None);
+        let removal = self.inner.collection.owner_selection(&owner.into(), None);
         trace::verb!("session_store.delete_by_owner", self.remove(removal))
     }
 
@@ -177,12 +177,12 @@ impl MongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        let removal = self.inner.sessions.of_owner(&owner.into(), Some(kept.into()));
+        let removal = self.inner.collection.owner_selection(&owner.into(), Some(kept.into()));
         trace::verb!("session_store.delete_by_owner_except", self.remove(removal))
     }
 
     /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
-    /// page for users takes [`revoke_of`](Self::revoke_of).
+    /// page for users takes [`revoke_owned`](Self::revoke_owned).
     ///
     /// # Errors
     ///
@@ -192,7 +192,7 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
-        let revoke = self.inner.sessions.clone().revoke(handle.into(), None);
+        let revoke = self.inner.collection.clone().revoke(handle.into(), None);
         trace::verb!("session_store.revoke", self.run(revoke))
     }
 
@@ -207,17 +207,17 @@ impl MongoStore {
     /// # Cancel safety
     ///
     /// Once begun it goes on to its end though the future is dropped.
-    pub async fn revoke_of(
+    pub async fn revoke_owned(
         &self,
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let (sessions, owner) = (self.inner.sessions.clone(), owner.into());
+        let (sessions, owner) = (self.inner.collection.clone(), owner.into());
         let revoke = async {
-            sessions.has_owners()?;
+            sessions.require_owner_option()?;
             self.run(sessions.revoke(handle.into(), Some(owner))).await
         };
-        trace::verb!("session_store.revoke_of", revoke)
+        trace::verb!("session_store.revoke_owned", revoke)
     }
 
     /// Stores the owner of each live session whose stored one is not what its data tells, and answers
@@ -247,13 +247,13 @@ impl MongoStore {
 
     /// The same for a store whose writes have other revs.
     pub(crate) async fn assign_owners_as(&self, revs: RevSource) -> Result<u64> {
-        let call = self.inner.sessions.clone().assign_owners(revs);
+        let call = self.inner.collection.clone().assign_owners(revs);
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 
-    pub(super) async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
-        let pages = self.inner.sessions.pages(removal?);
-        let call = remove_pages(pages, |_| || ());
+    pub(super) async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
+        let pages = self.inner.collection.pages(removal?);
+        let call = delete_pages(pages, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }
@@ -263,19 +263,19 @@ fn owned_by(owner: &Owner) -> Document {
     doc! { "owner": owner.as_str() }
 }
 
-impl Sessions {
+impl SessionCollection {
     /// Adds its owner to the fields that are stored of a session with this data.
-    pub(super) fn own(&self, data: &Data, fields: &mut Document) -> Result<Owned> {
-        let Some(owner_of) = &self.owner else { return Ok(Owned::AsFieldsSay) };
-        let Some(owner) = owner_of.derive(data)? else { return Ok(Owned::ByNobody) };
+    pub(super) fn add_owner(&self, data: &Data, fields: &mut Document) -> Result<OwnerUpdate> {
+        let Some(owner_of) = &self.owner else { return Ok(OwnerUpdate::Set) };
+        let Some(owner) = owner_of.derive(data)? else { return Ok(OwnerUpdate::Clear) };
         owner.fits()?;
         fields.insert("owner", owner.as_str());
-        Ok(Owned::AsFieldsSay)
+        Ok(OwnerUpdate::Set)
     }
 
     /// Whether owners are stored. An answer of "none" from a store that stores no owner would be taken
     /// for a log-out that has happened.
-    pub(crate) fn has_owners(&self) -> Result<()> {
+    pub(crate) fn require_owner_option(&self) -> Result<()> {
         if self.owner.is_some() {
             return Ok(());
         }
@@ -285,8 +285,12 @@ impl Sessions {
     }
 
     /// Those of an owner, whether they have expired or not: this clock is not the only one.
-    pub(crate) fn of_owner(&self, owner: &Owner, kept: Option<SessionKey>) -> Result<Removal> {
-        self.has_owners()?;
-        Ok(Removal { filter: owned_by(owner), kept, live_alone: false })
+    pub(crate) fn owner_selection(
+        &self,
+        owner: &Owner,
+        kept: Option<SessionKey>,
+    ) -> Result<DeleteSelection> {
+        self.require_owner_option()?;
+        Ok(DeleteSelection { filter: owned_by(owner), kept, live_alone: false })
     }
 }

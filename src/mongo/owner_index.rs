@@ -9,9 +9,9 @@ use bson::{Bson, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
-use super::expiry::{drop_command, standing};
+use super::expiry::{drop_command, list_indexes};
 use super::server_errors::{Meaning, has_meaning};
-use super::{Sessions, failure};
+use super::{SessionCollection, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
 
@@ -23,27 +23,27 @@ fn keys() -> Document {
 }
 
 /// The sessions that have an owner.
-fn some() -> Document {
+fn has_owner_filter() -> Document {
     doc! { "owner": { "$exists": true } }
 }
 
 /// Creates the index if it is missing.
-pub(super) async fn ensure_index(sessions: Sessions) -> Result<()> {
-    let standing = standing(&sessions).await?;
+pub(super) async fn ensure_index(sessions: SessionCollection) -> Result<()> {
+    let standing = list_indexes(&sessions).await?;
     check_collation(&sessions, &standing)?;
     if let Some(verdict) = judge_all(&sessions, &standing) {
         return verdict;
     }
     let timer = sessions.timer(Verb::Index);
-    let options = IndexOptions::builder().partial_filter_expression(some()).build();
+    let options = IndexOptions::builder().partial_filter_expression(has_owner_filter()).build();
     let index = IndexModel::builder().keys(keys()).options(options).build();
     let Err(error) = sessions.documents.create_index(index).await else {
-        return timer.ends(Outcome::Ok, Ok(()));
+        return timer.finish(Outcome::Ok, Ok(()));
     };
-    drop(timer.ends(Outcome::Failed(ErrorKind::Index), Ok(())));
+    drop(timer.finish(Outcome::Failed(ErrorKind::Index), Ok(())));
     if has_meaning(&error, Meaning::IndexConflict)
         // It may have come meanwhile, from another instance.
-        && let Some(verdict) = judge_all(&sessions, &self::standing(&sessions).await?)
+        && let Some(verdict) = judge_all(&sessions, &self::list_indexes(&sessions).await?)
     {
         return verdict;
     }
@@ -51,7 +51,7 @@ pub(super) async fn ensure_index(sessions: Sessions) -> Result<()> {
 }
 
 /// Owners that a collation takes for the same would end each other's sessions.
-fn check_collation(sessions: &Sessions, standing: &[IndexModel]) -> Result<()> {
+fn check_collation(sessions: &SessionCollection, standing: &[IndexModel]) -> Result<()> {
     let by_key =
         standing.iter().find(|index| index.keys.len() == 1 && index.keys.contains_key("_id"));
     if !by_key.is_some_and(has_collation) {
@@ -74,11 +74,14 @@ fn has_collation(index: &IndexModel) -> bool {
 
 /// What the indexes on the owner are worth: one that fits is enough, and of others the first is to be
 /// mended. `None` if there is no such index.
-pub(super) fn judge_all(sessions: &Sessions, standing: &[IndexModel]) -> Option<Result<()>> {
+pub(super) fn judge_all(
+    sessions: &SessionCollection,
+    standing: &[IndexModel],
+) -> Option<Result<()>> {
     let mut ours = standing.iter().filter(|index| is_by_owner(&index.keys)).peekable();
     let first = *ours.peek()?;
-    let Some(found) = misfit(first) else { return Some(Ok(())) };
-    if ours.any(|index| misfit(index).is_none()) {
+    let Some(found) = unusable_option(first) else { return Some(Ok(())) };
+    if ours.any(|index| unusable_option(index).is_none()) {
         return Some(Ok(()));
     }
     let name = first.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or(NAME);
@@ -106,9 +109,10 @@ fn is_by_owner(keys: &Document) -> bool {
 }
 
 /// Why an index with the right keys is of no use.
-fn misfit(index: &IndexModel) -> Option<&'static str> {
+fn unusable_option(index: &IndexModel) -> Option<&'static str> {
     let options = index.options.as_ref()?;
-    let covered = options.partial_filter_expression.as_ref().is_none_or(|only| *only == some());
+    let covered =
+        options.partial_filter_expression.as_ref().is_none_or(|only| *only == has_owner_filter());
     if !covered {
         return Some("covers only some of the sessions that have an owner");
     }
@@ -118,16 +122,16 @@ fn misfit(index: &IndexModel) -> Option<&'static str> {
     (options.hidden == Some(true)).then_some("is hidden, so that no query uses it")
 }
 
-fn refused(sessions: &Sessions, error: &mongodb::error::Error) -> Error {
+fn refused(sessions: &SessionCollection, error: &mongodb::error::Error) -> Error {
     let namespace = sessions.documents.namespace();
     let by_hand = format!(
         "db.getSiblingDB({:?}).getCollection({:?}).createIndex({}, {{ partialFilterExpression: {} }})",
         namespace.db,
         namespace.coll,
         keys(),
-        some(),
+        has_owner_filter(),
     );
-    let failure = failure::failure("create the index on `owner`", error);
+    let failure = failure::to_error("create the index on `owner`", error);
     match failure.kind() {
         ErrorKind::Permission => Error::new(
             ErrorKind::Permission,
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn an_index_that_cannot_be_used_is_not_ours() {
         let found = |options: IndexOptions| {
-            misfit(&IndexModel::builder().keys(keys()).options(options).build())
+            unusable_option(&IndexModel::builder().keys(keys()).options(options).build())
         };
         let builder = IndexOptions::builder;
         let collation = mongodb::options::Collation::builder().locale("en").build();
@@ -171,7 +175,7 @@ mod tests {
         // With `_id` in it each document has a field of it, and no two have the same.
         for harmless in [
             builder().build(),
-            builder().partial_filter_expression(some()).build(),
+            builder().partial_filter_expression(has_owner_filter()).build(),
             builder().unique(true).build(),
             builder().sparse(true).build(),
         ] {

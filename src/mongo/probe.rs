@@ -6,9 +6,9 @@
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, Hint, WriteConcern};
 
-use super::owner::Owned;
+use super::owner::OwnerUpdate;
 use super::server_errors::{self, Meaning};
-use super::{Sessions, document, failure};
+use super::{SessionCollection, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
 
@@ -21,26 +21,26 @@ const OLDEST: &str = "4.4.2";
 /// below what the driver takes.
 const WIRE_VERSIONS: [(&str, &str); 4] = [("8", "4.2"), ("7", "4.0"), ("6", "3.6"), ("5", "3.4")];
 
-impl Sessions {
+impl SessionCollection {
     /// Fails if sessions cannot be kept on this server by this user.
     pub(super) async fn probe(self) -> Result<()> {
         self.check_version().await?;
-        self.try_read().await?;
-        self.try_write().await
+        self.probe_read().await?;
+        self.probe_write().await
     }
 
     async fn check_version(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "hello");
         match self.database_command(doc! { "hello": 1 }).await {
-            Ok(_) => timer.ends(Outcome::Ok, Ok(())),
+            Ok(_) => timer.finish(Outcome::Ok, Ok(())),
             Err(error) if server_errors::has_meaning(&error, Meaning::UnknownCommand) => {
                 let info = self.database_command(doc! { "buildInfo": 1 }).await;
                 let version =
                     info.ok().and_then(|info| info.get_str("version").map(str::to_owned).ok());
                 let found = version.unwrap_or_else(|| format!("older than {OLDEST}"));
-                timer.ends(Outcome::Failed(ErrorKind::Server), Err(too_old(&found)))
+                timer.finish(Outcome::Failed(ErrorKind::Server), Err(too_old(&found)))
             }
-            Err(error) => timer.fails("connect", &error),
+            Err(error) => timer.fail("connect", &error),
         }
     }
 
@@ -50,13 +50,13 @@ impl Sessions {
     }
 
     /// Reads what every store should find nothing of: documents that are not sessions.
-    async fn try_read(&self) -> Result<()> {
+    async fn probe_read(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "find");
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
-        let find = documents.find_one(document::foreign()).projection(doc! { "_id": 1 });
+        let find = documents.find_one(document::foreign_filter()).projection(doc! { "_id": 1 });
         let find = find.hint(Hint::Keys(doc! { "_id": 1 })).max_time(self.timeout);
         match find.await {
-            Ok(None) => timer.ends(Outcome::Ok, Ok(())),
+            Ok(None) => timer.finish(Outcome::Ok, Ok(())),
             Ok(Some(_)) => {
                 tracing::warn!(
                     "the collection {} holds documents that are not sessions of this store: it \
@@ -64,9 +64,9 @@ impl Sessions {
                      `expires` is in the past. Keep sessions in a collection of their own",
                     self.documents.namespace()
                 );
-                timer.ends(Outcome::Ok, Ok(()))
+                timer.finish(Outcome::Ok, Ok(()))
             }
-            Err(error) => match timer.fails("read a session", &error) {
+            Err(error) => match timer.fail("read a session", &error) {
                 // Another engine may not take this filter. Then a plain read decides.
                 Err(error) if error.kind() == ErrorKind::Server => self.try_plain_read().await,
                 failed => failed,
@@ -80,25 +80,25 @@ impl Sessions {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let nobody = document::binary(&document::FIRST_KEY);
         match documents.find_one(doc! { "_id": nobody }).max_time(self.timeout).await {
-            Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-            Err(error) => timer.fails("read a session", &error),
+            Ok(_) => timer.finish(Outcome::Ok, Ok(())),
+            Err(error) => timer.fail("read a session", &error),
         }
     }
 
     /// Sends a save of a session that nobody has. It is acknowledged by one member, so that it does not
     /// wait for a majority.
-    async fn try_write(&self) -> Result<()> {
+    async fn probe_write(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "update");
         let nobody = document::binary(&document::FIRST_KEY);
-        let save = document::replaces(doc! {}, Owned::AsFieldsSay, self.clock.wall());
+        let save = document::replace_update(doc! {}, OwnerUpdate::Set, self.clock.wall());
         let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
         let update = self.documents.update_one(doc! { "_id": nobody }, vec![save]);
         let Err(error) = update.write_concern(one).await else {
-            return timer.ends(Outcome::Ok, Ok(()));
+            return timer.finish(Outcome::Ok, Ok(()));
         };
         if server_errors::is_not_understood(&error) {
-            let said = failure::failure("save a session", &error);
-            return timer.ends(
+            let said = failure::to_error("save a session", &error);
+            return timer.finish(
                 Outcome::Failed(ErrorKind::Server),
                 Err(Error::new(
                     ErrorKind::Server,
@@ -110,7 +110,7 @@ impl Sessions {
             );
         }
         let is_atlas = server_errors::has_meaning(&error, Meaning::AtlasRefusal);
-        match timer.fails("save a session", &error) {
+        match timer.fail("save a session", &error) {
             // It passes (an election, an overload), or sessions can at least be read (a full disk).
             Err(error) if error.is_outage() || (error.kind() == ErrorKind::Server && !is_atlas) => {
                 tracing::warn!("sessions can be read, but not saved: {error}");

@@ -3,10 +3,10 @@
 use bson::{Bson, Document, doc};
 use serde_json::Value;
 
-use super::codec::{self, Form};
+use super::codec::{self, DataFormat};
 use super::filter::{finds_everything, guarded};
-use super::listing::Listing;
-use super::{LiveSessions, MongoStore, Removal, Sessions};
+use super::listing::ListQuery;
+use super::{DeleteSelection, LiveSessions, MongoStore, SessionCollection};
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 use crate::trace;
@@ -161,13 +161,13 @@ impl MongoStore {
     /// # }
     /// ```
     pub fn find(&self, filter: Document) -> LiveSessions {
-        let sessions = &self.inner.sessions;
+        let sessions = &self.inner.collection;
         let filter = match sessions.guarded(filter) {
             Ok(filter) => filter,
             Err(error) => return LiveSessions::failed(error),
         };
         let wanted = (!filter.is_empty()).then_some(filter);
-        sessions.list(&self.inner.tasks, Listing { wanted, order: None })
+        sessions.list(&self.inner.tasks, ListQuery { wanted, order: None })
     }
 
     /// Ends the live sessions whose stored document a filter finds, and answers with how many those
@@ -188,29 +188,29 @@ impl MongoStore {
     ///
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.inner.sessions.those_of(filter);
+        let removal = self.inner.collection.filter_selection(filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 }
 
-impl Sessions {
-    pub(crate) fn those_of(&self, filter: Document) -> Result<Removal> {
+impl SessionCollection {
+    pub(crate) fn filter_selection(&self, filter: Document) -> Result<DeleteSelection> {
         if finds_everything(&filter) {
             return Err(Error::config(
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
         }
-        Ok(Removal { filter: self.guarded(filter)?, kept: None, live_alone: true })
+        Ok(DeleteSelection { filter: self.guarded(filter)?, kept: None, live_alone: true })
     }
 
     fn guarded(&self, filter: Document) -> Result<Document> {
-        guarded(filter, matches!(self.form, Form::Native))
+        guarded(filter, matches!(self.format, DataFormat::Native))
     }
 }
 
 /// A filter that finds what both find: side by side where that can be said, since not every server
 /// looks into an `$and` for what it has an index on.
-pub(super) fn both(mut one: Document, other: Document) -> Document {
+pub(super) fn and(mut one: Document, other: Document) -> Document {
     if other.keys().any(|key| one.contains_key(key)) {
         return doc! { "$and": [one, other] };
     }
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn of_two_filters_none_covers_the_other() {
         let (a, b) = (doc! { "a": 1 }, doc! { "b": 2 });
-        assert_eq!(both(a.clone(), b), doc! { "a": 1, "b": 2 });
+        assert_eq!(and(a.clone(), b), doc! { "a": 1, "b": 2 });
         let other = doc! { "a": 2, "b": 2 };
-        assert_eq!(both(a.clone(), other.clone()), doc! { "$and": [a, other] });
+        assert_eq!(and(a.clone(), other.clone()), doc! { "$and": [a, other] });
     }
 
     #[test]

@@ -18,8 +18,8 @@ use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use super::codec::{self, Form, Keys};
-use super::{MongoStore, Sessions, bulk, document};
+use super::codec::{self, DataFormat, Keys};
+use super::{MongoStore, SessionCollection, bulk, document};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Outcome, Verb};
 
@@ -32,10 +32,10 @@ const PAGE_BYTES: usize = 2 << 20;
 const COMMAND_BYTES: usize = 4 << 20;
 
 /// Documents above that are not sent along as a condition: a command holds 16 MiB.
-const LARGE: usize = 512 << 10;
+const SINGLE_WRITE_BYTES: usize = 512 << 10;
 
 /// How often a page is read anew since sessions of it were saved meanwhile.
-const ROUNDS: u32 = 8;
+const MAX_ATTEMPTS: u32 = 8;
 
 /// A walk that encrypts sessions with the newest key, from [`MongoStore::reencrypt`]: a stream of how
 /// far it has come, an item for each page, which goes no further than it is polled.
@@ -58,7 +58,7 @@ pub struct Reencrypted {
     /// Sessions that could not be read, or not be written; they are as they were.
     pub failed: u64,
     /// About how many are left.
-    pub left: u64,
+    pub remaining: u64,
     /// Why the last one of those failed. It names a key by its id, and no session.
     pub last_failure: Option<Error>,
 }
@@ -103,11 +103,11 @@ impl MongoStore {
     /// Once the stream is dropped, it ends with the page that it is at.
     pub fn reencrypt(&self) -> Reencryption {
         let (sender, received) = mpsc::channel(1);
-        let (sessions, tasks) = (self.inner.sessions.clone(), self.tasks());
+        let (sessions, tasks) = (self.inner.collection.clone(), self.tasks());
         if !tasks.is_closed() {
             tasks.spawn(async move {
                 let ended = sessions.walk(&sender).await;
-                sessions.sends(&sender, Step::Ended(ended)).await;
+                sessions.send_step(&sender, Step::Ended(ended)).await;
             });
         }
         Reencryption { received, ended: false }
@@ -160,16 +160,16 @@ impl fmt::Debug for Reencryption {
 }
 
 impl Reencrypted {
-    fn fails(&mut self, error: Error) {
+    fn record_failure(&mut self, error: Error) {
         self.failed += 1;
         self.last_failure = Some(error);
     }
 }
 
-impl Sessions {
+impl SessionCollection {
     /// Whether it was taken. Nobody waits for a stream that is held and not polled, when the store is
     /// shut down.
-    async fn sends(&self, sender: &mpsc::Sender<Step>, step: Step) -> bool {
+    async fn send_step(&self, sender: &mpsc::Sender<Step>, step: Step) -> bool {
         tokio::select! {
             () = self.closed.cancelled() => false,
             sent = sender.send(step) => sent.is_ok(),
@@ -177,7 +177,7 @@ impl Sessions {
     }
 
     async fn walk(&self, sender: &mpsc::Sender<Step>) -> Result<()> {
-        let Form::Encrypted(keys) = &self.form else {
+        let DataFormat::Encrypted(keys) = &self.format else {
             return Err(Error::config(
                 "there is no key to encrypt with: give the builder `encryption`",
             ));
@@ -191,8 +191,8 @@ impl Sessions {
             let live = doc! { "$gt": document::date(self.clock.wall()) };
             let page = self.read_page(doc! { "_id": place, "expires": live }, PAGE_BYTES).await?;
             let Some(last) = page.last() else {
-                progress.left = 0;
-                self.sends(sender, Step::Page(progress)).await;
+                progress.remaining = 0;
+                self.send_step(sender, Step::Page(progress)).await;
                 return Ok(());
             };
             after = Some(value(last, "_id"));
@@ -201,8 +201,8 @@ impl Sessions {
             let of_page = page.len() as u64;
             self.reencrypt_page(page, keys, &mut progress).await?;
             progress.skipped += of_page.saturating_sub(progress.done + progress.failed - before);
-            progress.left = total.saturating_sub(seen);
-            if !self.sends(sender, Step::Page(progress.clone())).await {
+            progress.remaining = total.saturating_sub(seen);
+            if !self.send_step(sender, Step::Page(progress.clone())).await {
                 return if self.closed.is_cancelled() { Err(Error::closed()) } else { Ok(()) };
             }
         }
@@ -212,8 +212,8 @@ impl Sessions {
         self.within(async {
             let timer = self.timer(Verb::Count);
             match self.documents.estimated_document_count().max_time(self.timeout).await {
-                Ok(count) => timer.ends(Outcome::Ok, Ok(count)),
-                Err(error) => timer.fails("count the sessions", &error),
+                Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
+                Err(error) => timer.fail("count the sessions", &error),
             }
         })
         .await
@@ -239,12 +239,12 @@ impl Sessions {
                     }
                     page.push(found.to_owned());
                 }
-                self.seen.learn(&session);
+                self.causal.observe(&session);
                 Ok(())
             };
             match read.await {
-                Ok(()) => timer.ends(Outcome::Ok, Ok(page)),
-                Err(error) => timer.fails("read the sessions to encrypt", &error),
+                Ok(()) => timer.finish(Outcome::Ok, Ok(page)),
+                Err(error) => timer.fail("read the sessions to encrypt", &error),
             }
         })
         .await
@@ -258,7 +258,7 @@ impl Sessions {
     ) -> Result<()> {
         let mut left = self.rewrite(&page, keys, progress).await?;
         drop(page);
-        for round in 1..=ROUNDS {
+        for round in 1..=MAX_ATTEMPTS {
             // They were saved or have ended meanwhile, by whomever and with whichever key. They may have
             // grown, so they are read by pages again.
             let (ids, mut after, mut read) = (std::mem::take(&mut left), None, 0);
@@ -269,13 +269,13 @@ impl Sessions {
                 let Some(last) = page.last() else { break };
                 after = Some(value(last, "_id"));
                 read += page.len();
-                if round < ROUNDS {
+                if round < MAX_ATTEMPTS {
                     left.extend(self.rewrite(&page, keys, progress).await?);
                     continue;
                 }
                 for found in &page {
                     if !matches!(self.statement(found, keys), Ok(None)) {
-                        progress.fails(Error::new(
+                        progress.record_failure(Error::new(
                             ErrorKind::Overloaded,
                             "the session was saved again and again while it was to be encrypted anew",
                         ));
@@ -309,7 +309,7 @@ impl Sessions {
                     bytes += size;
                 }
                 Ok(None) => {}
-                Err(error) => progress.fails(error),
+                Err(error) => progress.record_failure(error),
             }
         }
         if !statements.is_empty() {
@@ -328,11 +328,11 @@ impl Sessions {
         let (stored, id) = document::stored_data(found)?;
         let Some(data) = codec::reencode(stored, keys, id)? else { return Ok(None) };
         let mut bytes = if let Bson::Binary(data) = &data { data.bytes.len() } else { 0 };
-        let [field, mark] = document::REENCRYPTED;
+        let [field, mark] = document::REENCRYPT_FIELDS;
         let mut filter =
             doc! { "_id": value(found, "_id"), "rev": document::unchanged(found, "rev")? };
         let mut fields = doc! { field: data };
-        if found.as_bytes().len() <= LARGE {
+        if found.as_bytes().len() <= SINGLE_WRITE_BYTES {
             bytes += found.as_bytes().len();
             filter.insert(field, doc! { "$eq": value(found, field) });
             fields.insert(mark, document::date(self.clock.wall()));
@@ -359,7 +359,7 @@ impl Sessions {
         for error in reply.get_array("writeErrors").into_iter().flatten() {
             let Some(error) = error.as_document() else { continue };
             refusals.extend(bulk::number(error, "index"));
-            progress.fails(bulk::refused(error));
+            progress.record_failure(bulk::refused(error));
         }
         let places = ids.into_iter().enumerate();
         Ok(places.filter(|(at, _)| !refusals.contains(at)).map(|(_, id)| id).collect())
@@ -372,11 +372,11 @@ impl Sessions {
                 Ok(reply) => match reply.get_document("writeConcernError") {
                     Ok(concern) => {
                         let failed = bulk::unacknowledged(concern);
-                        timer.ends(Outcome::Failed(failed.kind()), Err(failed))
+                        timer.finish(Outcome::Failed(failed.kind()), Err(failed))
                     }
-                    Err(_) => timer.ends(Outcome::Ok, Ok(reply)),
+                    Err(_) => timer.finish(Outcome::Ok, Ok(reply)),
                 },
-                Err(error) => timer.fails("store the sessions that were encrypted", &error),
+                Err(error) => timer.fail("store the sessions that were encrypted", &error),
             }
         })
         .await

@@ -4,17 +4,17 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::document::keys_after;
 use super::listing::id_of;
-use super::query::both;
-use super::{Sessions, document};
+use super::query::and;
+use super::{SessionCollection, document};
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
 use crate::owner::Owner;
-use crate::removals::{Page, Pages};
+use crate::removals::{DeletePage, DeletePages};
 
 /// Which sessions are to be ended.
 #[derive(Clone, Debug)]
-pub(crate) struct Removal {
+pub(crate) struct DeleteSelection {
     /// Asked once to find them and again to remove them: they may have changed in between.
     pub(super) filter: Document,
     pub(super) kept: Option<SessionKey>,
@@ -23,27 +23,27 @@ pub(crate) struct Removal {
 }
 
 /// A walk along the keys, which no write changes. It ends however fast new sessions come.
-pub(crate) struct RemovalPages {
-    sessions: Sessions,
-    removal: Removal,
+pub(crate) struct DeleteCursor {
+    sessions: SessionCollection,
+    removal: DeleteSelection,
     /// The last key of the page before.
     after: Option<Bson>,
 }
 
-impl Pages for RemovalPages {
-    async fn next(&mut self) -> Result<Option<Page>> {
+impl DeletePages for DeleteCursor {
+    async fn next(&mut self) -> Result<Option<DeletePage>> {
         let mut walk = keys_after(self.after.take());
         if let Some(kept) = self.removal.kept {
             walk.insert("$ne", document::id(kept));
         }
-        let wanted = self.sessions.wanted(&self.removal, doc! { "_id": walk });
+        let wanted = self.sessions.selected(&self.removal, doc! { "_id": walk });
         let fields = doc! { "_id": 1, "expires": 1 };
         let found = self.sessions.page(Verb::List, wanted, doc! { "_id": 1 }, fields).await?;
         self.after = found.last().and_then(|last| id_of(last));
         if self.after.is_none() {
             return Ok(None);
         }
-        let mut page = Page::default();
+        let mut page = DeletePage::default();
         for found in &found {
             // Another program's document has an `_id` of another length, and is passed by.
             if let Some(key) = document::key(found) {
@@ -59,22 +59,22 @@ impl Pages for RemovalPages {
             return Ok(0);
         }
         let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
-        let wanted = self.sessions.wanted(&self.removal, doc! { "_id": { "$in": ids } });
+        let wanted = self.sessions.selected(&self.removal, doc! { "_id": { "$in": ids } });
         self.sessions.remove_page(Verb::Remove, wanted).await
     }
 }
 
-impl Sessions {
-    pub(crate) fn pages(&self, removal: Removal) -> RemovalPages {
-        RemovalPages { sessions: self.clone(), removal, after: None }
+impl SessionCollection {
+    pub(crate) fn pages(&self, removal: DeleteSelection) -> DeleteCursor {
+        DeleteCursor { sessions: self.clone(), removal, after: None }
     }
 
-    fn wanted(&self, removal: &Removal, ids: Document) -> Document {
-        let wanted = both(ids, removal.filter.clone());
+    fn selected(&self, removal: &DeleteSelection, ids: Document) -> Document {
+        let wanted = and(ids, removal.filter.clone());
         if !removal.live_alone {
             return wanted;
         }
-        both(wanted, doc! { "expires": { "$gt": document::date(self.clock.wall()) } })
+        and(wanted, doc! { "expires": { "$gt": document::date(self.clock.wall()) } })
     }
 
     /// Ends one session, if it is of this owner where one is given. Whether there was a live one.
@@ -89,15 +89,15 @@ impl Sessions {
             let documents = self.documents.clone_with_type::<RawDocumentBuf>();
             let remove = documents.find_one_and_delete(filter);
             let removed = remove.projection(doc! { "expires": 1 }).session(&mut session).await;
-            self.seen.returns(session, removed)
+            self.causal.check_in(session, removed)
         };
         match removed.await {
             Ok(removed) => {
                 let now = self.clock.wall();
                 let live = removed.is_some_and(|it| document::is_live(&it, now).unwrap_or(false));
-                timer.ends(Outcome::Ok, Ok(live))
+                timer.finish(Outcome::Ok, Ok(live))
             }
-            Err(error) => timer.fails("end a session", &error),
+            Err(error) => timer.fail("end a session", &error),
         }
     }
 }

@@ -16,13 +16,13 @@ use crate::backend::ServerTime;
 use crate::sync::{Mutex, lock};
 
 /// More sessions than are in use at a time, as a rule.
-const KEPT: usize = 32;
+const MAX_POOLED: usize = 32;
 /// The server forgets a session after 30 minutes.
-const FRESH: Duration = Duration::from_secs(60);
+const MAX_IDLE: Duration = Duration::from_secs(60);
 
 /// The latest time of the database that is known here. Clones share it.
 #[derive(Clone)]
-pub(super) struct Seen(Arc<Shared>);
+pub(super) struct CausalSessions(Arc<Shared>);
 
 struct Shared {
     time: AtomicU64,
@@ -34,7 +34,7 @@ struct Shared {
     idle: Mutex<Vec<(ClientSession, Instant)>>,
 }
 
-impl Seen {
+impl CausalSessions {
     pub(super) fn new(pools: bool) -> Self {
         Self(Arc::new(Shared { time: AtomicU64::new(0), pools, idle: Mutex::default() }))
     }
@@ -44,11 +44,11 @@ impl Seen {
     }
 
     /// A session whose reads are at least as new as what has been seen.
-    pub(super) async fn session(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
-        let kept = lock(&self.0.idle).pop().filter(|(_, used)| used.elapsed() < FRESH);
+    pub(super) async fn check_out(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
+        let kept = lock(&self.0.idle).pop().filter(|(_, used)| used.elapsed() < MAX_IDLE);
         let mut session = match kept {
             Some((session, _)) => session,
-            None => Self::blank(client).await?,
+            None => Self::new_session(client).await?,
         };
         let seen = self.0.time.load(Ordering::Acquire);
         if seen != 0 {
@@ -61,15 +61,15 @@ impl Seen {
 
     /// Takes note of what an operation in `session` has brought about, and keeps the session if that
     /// went well and sessions are used again.
-    pub(super) fn returns<T>(
+    pub(super) fn check_in<T>(
         &self,
         session: ClientSession,
         outcome: mongodb::error::Result<T>,
     ) -> mongodb::error::Result<T> {
-        self.learn(&session);
+        self.observe(&session);
         if outcome.is_ok() && self.0.pools {
             let mut idle = lock(&self.0.idle);
-            if idle.len() < KEPT {
+            if idle.len() < MAX_POOLED {
                 idle.push((session, Instant::now()));
             }
         }
@@ -77,18 +77,18 @@ impl Seen {
     }
 
     /// Lets go of the sessions that are kept: the client is about to be closed.
-    pub(super) fn lets_go(&self) {
+    pub(super) fn clear(&self) {
         let sessions = std::mem::take(&mut *lock(&self.0.idle));
         drop(sessions);
     }
 
-    /// A session that knows of nothing yet, to [learn](Self::learn) from.
-    pub(super) async fn blank(client: &Client) -> mongodb::error::Result<ClientSession> {
+    /// A session that knows of nothing yet, to [learn](Self::observe) from.
+    pub(super) async fn new_session(client: &Client) -> mongodb::error::Result<ClientSession> {
         client.start_session().causal_consistency(true).await
     }
 
     /// Takes note of what an operation in `session` has brought about.
-    pub(super) fn learn(&self, session: &ClientSession) {
+    pub(super) fn observe(&self, session: &ClientSession) {
         if let Some(at) = session.operation_time() {
             self.advance(ServerTime::from(at));
         }
@@ -110,7 +110,7 @@ mod tests {
         let early = ServerTime::from(Timestamp { time: 1, increment: u32::MAX });
         let late = ServerTime::from(Timestamp { time: 2, increment: 0 });
         assert!(early < late);
-        let seen = Seen::new(true);
+        let seen = CausalSessions::new(true);
         seen.advance(late);
         seen.advance(early);
         assert_eq!(seen.0.time.load(Ordering::Acquire), late.0);

@@ -50,7 +50,7 @@ pub(super) enum Meaning {
 
 /// Where a change stream is opened, or goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum StreamStart {
     /// Opened, without a position.
     Fresh,
     /// Opened, after a position.
@@ -221,13 +221,13 @@ pub(super) fn is_not_understood(error: &mongodb::error::Error) -> bool {
 /// words of the
 /// [specification](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
 /// The codes of the table turn a call away before it begins. Any other error may have interrupted it.
-pub(super) fn was_turned_away(error: &mongodb::error::Error) -> bool {
+pub(super) fn was_rejected(error: &mongodb::error::Error) -> bool {
     let known = code(error).is_some_and(|code| meaning_of(code) == Meaning::Overloaded);
     known || error.contains_label(RETRYABLE_ERROR)
 }
 
 /// What an error means for a change stream, or for a question about one.
-pub(super) fn fault(error: &mongodb::error::Error, start: Start) -> Fault {
+pub(super) fn fault(error: &mongodb::error::Error, start: StreamStart) -> Fault {
     if matches!(*error.kind, Driver::Shutdown) {
         return Fault::Closed;
     }
@@ -286,11 +286,11 @@ impl Meaning {
     }
 
     /// `None`: the server refuses, for a reason of its own.
-    fn fault(self, start: Start) -> Option<Fault> {
+    fn fault(self, start: StreamStart) -> Option<Fault> {
         Some(match (self, start) {
             (Self::Overloaded, _) => Fault::Overloaded,
             // It needs longer than it may take to get to the position.
-            (Self::TimeLimit, Start::Resumed) => Fault::TooSlow,
+            (Self::TimeLimit, StreamStart::Resumed) => Fault::TooSlow,
             (
                 Self::NoPrimary
                 | Self::Unreachable
@@ -309,7 +309,7 @@ impl Meaning {
                  single member too: start mongod with --replSet and run rs.initiate())",
             ),
             // A stream that begins now has no history to lose.
-            (Self::HistoryLost, Start::Fresh)
+            (Self::HistoryLost, StreamStart::Fresh)
             | (
                 Self::Unsupported
                 | Self::DuplicateKey
@@ -319,7 +319,7 @@ impl Meaning {
                 | Self::Other,
                 _,
             ) => return None,
-            (Self::HistoryLost, Start::Resumed | Start::Open) => Fault::Lost,
+            (Self::HistoryLost, StreamStart::Resumed | StreamStart::Open) => Fault::Lost,
         })
     }
 }
@@ -352,17 +352,17 @@ mod tests {
     #[test]
     fn what_an_error_means_for_a_stream() {
         for code in [136, 260, 280, 286, 10334] {
-            for start in [Start::Resumed, Start::Open] {
+            for start in [StreamStart::Resumed, StreamStart::Open] {
                 assert_eq!(fault(&error(code), start), Fault::Lost, "{code}");
             }
-            let fresh = fault(&error(code), Start::Fresh);
+            let fresh = fault(&error(code), StreamStart::Fresh);
             assert!(matches!(fresh, Fault::Refused(_)), "{code}: it has no history to lose");
         }
         for code in [13, 20, 59, 376, 40324, 40573] {
-            let fault = fault(&error(code), Start::Fresh);
+            let fault = fault(&error(code), StreamStart::Fresh);
             assert!(matches!(fault, Fault::Unsupported(_)), "{code}");
         }
-        for start in [Start::Fresh, Start::Resumed, Start::Open] {
+        for start in [StreamStart::Fresh, StreamStart::Resumed, StreamStart::Open] {
             // The list of the specification, and what the server labels beside it.
             for code in [
                 6, 7, 43, 63, 89, 91, 96, 133, 134, 150, 175, 189, 202, 234, 237, 314, 358, 365,
@@ -381,17 +381,17 @@ mod tests {
             }
         }
         for code in [50, 262] {
-            assert_eq!(fault(&error(code), Start::Resumed), Fault::TooSlow, "{code}");
-            assert_eq!(fault(&error(code), Start::Fresh), Fault::Passing, "{code}");
-            assert_eq!(fault(&error(code), Start::Open), Fault::Passing, "{code}");
+            assert_eq!(fault(&error(code), StreamStart::Resumed), Fault::TooSlow, "{code}");
+            assert_eq!(fault(&error(code), StreamStart::Fresh), Fault::Passing, "{code}");
+            assert_eq!(fault(&error(code), StreamStart::Open), Fault::Passing, "{code}");
         }
         let no_answer = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert_eq!(fault(&no_answer.into(), Start::Open), Fault::Passing);
+        assert_eq!(fault(&no_answer.into(), StreamStart::Open), Fault::Passing);
     }
 
     #[test]
     fn a_refusal_has_the_servers_name_for_it_or_that_of_the_table_and_no_text() {
-        let said = |answered: Document| match fault(&answer(answered), Start::Fresh) {
+        let said = |answered: Document| match fault(&answer(answered), StreamStart::Fresh) {
             Fault::Refused(refusal) => refusal.reason(),
             fault => panic!("{fault:?}"),
         };
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_call_is_known_not_to_be_carried_out_by_the_codes_that_turn_it_away() {
-        assert!(was_turned_away(&error(462)));
-        assert!(!was_turned_away(&error(91)));
+        assert!(was_rejected(&error(462)));
+        assert!(!was_rejected(&error(91)));
     }
 }

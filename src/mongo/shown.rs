@@ -3,7 +3,7 @@
 use bson::{Binary, Bson, DateTime, RawBson};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, Form, MALFORMED, unreadable};
+use super::codec::{self, DataFormat, MALFORMED, unreadable};
 use crate::error::Result;
 use crate::handle::SessionHandle;
 use crate::owner::Owner;
@@ -50,7 +50,7 @@ impl StoredSession {
     pub fn data(&self) -> Result<Data> {
         let stored = RawBson::try_from(self.data.clone());
         let stored = stored.map_err(|_| unreadable(MALFORMED))?;
-        codec::decode(stored.as_raw_bson_ref(), &Form::Text, &self.key.bytes)
+        codec::decode(stored.as_raw_bson_ref(), &DataFormat::Text, &self.key.bytes)
     }
 }
 

@@ -13,10 +13,10 @@ use bson::{Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use mongodb::error::{ErrorKind as Driver, InsertManyError};
 use mongodb::{ClientSession, Collection};
 
-use super::document::ARRIVED;
-use super::seen::Seen;
+use super::document::IMPORTING;
+use super::seen::CausalSessions;
 use super::server_errors::DUPLICATE_KEY;
-use super::{MongoStore, Sessions, bulk, checks, document, failure};
+use super::{MongoStore, SessionCollection, bulk, checks, document, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::metrics::{Outcome, Verb};
@@ -24,34 +24,34 @@ use crate::record::{Data, WallTime};
 use crate::tasks::Tasks;
 
 /// The field of the source's documents that says that they were taken over.
-const TAKEN: &str = "imported";
+const CLAIM_FIELD: &str = "imported";
 
 /// How many documents of the source are worked on at a time, and about how many bytes.
 const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 8 << 20;
 
-const MARK: &str = "mark the old sessions";
+const CLAIM: &str = "mark the old sessions";
 
 /// The marks on documents of the source, by their `_id`.
-pub(crate) type Marks = HashMap<String, Vec<u8>>;
+pub(crate) type Claims = HashMap<String, Vec<u8>>;
 
 /// The `rev` of each session that is there.
 pub(crate) type Revs = HashMap<SessionKey, Vec<u8>>;
 
 /// What stands on a document of the source.
-pub(crate) enum Mark<'a> {
+pub(crate) enum Claim<'a> {
     Rev(&'a [u8]),
     /// It is none of ours.
     Foreign,
 }
 
 /// A collection that sessions come from, and the store that they go to.
-pub(crate) struct Takeover {
+pub(crate) struct ImportSteps {
     source: Collection<Document>,
     store: MongoStore,
 }
 
-impl Takeover {
+impl ImportSteps {
     /// # Errors
     ///
     /// [`Config`](ErrorKind::Config) if the source's writes are not acknowledged: what is taken over
@@ -68,8 +68,8 @@ impl Takeover {
         self.sessions().clock.wall()
     }
 
-    fn sessions(&self) -> &Sessions {
-        &self.store.inner.sessions
+    fn sessions(&self) -> &SessionCollection {
+        &self.store.inner.collection
     }
 
     /// The next documents of the source that have a text for an `_id`, in its order.
@@ -103,36 +103,36 @@ impl Takeover {
 
     /// The mark on a document of the source: the `rev` of the one arrival that may become live for it.
     /// `None` if there is none yet.
-    pub(crate) fn mark_on(document: &RawDocument) -> Option<Mark<'_>> {
-        match document.get(TAKEN) {
+    pub(crate) fn claim_on(document: &RawDocument) -> Option<Claim<'_>> {
+        match document.get(CLAIM_FIELD) {
             Ok(None) => None,
-            Ok(Some(RawBsonRef::Binary(rev))) => Some(Mark::Rev(rev.bytes)),
-            Ok(Some(_)) | Err(_) => Some(Mark::Foreign),
+            Ok(Some(RawBsonRef::Binary(rev))) => Some(Claim::Rev(rev.bytes)),
+            Ok(Some(_)) | Err(_) => Some(Claim::Foreign),
         }
     }
 
     /// Marks documents of the source with the arrivals that were found for them, unless they are marked
     /// already, and answers with the marks that they have from now on. One that is gone has none.
-    pub(crate) async fn mark(&self, ids: &[(String, Option<Vec<u8>>)]) -> Result<Marks> {
+    pub(crate) async fn claim(&self, ids: &[(String, Option<Vec<u8>>)]) -> Result<Claims> {
         let ours = ids.iter().filter_map(|(id, rev)| Some((id.clone(), rev.clone()?)));
-        let ours: Marks = ours.collect();
+        let ours: Claims = ours.collect();
         let statements: Vec<_> = ours
             .iter()
             .map(|(id, rev)| {
-                let mark = doc! { "$set": { TAKEN: document::binary(rev) } };
-                doc! { "q": { "_id": id, TAKEN: { "$exists": false } }, "u": mark }
+                let mark = doc! { "$set": { CLAIM_FIELD: document::binary(rev) } };
+                doc! { "q": { "_id": id, CLAIM_FIELD: { "$exists": false } }, "u": mark }
             })
             .collect();
         let sent = statements.len();
         let marked = async {
             // So that what is read is no older than the marks of another run that were in the way.
-            let start = Seen::blank(self.source.client()).await;
-            let mut session = start.map_err(|error| failed(MARK, &error))?;
+            let start = CausalSessions::new_session(self.source.client()).await;
+            let mut session = start.map_err(|error| failed(CLAIM, &error))?;
             let reply = match sent {
                 0 => Document::new(),
                 _ => bulk::update(&self.source, statements, &mut session)
                     .await
-                    .map_err(|error| failed(MARK, &error))?,
+                    .map_err(|error| failed(CLAIM, &error))?,
             };
             if let Some(refusal) = refusal(&reply) {
                 return Err(refusal);
@@ -141,25 +141,26 @@ impl Takeover {
                 return Ok(ours);
             }
             let ids: Vec<_> = ids.iter().map(|(id, _)| id.as_str()).collect();
-            let marks = self.marks(&ids, &mut session).await;
+            let marks = self.read_claims(&ids, &mut session).await;
             marks.map_err(|error| failed("read the marks of the old sessions", &error))?
         };
         self.sessions().within(marked).await
     }
 
-    async fn marks(
+    async fn read_claims(
         &self,
         ids: &[&str],
         session: &mut ClientSession,
-    ) -> mongodb::error::Result<Result<Marks>> {
+    ) -> mongodb::error::Result<Result<Claims>> {
         let documents = self.source.clone_with_type::<RawDocumentBuf>();
-        let find = documents.find(doc! { "_id": { "$in": ids } }).projection(doc! { TAKEN: 1 });
+        let find =
+            documents.find(doc! { "_id": { "$in": ids } }).projection(doc! { CLAIM_FIELD: 1 });
         let find = find.batch_size(PAGE).max_time(self.sessions().timeout);
         let mut cursor = find.session(&mut *session).await?;
-        let mut marks = Marks::with_capacity(ids.len());
+        let mut marks = Claims::with_capacity(ids.len());
         while cursor.advance(session).await? {
             let found = cursor.current();
-            let (Ok(id), Some(Mark::Rev(rev))) = (found.get_str("_id"), Self::mark_on(found))
+            let (Ok(id), Some(Claim::Rev(rev))) = (found.get_str("_id"), Self::claim_on(found))
             else {
                 return Ok(Err(Error::new(
                     ErrorKind::Server,
@@ -176,7 +177,7 @@ impl Takeover {
 
     /// Removes marked documents from the source.
     pub(crate) async fn remove(&self, ids: &[String]) -> Result<()> {
-        let marked = doc! { "_id": { "$in": ids }, TAKEN: { "$exists": true } };
+        let marked = doc! { "_id": { "$in": ids }, CLAIM_FIELD: { "$exists": true } };
         let remove = self.source.delete_many(marked);
         let remove =
             async { remove.await.map_err(|error| failed("remove the old sessions", &error)) };
@@ -189,22 +190,27 @@ impl Takeover {
     /// # Errors
     ///
     /// What would befall any session, as an encryption that fails.
-    pub(crate) fn arrival(
+    pub(crate) fn staged_document(
         &self,
         key: SessionKey,
         data: &Data,
         expires: WallTime,
     ) -> Result<std::result::Result<Document, &'static str>> {
         let (rev, sessions) = (self.store.inner.revs.next(), self.sessions());
-        let mut document =
-            match document::insertion(key, rev, (data, &sessions.form), expires, self.now()) {
-                Ok(document) => document,
-                Err(error) if error.kind() == ErrorKind::Encode && !sessions.form.holds(data) => {
-                    return Ok(Err("its data is larger or deeper than what can be stored"));
-                }
-                Err(error) => return Err(error),
-            };
-        match sessions.own(data, &mut document) {
+        let mut document = match document::insert_document(
+            key,
+            rev,
+            (data, &sessions.format),
+            expires,
+            self.now(),
+        ) {
+            Ok(document) => document,
+            Err(error) if error.kind() == ErrorKind::Encode && !sessions.format.holds(data) => {
+                return Ok(Err("its data is larger or deeper than what can be stored"));
+            }
+            Err(error) => return Err(error),
+        };
+        match sessions.add_owner(data, &mut document) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Encode => {
                 return Ok(Err("its owner is longer than what can be stored"));
@@ -215,13 +221,13 @@ impl Takeover {
             Err(error) => return Err(error),
         }
         document.remove("expires");
-        document.insert(ARRIVED, document::date(expires));
+        document.insert(IMPORTING, document::date(expires));
         Ok(Ok(document))
     }
 
     /// Stores sessions that are not live yet. Those that are there already, live or not, stay as
     /// they are. Answers with the `rev` of each that is there then.
-    pub(crate) async fn arrive(&self, arrivals: Vec<Document>) -> Result<Revs> {
+    pub(crate) async fn stage(&self, arrivals: Vec<Document>) -> Result<Revs> {
         if arrivals.is_empty() {
             return Ok(Revs::new());
         }
@@ -233,23 +239,23 @@ impl Takeover {
                     let mut session = sessions.causal().await?;
                     let insert = sessions.documents.insert_many(&arrivals).ordered(false);
                     let inserted = insert.session(&mut session).await;
-                    sessions.seen.learn(&session);
+                    sessions.causal.observe(&session);
                     inserted.map(drop)
                 };
                 let mut revs: Revs = arrivals.iter().filter_map(key_and_rev).collect();
                 match inserted.await {
-                    Ok(()) => timer.ends(Outcome::Ok, Ok(revs)),
-                    Err(error) => match in_the_way(&error) {
+                    Ok(()) => timer.finish(Outcome::Ok, Ok(revs)),
+                    Err(error) => match duplicate_positions(&error) {
                         Some(places) => {
                             // Those from another run, as it should be: no id was drawn twice.
-                            drop(timer.ends(Outcome::Ok, Ok(())));
+                            drop(timer.finish(Outcome::Ok, Ok(())));
                             let theirs = places.filter_map(|at| key_and_rev(arrivals.get(at)?));
                             let keys: Vec<_> = theirs.map(|(key, _)| key).collect();
                             revs.retain(|key, _| !keys.contains(key));
                             revs.extend(self.revs_of(&keys).await?);
                             Ok(revs)
                         }
-                        None => timer.fails("take sessions over", &error),
+                        None => timer.fail("take sessions over", &error),
                     },
                 }
             })
@@ -261,20 +267,22 @@ impl Takeover {
         let timer = sessions.timer(Verb::Find);
         let rev = |found: &RawDocument| document::rev(found).to_vec();
         match sessions.find_documents(keys, Some(doc! { "rev": 1 }), rev).await {
-            Ok(found) => timer.ends(Outcome::Ok, Ok(found)),
-            Err(error) => timer.fails("look for sessions", &error),
+            Ok(found) => timer.finish(Outcome::Ok, Ok(found)),
+            Err(error) => timer.fail("look for sessions", &error),
         }
     }
 
     /// Makes the sessions live that have arrived under these revs; answers with how many those were.
     /// One that was ended meanwhile stays ended, and one that is live already stays as it is.
-    pub(crate) async fn admit(&self, sessions: &[(SessionKey, Vec<u8>)]) -> Result<u64> {
+    pub(crate) async fn activate(&self, sessions: &[(SessionKey, Vec<u8>)]) -> Result<u64> {
         if sessions.is_empty() {
             return Ok(0);
         }
-        let arrived = arrived(sessions);
-        let stages =
-            vec![doc! { "$set": { "expires": format!("${ARRIVED}") } }, doc! { "$unset": ARRIVED }];
+        let arrived = staged(sessions);
+        let stages = vec![
+            doc! { "$set": { "expires": format!("${IMPORTING}") } },
+            doc! { "$unset": IMPORTING },
+        ];
         let sessions = self.sessions();
         sessions
             .within(async {
@@ -283,33 +291,33 @@ impl Takeover {
                     let mut session = sessions.causal().await?;
                     let update = sessions.documents.update_many(arrived, stages);
                     let updated = update.session(&mut session).await;
-                    sessions.seen.learn(&session);
+                    sessions.causal.observe(&session);
                     updated
                 };
                 match updated.await {
-                    Ok(done) => timer.ends(Outcome::Ok, Ok(done.modified_count)),
-                    Err(error) => timer.fails("take sessions over", &error),
+                    Ok(done) => timer.finish(Outcome::Ok, Ok(done.modified_count)),
+                    Err(error) => timer.fail("take sessions over", &error),
                 }
             })
             .await
     }
 
     /// Removes what has arrived under these revs and is not live: it is never to be.
-    pub(crate) async fn turn_away(&self, stale: &[(SessionKey, Vec<u8>)]) -> Result<()> {
+    pub(crate) async fn discard(&self, stale: &[(SessionKey, Vec<u8>)]) -> Result<()> {
         if stale.is_empty() {
             return Ok(());
         }
-        self.turn_away_those(arrived(stale)).await
+        self.discard_matching(staged(stale)).await
     }
 
     /// Removes what has arrived and was not made live while it might have been.
-    pub(crate) async fn turn_away_expired(&self) -> Result<()> {
+    pub(crate) async fn discard_expired(&self) -> Result<()> {
         // By the index on `expires`, in which they stand as those without.
         let now = document::date(self.now());
-        self.turn_away_those(doc! { "expires": Bson::Null, ARRIVED: { "$lte": now } }).await
+        self.discard_matching(doc! { "expires": Bson::Null, IMPORTING: { "$lte": now } }).await
     }
 
-    async fn turn_away_those(&self, filter: Document) -> Result<()> {
+    async fn discard_matching(&self, filter: Document) -> Result<()> {
         let sessions = self.sessions();
         sessions
             .within(async {
@@ -318,12 +326,12 @@ impl Takeover {
                     let mut session = sessions.causal().await?;
                     let removed =
                         sessions.documents.delete_many(filter).session(&mut session).await;
-                    sessions.seen.learn(&session);
+                    sessions.causal.observe(&session);
                     removed
                 };
                 match removed.await {
-                    Ok(_) => timer.ends(Outcome::Ok, Ok(())),
-                    Err(error) => timer.fails("remove what was not taken over", &error),
+                    Ok(_) => timer.finish(Outcome::Ok, Ok(())),
+                    Err(error) => timer.fail("remove what was not taken over", &error),
                 }
             })
             .await
@@ -332,10 +340,10 @@ impl Takeover {
 
 /// What finds those of these arrivals that are not live. A `rev` is of one session alone, so that the
 /// keys and the revs need not be told in pairs.
-fn arrived(sessions: &[(SessionKey, Vec<u8>)]) -> Document {
+fn staged(sessions: &[(SessionKey, Vec<u8>)]) -> Document {
     let ids: Vec<Bson> = sessions.iter().map(|(key, _)| document::id(*key).into()).collect();
     let revs: Vec<Bson> = sessions.iter().map(|(_, rev)| document::binary(rev).into()).collect();
-    doc! { "_id": { "$in": ids }, ARRIVED: { "$exists": true }, "rev": { "$in": revs } }
+    doc! { "_id": { "$in": ids }, IMPORTING: { "$exists": true }, "rev": { "$in": revs } }
 }
 
 fn key_and_rev(arrival: &Document) -> Option<(SessionKey, Vec<u8>)> {
@@ -348,12 +356,12 @@ fn refusal(reply: &Document) -> Option<Error> {
     let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
     let error = reply.get_document("writeConcernError").ok().into_iter().chain(errors).next()?;
     let code = bulk::number(error, "code").and_then(|code| i32::try_from(code).ok());
-    Some(failure::refused(MARK, code.unwrap_or_default()))
+    Some(failure::refused(CLAIM, code.unwrap_or_default()))
 }
 
 /// Which of the documents were not inserted, if that is all that went wrong, since others had their
 /// keys.
-fn in_the_way(error: &mongodb::error::Error) -> Option<impl Iterator<Item = usize>> {
+fn duplicate_positions(error: &mongodb::error::Error) -> Option<impl Iterator<Item = usize>> {
     let Driver::InsertMany(InsertManyError { write_errors, write_concern_error, .. }) =
         &*error.kind
     else {
@@ -365,5 +373,5 @@ fn in_the_way(error: &mongodb::error::Error) -> Option<impl Iterator<Item = usiz
 }
 
 fn failed(doing: &str, error: &mongodb::error::Error) -> Error {
-    failure::failure(doing, error)
+    failure::to_error(doing, error)
 }

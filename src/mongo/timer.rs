@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::server_errors::DUPLICATE_KEY;
-use super::{Sessions, failure};
+use super::{SessionCollection, failure};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::{MongoMetrics, Outcome, Verb};
 use crate::trace::{self, Command};
@@ -20,7 +20,7 @@ pub(super) struct Timer {
     command: Command,
 }
 
-impl Sessions {
+impl SessionCollection {
     pub(super) fn timer(&self, verb: Verb) -> Timer {
         self.timer_of(verb, trace::command(verb))
     }
@@ -40,24 +40,24 @@ impl Sessions {
 
 impl Timer {
     /// Of a command that carries so many calls.
-    pub(super) fn carries(self, calls: usize) -> Self {
-        self.command.carries(calls);
+    pub(super) fn with_calls(self, calls: usize) -> Self {
+        self.command.set_batch_size(calls);
         self
     }
 
     /// Of one that may take longer than an operation.
-    pub(super) fn for_at_most(mut self, patience: Duration) -> Self {
+    pub(super) fn with_timeout(mut self, patience: Duration) -> Self {
         self.timeout = patience;
         self
     }
 
-    pub(super) fn ends<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
+    pub(super) fn finish<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
         self.record(outcome, None);
         result
     }
 
-    pub(super) fn fails<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
-        let (code, error) = (failure::code(error), failure::failure(doing, error));
+    pub(super) fn fail<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
+        let (code, error) = (failure::code(error), failure::to_error(doing, error));
         self.record(Outcome::Failed(error.kind()), code);
         Err(error)
     }
@@ -74,9 +74,9 @@ impl Timer {
         match outcome {
             Outcome::Ok => {}
             Outcome::Duplicate => {
-                self.command.failed(ErrorKind::Server, Some(DUPLICATE_KEY));
+                self.command.set_error(ErrorKind::Server, Some(DUPLICATE_KEY));
             }
-            Outcome::Failed(kind) => self.command.failed(kind, code),
+            Outcome::Failed(kind) => self.command.set_error(kind, code),
         }
         self.metrics.record(self.verb, outcome, took);
     }

@@ -116,7 +116,7 @@ pub(super) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
              mongodb://localhost/app, with no quotation marks around it",
         );
     }
-    let said = failure::failure("read the URI", error);
+    let said = failure::to_error("read the URI", error);
     if said.kind() == ErrorKind::Connection {
         return said;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bson::{Bson, RawDocumentBuf, doc};
 use tokio::time::timeout;
 
-use super::builder::{LONGEST, SHORTEST};
+use super::builder::{MAX_DURATION, MIN_DURATION};
 use super::{MongoStore, document};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
@@ -20,7 +20,7 @@ impl MongoStore {
         sessions: u64,
         within: Duration,
     ) -> Result<Option<Vec<SessionKey>>> {
-        let this = &self.inner.sessions;
+        let this = &self.inner.collection;
         let live = doc! {
             "expires": { "$gt": document::date(this.clock.wall()) },
             "_id": document::keys_after(None),
@@ -33,8 +33,8 @@ impl MongoStore {
             doc! { "$limit": i64::try_from(sessions.max(1)).unwrap_or(i64::MAX) },
             doc! { "$project": { "_id": 1 } },
         ];
-        let within = within.clamp(SHORTEST, LONGEST);
-        let timer = this.timer_of(Verb::List, "aggregate").for_at_most(Duration::MAX);
+        let within = within.clamp(MIN_DURATION, MAX_DURATION);
+        let timer = this.timer_of(Verb::List, "aggregate").with_timeout(Duration::MAX);
         let read = async {
             let asks = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
             let mut cursor = asks.allow_disk_use(true).max_time(within).await?;
@@ -48,13 +48,13 @@ impl MongoStore {
             return Err(Error::closed());
         };
         match found {
-            Ok(Ok(keys)) => timer.ends(Outcome::Ok, Ok(Some(keys))),
-            Ok(Err(error)) => match timer.fails("find the sessions written last", &error) {
+            Ok(Ok(keys)) => timer.finish(Outcome::Ok, Ok(Some(keys))),
+            Ok(Err(error)) => match timer.fail("find the sessions written last", &error) {
                 Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
                 failed => failed,
             },
             // Given up for its own bound, which says nothing of the server.
-            Err(_) => timer.ends(Outcome::Ok, Ok(None)),
+            Err(_) => timer.finish(Outcome::Ok, Ok(None)),
         }
     }
 
@@ -65,7 +65,7 @@ impl MongoStore {
         keys: &[SessionKey],
         mut each: impl FnMut(SessionKey, Session, u64) -> bool,
     ) -> Result<()> {
-        let this = &self.inner.sessions;
+        let this = &self.inner.collection;
         let ids: Vec<Bson> = keys.iter().map(|key| document::id(*key).into()).collect();
         let documents = this.documents.clone_with_type::<RawDocumentBuf>();
         this.within(async {
@@ -85,12 +85,12 @@ impl MongoStore {
                         break;
                     }
                 }
-                this.seen.learn(&session);
+                this.causal.observe(&session);
                 Ok(())
             };
             match read.await {
-                Ok(()) => timer.ends(Outcome::Ok, Ok(())),
-                Err(error) => timer.fails("read the sessions written last", &error),
+                Ok(()) => timer.finish(Outcome::Ok, Ok(())),
+                Err(error) => timer.fail("read the sessions written last", &error),
             }
         })
         .await

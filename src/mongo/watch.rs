@@ -9,16 +9,20 @@ use std::time::Duration;
 use bson::{Document, doc};
 use tokio_util::sync::CancellationToken;
 
-use super::cursor::{Cursor, ENDS, Handed, Server, Token, fault, unreadable};
-use super::invalidations::{InvalidationReader, Reading};
+use super::cursor::{
+    Cursor, PinnedServer, ResumeToken, StreamReply, TERMINAL_EVENTS, fault, unreadable,
+};
+use super::invalidations::{InvalidationReader, StreamReading};
 use super::watermark::StreamSource;
-use super::{Sessions, document};
-use crate::backend::{Asked, Batch, Changes, Fault, Opened, PrimaryTime, ServerId, ServerTime};
+use super::{SessionCollection, document};
+use crate::backend::{
+    Batch, ChangeSource, Fault, PrimaryTime, ServerId, ServerTime, SourceCall, StreamCall,
+};
 
 /// How the changes of one collection are asked for.
 #[derive(Clone)]
-pub(crate) struct Watch {
-    sessions: Sessions,
+pub(crate) struct InvalidationStream {
+    sessions: SessionCollection,
     /// How long the server waits for changes before it sends an empty batch.
     pace: Duration,
     /// Cancelled once nobody needs the changes any more.
@@ -26,66 +30,76 @@ pub(crate) struct Watch {
 }
 
 /// An open stream, and what reads its replies.
-pub(crate) struct Stream {
+pub(crate) struct OpenStream {
     cursor: Cursor,
     reader: InvalidationReader,
 }
 
-impl Changes for Watch {
-    type Stream = Stream;
-    type Position = Token;
+impl ChangeSource for InvalidationStream {
+    type Stream = OpenStream;
+    type Position = ResumeToken;
 
-    fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
-        Box::pin(self.clone().noting(self.clone().opens(after), Sign::OfTrouble))
+    fn open(&self, after: Option<ResumeToken>) -> StreamCall<OpenStream, ResumeToken> {
+        Box::pin(self.clone().observe(self.clone().open_stream(after), Liveness::FailureOnly))
     }
 
-    fn more(&self, stream: Stream) -> Opened<Stream, Token> {
-        Box::pin(self.clone().noting(self.clone().goes_on(stream), Sign::OfTrouble))
+    fn next_batch(&self, stream: OpenStream) -> StreamCall<OpenStream, ResumeToken> {
+        Box::pin(self.clone().observe(self.clone().read_next(stream), Liveness::FailureOnly))
     }
 
-    fn fence(&self) -> Asked<PrimaryTime> {
+    fn primary_time(&self) -> SourceCall<PrimaryTime> {
         let (watch, asks) = (self.clone(), self.clone());
-        Box::pin(watch.noting(async move { asks.asks_the_time().await }, Sign::OfLife))
+        Box::pin(watch.observe(async move { asks.read_primary_time().await }, Liveness::Both))
     }
 }
 
-impl Watch {
-    pub(super) fn new(sessions: Sessions, pace: Duration, ends: CancellationToken) -> Self {
+impl InvalidationStream {
+    pub(super) fn new(
+        sessions: SessionCollection,
+        pace: Duration,
+        ends: CancellationToken,
+    ) -> Self {
         Self { sessions, pace, ends }
     }
 
     /// Takes note of what a call tells of the database: whether it answers.
-    async fn noting<T>(
+    async fn observe<T>(
         self,
         call: impl Future<Output = Result<T, Fault>>,
-        sign: Sign,
+        sign: Liveness,
     ) -> Result<T, Fault> {
         let question = self.sessions.metrics.asks(self.sessions.timeout);
         let outcome = call.await;
         question.ends(match outcome {
-            Ok(_) => (sign == Sign::OfLife).then_some(true),
+            Ok(_) => (sign == Liveness::Both).then_some(true),
             Err(Fault::Passing) => Some(false),
             Err(_) => None,
         });
         outcome
     }
 
-    async fn opens(self, after: Option<Token>) -> Result<(Stream, Batch<Token>), Fault> {
+    async fn open_stream(
+        self,
+        after: Option<ResumeToken>,
+    ) -> Result<(OpenStream, Batch<ResumeToken>), Fault> {
         let is_new = after.is_none();
         let (cursor, reply) =
-            self.sessions.clone().open_stream(after, stages(), self.ends.clone()).await?;
+            self.sessions.clone().open_stream(after, pipeline(), self.ends.clone()).await?;
         let mut reader = InvalidationReader::new(cursor.server().source());
         let batch = self.read(&mut reader, reply);
         if is_new {
             // What changed before the stream begins is never reported, so no read from here on may
             // be from before it: what a majority has may be older than what the stream begins with.
-            self.asks_the_time().await?;
+            self.read_primary_time().await?;
         }
-        Ok((Stream { cursor, reader }, batch))
+        Ok((OpenStream { cursor, reader }, batch))
     }
 
-    async fn goes_on(self, mut stream: Stream) -> Result<(Stream, Batch<Token>), Fault> {
-        let reply = stream.cursor.more(self.pace).await?;
+    async fn read_next(
+        self,
+        mut stream: OpenStream,
+    ) -> Result<(OpenStream, Batch<ResumeToken>), Fault> {
+        let reply = stream.cursor.next_reply(self.pace).await?;
         let mut batch = self.read(&mut stream.reader, reply);
         batch.ended |= stream.cursor.is_closed();
         Ok((stream, batch))
@@ -94,9 +108,9 @@ impl Watch {
     /// The time of the newest change on the primary, were it by a write that nobody has heard of
     /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
     /// reads are no older than that.
-    async fn asks_the_time(&self) -> Result<PrimaryTime, Fault> {
-        self.sessions.has_client()?;
-        let server = Server::primary_or_router();
+    async fn read_primary_time(&self) -> Result<PrimaryTime, Fault> {
+        self.sessions.check_client_open()?;
+        let server = PinnedServer::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();
         // Like every reply, this one has the time of the newest entry of the oplog, and it says of
@@ -120,15 +134,15 @@ impl Watch {
             reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
         let time = reply.get_timestamp("operationTime").map_err(|_| unreadable())?.into();
-        self.sessions.seen.advance(time);
+        self.sessions.causal.advance(time);
         Ok(PrimaryTime { time, visible_on: visible_on(&reply, time, server.source()) })
     }
 
-    fn read(&self, reader: &mut InvalidationReader, reply: Handed) -> Batch<Token> {
-        let Reading { batch, newest_change } = reader.read(reply);
+    fn read(&self, reader: &mut InvalidationReader, reply: StreamReply) -> Batch<ResumeToken> {
+        let StreamReading { batch, newest_change } = reader.read(reply);
         if let Some(newest_change) = newest_change {
             // A later read must not go back behind what has been heard.
-            self.sessions.seen.advance(newest_change);
+            self.sessions.causal.advance(newest_change);
         }
         batch
     }
@@ -152,7 +166,7 @@ fn visible_on(reply: &Document, time: ServerTime, source: StreamSource) -> Optio
 /// What instances need to hear, as small as it can be: no insertion, since nobody can
 /// have cached it, no touch, which changes `expires` and `updated` alone, and nothing that was
 /// encrypted anew, since that is what it was.
-fn stages() -> [Document; 2] {
+fn pipeline() -> [Document; 2] {
     let changed = doc! { "$map": {
         "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
         "in": "$$this.k",
@@ -166,14 +180,14 @@ fn stages() -> [Document; 2] {
     };
     let wanted = doc! { "$or": [
         { "operationType": { "$in": ["delete", "replace"] } },
-        { "operationType": { "$in": ENDS.to_vec() } },
+        { "operationType": { "$in": TERMINAL_EVENTS.to_vec() } },
         { "operationType": "update", "$or": [
             { "updateDescription.updatedFields.rev": { "$exists": true } },
             { "updateDescription.removedFields.0": { "$exists": true } },
             { "updateDescription.truncatedArrays.0": { "$exists": true } },
             { "$expr": { "$not": [{ "$or": [
-                alone(document::TOUCHED),
-                alone(document::REENCRYPTED),
+                alone(document::TOUCH_FIELDS),
+                alone(document::REENCRYPT_FIELDS),
             ] }] } },
         ] },
     ] };
@@ -182,18 +196,18 @@ fn stages() -> [Document; 2] {
         "key": "$documentKey._id",
         "rev": "$updateDescription.updatedFields.rev",
         "at": "$clusterTime",
-        "ends": { "$in": ["$operationType", ENDS.to_vec()] },
+        "ends": { "$in": ["$operationType", TERMINAL_EVENTS.to_vec()] },
     };
     [doc! { "$match": wanted }, doc! { "$project": kept }]
 }
 
 /// What a call can tell of whether the database answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sign {
+enum Liveness {
     /// Only a primary answers it.
-    OfLife,
+    Both,
     /// Its failure alone: a deposed primary goes on feeding a stream.
-    OfTrouble,
+    FailureOnly,
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use super::operation::{Operation, Outcome};
 use super::sign_out::Floors;
 use super::stream::{Cursor, Reply};
 use super::wire::{Manners, Wire};
-use crate::backend::{Asked, Backend, Call, Changes, Fault, Opened, PrimaryTime, Refusal, Rev};
+use crate::backend::{
+    Backend, Call, ChangeSource, Fault, PrimaryTime, Refusal, Rev, SourceCall, StreamCall,
+};
 use crate::clock::Clock;
 use crate::dispatch::Commands;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
-use crate::mongo::cursor::Token;
+use crate::mongo::cursor::ResumeToken;
 use crate::mongo::invalidations::InvalidationReader;
 use crate::record::{Data, Session, WallTime};
 
@@ -41,7 +43,7 @@ impl FakeBackend {
         Self::new(Wire::new(clock, Chance::of(0), Manners::default()), 0)
     }
 
-    /// Waits for the next call that `wanted` accepts, applied or not.
+    /// Waits for the next call that `selected` accepts, applied or not.
     pub(super) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> usize {
         loop {
             let arrived = self.wire.arrived.notified();
@@ -148,7 +150,7 @@ impl FakeBackend {
         &self,
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
-    ) -> Asked<T> {
+    ) -> SourceCall<T> {
         let call = self.wire.clone().call(self.node, operation, None);
         Box::pin(
             async move { convert(call.await?).ok_or_else(|| Fault::Refused(Refusal::default())) },
@@ -183,7 +185,7 @@ fn found(outcome: Outcome) -> Option<Option<Session>> {
     }
 }
 
-/// As it is sent by [`Dispatch`](crate::dispatch::Dispatch).
+/// As it is sent by [`Batcher`](crate::dispatch::Batcher).
 impl Commands for FakeBackend {
     type Update = Operation;
 
@@ -249,7 +251,7 @@ impl Commands for FakeBackend {
 
 /// Without queues and lanes.
 impl Backend for FakeBackend {
-    type Place = ();
+    type TouchPermit = ();
 
     fn insert(
         &self,
@@ -271,7 +273,7 @@ impl Backend for FakeBackend {
         self.call(Operation::Replace(key, rev, Session { data: data.clone(), expires }), written)
     }
 
-    fn turn_to_touch(&self, _: SessionKey) -> Option<Call<()>> {
+    fn acquire_touch(&self, _: SessionKey) -> Option<Call<()>> {
         Some(Box::pin(async { Ok(()) }))
     }
 
@@ -311,11 +313,11 @@ pub(crate) struct Stream {
     reader: InvalidationReader,
 }
 
-impl Changes for FakeBackend {
+impl ChangeSource for FakeBackend {
     type Stream = Stream;
-    type Position = Token;
+    type Position = ResumeToken;
 
-    fn open(&self, after: Option<Token>) -> Opened<Stream, Token> {
+    fn open(&self, after: Option<ResumeToken>) -> StreamCall<Stream, ResumeToken> {
         let reply = self.ask(Operation::Open(after), handed);
         Box::pin(async move {
             let (cursor, reply) = reply.await?;
@@ -325,7 +327,7 @@ impl Changes for FakeBackend {
         })
     }
 
-    fn more(&self, stream: Stream) -> Opened<Stream, Token> {
+    fn next_batch(&self, stream: Stream) -> StreamCall<Stream, ResumeToken> {
         let Stream { cursor, mut reader } = stream;
         let reply = self.ask(Operation::More(cursor), handed);
         Box::pin(async move {
@@ -335,7 +337,7 @@ impl Changes for FakeBackend {
         })
     }
 
-    fn fence(&self) -> Asked<PrimaryTime> {
+    fn primary_time(&self) -> SourceCall<PrimaryTime> {
         self.ask(Operation::Fence, |outcome| match outcome {
             Outcome::Time(time) => Some(time),
             _ => None,

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::chance::Chance;
 
-pub(super) struct Crew {
+pub(super) struct Scheduler {
     members: Arc<Mutex<Vec<Member>>>,
     whole: Arc<Mutex<Waker>>,
     task: JoinHandle<()>,
@@ -41,7 +41,7 @@ impl Wake for Woken {
     }
 }
 
-impl Crew {
+impl Scheduler {
     pub(super) fn new(chance: Chance, laziness: f64) -> Self {
         let members = Arc::<Mutex<Vec<Member>>>::default();
         let whole = Arc::new(Mutex::new(Waker::noop().clone()));

@@ -6,7 +6,7 @@ use super::operation::Operation;
 use super::oracle::End;
 use super::wire::Wire;
 use crate::backend::{Backend, Call, Rev};
-use crate::dispatch::{Dispatch, Limits};
+use crate::dispatch::{BatchLimits, Batcher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SessionKey;
 use crate::record::{Data, Session, WallTime};
@@ -14,8 +14,8 @@ use crate::tasks::Tasks;
 
 /// A store's way to the database. Clones share it.
 #[derive(Clone)]
-pub(super) struct Edge {
-    dispatch: Dispatch<FakeBackend>,
+pub(super) struct TracedBackend {
+    dispatch: Batcher<FakeBackend>,
     wire: Wire,
     node: usize,
     calls: usize,
@@ -24,22 +24,22 @@ pub(super) struct Edge {
 /// A call under way.
 pub(super) struct Errand {
     number: usize,
-    edge: Edge,
+    edge: TracedBackend,
     /// It may be dropped at any time.
     idle: bool,
     ended: bool,
 }
 
-impl Edge {
-    pub(super) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: Limits) -> Self {
+impl TracedBackend {
+    pub(super) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: BatchLimits) -> Self {
         let commands = FakeBackend::new(wire.clone(), node);
-        let dispatch = Dispatch::new(commands, tasks, limits);
-        Self { dispatch, wire: wire.clone(), node, calls: limits.calls }
+        let dispatch = Batcher::new(commands, tasks, limits);
+        Self { dispatch, wire: wire.clone(), node, calls: limits.max_calls }
     }
 
     /// What is kept of what is under way: nothing, at rest.
     pub(super) fn under_way(&self) -> [usize; 4] {
-        self.dispatch.under_way()
+        self.dispatch.load()
     }
 
     fn begins(&self, operation: Operation) -> Errand {
@@ -103,8 +103,8 @@ impl Drop for Errand {
     }
 }
 
-impl Backend for Edge {
-    type Place = (<Dispatch<FakeBackend> as Backend>::Place, Errand);
+impl Backend for TracedBackend {
+    type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, Errand);
 
     fn insert(
         &self,
@@ -129,8 +129,8 @@ impl Backend for Edge {
         Box::pin(errand.watch(self.dispatch.replace(key, rev, data, expires)))
     }
 
-    fn turn_to_touch(&self, key: SessionKey) -> Option<Call<Self::Place>> {
-        let turn = self.dispatch.turn_to_touch(key)?;
+    fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>> {
+        let turn = self.dispatch.acquire_touch(key)?;
         let mut errand = self.begins(Operation::Touch(key, WallTime::from_millis(0)));
         Some(Box::pin(async move {
             match turn.await {
@@ -145,7 +145,7 @@ impl Backend for Edge {
 
     fn touch(
         &self,
-        (place, mut errand): Self::Place,
+        (place, mut errand): Self::TouchPermit,
         key: SessionKey,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {

@@ -14,7 +14,7 @@ use crate::key::SessionKey;
 use crate::record::WallTime;
 
 #[derive(Default)]
-pub(super) struct Errands {
+pub(super) struct PendingCalls {
     under_way: BTreeMap<usize, Errand>,
     /// The errand of a write, and that of a call that carries it out.
     by_rev: HashMap<Rev, usize>,
@@ -58,7 +58,7 @@ pub(super) struct Save {
     given_up: bool,
 }
 
-impl Errands {
+impl PendingCalls {
     /// An app saves. To be told right before its store is.
     pub(super) fn calls(
         &mut self,

@@ -9,21 +9,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::{FakeBackend, UNSTORABLE};
 use super::chance::Chance;
-use super::crew::Crew;
-use super::edge::Edge;
+use super::crew::Scheduler;
+use super::edge::TracedBackend;
 use super::oracle::Begun;
 use super::profile::{Kind, Profile};
 use super::sign_out::OwnedPages;
 use super::wire::{Manners, Wire};
 use crate::backend::RevSource;
-use crate::cache::{Cache, EvictionPolicy, Limits};
+use crate::cache::{Cache, CacheConfig, EvictionPolicy};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::follow::{self, Follower};
+use crate::follow::{self, InvalidationListener};
 use crate::metrics::{Series, StreamMetrics};
 use crate::record::{RawId, WallTime};
 use crate::tasks::Tasks;
-use crate::tiers::{Tiers, Touching};
+use crate::tiers::{TouchPolicy, WriteThrough};
 
 /// Clones share it.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(super) struct Fleet {
     pub(super) clock: Clock,
     pub(super) chance: Chance,
     pub(super) profile: Arc<Profile>,
-    pub(super) stores: Arc<[Tiers<Edge>]>,
+    pub(super) stores: Arc<[WriteThrough<TracedBackend>]>,
     /// The sessions that are known of; those past the first few were made by stores.
     pub(super) ids: Arc<Mutex<Vec<RawId>>>,
     /// What the caches count, where a walk judges by that.
@@ -52,7 +52,7 @@ pub(super) enum Verb {
 impl Fleet {
     pub(super) fn new(profile: Profile, chance: Chance) -> Self {
         let clock = Clock::tokio();
-        let pace = follow::pace(profile.promise.max_staleness);
+        let pace = follow::poll_interval(profile.promise.max_staleness);
         let manners = Manners {
             laziness: profile.laziness,
             at_once: profile.at_once,
@@ -71,10 +71,10 @@ impl Fleet {
             healed: false,
         };
         let wire = Wire::new(clock.clone(), chance.clone(), manners);
-        let limits = Limits {
+        let limits = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: profile.max_entries,
-            max_absent: profile.max_absent,
+            max_absent_ids: profile.max_absent,
             policy: EvictionPolicy::Lru,
             max_staleness: profile.promise.max_staleness,
             exclusive: profile.promise.exclusive,
@@ -83,7 +83,8 @@ impl Fleet {
         };
         let recorder = (profile.kind == Kind::Overloaded).then(DebuggingRecorder::new);
         let stores = (0..profile.stores).map(|node| {
-            let limits = Limits { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
+            let limits =
+                CacheConfig { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
             let new = || Cache::new(&limits, clock.clone(), &Series::default());
             let cache = match &recorder {
                 Some(recorder) => metrics::with_local_recorder(recorder, new),
@@ -92,28 +93,28 @@ impl Fleet {
             let tasks = Tasks::new(Handle::current(), profile.timeout);
             let ends = tasks.closed().child_token();
             if !profile.promise.exclusive {
-                let follower = Follower {
-                    changes: FakeBackend::new(wire.clone(), node),
+                let follower = InvalidationListener {
+                    source: FakeBackend::new(wire.clone(), node),
                     cache: cache.clone(),
                     clock: clock.clone(),
-                    pace,
+                    poll_interval: pace,
                     timeout: profile.timeout,
                     metrics: StreamMetrics::new(
                         &Series::default(),
                         crate::metrics::Counter::noop(),
                         clock.clone(),
                     ),
-                    chance: chance.another(),
+                    rng: chance.another(),
                 };
                 drop(follower.start(&tasks, CancellationToken::clone(&ends)));
             }
-            Tiers {
-                backend: Edge::new(&wire, node, &tasks, profile.limits),
+            WriteThrough {
+                backend: TracedBackend::new(&wire, node, &tasks, profile.limits),
                 cache,
                 tasks,
                 revs: RevSource::new(),
-                touching: Touching { after: profile.touch_after, clock: clock.clone() },
-                _ends_following: ends.drop_guard(),
+                touch_policy: TouchPolicy { after: profile.touch_after, clock: clock.clone() },
+                _stops_listener: ends.drop_guard(),
             }
         });
         let ids = (0..profile.sessions).map(|id| RawId(i128::try_from(id).unwrap())).collect();
@@ -153,7 +154,7 @@ impl Fleet {
         self.ids.lock().unwrap().clone()
     }
 
-    pub(super) fn start(&self, crew: &Crew, node: usize, verb: Verb) {
+    pub(super) fn start(&self, crew: &Scheduler, node: usize, verb: Verb) {
         let (fleet, what) = (self.clone(), format!("{} at store {node}", self.told(verb)));
         self.wire.state().trace.note(|| format!("start: {what}"));
         crew.start(what, async move { fleet.run(node, verb).await });
@@ -247,7 +248,7 @@ impl Fleet {
         let before = live(&self.wire.state());
         let pages = OwnedPages::new(FakeBackend::new(self.wire.clone(), node), owner);
         let reached = pages.reached();
-        let ended = self.stores[node].remove_found(pages).await;
+        let ended = self.stores[node].delete_pages(pages).await;
         let mut state = self.wire.state();
         let state = &mut *state;
         let step = state.database.step();

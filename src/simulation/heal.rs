@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::Walk;
 use crate::clock::Moment;
-use crate::follow::SECOND_THOUGHTS;
+use crate::follow::UNSUPPORTED_RETRY;
 
 /// Longer than the longest pause of a follower between two attempts.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -57,11 +57,11 @@ impl Walk {
         let moment = profile.timeout / 4 + profile.promise.max_staleness / 10;
         let mut patience = PATIENCE + profile.timeout * 2 + profile.promise.max_staleness;
         if self.fleet.wire.state().oracle.tally.contains_key("refused a fresh stream") {
-            patience += SECOND_THOUGHTS;
+            patience += UNSUPPORTED_RETRY;
         }
         let mut waited = Duration::ZERO;
         while waited < patience {
-            if self.fleet.stores.iter().all(|store| store.cache.synced_at() > healed_at) {
+            if self.fleet.stores.iter().all(|store| store.cache.synced_through() > healed_at) {
                 return;
             }
             sleep(moment).await;
@@ -109,7 +109,7 @@ impl Walk {
     /// Nothing is kept of what is over, and the stores come to their ends.
     async fn rest(&self) {
         for store in self.fleet.stores.iter() {
-            let (tickets, echoes) = (store.cache.tickets(), store.cache.echoes());
+            let (tickets, echoes) = (store.cache.tracked_keys(), store.cache.own_writes());
             if (tickets, echoes) != (0, 0) {
                 self.violated(format!("I8: at rest, {tickets} tickets and {echoes} echoes"));
             }

@@ -9,11 +9,11 @@ use crate::cache::Lookup;
 
 impl World {
     fn compact() -> Self {
-        Self::with(Limits { compact: true, ..limits() })
+        Self::with(CacheConfig { compact: true, ..limits() })
     }
 
     fn ends_in(&self, time: Duration) -> RawId {
-        let (id, expires) = (RawId::draw(), self.clock.wall().after(time));
+        let (id, expires) = (RawId::random(), self.clock.wall().after(time));
         self.mongo.put(id.key(), Some(Session { data: data(1), expires }));
         id
     }
@@ -42,12 +42,12 @@ async fn sessions_that_have_ended_are_given_back_and_counted_and_no_others() {
     world.load(long).await;
     let cache = &world.tiers.cache;
     tokio::time::advance(Duration::from_secs(1)).await;
-    cache.remove_ended(|| false);
+    cache.sweep_expired(|| false);
     assert_eq!(cache.entries().0, 2);
     tokio::time::advance(Duration::from_secs(1)).await;
-    cache.remove_ended(|| true);
+    cache.sweep_expired(|| true);
     assert_eq!(cache.entries().0, 2, "it was told to stop");
-    cache.remove_ended(|| false);
+    cache.sweep_expired(|| false);
     assert_eq!(cache.entries().0, 1);
     let made = world.mongo.made();
     assert_eq!(world.load(long).await, Some(1));
@@ -77,10 +77,10 @@ async fn a_session_that_is_prolonged_while_it_is_found_to_have_ended_stays() {
     // Asked between the look at an entry and its removal.
     let prolongs = || {
         let session = Session { data: data(2), expires: world.in_an_hour() };
-        cache.ticket(id.key()).publish(session);
+        cache.begin(id.key()).publish(session);
         false
     };
-    cache.remove_ended(prolongs);
+    cache.sweep_expired(prolongs);
     let made = world.mongo.made();
     assert_eq!(world.load(id).await, Some(2));
     assert_eq!(world.mongo.made(), made);
@@ -91,7 +91,7 @@ async fn they_are_given_back_without_being_asked_for() {
     let world = World::new();
     world.load(world.ends_in(Duration::from_secs(1))).await;
     let ends = CancellationToken::new();
-    let tidy = tokio::spawn(world.tiers.cache.clone().tidy(ends.clone()));
+    let tidy = tokio::spawn(world.tiers.cache.clone().run_sweeper(ends.clone()));
     for _ in 0..1_000 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if world.tiers.cache.entries().0 == 0 {
@@ -110,9 +110,9 @@ fn is_served(world: &World, id: RawId) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_a_step_of_the_wall_clock_ends_is_served_for_a_second_at_most() {
-    let world = World::with(Limits { exclusive: true, ..limits() });
+    let world = World::with(CacheConfig { exclusive: true, ..limits() });
     let ends = CancellationToken::new();
-    let tidy = tokio::spawn(world.tiers.cache.clone().tidy(ends.clone()));
+    let tidy = tokio::spawn(world.tiers.cache.clone().run_sweeper(ends.clone()));
     let short = world.ends_in(Duration::from_secs(3_600));
     let long = world.ends_in(Duration::from_secs(86_400));
     for id in [short, long] {
@@ -139,8 +139,8 @@ async fn a_session_that_a_step_of_the_wall_clock_ends_is_served_for_a_second_at_
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_is_placed_tells_the_whole_cache_of_a_step_of_the_wall_clock() {
-    let world = World::with(Limits { exclusive: true, ..limits() });
-    let (short, long) = (world.ends_in(Duration::from_secs(3_600)), RawId::draw());
+    let world = World::with(CacheConfig { exclusive: true, ..limits() });
+    let (short, long) = (world.ends_in(Duration::from_secs(3_600)), RawId::random());
     world.load(short).await;
     world.clock.step_wall(time::Duration::hours(2));
     assert!(is_served(&world, short), "nobody has looked at the wall clock yet");
@@ -153,20 +153,20 @@ async fn an_entry_that_is_placed_tells_the_whole_cache_of_a_step_of_the_wall_clo
 #[tokio::test]
 async fn a_load_is_small_until_it_misses() {
     let world = World::new();
-    let size = size_of_val(&world.tiers.load(RawId::draw()));
+    let size = size_of_val(&world.tiers.load(RawId::random()));
     assert!(size <= 160, "{size}");
 }
 
 #[tokio::test]
 async fn a_cache_that_is_emptied_for_good_holds_nothing_however_large_it_was() {
-    let world = World::with(Limits { max_bytes: 1 << 30, ..limits() });
+    let world = World::with(CacheConfig { max_bytes: 1 << 30, ..limits() });
     let cache = &world.tiers.cache;
     for id in 0..20_000 {
         let session = Session { data: data(1), expires: world.in_an_hour() };
-        cache.ticket(RawId(id).key()).publish(session);
+        cache.begin(RawId(id).key()).publish(session);
     }
-    assert!(cache.standing().entries > 10_000);
-    cache.empty();
-    let left = cache.standing();
+    assert!(cache.stats().entries > 10_000);
+    cache.purge();
+    let left = cache.stats();
     assert_eq!((left.entries, left.bytes), (0, 0));
 }

@@ -32,12 +32,12 @@ use tokio_util::sync::CancellationToken;
 use self::backend::FakeBackend;
 use self::operation::Operation;
 use crate::backend::RevSource;
-use crate::cache::{Cache, EvictionPolicy, Limits};
+use crate::cache::{Cache, CacheConfig, EvictionPolicy};
 use crate::clock::Clock;
 use crate::metrics::Series;
 use crate::record::{Data, RawId, Session, WallTime};
 use crate::tasks::Tasks;
-use crate::tiers::{Tiers, Touching};
+use crate::tiers::{TouchPolicy, WriteThrough};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_STALENESS: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ const TURNS: usize = 10_000;
 /// One store, with the database behind it in hand. Cheap to clone into tasks.
 #[derive(Clone)]
 struct World {
-    tiers: std::sync::Arc<Tiers<FakeBackend>>,
+    tiers: std::sync::Arc<WriteThrough<FakeBackend>>,
     mongo: FakeBackend,
     clock: Clock,
 }
@@ -58,20 +58,20 @@ impl World {
     }
 
     fn with_max_staleness(max_staleness: Duration) -> Self {
-        Self::with(Limits { max_staleness, ..limits() })
+        Self::with(CacheConfig { max_staleness, ..limits() })
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "made for it")]
-    fn with(limits: Limits) -> Self {
+    fn with(limits: CacheConfig) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
-        let tiers = Tiers {
+        let tiers = WriteThrough {
             backend: mongo.clone(),
             cache: Cache::new(&limits, clock.clone(), &Series::default()),
             tasks: Tasks::new(Handle::current(), TIMEOUT),
             revs: RevSource::new(),
-            touching: Touching { after: Duration::ZERO, clock: clock.clone() },
-            _ends_following: CancellationToken::new().drop_guard(),
+            touch_policy: TouchPolicy { after: Duration::ZERO, clock: clock.clone() },
+            _stops_listener: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }
     }
@@ -82,7 +82,7 @@ impl World {
 
     /// A session that another instance has stored: not in the cache.
     fn stored(&self, version: u64) -> RawId {
-        let id = RawId::draw();
+        let id = RawId::random();
         self.mongo.put(id.key(), Some(Session { data: data(version), expires: self.in_an_hour() }));
         id
     }
@@ -145,11 +145,11 @@ impl World {
 
 type Loading = tokio::task::JoinHandle<crate::Result<Option<u64>>>;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> CacheConfig {
+    CacheConfig {
         max_bytes: 1 << 20,
         max_entries: None,
-        max_absent: 100,
+        max_absent_ids: 100,
         policy: EvictionPolicy::Lru,
         max_staleness: MAX_STALENESS,
         exclusive: false,

@@ -5,7 +5,7 @@ use super::sign_out::{Floors, Found};
 use super::stream::{Cursor, Reply};
 use crate::backend::{Fault, PrimaryTime, Rev};
 use crate::key::SessionKey;
-use crate::mongo::cursor::Token;
+use crate::mongo::cursor::ResumeToken;
 use crate::record::{Session, WallTime};
 
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum Operation {
     Find(SessionKey),
     Remove(SessionKey),
     Clear,
-    Open(Option<Token>),
+    Open(Option<ResumeToken>),
     /// Finds a page of the sessions of an owner, behind the one of this number.
     FindOwned(u64, Option<usize>),
     /// Removes those of these sessions that are an owner's.

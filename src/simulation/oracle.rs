@@ -9,7 +9,7 @@ use super::wire::{Manners, Record};
 use crate::backend::Fault;
 use crate::clock::Moment;
 use crate::error::ErrorKind;
-use crate::follow::{REFUSALS, SECOND_THOUGHTS};
+use crate::follow::{MAX_REFUSALS, UNSUPPORTED_RETRY};
 use crate::key::SessionKey;
 use crate::record::{Session, WallTime};
 
@@ -337,7 +337,8 @@ impl Oracle {
     pub(super) fn opens(&mut self, node: usize, now: Moment) {
         let it = self.node(node);
         let since = it.refused_fresh_at.map(|at| now.since(at));
-        if it.refused_fresh >= REFUSALS && since.is_some_and(|since| since < SECOND_THOUGHTS) {
+        if it.refused_fresh >= MAX_REFUSALS && since.is_some_and(|since| since < UNSUPPORTED_RETRY)
+        {
             let text = format!("store {node} asks for a stream {since:?} after the last refusal");
             self.violated(text);
         }
@@ -369,7 +370,7 @@ impl Oracle {
     /// Nothing but overload has happened to these stores, which have removed so many entries for a gap
     /// and so many for doubt.
     pub(super) fn judge_overload(&mut self, gaps: u64, doubts: u64) {
-        if gaps > 0 && self.too_slow < u64::from(REFUSALS) {
+        if gaps > 0 && self.too_slow < u64::from(MAX_REFUSALS) {
             self.violated(format!("overload: the cache was emptied {gaps} times"));
         }
         // A save that is still in flight may have removed its entry at its deadline already.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::edge::bytes_of;
 use super::oracle::Promise;
-use crate::dispatch::Limits;
+use crate::dispatch::BatchLimits;
 
 #[derive(Clone, Debug)]
 pub(super) struct Profile {
@@ -33,7 +33,7 @@ pub(super) struct Profile {
     /// How long a step takes at most, most of the time.
     pub(super) tick: Duration,
     pub(super) rates: Rates,
-    pub(super) limits: Limits,
+    pub(super) limits: BatchLimits,
     pub(super) touch_after: Duration,
     /// How many saves are of what was served last.
     pub(super) unchanged: f64,
@@ -238,14 +238,14 @@ impl Profile {
     }
 
     /// Small enough for calls to wait, and to leave together.
-    fn limits(kind: Kind, chance: &Chance, timeout: Duration) -> Limits {
+    fn limits(kind: Kind, chance: &Chance, timeout: Duration) -> BatchLimits {
         let together = 2 + chance.below(7);
-        Limits {
-            commands: if kind == Kind::Busy { 1 } else { 1 + chance.below(4) },
-            together,
-            bytes: bytes_of(chance.pick(&[1, 3, together])),
-            patience: chance.pick(&[Duration::from_millis(1), timeout / 20, timeout / 4]),
-            calls: chance.pick(&[1_000, 1_000, 1_000, 4, 2]),
+        BatchLimits {
+            max_commands: if kind == Kind::Busy { 1 } else { 1 + chance.below(4) },
+            max_batch: together,
+            max_bytes: bytes_of(chance.pick(&[1, 3, together])),
+            max_wait: chance.pick(&[Duration::from_millis(1), timeout / 20, timeout / 4]),
+            max_calls: chance.pick(&[1_000, 1_000, 1_000, 4, 2]),
         }
     }
 

@@ -6,13 +6,13 @@ use tokio::time::{advance, sleep};
 
 use super::operation::Operation;
 use super::*;
-use crate::dispatch::{self, Dispatch};
+use crate::dispatch::{self, Batcher};
 use crate::error::{ErrorKind, Result};
 
 /// A store over queues with room for so many calls, and its database.
 #[derive(Clone)]
 struct Queued {
-    tiers: std::sync::Arc<Tiers<Dispatch<FakeBackend>>>,
+    tiers: std::sync::Arc<WriteThrough<Batcher<FakeBackend>>>,
     mongo: FakeBackend,
     clock: Clock,
 }
@@ -23,10 +23,10 @@ impl Queued {
     fn with(calls: usize, touch_after: Duration, outage_grace: Duration) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
-        let limits = Limits {
+        let limits = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
-            max_absent: 100,
+            max_absent_ids: 100,
             policy: EvictionPolicy::Lru,
             max_staleness: MAX_STALENESS,
             exclusive: false,
@@ -34,21 +34,21 @@ impl Queued {
             compact: false,
         };
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
-        let limits_of_queues = dispatch::Limits::of(1, calls);
-        let tiers = Tiers {
-            backend: Dispatch::new(mongo.clone(), &tasks, limits_of_queues),
+        let limits_of_queues = dispatch::BatchLimits::of(1, calls);
+        let tiers = WriteThrough {
+            backend: Batcher::new(mongo.clone(), &tasks, limits_of_queues),
             cache: Cache::new(&limits, clock.clone(), &Series::default()),
             tasks,
             revs: RevSource::new(),
-            touching: Touching { after: touch_after, clock: clock.clone() },
-            _ends_following: CancellationToken::new().drop_guard(),
+            touch_policy: TouchPolicy { after: touch_after, clock: clock.clone() },
+            _stops_listener: CancellationToken::new().drop_guard(),
         };
         Self { tiers: tiers.into(), mongo, clock }
     }
 
     /// A session that is stored, and held by the cache.
     async fn cached(&self, version: u64) -> RawId {
-        let id = RawId::draw();
+        let id = RawId::random();
         let session = Session { data: data(version), expires: self.in_an_hour() };
         self.mongo.put(id.key(), Some(session));
         let load = self.load(id);
@@ -102,7 +102,7 @@ async fn saves_that_wait_for_those_before_them_take_up_room() {
     world.serve(is_replace).await;
     second.await.unwrap().unwrap();
     assert_eq!(world.stored(id), Some(3));
-    assert_eq!(world.tiers.backend.under_way(), [0; 4]);
+    assert_eq!(world.tiers.backend.load(), [0; 4]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +147,7 @@ async fn a_touch_that_is_not_sent_does_not_end_an_outage() {
     sleep(Duration::from_secs(2)).await;
     let (touch, needless) = (world.save(id, 1), world.save(id, 1));
     let call = world.mongo.arrival(|op| matches!(op, Operation::Touch(..))).await;
-    let load = world.load(RawId::draw());
+    let load = world.load(RawId::random());
     let find = world.mongo.arrival(is_find).await;
     // The outage begins between the ends of the two.
     world.mongo.serve(call);

@@ -85,7 +85,7 @@ async fn of_two_saves_whose_answers_cross_neither_leaves_an_entry_that_the_other
 async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
     let world = World::new();
     let id = world.stored(1);
-    world.tiers.cache.restart(true);
+    world.tiers.cache.reset(true);
     world.load(id).await;
     let (tiers, expires) = (world.tiers.clone(), world.in_an_hour());
     let save = tokio::spawn(async move { tiers.save(id, &data(2), expires).await });
@@ -95,7 +95,7 @@ async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
         _ => None,
     });
     world.mongo.apply(call);
-    let news = world.tiers.cache.hear(&Change { key: id.key(), rev });
+    let news = world.tiers.cache.apply_change(&Change { key: id.key(), rev });
     assert!(news.is_news(), "what was loaded before is cached still");
     world.mongo.answer(call);
     save.await.unwrap().unwrap();
@@ -231,7 +231,7 @@ async fn the_age_of_an_entry_counts_from_the_start_of_its_read() {
 #[tokio::test(start_paused = true)]
 async fn an_expired_entry_is_a_miss() {
     let world = World::new();
-    let id = RawId::draw();
+    let id = RawId::random();
     let expires = world.clock.wall().after(Duration::from_secs(1));
     world.mongo.put(id.key(), Some(Session { data: data(1), expires }));
     assert_eq!(world.load(id).await, Some(1));
@@ -259,13 +259,13 @@ async fn an_unknown_id_is_remembered_and_a_flood_of_them_evicts_no_session() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
-    let unknown = RawId::draw();
+    let unknown = RawId::random();
     assert_eq!(world.load(unknown).await, None);
     let made = world.mongo.made();
     assert_eq!(world.load(unknown).await, None);
     assert_eq!(world.mongo.made(), made);
     for _ in 0..2_000 {
-        world.load(RawId::draw()).await;
+        world.load(RawId::random()).await;
     }
     let made = world.mongo.made();
     assert_eq!(world.load(id).await, Some(1));
@@ -277,12 +277,12 @@ async fn a_generation_is_kept_only_while_somebody_holds_a_ticket() {
     let world = World::new();
     let id = world.stored(1);
     let (load, find) = world.cold_load(id).await;
-    assert_eq!(world.tiers.cache.tickets(), 1);
+    assert_eq!(world.tiers.cache.tracked_keys(), 1);
     world.mongo.serve(find);
     load.await.unwrap().unwrap();
     world.save(id, 2).await.unwrap();
     world.delete(id).await;
-    assert_eq!(world.tiers.cache.tickets(), 0);
+    assert_eq!(world.tiers.cache.tracked_keys(), 0);
 }
 
 #[tokio::test(start_paused = true)]

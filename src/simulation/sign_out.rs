@@ -10,7 +10,7 @@ use super::operation::{Operation, Outcome};
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::key::SessionKey;
-use crate::removals::{Page, Pages};
+use crate::removals::{DeletePage, DeletePages};
 
 /// How many sessions one page has.
 pub(super) const PAGE: usize = 2;
@@ -51,8 +51,8 @@ impl OwnedPages {
     }
 }
 
-impl Pages for OwnedPages {
-    async fn next(&mut self) -> Result<Option<Page>> {
+impl DeletePages for OwnedPages {
+    async fn next(&mut self) -> Result<Option<DeletePage>> {
         let find = Operation::FindOwned(self.owner, self.after);
         let found = self.mongo.call(find, |outcome| match outcome {
             Outcome::Owned(found) => Some(found),
@@ -62,7 +62,7 @@ impl Pages for OwnedPages {
         self.reached.lock().unwrap().pending.extend(found.pending);
         let Some((last, ..)) = found.sessions.last() else { return Ok(None) };
         self.after = Some(*last);
-        let mut page = Page::default();
+        let mut page = DeletePage::default();
         for (_, key, live) in found.sessions {
             if live { &mut page.live } else { &mut page.expired }.push(key);
         }
@@ -104,7 +104,7 @@ impl World {
     fn spawn_sign_out(&self, owner: u64) -> tokio::task::JoinHandle<Result<u64>> {
         let tiers = self.tiers.clone();
         let pages = OwnedPages::new(self.mongo.clone(), owner);
-        tokio::spawn(async move { tiers.remove_found(pages).await })
+        tokio::spawn(async move { tiers.delete_pages(pages).await })
     }
 
     async fn sign_out(&self, owner: u64) -> u64 {
@@ -138,7 +138,7 @@ async fn a_sign_out_ends_the_sessions_of_the_owner_on_all_pages() {
         let wanted = (owner(version) != 1).then_some(version);
         assert_eq!(world.load(*id).await, wanted);
     }
-    assert_eq!(world.tiers.cache.tickets(), 0);
+    assert_eq!(world.tiers.cache.tracked_keys(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +154,7 @@ async fn a_sign_out_forgets_what_a_save_in_flight_has_taken_from_the_owner() {
     world.mongo.answer(call);
     save.await.unwrap().unwrap();
     assert_eq!(world.load(id).await, Some(2));
-    assert_eq!(world.tiers.cache.tickets(), 0);
+    assert_eq!(world.tiers.cache.tracked_keys(), 0);
 }
 
 /// The caller was told that the save has timed out. The session is read again, and then the save lands.
@@ -185,7 +185,7 @@ async fn a_sign_out_forgets_what_a_delete_that_lands_late_has_removed() {
     assert_eq!(world.load(id).await, None);
     world.mongo.answer(call);
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert_eq!(world.tiers.cache.tickets(), 0);
+    assert_eq!(world.tiers.cache.tracked_keys(), 0);
 }
 
 #[tokio::test(start_paused = true)]

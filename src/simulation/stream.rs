@@ -20,7 +20,7 @@ use super::operation::Operation;
 use super::oplog::Logged;
 use super::wire::State;
 use crate::backend::{Fault, PrimaryTime, ServerId, ServerTime};
-use crate::mongo::cursor::{Handed, Token};
+use crate::mongo::cursor::{ResumeToken, StreamReply};
 use crate::mongo::watermark::StreamSource;
 
 /// An open stream: the server's cursor.
@@ -69,10 +69,10 @@ struct Mark {
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(super) events: Vec<Document>,
-    pub(super) token: Option<Token>,
+    pub(super) token: Option<ResumeToken>,
 }
 
-impl From<Reply> for Handed {
+impl From<Reply> for StreamReply {
     fn from(reply: Reply) -> Self {
         Self { events: reply.events, after: reply.token }
     }
@@ -81,7 +81,7 @@ impl From<Reply> for Handed {
 impl State {
     pub(super) fn open(
         &mut self,
-        after: Option<&Token>,
+        after: Option<&ResumeToken>,
         chance: &Chance,
     ) -> Result<(Cursor, Reply), Fault> {
         if !self.manners.streams {
@@ -262,7 +262,7 @@ impl State {
         event
     }
 
-    fn token(&self, mark: Mark) -> Token {
+    fn token(&self, mark: Mark) -> ResumeToken {
         // The type of a timestamp in MongoDB's tokens; others' begin in another way.
         let kind = if self.manners.tokens_have_times { "82" } else { "40" };
         let time = mark.time;
@@ -274,7 +274,7 @@ impl State {
 }
 
 impl Mark {
-    fn read(token: &Token) -> Self {
+    fn read(token: &ResumeToken) -> Self {
         let text = token.get_str("_data").unwrap();
         let number = |from: usize, to: usize| u64::from_str_radix(&text[from..to], 16).unwrap();
         let place = |from, to| usize::try_from(number(from, to)).unwrap();

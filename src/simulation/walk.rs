@@ -7,7 +7,7 @@ use tokio::time::{advance, sleep};
 
 use super::backend::UNSTORABLE;
 use super::chance::Chance;
-use super::crew::Crew;
+use super::crew::Scheduler;
 use super::fleet::{Fleet, Verb};
 use super::operation::Operation;
 use super::profile::{Kind, Profile};
@@ -19,7 +19,7 @@ use crate::record::{RawId, Session, WallTime};
 
 pub(super) struct Walk {
     pub(super) fleet: Fleet,
-    pub(super) crew: Crew,
+    pub(super) crew: Scheduler,
     stalls: Vec<Stall>,
     versions: u64,
     expiries: u64,
@@ -71,7 +71,7 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
     let fleet = Fleet::new(profile, chance);
     fleet.wire.state().trace = trace;
     let steps = fleet.profile.steps;
-    let crew = Crew::new(fleet.chance.clone(), fleet.profile.laziness);
+    let crew = Scheduler::new(fleet.chance.clone(), fleet.profile.laziness);
     let mut walk = Walk { fleet, crew, stalls: Vec::new(), versions: 0, expiries: 0 };
     walk.fleet.wire.state().trace.note(|| format!("{:?}", walk.fleet.profile));
     walk.settle();

@@ -7,7 +7,7 @@ use crate::metrics::Counter;
 use super::operation::Operation;
 use super::wire::{Manners, Wire};
 use super::*;
-use crate::follow::{self, Follower};
+use crate::follow::{self, InvalidationListener};
 use crate::metrics::StreamMetrics;
 
 fn is_open(operation: &Operation) -> bool {
@@ -30,7 +30,7 @@ impl World {
 
     /// `have_times`: the resume tokens hold a time, as MongoDB's do.
     fn following_tokens(have_times: bool) -> Self {
-        let pace = follow::pace(MAX_STALENESS);
+        let pace = follow::poll_interval(MAX_STALENESS);
         let manners =
             Manners { streams: true, tokens_have_times: have_times, pace, ..Manners::default() };
         let mut world = Self::new();
@@ -38,14 +38,14 @@ impl World {
         let mongo = FakeBackend::new(wire, 0);
         let tiers = std::sync::Arc::get_mut(&mut world.tiers).unwrap();
         tiers.backend = mongo.clone();
-        let follower = Follower {
-            changes: mongo.clone(),
+        let follower = InvalidationListener {
+            source: mongo.clone(),
             cache: tiers.cache.clone(),
             clock: world.clock.clone(),
-            pace,
+            poll_interval: pace,
             timeout: TIMEOUT,
             metrics: StreamMetrics::new(&Series::default(), Counter::noop(), world.clock.clone()),
-            chance: fastrand::Rng::with_seed(1),
+            rng: fastrand::Rng::with_seed(1),
         };
         drop(follower.start(&tiers.tasks, tiers.tasks.closed().child_token()));
         world.mongo = mongo;
@@ -68,7 +68,7 @@ impl World {
 
     /// How long ago the moment is up to which the cache has heard of all changes.
     fn lag(&self) -> Duration {
-        self.clock.now().since(self.tiers.cache.synced_at())
+        self.clock.now().since(self.tiers.cache.synced_through())
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::chance::Chance;
 use super::database::Database;
-use super::errands::Errands;
+use super::errands::PendingCalls;
 use super::operation::{Operation, Outcome, told};
 use super::oracle::{End, Oracle};
 use super::sign_out::Found;
@@ -34,7 +34,7 @@ pub(super) struct State {
     /// For each stream that was opened, what became of it.
     pub(super) streams: Vec<Option<Fault>>,
     pub(super) manners: Manners,
-    pub(super) errands: Errands,
+    pub(super) errands: PendingCalls,
     commands: usize,
     /// The commands that failed as a whole, and why.
     pub(super) failed: BTreeMap<usize, Fault>,
@@ -112,7 +112,7 @@ impl Wire {
             records: Vec::new(),
             streams: Vec::new(),
             manners,
-            errands: Errands::default(),
+            errands: PendingCalls::default(),
             commands: 0,
             failed: BTreeMap::new(),
             begun: BTreeSet::new(),

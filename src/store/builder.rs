@@ -4,22 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CachedMongoStore;
-use super::events::Hub;
+use super::events::EventBroadcaster;
 use crate::backend::RevSource;
-use crate::cache::{Cache, EvictionPolicy, Limits};
+use crate::cache::{Cache, CacheConfig, EvictionPolicy};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::follow::{self, Follower};
+use crate::follow::{self, InvalidationListener};
 use crate::metrics::{Retry, StreamMetrics};
 use crate::mongo::{self, MongoStore};
-use crate::tiers::{Tiers, Touching};
+use crate::tiers::{TouchPolicy, WriteThrough};
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct CachedMongoStoreBuilder {
     mongo: MongoStore,
-    limits: Limits,
+    limits: CacheConfig,
     touch_after: Duration,
     follows: bool,
     name: Option<String>,
@@ -32,10 +32,10 @@ impl CachedMongoStoreBuilder {
             touch_after: Duration::ZERO,
             follows: true,
             name: None,
-            limits: Limits {
+            limits: CacheConfig {
                 max_bytes: 64 << 20,
                 max_entries: None,
-                max_absent: 10_000,
+                max_absent_ids: 10_000,
                 policy: EvictionPolicy::Lru,
                 max_staleness: Duration::from_secs(5),
                 exclusive: false,
@@ -64,8 +64,8 @@ impl CachedMongoStoreBuilder {
     /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of
     /// invented ids is answered from memory and evicts no session. Default 10,000, beside the bound
     /// in bytes. Zero remembers none.
-    pub fn max_absent(mut self, ids: u64) -> Self {
-        self.limits.max_absent = ids;
+    pub fn max_absent_ids(mut self, ids: u64) -> Self {
+        self.limits.max_absent_ids = ids;
         self
     }
 
@@ -208,16 +208,16 @@ impl CachedMongoStoreBuilder {
         let ends_following = following.clone().drop_guard();
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
         if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
-            stream = Some(metrics.standing());
-            let pace = follow::pace(limits.max_staleness);
-            let follower = Follower {
-                changes: self.mongo.watch(pace, following.clone())?,
+            stream = Some(metrics.stream_state());
+            let pace = follow::poll_interval(limits.max_staleness);
+            let follower = InvalidationListener {
+                source: self.mongo.invalidation_stream(pace, following.clone())?,
                 cache: cache.clone(),
                 clock,
-                pace,
+                poll_interval: pace,
                 timeout: tasks.timeout(),
                 metrics,
-                chance: fastrand::Rng::new(),
+                rng: fastrand::Rng::new(),
             };
             opened = Some(follower.start(&tasks, following.clone()));
         }
@@ -234,16 +234,16 @@ impl CachedMongoStoreBuilder {
             Err(error) if error.kind() == ErrorKind::Timeout => {}
             Err(error) => return Err(error),
         }
-        tasks.spawn(cache.clone().tidy(following));
-        let tiers = Tiers {
+        tasks.spawn(cache.clone().run_sweeper(following));
+        let tiers = WriteThrough {
             backend: self.mongo.backend().clone(),
             cache,
             tasks,
             revs: RevSource::new(),
-            touching: Touching { after: self.touch_after, clock: Clock::system() },
-            _ends_following: ends_following,
+            touch_policy: TouchPolicy { after: self.touch_after, clock: Clock::system() },
+            _stops_listener: ends_following,
         };
-        let events = Hub::new(self.follows);
+        let events = EventBroadcaster::new(self.follows);
         Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream, events })
     }
 }

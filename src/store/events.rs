@@ -15,20 +15,20 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::ReusableBoxFuture;
 
-use self::expiries::Expiries;
+use self::expiries::ExpiryTracker;
 use super::CachedMongoStore;
 use crate::backend::Fault;
 use crate::error::{Error, ErrorKind, Result};
-use crate::follow::{Failures, REFUSALS, Refused, SECOND_THOUGHTS, pause};
+use crate::follow::{FailureCounts, MAX_REFUSALS, RefusalAction, UNSUPPORTED_RETRY, backoff};
 use crate::key::SessionKey;
-use crate::mongo::news::{News, NewsSource, Report, Token, What};
+use crate::mongo::news::{ChangeKind, EventSource, EventStream, ResumeToken, SessionChange};
 use crate::sync::{Mutex, lock};
 use crate::trace;
 
 /// How many events wait for the slowest consumer before it misses some.
-const WAITING: usize = 4_096;
+const MAX_BUFFERED: usize = 4_096;
 /// How long the server waits for a report, and so how long a stream outlives its last consumer.
-const PACE: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Something that an [`Events`] stream tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Event {
     Session(SessionEvent),
     /// The consumer was too slow: so many events are lost to it, a [`Gap`](Self::Gap) maybe among
     /// them.
-    Missed(u64),
+    Lagged(u64),
     /// What happened for some time is lost to all consumers: the database could not say what came
     /// after the last event, or the collection as a whole was dropped or renamed. From here on
     /// everything is told again.
@@ -51,7 +51,7 @@ pub enum Event {
 pub struct SessionEvent {
     /// What it is.
     pub kind: EventKind,
-    /// The key of the session, which is what its id becomes by `into()`. The id itself is nowhere
+    /// The key of the session, which is what its id becomes by `into_store()`. The id itself is nowhere
     /// in the database.
     pub key: SessionKey,
     /// When, by the database's clock, in whole seconds.
@@ -75,7 +75,7 @@ pub enum EventKind {
     Expired,
     /// It was removed, and which of both it was is not known here: its expiry was not heard of since
     /// the stream began, or was forgotten.
-    Ended,
+    Removed,
 }
 
 /// A stream of what happens to all sessions, from [`CachedMongoStore::events`].
@@ -95,12 +95,12 @@ impl CachedMongoStore {
     /// All streams of a store and its clones share one change stream of their own, which is open while
     /// there is any. It costs the server a second look at each change for this instance, and the
     /// network a report of each, prolongations included. It goes on after an outage from where it was. 4,096 events may wait for a consumer; one that is slower is told how many it
-    /// [missed](Event::Missed), and a history that was lost is a [`Gap`](Event::Gap).
+    /// [missed](Event::Lagged), and a history that was lost is a [`Gap`](Event::Gap).
     ///
     /// An end is [`Deleted`](EventKind::Deleted) or [`Expired`](EventKind::Expired) by comparing the
     /// time of the removal, of which the database tells the second, with the expiry that was heard of
     /// last: of sessions that were created, saved or prolonged since the first of these streams was
-    /// opened, the latest 65,536 at least. Of others it is [`Ended`](EventKind::Ended): the database no
+    /// opened, the latest 65,536 at least. Of others it is [`Removed`](EventKind::Removed): the database no
     /// longer has what it removed. MongoDB removes what has expired within a minute or so, so `Expired`
     /// comes late.
     ///
@@ -126,7 +126,7 @@ impl CachedMongoStore {
                  change_stream(false)",
             ));
         }
-        self.mongo.has_room_for_news()?;
+        self.mongo.check_pool_for_events()?;
         if self.mongo.tasks().is_closed() {
             return Err(Error::closed());
         }
@@ -155,7 +155,7 @@ impl Stream for Events {
         self.next.set(next(received));
         Poll::Ready(match event {
             Ok(event) => Some(event),
-            Err(RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(RecvError::Lagged(missed)) => Some(Event::Lagged(missed)),
             Err(RecvError::Closed) => None,
         })
     }
@@ -168,7 +168,7 @@ impl fmt::Debug for Events {
 }
 
 /// What all streams of one store share.
-pub(super) struct Hub {
+pub(super) struct EventBroadcaster {
     allowed: bool,
     running: Mutex<Option<Running>>,
 }
@@ -181,7 +181,7 @@ struct Running {
     opened: watch::Receiver<Opened>,
 }
 
-impl Hub {
+impl EventBroadcaster {
     pub(super) fn new(allowed: bool) -> Arc<Self> {
         Arc::new(Self { allowed, running: Mutex::default() })
     }
@@ -194,18 +194,18 @@ impl Hub {
         if let Some(running) = &*running {
             return (running.events.subscribe(), running.opened.clone());
         }
-        let (events, received) = broadcast::channel(WAITING);
+        let (events, received) = broadcast::channel(MAX_BUFFERED);
         let (opens, opened) = watch::channel(None);
         *running = Some(Running { events: events.clone(), opened: opened.clone() });
         let tasks = store.mongo.tasks();
-        let teller = Teller {
-            hub: Arc::clone(self),
+        let teller = Publisher {
+            broadcaster: Arc::clone(self),
             // Nothing that keeps the store open.
-            source: store.mongo.news(),
+            source: store.mongo.event_source(),
             events,
             opens,
-            us: store.tiers.revs.store(),
-            patience: tasks.timeout(),
+            store_id: store.tiers.revs.store(),
+            timeout: tasks.timeout(),
         };
         let closed = tasks.closed().clone();
         // Where the runtime is gone the task ends in here, and takes the lock.
@@ -222,42 +222,42 @@ impl Hub {
 }
 
 /// The one task behind all streams of a store.
-struct Teller {
-    hub: Arc<Hub>,
-    source: NewsSource,
+struct Publisher {
+    broadcaster: Arc<EventBroadcaster>,
+    source: EventSource,
     events: broadcast::Sender<Event>,
     opens: watch::Sender<Opened>,
-    us: [u8; 12],
-    patience: Duration,
+    store_id: [u8; 12],
+    timeout: Duration,
 }
 
-impl Drop for Teller {
+impl Drop for Publisher {
     /// However it ends: the next who wants events begins anew.
     fn drop(&mut self) {
-        let mut running = lock(&self.hub.running);
+        let mut running = lock(&self.broadcaster.running);
         if running.as_ref().is_some_and(|it| it.events.same_channel(&self.events)) {
             *running = None;
         }
     }
 }
 
-impl Teller {
+impl Publisher {
     async fn run(self) {
         let mut place = None;
         let mut began = false;
-        let mut known = Expiries::default();
-        let mut failed = Failures::default();
+        let mut known = ExpiryTracker::default();
+        let mut failed = FailureCounts::default();
         let mut chance = fastrand::Rng::new();
         loop {
-            let opens = self.source.open(place.clone(), PACE);
-            let fault = match timeout(self.patience, opens).await {
+            let opens = self.source.open(place.clone(), POLL_INTERVAL);
+            let fault = match timeout(self.timeout, opens).await {
                 Ok(Ok(news)) => {
                     if began && place.is_none() {
-                        known = Expiries::default();
+                        known = ExpiryTracker::default();
                         tracing::warn!(
                             "the stream of events has a gap: what happened meanwhile is told to nobody"
                         );
-                        self.tell(Event::Gap);
+                        self.publish(Event::Gap);
                     }
                     began = true;
                     self.opens.send_replace(Some(Ok(())));
@@ -267,7 +267,7 @@ impl Teller {
                 Err(_) => {
                     // As the follower does: a server that answers other questions has more of its
                     // history to walk through than there is patience for.
-                    let answers = timeout(self.patience, self.source.answers()).await;
+                    let answers = timeout(self.timeout, self.source.is_answering()).await;
                     Some(if matches!(answers, Ok(true)) { Fault::TooSlow } else { Fault::Passing })
                 }
             };
@@ -276,23 +276,23 @@ impl Teller {
                 self.opens.send_replace(Some(Err(Error::client_closed())));
                 return;
             }
-            failed.count(&fault);
+            failed.record(&fault);
             let no_streams = match fault {
                 Fault::Passing | Fault::Overloaded | Fault::Closed => None,
                 Fault::TooSlow => {
-                    if place.is_some() && failed.too_slow >= REFUSALS {
+                    if place.is_some() && failed.too_slow >= MAX_REFUSALS {
                         place = None;
                         failed.too_slow = 0;
                     }
                     None
                 }
-                Fault::Refused(refusal) => match failed.refusal(place.is_some()) {
-                    Refused::Retry => None,
-                    Refused::GiveUpPosition => {
+                Fault::Refused(refusal) => match failed.record_refusal(place.is_some()) {
+                    RefusalAction::Retry => None,
+                    RefusalAction::GiveUpPosition => {
                         place = None;
                         None
                     }
-                    Refused::NoStreams => Some(refusal.reason()),
+                    RefusalAction::NoStreams => Some(refusal.reason()),
                 },
                 Fault::Lost | Fault::Ended => {
                     place = None;
@@ -300,11 +300,11 @@ impl Teller {
                 }
                 Fault::Unsupported(why) => Some(why.to_owned()),
             };
-            if self.is_left() {
+            if self.is_abandoned() {
                 return;
             }
             let Some(why) = no_streams else {
-                sleep(pause(failed.in_a_row, &mut chance)).await;
+                sleep(backoff(failed.consecutive, &mut chance)).await;
                 continue;
             };
             // Those who ask from now on are told so at once.
@@ -315,31 +315,31 @@ impl Teller {
             }
             // Those who listen already hear of the gap once there is a stream again.
             place = None;
-            sleep(SECOND_THOUGHTS).await;
+            sleep(UNSUPPORTED_RETRY).await;
         }
     }
 
     /// Tells what a stream brings until it breaks off, or until nobody listens any more: `None`.
     async fn read(
         &self,
-        mut news: News,
-        place: &mut Option<Token>,
-        known: &mut Expiries,
-        failed: &mut Failures,
+        mut news: EventStream,
+        place: &mut Option<ResumeToken>,
+        known: &mut ExpiryTracker,
+        failed: &mut FailureCounts,
     ) -> Option<Fault> {
         loop {
             // After it was told: what was not must be handed over again.
-            if let Some(reached) = news.place() {
+            if let Some(reached) = news.resume_token() {
                 *place = Some(reached);
             }
-            if self.is_left() {
+            if self.is_abandoned() {
                 return None;
             }
-            match timeout(self.patience + PACE, news.next()).await {
+            match timeout(self.timeout + POLL_INTERVAL, news.next()).await {
                 Ok(Ok(report)) => {
-                    *failed = Failures::default();
+                    *failed = FailureCounts::default();
                     if let Some(event) = report.and_then(|report| self.event(&report, known)) {
-                        self.tell(Event::Session(event));
+                        self.publish(Event::Session(event));
                     }
                 }
                 Ok(Err(fault)) => return Some(fault),
@@ -348,37 +348,37 @@ impl Teller {
         }
     }
 
-    fn event(&self, report: &Report, known: &mut Expiries) -> Option<SessionEvent> {
+    fn event(&self, report: &SessionChange, known: &mut ExpiryTracker) -> Option<SessionEvent> {
         if let Some(expires) = report.expires {
             known.insert(report.key, expires);
         }
-        let kind = match report.what {
-            What::Created => EventKind::Created,
-            What::Changed => EventKind::Changed,
-            What::Prolonged => return None,
-            What::Removed => match known.remove(report.key) {
+        let kind = match report.kind {
+            ChangeKind::Created => EventKind::Created,
+            ChangeKind::Changed => EventKind::Changed,
+            ChangeKind::Touched => return None,
+            ChangeKind::Removed => match known.remove(report.key) {
                 // What is removed within the second in which it expires has expired.
                 Some(expires) if report.at.millis() + 999 >= expires.millis() => EventKind::Expired,
                 Some(_) => EventKind::Deleted,
-                None => EventKind::Ended,
+                None => EventKind::Removed,
             },
         };
-        let by_this_instance = match report.what {
-            What::Removed => None,
-            _ => Some(report.rev.is_some_and(|rev| rev.store() == self.us)),
+        let by_this_instance = match report.kind {
+            ChangeKind::Removed => None,
+            _ => Some(report.rev.is_some_and(|rev| rev.store() == self.store_id)),
         };
         let at = report.at.to_datetime()?;
         Some(SessionEvent { kind, key: report.key, at, by_this_instance })
     }
 
     /// That nobody listens is no error.
-    fn tell(&self, event: Event) {
+    fn publish(&self, event: Event) {
         drop(self.events.send(event));
     }
 
     /// Whether nobody listens any more; then the next one who does begins anew.
-    fn is_left(&self) -> bool {
-        let mut running = lock(&self.hub.running);
+    fn is_abandoned(&self) -> bool {
+        let mut running = lock(&self.broadcaster.running);
         let left = self.events.receiver_count() == 0;
         if left {
             *running = None;

@@ -16,10 +16,10 @@ pub use self::warming::{WarmUp, WarmUpLimit, Warmed};
 use crate::error::Result;
 use crate::health::Health;
 use crate::key::SessionKey;
-use crate::metrics::Standing;
+use crate::metrics::StreamState;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
 use crate::record::{Data, RawId, Session, WallTime};
-use crate::tiers::Tiers;
+use crate::tiers::WriteThrough;
 use crate::trace;
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
@@ -57,10 +57,10 @@ use crate::trace;
 /// database is.
 #[derive(Clone)]
 pub struct CachedMongoStore {
-    tiers: Arc<Tiers<MongoBackend>>,
+    tiers: Arc<WriteThrough<MongoBackend>>,
     mongo: MongoStore,
-    stream: Option<Standing>,
-    events: Arc<events::Hub>,
+    stream: Option<StreamState>,
+    events: Arc<events::EventBroadcaster>,
 }
 
 impl CachedMongoStore {
@@ -179,7 +179,7 @@ impl CachedMongoStore {
     /// answered, twice a second at least; see [`MongoStore::health`].
     #[must_use]
     pub fn health(&self) -> Health {
-        self.mongo.health().with_cache(&self.tiers.cache.standing(), self.stream.as_ref())
+        self.mongo.health().with_cache(&self.tiers.cache.stats(), self.stream.as_ref())
     }
 
     /// Ends background tasks, closes the connections and empties the cache; see
@@ -190,7 +190,7 @@ impl CachedMongoStore {
     /// As [`MongoStore::shutdown`].
     pub async fn shutdown(&self) {
         self.mongo.shutdown().await;
-        self.tiers.cache.empty();
+        self.tiers.cache.purge();
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {

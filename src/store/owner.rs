@@ -6,7 +6,7 @@ use super::CachedMongoStore;
 use crate::error::Result;
 use crate::handle::SessionHandle;
 use crate::key::SessionKey;
-use crate::mongo::{LiveSessions, Removal};
+use crate::mongo::{DeleteSelection, LiveSessions};
 use crate::owner::Owner;
 use crate::trace;
 
@@ -35,7 +35,7 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        let removal = self.mongo.sessions().of_owner(&owner.into(), None);
+        let removal = self.mongo.session_collection().owner_selection(&owner.into(), None);
         trace::verb!("session_store.delete_by_owner", self.remove(removal))
     }
 
@@ -68,12 +68,13 @@ impl CachedMongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        let removal = self.mongo.sessions().of_owner(&owner.into(), Some(kept.into()));
+        let removal =
+            self.mongo.session_collection().owner_selection(&owner.into(), Some(kept.into()));
         trace::verb!("session_store.delete_by_owner_except", self.remove(removal))
     }
 
     /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
-    /// page for users takes [`revoke_of`](Self::revoke_of).
+    /// page for users takes [`revoke_owned`](Self::revoke_owned).
     ///
     /// # Errors
     ///
@@ -85,7 +86,7 @@ impl CachedMongoStore {
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let key = handle.into();
-        let sessions = self.mongo.sessions().clone();
+        let sessions = self.mongo.session_collection().clone();
         let revoke = self.tiers.remove(key, || sessions.revoke(key, None));
         trace::verb!("session_store.revoke", revoke)
     }
@@ -97,29 +98,29 @@ impl CachedMongoStore {
     /// # use tower_sessions_moka_mongodb_store::{CachedMongoStore, Result};
     /// /// `field` is what the form's hidden field held.
     /// async fn sign_out(store: &CachedMongoStore, user: i64, field: &str) -> Result<bool> {
-    ///     store.revoke_of(user, field.parse()?).await
+    ///     store.revoke_owned(user, field.parse()?).await
     /// }
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`MongoStore::revoke_of`](crate::MongoStore::revoke_of).
+    /// As [`MongoStore::revoke_owned`](crate::MongoStore::revoke_owned).
     ///
     /// # Cancel safety
     ///
     /// As [`revoke`](Self::revoke).
-    pub async fn revoke_of(
+    pub async fn revoke_owned(
         &self,
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let (key, sessions) = (handle.into(), self.mongo.sessions().clone());
+        let (key, sessions) = (handle.into(), self.mongo.session_collection().clone());
         let owner = Some(owner.into());
         let revoke = async {
-            sessions.has_owners()?;
+            sessions.require_owner_option()?;
             self.tiers.remove(key, || sessions.revoke(key, owner)).await
         };
-        trace::verb!("session_store.revoke_of", revoke)
+        trace::verb!("session_store.revoke_owned", revoke)
     }
 
     /// Stores the owner of each live session whose stored one is not what its data tells; see
@@ -155,11 +156,11 @@ impl CachedMongoStore {
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.mongo.sessions().those_of(filter);
+        let removal = self.mongo.session_collection().filter_selection(filter);
         trace::verb!("session_store.delete_where", self.remove(removal))
     }
 
-    async fn remove(&self, removal: Result<Removal>) -> Result<u64> {
-        self.tiers.remove_found(self.mongo.sessions().pages(removal?)).await
+    async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
+        self.tiers.delete_pages(self.mongo.session_collection().pages(removal?)).await
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::CachedMongoStore;
-use crate::cache::{Cache, NoRoom, Offer};
+use crate::cache::{Cache, IdleFill, NoRoom};
 use crate::error::Result;
 use crate::key::SessionKey;
 use crate::mongo::MongoStore;
@@ -19,9 +19,9 @@ use crate::trace;
 /// How many sessions are read by one command.
 const PAGE: usize = 100;
 /// How long it takes at most if nobody says otherwise.
-const WITHIN: Duration = Duration::from_secs(10);
+const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(10);
 /// How many entries are put in order before others have their turn.
-const AT_ONCE: usize = 4_096;
+const KEYS_PER_LIST: usize = 4_096;
 /// The longest pause between two pages.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -45,7 +45,7 @@ pub struct Warmed {
     /// How many bytes they take, as `max_bytes` counts.
     pub bytes: u64,
     /// How long that took.
-    pub took: Duration,
+    pub elapsed: Duration,
     /// Why there are no more.
     pub limit: WarmUpLimit,
 }
@@ -67,7 +67,7 @@ impl CachedMongoStore {
     /// most: for an instance that has just been deployed, so that its first requests are no spike of
     /// load. Await it before the instance takes requests, or in a task beside them.
     ///
-    /// It stands back for requests: it has one connection and no part in what `max_in_flight` bounds,
+    /// It stands back for requests: it has one connection and no part in what `max_commands_in_flight` bounds,
     /// reads at most 100 sessions at a time, and rests after each page for as long as that took (100 ms at
     /// most). It displaces nothing, passes over what is cached or being worked on, and what it has read
     /// is dropped if the session changes meanwhile.
@@ -91,7 +91,7 @@ impl CachedMongoStore {
     ///
     /// May be dropped at any time: it ends after its present page.
     pub fn warm(&self, sessions: u64) -> WarmUp {
-        WarmUp { store: self.clone(), sessions, max_bytes: None, within: WITHIN }
+        WarmUp { store: self.clone(), sessions, max_bytes: None, within: DEFAULT_TIME_LIMIT }
     }
 }
 
@@ -113,7 +113,7 @@ impl WarmUp {
         let abandoned = CancellationToken::new();
         let _with_the_caller = abandoned.clone().drop_guard();
         let cache = self.store.tiers.cache.clone();
-        let warming = Warming {
+        let warming = WarmUpRun {
             max_bytes: self.max_bytes.unwrap_or_else(|| cache.capacity() / 10 * 9),
             cache,
             mongo: self.store.mongo.clone(),
@@ -137,7 +137,7 @@ impl IntoFuture for WarmUp {
 }
 
 /// What became of a page.
-enum Taken {
+enum PageOutcome {
     /// All of it that may be is in the cache.
     All,
     /// Nothing: it has more bytes than there is room for.
@@ -147,7 +147,7 @@ enum Taken {
 }
 
 /// A warm-up under way.
-struct Warming {
+struct WarmUpRun {
     cache: Cache,
     mongo: MongoStore,
     max_bytes: u64,
@@ -158,7 +158,7 @@ struct Warming {
     bytes: u64,
 }
 
-impl Warming {
+impl WarmUpRun {
     async fn run(mut self, sessions: u64, abandoned: CancellationToken) -> Result<Warmed> {
         if sessions == 0 {
             return Ok(self.ends(WarmUpLimit::Sessions).await);
@@ -174,27 +174,27 @@ impl Warming {
             let began = Instant::now();
             let (page, rest) = left.split_at(at_once.min(left.len()));
             match self.take(page).await? {
-                Taken::All => left = rest,
+                PageOutcome::All => left = rest,
                 // The latest of them may fit.
-                Taken::TooMuch => at_once = page.len() / 2,
-                Taken::NoRoom => return Ok(self.ends(WarmUpLimit::Bytes).await),
+                PageOutcome::TooMuch => at_once = page.len() / 2,
+                PageOutcome::NoRoom => return Ok(self.ends(WarmUpLimit::Bytes).await),
             }
             sleep(began.elapsed().min(LONGEST_PAUSE)).await;
         }
         Ok(self.ends(WarmUpLimit::Sessions).await)
     }
 
-    async fn take(&mut self, page: &[SessionKey]) -> Result<Taken> {
+    async fn take(&mut self, page: &[SessionKey]) -> Result<PageOutcome> {
         let mut room = self.cache.room(self.max_bytes);
         if room == 0 {
-            return Ok(Taken::NoRoom);
+            return Ok(PageOutcome::NoRoom);
         }
         // Before the read: what changes from here on is not what it brings.
-        let offer = |key: &SessionKey| Some((*key, self.cache.offer(*key)?));
-        let mut offers: HashMap<SessionKey, Offer> = page.iter().filter_map(offer).collect();
+        let offer = |key: &SessionKey| Some((*key, self.cache.begin_idle_fill(*key)?));
+        let mut offers: HashMap<SessionKey, IdleFill> = page.iter().filter_map(offer).collect();
         let keys: Vec<_> = page.iter().copied().filter(|key| offers.contains_key(key)).collect();
         if keys.is_empty() {
-            return Ok(Taken::All);
+            return Ok(PageOutcome::All);
         }
         // No more at a time than there is room for, if it is not one; they come in another order than
         // the latest first, so what has come by then is any of them.
@@ -206,32 +206,32 @@ impl Warming {
         });
         reads.await?;
         if read > room && !alone {
-            return Ok(Taken::TooMuch);
+            return Ok(PageOutcome::TooMuch);
         }
         for key in keys {
             let (Some(offer), Some(session)) = (offers.remove(&key), found.remove(&key)) else {
                 continue;
             };
-            match offer.take(session, room) {
+            match offer.publish(session, room) {
                 Ok(Some(bytes)) => {
                     room = room.saturating_sub(bytes);
                     self.bytes += bytes;
                     self.warmed.push(key);
                 }
                 Ok(None) => {}
-                Err(NoRoom) => return Ok(Taken::NoRoom),
+                Err(NoRoom) => return Ok(PageOutcome::NoRoom),
             }
         }
-        Ok(Taken::All)
+        Ok(PageOutcome::All)
     }
 
     /// The latest are to be the last that the cache lets go.
     async fn ends(self, limit: WarmUpLimit) -> Warmed {
-        for keys in self.warmed.rchunks(AT_ONCE) {
+        for keys in self.warmed.rchunks(KEYS_PER_LIST) {
             self.cache.rank(keys);
             yield_now().await;
         }
         let sessions = u64::try_from(self.warmed.len()).unwrap_or(u64::MAX);
-        Warmed { sessions, bytes: self.bytes, took: self.began.elapsed(), limit }
+        Warmed { sessions, bytes: self.bytes, elapsed: self.began.elapsed(), limit }
     }
 }

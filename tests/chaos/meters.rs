@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
-const TOGETHER: &str = "session_store_mongo_together_size";
+const TOGETHER: &str = "session_store_mongo_batch_size";
 const OPERATIONS: &str = "session_store_mongo_operations_total";
 const SKIPPED: &str = "session_store_touches_skipped_total";
 const GAPS: &str = "session_store_stream_gaps_total";

@@ -28,7 +28,7 @@ fn save(
 
 /// A store that sends one save at a time, and the others together.
 async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
-    MongoStore::builder().uri(proxy.uri()).max_in_flight(1).build().await.unwrap()
+    MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1).build().await.unwrap()
 }
 
 #[tokio::test]

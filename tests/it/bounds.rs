@@ -130,7 +130,7 @@ async fn the_cache_keeps_to_its_number_of_entries() {
 async fn a_flood_of_invented_ids_evicts_no_session() {
     let commands = Commands::default();
     let store = CachedMongoStore::builder(commands.mongo(&uri()).await);
-    let store = store.max_bytes(256 << 10).max_absent(100).max_staleness(FOREVER);
+    let store = store.max_bytes(256 << 10).max_absent_ids(100).max_staleness(FOREVER);
     let store = store.build().await.unwrap();
     let mut records = Vec::new();
     for _ in 0..50 {
@@ -162,7 +162,8 @@ async fn an_id_that_does_not_exist_is_asked_for_once() {
 #[tokio::test]
 async fn a_cache_of_no_bytes_is_no_cache_and_still_a_store() {
     let commands = Commands::default();
-    let store = CachedMongoStore::builder(commands.mongo(&uri()).await).max_bytes(0).max_absent(0);
+    let store =
+        CachedMongoStore::builder(commands.mongo(&uri()).await).max_bytes(0).max_absent_ids(0);
     let store = store.build().await.unwrap();
     let record = create(&store).await;
     for _ in 0..20 {

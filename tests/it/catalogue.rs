@@ -253,7 +253,7 @@ async fn a_stream_that_is_opened_again_is_a_retry() {
 #[tokio::test]
 async fn calls_that_leave_together_and_touches_that_stay_are_counted() {
     let (meters, guard) = Meters::install();
-    let mongo = MongoStore::builder().uri(uri()).max_in_flight(1).build().await.unwrap();
+    let mongo = MongoStore::builder().uri(uri()).max_commands_in_flight(1).build().await.unwrap();
     let builder = CachedMongoStore::builder(mongo.clone()).touch_after(Duration::from_secs(60));
     let store = builder.build().await.unwrap();
     drop(guard);
@@ -261,7 +261,7 @@ async fn calls_that_leave_together_and_touches_that_stay_are_counted() {
     join_all(records.iter().map(|record| mongo.load(&record.id))).await;
     join_all(records.iter().map(|record| mongo.save(record))).await;
     for verb in ["find", "bulk"] {
-        let together = format!("session_store_mongo_together_size{{verb={verb}}}");
+        let together = format!("session_store_mongo_batch_size{{verb={verb}}}");
         assert!(meters.value(&together) >= 1.0, "{verb}");
     }
     let record = create(&store).await;

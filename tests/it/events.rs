@@ -33,7 +33,7 @@ async fn alone(uri: &str) -> CachedMongoStore {
 
 #[tokio::test]
 async fn every_kind_is_told_on_both_instances() {
-    use EventKind::{Changed, Created, Deleted, Ended, Expired};
+    use EventKind::{Changed, Created, Deleted, Expired, Removed};
 
     let uri = uri();
     let mongo = other_instance(&uri).await;
@@ -75,7 +75,7 @@ async fn every_kind_is_told_on_both_instances() {
             (Deleted, &one, None),
             (Changed, &two, Some(false)),
             (Expired, &two, None),
-            (Ended, &early, None),
+            (Removed, &early, None),
             (Created, &last, Some(false)),
         ] {
             let by_hand = kind == Changed && record.id == two.id;
@@ -84,7 +84,7 @@ async fn every_kind_is_told_on_both_instances() {
             assert_eq!(told(events).await, expected, "{kind:?} on {at_here}");
         }
     }
-    let said = format!("{:?} {:?}", all[0], Event::Missed(3));
+    let said = format!("{:?} {:?}", all[0], Event::Lagged(3));
     assert!(said.contains("Events") && said.contains('3'));
 }
 
@@ -150,7 +150,7 @@ async fn a_slow_consumer_is_told_how_many_it_missed() {
     for n in 0..many {
         assert_eq!(key(&next(&mut quick).await), n, "in order, and each");
     }
-    let Event::Missed(missed) = next(&mut slow).await else { panic!("it missed some") };
+    let Event::Lagged(missed) = next(&mut slow).await else { panic!("it missed some") };
     assert_eq!(missed, many - WAITING);
     for n in missed..many {
         assert_eq!(key(&next(&mut slow).await), n);
@@ -199,7 +199,7 @@ async fn a_history_that_is_lost_is_told_as_a_gap() {
     assert_eq!(next(&mut events).await, Event::Gap);
     // What was known before is not relied on.
     past_it.delete(&known.id).await.unwrap();
-    assert_eq!(told(&mut events).await.0, EventKind::Ended);
+    assert_eq!(told(&mut events).await.0, EventKind::Removed);
     // Nor is there a word on what became of each when all are gone.
     store.collection().drop().await.unwrap();
     assert_eq!(next(&mut events).await, Event::Gap);

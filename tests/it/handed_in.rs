@@ -81,7 +81,7 @@ macro_rules! every_verb_fails {
         fails("delete_where", store.delete_where(doc! { "owner": "7" }).await);
         fails("assign_owners", store.assign_owners().await);
         fails("revoke", store.revoke(SessionHandle::of(known.id)).await);
-        fails("revoke_of", store.revoke_of(7, SessionHandle::of(known.id)).await);
+        fails("revoke_owned", store.revoke_owned(7, SessionHandle::of(known.id)).await);
     };
 }
 

@@ -47,24 +47,29 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
     })
     .await;
     eventually("MongoDB is silent", async || {
-        matches!(store.health().mongo, MongoHealth::Silent { .. })
+        matches!(store.health().mongo, MongoHealth::Unresponsive { .. })
     })
     .await;
     assert!(store.health().is_degraded());
-    assert!(matches!(mongo.health().mongo, MongoHealth::Silent { .. }), "its store says the same");
+    assert!(
+        matches!(mongo.health().mongo, MongoHealth::Unresponsive { .. }),
+        "its store says the same"
+    );
     assert!(!mongo.health().is_serving(), "there is no cache to serve from");
     eventually("the lease lapses", async || {
         let health = store.health();
-        let lapsed = matches!(health.lease, Some(LeaseHealth::Lapsed { .. }));
+        let lapsed = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
         assert!(lapsed != health.is_serving(), "as long as the lease lasts: {health:?}");
         lapsed
     })
     .await;
     let StreamHealth::Lost { lag, .. } = store.health().stream else { panic!("still lost") };
     assert!(lag > BOUND);
-    let MongoHealth::Silent { lasting, .. } = store.health().mongo else { panic!("still silent") };
+    let MongoHealth::Unresponsive { lasting, .. } = store.health().mongo else {
+        panic!("still silent")
+    };
     eventually("the silence grows", async || {
-        matches!(store.health().mongo, MongoHealth::Silent { lasting: now, .. } if now > lasting)
+        matches!(store.health().mongo, MongoHealth::Unresponsive { lasting: now, .. } if now > lasting)
     })
     .await;
 
@@ -103,7 +108,7 @@ async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
     mongo.load(&record.id).await.unwrap_err();
     eventually("the failure is known", async || {
         let health = mongo.health();
-        matches!(health.mongo, MongoHealth::Silent { .. })
+        matches!(health.mongo, MongoHealth::Unresponsive { .. })
             && health.is_degraded()
             && !health.is_serving()
     })

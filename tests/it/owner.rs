@@ -32,7 +32,7 @@ pub(crate) trait Owned: Store + 'static {
     async fn delete_by_owner(&self, owner: &str) -> Result<u64>;
     async fn delete_by_owner_except(&self, owner: &str, kept: SessionKey) -> Result<u64>;
     async fn revoke(&self, handle: SessionHandle) -> Result<bool>;
-    async fn revoke_of(&self, owner: &str, handle: SessionHandle) -> Result<bool>;
+    async fn revoke_owned(&self, owner: &str, handle: SessionHandle) -> Result<bool>;
     async fn assign_owners(&self) -> Result<u64>;
     fn find(&self, filter: Document) -> LiveSessions;
     async fn delete_where(&self, filter: Document) -> Result<u64>;
@@ -64,8 +64,8 @@ macro_rules! impl_owned {
             async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
                 $store::revoke(self, handle).await
             }
-            async fn revoke_of(&self, owner: &str, handle: SessionHandle) -> Result<bool> {
-                $store::revoke_of(self, owner, handle).await
+            async fn revoke_owned(&self, owner: &str, handle: SessionHandle) -> Result<bool> {
+                $store::revoke_owned(self, owner, handle).await
             }
             async fn assign_owners(&self) -> Result<u64> {
                 $store::assign_owners(self).await
@@ -296,12 +296,12 @@ async fn revoke(plain: impl Owned) {
         assert!(is_there(&other, record).await);
     }
     let forged = SessionHandle::of(anothers.id);
-    assert!(!store.revoke_of("ferris", forged).await.unwrap());
+    assert!(!store.revoke_owned("ferris", forged).await.unwrap());
     assert!(is_there(&store, &anothers).await && is_there(&other, &anothers).await);
 
-    assert!(store.revoke_of("ferris", SessionHandle::of(mine.id)).await.unwrap());
+    assert!(store.revoke_owned("ferris", SessionHandle::of(mine.id)).await.unwrap());
     assert!(!is_there(&store, &mine).await);
-    assert!(!store.revoke_of("ferris", SessionHandle::of(mine.id)).await.unwrap(), "once");
+    assert!(!store.revoke_owned("ferris", SessionHandle::of(mine.id)).await.unwrap(), "once");
     assert!(store.revoke(forged).await.unwrap());
     assert!(!store.revoke(forged).await.unwrap());
     for record in [&mine, &anothers] {
@@ -321,7 +321,7 @@ async fn without_owners(store: impl Owned) {
         store.find_by_owner("ferris").next().await.unwrap().unwrap_err(),
         store.delete_by_owner("ferris").await.unwrap_err(),
         store.delete_by_owner_except("ferris", record.id.into()).await.unwrap_err(),
-        store.revoke_of("ferris", handle).await.unwrap_err(),
+        store.revoke_owned("ferris", handle).await.unwrap_err(),
         store.assign_owners().await.unwrap_err(),
     ];
     for error in errors {

@@ -87,7 +87,7 @@ macro_rules! calls_of_both {
             "delete_by_owner_except" => store.delete_by_owner_except(7, record.id).await.unwrap();
             "delete_by_owner" => store.delete_by_owner(7).await.unwrap();
             "delete_where" => store.delete_where(doc! { "owner": "7" }).await.unwrap();
-            "revoke_of" => store.revoke_of(7, SessionHandle::of(record.id)).await.unwrap();
+            "revoke_owned" => store.revoke_owned(7, SessionHandle::of(record.id)).await.unwrap();
             "revoke" => store.revoke(SessionHandle::of(record.id)).await.unwrap();
             "delete" => store.delete(&record.id).await.unwrap();
             "delete_expired" => store.delete_expired().await.unwrap();
@@ -132,7 +132,7 @@ fn calls_of_an_uncached_store() -> Calls<MongoStore> {
             "import" => {
                 let old = store.collection().client().database("old").collection::<()>("none");
                 let import = tower_sessions_moka_mongodb_store::import::tower_sessions_mongodb_store;
-                import(&old).into(&store).run().await.unwrap()
+                import(&old).into_store(&store).run().await.unwrap()
             };
         };
         calls.extend(import);

@@ -40,7 +40,7 @@ async fn world(with: impl FnOnce(CachedMongoStoreBuilder) -> CachedMongoStoreBui
     let commands = Commands::default();
     let (meters, _guard) = Meters::install();
     let client = commands.client(proxy.uri()).await;
-    let mongo = MongoStore::builder().client(client).max_in_flight(1);
+    let mongo = MongoStore::builder().client(client).max_commands_in_flight(1);
     let mongo = mongo.operation_timeout(PATIENCE).build().await.unwrap();
     let builder = CachedMongoStore::builder(mongo.clone()).max_staleness(FOREVER);
     let store = with(builder).build().await.unwrap();

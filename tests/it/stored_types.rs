@@ -90,7 +90,7 @@ fn is_of_the_expiry(outcome: &session_store::Result<()>) -> bool {
 
 /// A store that sends one save at a time, and the others together.
 async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
-    let builder = MongoStore::builder().uri(proxy.uri()).max_in_flight(1);
+    let builder = MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1);
     builder.create_indexes(false).build().await.unwrap()
 }
 

@@ -72,7 +72,7 @@ macro_rules! of_owners {
         has_spans!(store.assign_owners(), "assign_owners", ["find"]);
         has_spans!(store.delete_by_owner_except(7, here), "delete_by_owner_except", ["find"]);
         has_spans!(store.revoke(here), "revoke", ["findAndModify"]);
-        has_spans!(store.revoke_of(7, here), "revoke_of", ["findAndModify"]);
+        has_spans!(store.revoke_owned(7, here), "revoke_owned", ["findAndModify"]);
         of_seven().await;
         has_spans!(store.delete_by_owner(7), "delete_by_owner", ["find", "delete", "find"]);
         of_seven().await;
@@ -118,7 +118,7 @@ async fn an_import_has_a_span() {
 
     let mongo = mongo().await;
     let old = mongo.collection().client().database(&fresh_database()).collection::<()>("old");
-    let run = import::tower_sessions_mongodb_store(&old).into(&mongo).run();
+    let run = import::tower_sessions_mongodb_store(&old).into_store(&mongo).run();
     let seen = Seen::during(async { _ = run.await.unwrap() }).await;
     // What had expired on its way is removed.
     seen.are_of("import", &["delete"], &mongo.collection().namespace());
@@ -214,7 +214,8 @@ async fn a_failure_is_named_in_the_spans_of_the_command_and_the_verb() {
 #[tokio::test]
 async fn saves_that_leave_together_say_how_many_they_are() {
     let proxy = Proxy::start().await;
-    let mongo = MongoStore::builder().uri(proxy.uri()).max_in_flight(1).build().await.unwrap();
+    let mongo =
+        MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1).build().await.unwrap();
     let records = [create(&mongo).await, create(&mongo).await, create(&mongo).await];
     let mut held = proxy.hold("update");
     let seen = Seen::during(async {

@@ -108,7 +108,7 @@ mod import {
             _ => old(json!({ "user": 7 })),
         });
         old_sessions.insert_many(all).await.unwrap();
-        let import = || tower_sessions_mongodb_store(&old_sessions).into(&mongo);
+        let import = || tower_sessions_mongodb_store(&old_sessions).into_store(&mongo);
         let error = import().on_progress(|_| panic!("on purpose")).run().await.unwrap_err();
         assert!(error.to_string().contains("on_progress"), "{error}");
         assert!(!error.to_string().contains("shut down"), "{error}");

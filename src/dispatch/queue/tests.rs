@@ -72,16 +72,16 @@ impl Numbers {
     }
 }
 
-impl Freight for Numbers {
+impl BatchExecutor for Numbers {
     type Item = u32;
     type Answer = u32;
 
-    fn alone(&self, item: u32) -> Call<u32> {
+    fn run_one(&self, item: u32) -> Call<u32> {
         let carried = self.clone().carry(vec![item]);
         Box::pin(async move { carried.await.pop().unwrap_or_else(|| Err(Error::cut_off())) })
     }
 
-    fn together(&self, items: Vec<u32>) -> Call<Vec<Result<u32>>> {
+    fn run_batch(&self, items: Vec<u32>) -> Call<Vec<Result<u32>>> {
         assert!(items.len() > 1, "one goes alone");
         let breaks = items.contains(&BREAKS);
         let carried = self.clone().carry(items);
@@ -97,25 +97,31 @@ impl Freight for Numbers {
 }
 
 struct Line {
-    queue: Queue<Numbers>,
+    queue: BatchQueue<Numbers>,
     numbers: Numbers,
 }
 
-fn limits() -> Limits {
-    Limits { commands: 2, together: 3, bytes: 100, patience: PATIENCE, calls: 100 }
+fn limits() -> BatchLimits {
+    BatchLimits {
+        max_commands: 2,
+        max_batch: 3,
+        max_bytes: 100,
+        max_wait: PATIENCE,
+        max_calls: 100,
+    }
 }
 
 impl Line {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: BatchLimits) -> Self {
         let numbers = Numbers::default();
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
-        Self { queue: Queue::new(numbers.clone(), tasks, limits), numbers }
+        Self { queue: BatchQueue::new(numbers.clone(), tasks, limits), numbers }
     }
 
     /// Sends an item in a task of its own, as far as it goes.
     async fn send(&self, item: u32) -> JoinHandle<Result<u32>> {
         let (queue, began) = (self.queue.clone(), Instant::now());
-        let sent = tokio::spawn(async move { queue.send(queue.sit()?, item, began).await });
+        let sent = tokio::spawn(async move { queue.send(queue.admit()?, item, began).await });
         settle().await;
         sent
     }
@@ -133,7 +139,7 @@ impl Line {
     }
 
     fn is_at_rest(&self) -> bool {
-        self.queue.under_way() == [0; 3]
+        self.queue.load() == [0; 3]
     }
 }
 
@@ -305,7 +311,7 @@ async fn who_has_waited_elsewhere_waits_for_half_of_the_rest_at_most() {
     let queue = line.queue.clone();
     let began = Instant::now();
     advance(TIMEOUT.saturating_sub(Duration::from_millis(8))).await;
-    let _late = tokio::spawn(async move { queue.send(queue.sit()?, 3, began).await });
+    let _late = tokio::spawn(async move { queue.send(queue.admit()?, 3, began).await });
     sleep(Duration::from_millis(5)).await;
     assert_eq!(line.departed()[2..], [vec![3]]);
 }

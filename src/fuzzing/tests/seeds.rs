@@ -46,7 +46,7 @@ fn writes_the_seeds() {
         crate::mongo::fuzzing::seeds(data, |target, form, bytes| {
             write(target, &format!("{name}{form}"), bytes);
         });
-        if let Some(packed) = crate::cache::pack(data) {
+        if let Some(packed) = crate::cache::packed::encode(data) {
             write("compact", &name, packed.as_bytes());
         }
         let record = (crate::import::fuzzing::NUMBER, data, json!([2026, 1, 0, 0, 0, 0, 0, 0, 0]));

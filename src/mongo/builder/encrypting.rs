@@ -2,7 +2,7 @@
 
 use super::MongoStoreBuilder;
 use crate::error::Result;
-use crate::mongo::codec::Form;
+use crate::mongo::codec::DataFormat;
 
 impl MongoStoreBuilder {
     /// Encrypts each session's data before it is sent, with the newest of these keys, and reads what
@@ -15,7 +15,7 @@ impl MongoStoreBuilder {
     /// it, give it to another owner or to none, or put back an older state of the same one. The cache, if there is one, holds plain data in
     /// this process's memory.
     ///
-    /// Plain sessions are read as before, unless the keys [refuse](crate::Keys::refuse_plain)
+    /// Plain sessions are read as before, unless the keys [refuse](crate::Keys::require_encrypted)
     /// them; to change keys see [`Keys`](crate::Keys). Without the key there is no way back
     /// to the data. Costs 45 bytes for each session and some microseconds for each save and each load
     /// that goes to MongoDB. Cannot be combined with [`queryable`](Self::queryable).
@@ -27,20 +27,20 @@ impl MongoStoreBuilder {
     }
 
     #[cfg(feature = "encryption")]
-    pub(super) fn form(&self) -> Result<Form> {
+    pub(super) fn form(&self) -> Result<DataFormat> {
         match (&self.keys, &self.form) {
             (None, form) => Ok(form.clone()),
-            (Some(_), Form::Native) => Err(crate::error::Error::config(
+            (Some(_), DataFormat::Native) => Err(crate::error::Error::config(
                 "`queryable` and `encryption` contradict each other, since what is encrypted cannot \
                  be queried: leave one of them out",
             )),
-            (Some(keys), _) => Ok(Form::Encrypted(keys.clone().checked()?.into())),
+            (Some(keys), _) => Ok(DataFormat::Encrypted(keys.clone().checked()?.into())),
         }
     }
 
     #[cfg(not(feature = "encryption"))]
     #[allow(clippy::unnecessary_wraps, reason = "with the feature `encryption` it may fail")]
-    pub(super) fn form(&self) -> Result<Form> {
+    pub(super) fn form(&self) -> Result<DataFormat> {
         Ok(self.form.clone())
     }
 }

@@ -12,8 +12,8 @@ use bson::spec::BinarySubtype;
 #[cfg(feature = "encryption")]
 use bson::{RawBinaryRef, RawBsonRef};
 
-use super::{Form, decode, encode, native, text};
-use crate::cache::{pack, unpack};
+use super::{DataFormat, decode, encode, native, text};
+use crate::cache::packed;
 use crate::record::{Data, same};
 
 pub(crate) const ID: [u8; 32] = [7; 32];
@@ -54,8 +54,8 @@ pub fn envelope(bytes: &[u8]) {
         if let Ok(data) = decode(RawBsonRef::Binary(envelope), &form, &ID) {
             comes_back(&data);
         }
-        if let Form::Encrypted(keys) = &form {
-            let sealed = super::sealed::seal(keys, &ID, bytes).unwrap();
+        if let DataFormat::Encrypted(keys) = &form {
+            let sealed = super::sealed::encrypt(keys, &ID, bytes).unwrap();
             let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &sealed };
             let opened = decode(RawBsonRef::Binary(envelope), &form, &ID).ok();
             let plain = std::str::from_utf8(bytes).ok().and_then(|text| text::decode(text).ok());
@@ -71,7 +71,7 @@ pub fn envelope(bytes: &[u8]) {
 /// Data that was read once can be stored in every form, and comes back from each as it was. What is
 /// encrypted is the text.
 pub(crate) fn comes_back(data: &Data) {
-    for form in [Form::Text, Form::Native] {
+    for form in [DataFormat::Text, DataFormat::Native] {
         let stored = match encode(data, &form, &ID) {
             Ok((stored, _)) => RawBson::try_from(stored).unwrap(),
             Err(error) => {
@@ -82,16 +82,16 @@ pub(crate) fn comes_back(data: &Data) {
         let back = decode(stored.as_raw_bson_ref(), &form, &ID).unwrap();
         assert!(same(data, &back), "{form:?}");
     }
-    let packed = pack(data).unwrap();
-    assert!(same(data, &unpack(&packed).unwrap()));
+    let compact = packed::encode(data).unwrap();
+    assert!(same(data, &packed::decode(&compact).unwrap()));
 }
 
-pub(crate) fn forms() -> Vec<Form> {
+pub(crate) fn forms() -> Vec<DataFormat> {
     vec![
-        Form::Text,
-        Form::Native,
+        DataFormat::Text,
+        DataFormat::Native,
         #[cfg(feature = "encryption")]
-        Form::Encrypted(std::sync::Arc::new(keys())),
+        DataFormat::Encrypted(std::sync::Arc::new(keys())),
     ]
 }
 

@@ -154,7 +154,7 @@ impl Keys {
     /// Who may write to the database could otherwise put a plain session in the place of an encrypted
     /// one. Switch it on once [`reencrypt`](crate::MongoStore::reencrypt) has gone through, and every
     /// instance encrypts.
-    pub fn refuse_plain(mut self) -> Self {
+    pub fn require_encrypted(mut self) -> Self {
         self.refuse_plain = true;
         self
     }
@@ -167,7 +167,7 @@ impl Keys {
         std::iter::once(&self.newest).chain(&self.old).find(|key| key.0 == id).map(|key| &key.1)
     }
 
-    pub(super) fn refuses_plain(&self) -> bool {
+    pub(super) fn requires_encrypted(&self) -> bool {
         self.refuse_plain
     }
 

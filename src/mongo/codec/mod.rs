@@ -33,7 +33,7 @@ const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
 /// How sessions' data is stored, and with which keys it is read.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Form {
+pub(crate) enum DataFormat {
     #[default]
     Text,
     Native,
@@ -44,20 +44,20 @@ pub(crate) enum Form {
 /// Encodes the data of the session whose document has this `_id`; answers with about how many bytes
 /// that is, too.
 #[cfg_attr(not(feature = "encryption"), allow(unused_variables, reason = "of encryption alone"))]
-pub(crate) fn encode(data: &Data, form: &Form, id: &[u8]) -> Result<(Bson, usize)> {
+pub(crate) fn encode(data: &Data, form: &DataFormat, id: &[u8]) -> Result<(Bson, usize)> {
     match form {
-        Form::Text => {
+        DataFormat::Text => {
             let text = text::encode(data)?;
             let bytes = text.len();
             Ok((Bson::String(text), bytes))
         }
-        Form::Native => {
+        DataFormat::Native => {
             let (document, bytes) = native::encode(data)?;
             Ok((Bson::Document(document), bytes))
         }
         #[cfg(feature = "encryption")]
-        Form::Encrypted(keys) => {
-            let envelope = sealed::seal(keys, id, text::encode(data)?.as_bytes())?;
+        DataFormat::Encrypted(keys) => {
+            let envelope = sealed::encrypt(keys, id, text::encode(data)?.as_bytes())?;
             let bytes = envelope.len();
             Ok((binary(envelope), bytes))
         }
@@ -70,14 +70,14 @@ pub(super) fn encode_value(value: &Value) -> Result<Bson> {
 }
 
 /// Decodes the data of the session whose document has this `_id`, in whichever form it is.
-pub(crate) fn decode(stored: RawBsonRef<'_>, form: &Form, id: &[u8]) -> Result<Data> {
+pub(crate) fn decode(stored: RawBsonRef<'_>, form: &DataFormat, id: &[u8]) -> Result<Data> {
     match stored {
-        RawBsonRef::String(_) | RawBsonRef::Document(_) if form.refuses_plain() => {
+        RawBsonRef::String(_) | RawBsonRef::Document(_) if form.requires_encrypted() => {
             Err(unreadable("its data is not encrypted, and this store refuses plain sessions"))
         }
         RawBsonRef::String(text) => text::decode(text),
         RawBsonRef::Document(document) => native::decode(document),
-        RawBsonRef::Binary(envelope) => text::decode(&form.open(envelope.bytes, id)?),
+        RawBsonRef::Binary(envelope) => text::decode(&form.decrypt(envelope.bytes, id)?),
         other => Err(unreadable(format!(
             "its `data` should be a text, a document or a binary and is a {:?}",
             other.element_type()
@@ -98,14 +98,16 @@ pub(super) fn reencode(
     keys: &Arc<Keys>,
     id: &[u8],
 ) -> Result<Option<Bson>> {
-    let form = Form::Encrypted(keys.clone());
+    let form = DataFormat::Encrypted(keys.clone());
     let envelope = match stored {
         RawBsonRef::Binary(old) if envelope::Envelope::of(old.bytes)?.key == keys.newest().0 => {
             // What cannot be opened is no more than it was, and is to be told of.
-            form.open(old.bytes, id)?;
+            form.decrypt(old.bytes, id)?;
             return Ok(None);
         }
-        RawBsonRef::Binary(old) => sealed::seal(keys, id, form.open(old.bytes, id)?.as_bytes())?,
+        RawBsonRef::Binary(old) => {
+            sealed::encrypt(keys, id, form.decrypt(old.bytes, id)?.as_bytes())?
+        }
         plain => return encode(&decode(plain, &form, id)?, &form, id).map(|(data, _)| Some(data)),
     };
     Ok(Some(binary(envelope)))
@@ -116,7 +118,7 @@ fn binary(bytes: Vec<u8>) -> Bson {
     Bson::Binary(bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes })
 }
 
-impl Form {
+impl DataFormat {
     /// Whether the data can be stored, as far as that is up to the data.
     #[cfg(feature = "import")]
     pub(super) fn holds(&self, data: &Data) -> bool {
@@ -129,10 +131,10 @@ impl Form {
         }
     }
 
-    fn refuses_plain(&self) -> bool {
+    fn requires_encrypted(&self) -> bool {
         match self {
             #[cfg(feature = "encryption")]
-            Self::Encrypted(keys) => keys.refuses_plain(),
+            Self::Encrypted(keys) => keys.requires_encrypted(),
             Self::Text | Self::Native => false,
         }
     }
@@ -142,10 +144,10 @@ impl Form {
         not(feature = "encryption"),
         allow(unused_variables, reason = "of encryption alone")
     )]
-    fn open(&self, envelope: &[u8], id: &[u8]) -> Result<String> {
+    fn decrypt(&self, envelope: &[u8], id: &[u8]) -> Result<String> {
         match self {
             #[cfg(feature = "encryption")]
-            Self::Encrypted(keys) => sealed::open(keys, id, envelope),
+            Self::Encrypted(keys) => sealed::decrypt(keys, id, envelope),
             Self::Text | Self::Native => {
                 let key = envelope::Envelope::of(envelope)?.key;
                 Err(unreadable(format!(

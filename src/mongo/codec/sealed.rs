@@ -18,19 +18,19 @@ use super::{too_large, unreadable, unstorable};
 use crate::error::Result;
 
 /// Encrypts a text for the document with this `_id`, with the newest key.
-pub(super) fn seal(keys: &Keys, id: &[u8], text: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn encrypt(keys: &Keys, id: &[u8], text: &[u8]) -> Result<Vec<u8>> {
     let nonce = <[u8; NONCE]>::try_generate()
         .map_err(|_| unstorable("the system gives no random bytes, which encryption needs"))?;
-    seal_with(keys, id, text, nonce)
+    encrypt_with(keys, id, text, nonce)
 }
 
-fn seal_with(keys: &Keys, id: &[u8], text: &[u8], nonce: [u8; NONCE]) -> Result<Vec<u8>> {
+fn encrypt_with(keys: &Keys, id: &[u8], text: &[u8], nonce: [u8; NONCE]) -> Result<Vec<u8>> {
     let (number, key) = keys.newest();
     let mut envelope = Vec::with_capacity(HEADER + text.len() + TAG);
     envelope.push(VERSION);
     envelope.extend_from_slice(&number.to_be_bytes());
     envelope.extend_from_slice(&nonce);
-    let bound = bound(&envelope, id);
+    let bound = associated_data(&envelope, id);
     envelope.extend_from_slice(text);
     let cipher = XChaCha20Poly1305::new(key.bytes().into());
     let text = InOutBuf::from(&mut envelope[HEADER..]);
@@ -41,7 +41,7 @@ fn seal_with(keys: &Keys, id: &[u8], text: &[u8], nonce: [u8; NONCE]) -> Result<
 }
 
 /// Decrypts the text in the envelope of the document with this `_id`.
-pub(super) fn open(keys: &Keys, id: &[u8], envelope: &[u8]) -> Result<String> {
+pub(super) fn decrypt(keys: &Keys, id: &[u8], envelope: &[u8]) -> Result<String> {
     let envelope = Envelope::of(envelope)?;
     let number = envelope.key;
     let key = keys.key(number).ok_or_else(|| {
@@ -58,7 +58,7 @@ pub(super) fn open(keys: &Keys, id: &[u8], envelope: &[u8]) -> Result<String> {
     let (text, tag) = envelope.sealed.split_last_chunk::<TAG>().ok_or_else(shut)?;
     let mut text = text.to_vec();
     let cipher = XChaCha20Poly1305::new(key.bytes().into());
-    let bound = bound(envelope.header, id);
+    let bound = associated_data(envelope.header, id);
     let (nonce, tag) = (XNonce::from(envelope.nonce), Tag::from(*tag));
     cipher
         .decrypt_inout_detached(&nonce, &bound, InOutBuf::from(text.as_mut_slice()), &tag)
@@ -68,7 +68,7 @@ pub(super) fn open(keys: &Keys, id: &[u8], envelope: &[u8]) -> Result<String> {
 
 /// What is bound to a text without being in it. The header's length is fixed, so no two pairs are the
 /// same together.
-fn bound(header: &[u8], id: &[u8]) -> Vec<u8> {
+fn associated_data(header: &[u8], id: &[u8]) -> Vec<u8> {
     [header, id].concat()
 }
 

@@ -29,6 +29,6 @@ fn a_report_names_a_session_by_its_key() {
         [(BinarySubtype::Generic, true), (BinarySubtype::UserDefined(0x80), false)]
     {
         let deleted = doc! { "key": binary(subtype), "op": "delete", "at": at };
-        assert_eq!(news::report(&deleted).is_some(), is_ours, "{subtype:?}");
+        assert_eq!(news::session_change(&deleted).is_some(), is_ours, "{subtype:?}");
     }
 }

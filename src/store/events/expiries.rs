@@ -6,19 +6,19 @@ use crate::key::{KeyHashing, SessionKey};
 use crate::record::WallTime;
 
 /// Of how many sessions the expiry is remembered.
-const REMEMBERED: usize = 131_072;
+const MAX_TRACKED: usize = 131_072;
 
 /// When sessions end, of those that were heard of last: in two halves, of which the older one goes
 /// when the newer one is full.
 #[derive(Default)]
-pub(super) struct Expiries {
+pub(super) struct ExpiryTracker {
     newer: HashMap<SessionKey, WallTime, KeyHashing>,
     older: HashMap<SessionKey, WallTime, KeyHashing>,
 }
 
-impl Expiries {
+impl ExpiryTracker {
     pub(super) fn insert(&mut self, key: SessionKey, expires: WallTime) {
-        if self.newer.len() >= REMEMBERED / 2 {
+        if self.newer.len() >= MAX_TRACKED / 2 {
             self.older = std::mem::take(&mut self.newer);
         }
         self.newer.insert(key, expires);
@@ -36,16 +36,16 @@ mod tests {
 
     #[test]
     fn the_latest_expiries_are_remembered_and_no_more_than_so_many() {
-        let mut known = Expiries::default();
+        let mut known = ExpiryTracker::default();
         let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
         let at = |n: usize| WallTime::from_millis(i64::try_from(n).unwrap());
         known.insert(key(0), at(7));
-        for n in 0..2 * REMEMBERED {
+        for n in 0..2 * MAX_TRACKED {
             known.insert(key(n), at(n));
-            assert!(known.newer.len() + known.older.len() <= REMEMBERED);
+            assert!(known.newer.len() + known.older.len() <= MAX_TRACKED);
         }
-        let last = 2 * REMEMBERED - 1;
-        for n in last - REMEMBERED / 2 + 1..=last {
+        let last = 2 * MAX_TRACKED - 1;
+        for n in last - MAX_TRACKED / 2 + 1..=last {
             assert_eq!(known.remove(key(n)), Some(at(n)));
             assert_eq!(known.remove(key(n)), None);
         }
@@ -54,10 +54,10 @@ mod tests {
 
     #[test]
     fn of_two_expiries_of_a_session_the_one_told_last_counts() {
-        let mut known = Expiries::default();
+        let mut known = ExpiryTracker::default();
         let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
         known.insert(key(0), WallTime::from_millis(7));
-        for n in 1..=REMEMBERED / 2 {
+        for n in 1..=MAX_TRACKED / 2 {
             known.insert(key(n), WallTime::from_millis(1));
         }
         known.insert(key(0), WallTime::from_millis(9));

@@ -183,7 +183,7 @@ async fn plain_sessions_are_read_until_they_are_refused_and_encrypted_when_they_
     let queryable = MongoStore::builder().uri(&uri).queryable(true).build().await.unwrap();
     let records = [secret(&plain).await, secret(&queryable).await];
     let store = with_keys(&uri, Keys::new(1, key(1))).await;
-    let picky = with_keys(&uri, Keys::new(1, key(1)).refuse_plain()).await;
+    let picky = with_keys(&uri, Keys::new(1, key(1)).require_encrypted()).await;
     for record in &records {
         assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
         refuses(&picky, record, "refuses plain").await;

@@ -51,25 +51,25 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
     // Left off in between, it goes on another time.
     let mut walk = store.reencrypt();
     let first = walk.next().await.unwrap().unwrap();
-    assert!(first.done > 0 && first.done <= 500 && first.left >= 700, "{first:?}");
+    assert!(first.done > 0 && first.done <= 500 && first.remaining >= 700, "{first:?}");
     drop(walk);
     let mut walk = store.reencrypt();
     let (mut last, mut pages) = (Reencrypted::default(), 0);
     while let Some(page) = walk.next().await {
         let page = page.unwrap();
-        assert!(page.left <= 1_302 && page.done >= last.done);
+        assert!(page.remaining <= 1_302 && page.done >= last.done);
         (last, pages) = (page, pages + 1);
     }
     assert!(pages >= 3, "{pages} pages");
     assert!(walk.next().await.is_none());
     assert!(last.done <= 1_200 - first.done, "{last:?}");
     assert!(last.skipped >= 100 + first.done, "{last:?}");
-    assert_eq!((last.failed, last.left), (1, 0), "{last:?}");
+    assert_eq!((last.failed, last.remaining), (1, 0), "{last:?}");
     let why = last.last_failure.unwrap();
     assert_eq!(why.kind(), ErrorKind::Decode);
     assert!(why.to_string().contains("key 9"), "{why}");
 
-    let only = with_keys(&uri, Keys::new(2, key(2)).refuse_plain()).await;
+    let only = with_keys(&uri, Keys::new(2, key(2)).require_encrypted()).await;
     for record in &records {
         assert_eq!(only.load(&record.id).await.unwrap().unwrap().data, record.data);
     }
@@ -270,8 +270,8 @@ async fn a_rotation_under_load_loses_nothing() {
 
     // From here on there is one key.
     let last = walked(&after).await;
-    assert_eq!((last.failed, last.left), (0, 0), "{last:?}");
-    let only = with_keys(&uri, Keys::new(2, key(2)).refuse_plain()).await;
+    assert_eq!((last.failed, last.remaining), (0, 0), "{last:?}");
+    let only = with_keys(&uri, Keys::new(2, key(2)).require_encrypted()).await;
     for record in records.iter().flatten() {
         assert_eq!(key_of(&stored(&only, record).await), Some(2));
         assert_eq!(only.load(&record.id).await.unwrap().unwrap().data, record.data);

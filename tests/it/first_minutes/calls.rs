@@ -115,7 +115,7 @@ pub(super) async fn keys(quotes: &Quotes) {
     quotes.have("no key any more", &said(without, sealed.id).await);
     quotes.have("the old key is out", &said(with(Keys::new(2, key(2))).await, sealed.id).await);
     quotes.have("its id is another's", &said(with(Keys::new(1, key(2))).await, sealed.id).await);
-    let picky = with(Keys::new(1, key(1)).refuse_plain()).await;
+    let picky = with(Keys::new(1, key(1)).require_encrypted()).await;
     quotes.have("plain ones are refused", &said(picky, plain.id).await);
 }
 

@@ -37,7 +37,7 @@ impl Coherence {
         let mongo = MongoStore::builder()
             .uri(proxy.uri())
             .owner(user)
-            .max_in_flight(max_in_flight)
+            .max_commands_in_flight(max_in_flight)
             .operation_timeout(PATIENCE);
         let store = CachedMongoStore::builder(mongo.build().await.unwrap());
         let store = match self {

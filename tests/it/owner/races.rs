@@ -40,7 +40,7 @@ impl End {
             Self::Else => store.delete_by_owner_except("ferris", other).await.unwrap(),
             Self::Handle => {
                 let handle = SessionHandle::of(record.id);
-                store.revoke_of("ferris", handle).await.unwrap().into()
+                store.revoke_owned("ferris", handle).await.unwrap().into()
             }
             Self::Filter => store.delete_where(doc! { "owner": "ferris" }).await.unwrap(),
         }

@@ -12,7 +12,7 @@ async fn who_has_given_up_is_not_sent() {
     let (gone, stays) = (line.send(3).await, line.send(4).await);
     gone.abort();
     let (queue, began) = (line.queue.clone(), Instant::now() - TIMEOUT);
-    let late = tokio::spawn(async move { queue.send(queue.sit()?, 5, began).await });
+    let late = tokio::spawn(async move { queue.send(queue.admit()?, 5, began).await });
     assert_eq!(outcome(late).await, Err(ErrorKind::Timeout), "its caller has been told");
     settle().await;
     assert_eq!(line.departed()[2..], [vec![4]]);
@@ -44,7 +44,7 @@ async fn a_failure_of_its_own_is_nobody_elses_and_that_of_the_command_everybodys
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_refuses_at_once_and_has_room_again_when_a_call_ends() {
-    let line = Line::new(Limits { calls: 4, ..limits() });
+    let line = Line::new(BatchLimits { max_calls: 4, ..limits() });
     let mut sent = line.send_all(1..=4).await;
     let error = line.send(5).await.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
@@ -52,7 +52,7 @@ async fn a_full_queue_refuses_at_once_and_has_room_again_when_a_call_ends() {
     sent.pop().unwrap().abort();
     settle().await;
     let _fifth = line.send(6).await;
-    assert_eq!(line.queue.under_way()[1], 4);
+    assert_eq!(line.queue.load()[1], 4);
     line.numbers.open(0);
     settle().await;
     assert_eq!(line.departed()[2..], [vec![3, 6]], "nothing was sent of the one refused");
@@ -60,7 +60,7 @@ async fn a_full_queue_refuses_at_once_and_has_room_again_when_a_call_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_command_lasts_no_longer_than_its_most_impatient_call() {
-    let line = Line::new(Limits { patience: 10 * TIMEOUT, ..limits() });
+    let line = Line::new(BatchLimits { max_wait: 10 * TIMEOUT, ..limits() });
     let began = Instant::now();
     let _busy = line.send_all([1, 2]).await;
     let old = line.send(3).await;
@@ -107,7 +107,7 @@ async fn callers_that_leave_leave_nothing_behind() {
     // Those that wait first: where a command ends, they would leave.
     sent.iter().rev().for_each(JoinHandle::abort);
     settle().await;
-    assert!(line.is_at_rest(), "{:?}", line.queue.under_way());
+    assert!(line.is_at_rest(), "{:?}", line.queue.load());
     assert_eq!(line.numbers.cut_off().len(), 2);
     assert_eq!(line.departed().len(), 2, "and what waited was not sent");
 }
@@ -118,13 +118,13 @@ fn a_runtime_that_is_gone_leaves_nothing_behind() {
     let numbers = Numbers::default();
     let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
     // So many that none may end inside of another.
-    let limits = Limits { together: 1, calls: 100_000, ..limits() };
-    let queue = Queue::new(numbers.clone(), tasks, limits);
+    let limits = BatchLimits { max_batch: 1, max_calls: 100_000, ..limits() };
+    let queue = BatchQueue::new(numbers.clone(), tasks, limits);
     let here = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     here.block_on(async {
         let send = |item| {
             let queue = queue.clone();
-            async move { queue.send(queue.sit()?, item, Instant::now()).await }
+            async move { queue.send(queue.admit()?, item, Instant::now()).await }
         };
         let mut first = pin!(send(1));
         let mut second = pin!(send(2));
@@ -145,12 +145,12 @@ fn a_runtime_that_is_gone_leaves_nothing_behind() {
         numbers.open(1);
         assert_eq!(second.await.unwrap(), 4);
     });
-    assert_eq!(queue.under_way(), [0; 3]);
+    assert_eq!(queue.load(), [0; 3]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_command_past_its_deadline_ends_with_the_store() {
-    let line = Line::new(Limits { patience: 10 * TIMEOUT, ..limits() });
+    let line = Line::new(BatchLimits { max_wait: 10 * TIMEOUT, ..limits() });
     let _calls = line.send_all(1..=4).await;
     line.numbers.open(0);
     settle().await;

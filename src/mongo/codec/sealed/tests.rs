@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::keys::Key;
-use super::super::{Form, decode, encode, reencode};
+use super::super::{DataFormat, decode, encode, reencode};
 use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::record::{Data, same};
@@ -18,16 +18,16 @@ fn key(byte: u8) -> Key {
     Key::from_bytes(&[byte; 32])
 }
 
-fn encrypted(keys: Keys) -> Form {
-    Form::Encrypted(Arc::new(keys))
+fn encrypted(keys: Keys) -> DataFormat {
+    DataFormat::Encrypted(Arc::new(keys))
 }
 
-fn form() -> Form {
+fn form() -> DataFormat {
     encrypted(Keys::new(1, key(1)))
 }
 
 /// What is stored of `data` under [`ID`].
-fn stored(data: &Data, form: &Form) -> Vec<u8> {
+fn stored(data: &Data, form: &DataFormat) -> Vec<u8> {
     match encode(data, form, &ID).unwrap() {
         (Bson::Binary(Binary { bytes, subtype: BinarySubtype::Generic }), counted) => {
             assert_eq!(bytes.len(), counted);
@@ -41,13 +41,13 @@ fn raw(bytes: &[u8]) -> RawBson {
     RawBson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
 }
 
-fn read(bytes: &[u8], form: &Form, id: &[u8]) -> Result<Data> {
+fn read(bytes: &[u8], form: &DataFormat, id: &[u8]) -> Result<Data> {
     decode(raw(bytes).as_raw_bson_ref(), form, id)
 }
 
 /// That `bytes` are refused, with what is said.
 #[track_caller]
-fn refused(bytes: &[u8], form: &Form, id: &[u8]) -> Error {
+fn refused(bytes: &[u8], form: &DataFormat, id: &[u8]) -> Error {
     let error = read(bytes, form, id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode, "{error}");
     error
@@ -103,8 +103,8 @@ fn frozen_envelopes_are_read_and_written() {
     for (number, nonce, id, text, envelope) in FROZEN {
         let keys = Keys::new(number, Key::from_bytes(&counting(0)));
         let envelope = hex::decode(envelope).unwrap();
-        assert_eq!(open(&keys, &id, &envelope).unwrap(), text);
-        assert_eq!(seal_with(&keys, &id, text.as_bytes(), nonce).unwrap(), envelope);
+        assert_eq!(decrypt(&keys, &id, &envelope).unwrap(), text);
+        assert_eq!(encrypt_with(&keys, &id, text.as_bytes(), nonce).unwrap(), envelope);
         let data: Data = serde_json::from_str(text).unwrap();
         assert_eq!(read(&envelope, &encrypted(keys), &id).unwrap(), data);
     }
@@ -158,7 +158,7 @@ proptest! {
     #[test]
     fn what_nobody_encrypted_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         refused(&bytes, &form(), &ID);
-        refused(&bytes, &Form::Text, &ID);
+        refused(&bytes, &DataFormat::Text, &ID);
         refused(&[&[VERSION, 0, 0, 0, 1], &bytes[..]].concat(), &form(), &ID);
     }
 }
@@ -185,13 +185,17 @@ fn what_a_store_cannot_open_says_which_key_and_no_data() {
     let envelope = stored(&sample(), &encrypted(Keys::new(2026, key(9))));
     let newer = [&[VERSION + 1], &envelope[1..]].concat();
     for (bytes, form, said) in [
-        (&envelope, Form::Text, "encrypted with key 2026, and this store was built without keys"),
-        (&envelope, Form::Native, "built without keys"),
+        (
+            &envelope,
+            DataFormat::Text,
+            "encrypted with key 2026, and this store was built without keys",
+        ),
+        (&envelope, DataFormat::Native, "built without keys"),
         (&envelope, form(), "key 2026, which is none of this store's keys"),
         (&envelope, encrypted(Keys::new(2026, key(1))), "does not open with key 2026"),
         (&newer, form(), "of version 2"),
         (&Vec::new(), form(), "too short"),
-        (&envelope[..20].to_vec(), Form::Text, "too short"),
+        (&envelope[..20].to_vec(), DataFormat::Text, "too short"),
     ] {
         let error = refused(bytes, &form, &ID).to_string();
         assert!(error.contains(said), "{error}");
@@ -201,9 +205,9 @@ fn what_a_store_cannot_open_says_which_key_and_no_data() {
 
 #[test]
 fn plain_data_is_read_unless_it_is_refused() {
-    let picky = encrypted(Keys::new(1, key(1)).refuse_plain());
+    let picky = encrypted(Keys::new(1, key(1)).require_encrypted());
     assert_eq!(read(&stored(&sample(), &picky), &picky, &ID).unwrap(), sample());
-    for plain in [Form::Text, Form::Native] {
+    for plain in [DataFormat::Text, DataFormat::Native] {
         let plain = RawBson::try_from(encode(&sample(), &plain, &ID).unwrap().0).unwrap();
         assert_eq!(decode(plain.as_raw_bson_ref(), &form(), &ID).unwrap(), sample());
         let error = decode(plain.as_raw_bson_ref(), &picky, &ID).unwrap_err();
@@ -216,7 +220,7 @@ fn plain_data_is_read_unless_it_is_refused() {
 fn what_is_encrypted_anew_is_the_same_data_under_the_newest_key() {
     let keys = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)));
     let newest = encrypted(Keys::new(2, key(2)));
-    for old in [form(), Form::Text, Form::Native] {
+    for old in [form(), DataFormat::Text, DataFormat::Native] {
         let old = RawBson::try_from(encode(&sample(), &old, &ID).unwrap().0).unwrap();
         let anew = reencode(old.as_raw_bson_ref(), &keys, &ID).unwrap().unwrap();
         let anew = RawBson::try_from(anew).unwrap();
@@ -224,7 +228,7 @@ fn what_is_encrypted_anew_is_the_same_data_under_the_newest_key() {
         assert!(reencode(anew.as_raw_bson_ref(), &keys, &ID).unwrap().is_none());
     }
     // What cannot be trusted is not made trustworthy.
-    let picky = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)).refuse_plain());
+    let picky = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)).require_encrypted());
     let plain = RawBson::String("{}".to_owned());
     assert!(reencode(plain.as_raw_bson_ref(), &picky, &ID).is_err());
     let moved = raw(&stored(&sample(), &form()));

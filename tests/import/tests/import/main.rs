@@ -80,7 +80,7 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     let mongo = MongoStore::connect(proxy.uri()).await.unwrap();
     let from = mongo.collection().clone_with_type::<Document>();
     assert_eq!(documents(&from).await, u64::from(MANY));
-    let import = || tower_sessions_mongodb_store(&from).into(&mongo);
+    let import = || tower_sessions_mongodb_store(&from).into_store(&mongo);
 
     let mut ended = Vec::new();
     // After each of the steps of a page, the server has done it and the import is told otherwise.
@@ -160,7 +160,7 @@ async fn side_by_side() -> (MongoDBStore, Collection<Document>, MongoStore) {
 async fn a_source_that_is_kept_gives_each_session_once() {
     let (published, old, mongo) = side_by_side().await;
     let records = write(&published, 0..700).await;
-    let import = || tower_sessions_mongodb_store(&old).into(&mongo).keep_source();
+    let import = || tower_sessions_mongodb_store(&old).into_store(&mongo).keep_source();
     let (tell, told) = std::sync::mpsc::channel();
     let first = import().on_progress(move |it| tell.send(it.read).unwrap()).run().await.unwrap();
     assert_eq!((first.read, first.imported), (700, 700));
@@ -181,7 +181,7 @@ async fn a_source_that_is_kept_gives_each_session_once() {
     assert_eq!(loaded(&mongo, &records[1]).await, None, "ended is ended");
     assert_eq!(loaded(&mongo, &records[699]).await, Some((699, true)));
     // Nor do they rise when the source is to go.
-    let last = tower_sessions_mongodb_store(&old).into(&mongo).run().await.unwrap();
+    let last = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
     assert_eq!((last.imported, documents(&old).await), (0, 0));
     assert_eq!(mongo.length().await.unwrap(), 699);
 }
@@ -190,13 +190,13 @@ async fn a_source_that_is_kept_gives_each_session_once() {
 async fn a_session_that_is_here_already_is_not_overwritten() {
     let (published, old, mongo) = side_by_side().await;
     let record = &write(&published, 0..1).await[0];
-    tower_sessions_mongodb_store(&old).into(&mongo).keep_source().run().await.unwrap();
+    tower_sessions_mongodb_store(&old).into_store(&mongo).keep_source().run().await.unwrap();
     let unmark = doc! { "$unset": { "imported": "" } };
     old.update_many(doc! {}, unmark).await.unwrap();
     let mut newer = SessionStore::load(&mongo, &Id(record.id.0)).await.unwrap().unwrap();
     newer.data.insert("serial".to_owned(), 5.into());
     SessionStore::save(&mongo, &newer).await.unwrap();
-    let told = tower_sessions_mongodb_store(&old).into(&mongo).run().await.unwrap();
+    let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
     assert_eq!((told.imported, told.already_there), (0, 1));
     assert_eq!(loaded(&mongo, record).await, Some((5, false)));
 }
@@ -240,7 +240,7 @@ async fn what_is_no_live_session_stays_where_it_is_and_is_told_of() {
         *reasons.entry(*reason).or_default() += 1;
     }
     for round in 0..2 {
-        let told = tower_sessions_mongodb_store(&old).into(&mongo).run().await.unwrap();
+        let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
         assert_eq!(told.imported, if round == 0 { 3 } else { 0 });
         assert_eq!((told.expired, told.unreadable), (1, foreign.len() as u64));
         assert_eq!(told.read, told.imported + told.expired + told.unreadable);
@@ -281,7 +281,7 @@ async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_r
         let expires = DateTime::from_millis(now + after);
         ours.insert_one(doc! { "_id": key(byte), "importing": expires }).await.unwrap();
     }
-    let told = tower_sessions_mongodb_store(&old).into(&owned).run().await.unwrap();
+    let told = tower_sessions_mongodb_store(&old).into_store(&owned).run().await.unwrap();
     assert_eq!((told.imported, told.unreadable, documents(&old).await), (2, 1, 1));
     assert!(told.reasons.keys().all(|reason| reason.contains("owner is longer")), "{told:?}");
     assert_eq!(loaded(&mongo, &records[2]).await, Some((2, true)));
@@ -293,7 +293,7 @@ async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_r
 async fn a_session_on_its_way_is_an_error_and_no_absence() {
     let (published, old, mongo) = side_by_side().await;
     let record = &write(&published, 0..1).await[0];
-    tower_sessions_mongodb_store(&old).into(&mongo).run().await.unwrap();
+    tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
     // As it stands between the first step and the third.
     let stages = vec![doc! { "$set": { "importing": "$expires" } }, doc! { "$unset": "expires" }];
     let ours = mongo.collection();
@@ -305,7 +305,7 @@ async fn a_session_on_its_way_is_an_error_and_no_absence() {
     let before = ours.clone_with_type::<Document>().find_one(doc! {}).await.unwrap().unwrap();
     assert!(matches!(before.get("importing"), Some(Bson::DateTime(_))));
     published.save(record).await.unwrap();
-    let told = tower_sessions_mongodb_store(&old).into(&mongo).run().await.unwrap();
+    let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
     assert_eq!(told.imported, 1);
     assert_eq!(loaded(&mongo, record).await, Some((0, true)));
 }

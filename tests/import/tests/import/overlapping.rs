@@ -59,7 +59,7 @@ impl Instance {
     }
 
     fn imports(&self, keep: bool) -> JoinHandle<Result<Progress>> {
-        let import = tower_sessions_mongodb_store(&self.old).into(&self.store);
+        let import = tower_sessions_mongodb_store(&self.old).into_store(&self.store);
         tokio::spawn(if keep { import.keep_source() } else { import }.run())
     }
 
