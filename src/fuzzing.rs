@@ -12,7 +12,7 @@ pub use crate::mongo::fuzzing::{document, native, report, text, uri};
 /// Reads a compact entry.
 pub fn compact(bytes: &[u8]) {
     let Ok(packed) = std::str::from_utf8(bytes) else { return };
-    if let Some(data) = crate::cache::packed::decode(packed) {
+    if let Some(data) = crate::cache::compact::decode(packed) {
         comes_back(&data);
     }
 }

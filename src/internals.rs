@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bson::RawBson;
 
-use crate::cache::freshness::VersionTable;
+use crate::cache::coherence::versions::VersionTable;
 use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
-use crate::clock::Clock;
-use crate::key::SessionKey;
-use crate::metrics::{CacheMetrics, Series};
 use crate::mongo::codec::{self, DataFormat};
-use crate::record::{Data, Session};
+use crate::session::id::SessionKey;
+use crate::session::{Data, Session};
+use crate::telemetry::metrics::{CacheMetrics, Series};
+use crate::time::Clock;
 
 /// Where a stored session's `_id` would be.
 const ID: [u8; 32] = [7; 32];
@@ -26,7 +26,7 @@ pub fn key(id: i128) -> SessionKey {
 /// How many bytes a session's data takes in the compact form; `None` if it cannot be packed.
 #[must_use]
 pub fn packed_len(data: &Data) -> Option<usize> {
-    crate::cache::packed::encode(data).map(|packed| packed.len())
+    crate::cache::compact::encode(data).map(|packed| packed.len())
 }
 
 /// A form in which data is stored.

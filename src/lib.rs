@@ -94,62 +94,51 @@
 //! `DESIGN.md` in the repository has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod backend;
+mod batching;
 mod cache;
-mod clock;
-mod contract;
-mod dispatch;
 mod error;
-mod follow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-mod handle;
-mod health;
 #[cfg(feature = "import")]
 #[cfg_attr(docsrs, doc(cfg(feature = "import")))]
 pub mod import;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
-mod key;
-mod metrics;
+mod invalidation;
 #[cfg(all(test, model_check))]
 mod model_check;
 mod mongo;
-mod number;
-mod owner;
-mod record;
-mod removals;
-#[cfg(test)]
-mod samples;
+mod runtime;
+mod session;
 #[cfg(test)]
 mod simulation;
 mod store;
 mod sync;
-mod tasks;
-mod tiers;
-mod trace;
+mod telemetry;
+mod time;
+mod tower;
 
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;
 
-pub use self::cache::EvictionPolicy;
-pub use self::error::{Error, ErrorKind, Result};
-pub use self::handle::SessionHandle;
-pub use self::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
-pub use self::key::SessionKey;
-pub use self::mongo::{
+pub use crate::cache::EvictionPolicy;
+pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
     data_equals, data_path, owner_equals,
 };
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
-pub use self::mongo::{Key, Keys, Reencrypted, Reencryption};
-pub use self::owner::Owner;
-pub use self::store::{
+pub use crate::mongo::{Key, Keys, Reencrypted, Reencryption};
+pub use crate::session::handle::SessionHandle;
+pub use crate::session::id::SessionKey;
+pub use crate::session::owner::Owner;
+pub use crate::store::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
+pub use crate::store::{
     CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent, WarmUp,
     WarmUpLimit, Warmed,
 };

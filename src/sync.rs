@@ -4,10 +4,10 @@
 //! deadlines and the start of a task. Under `cfg(model_check)`, the unit tests get those of
 //! [loom](https://docs.rs/loom) and of `model_check` instead, so that loom runs the same code under every schedule.
 
-#[cfg(not(all(test, model_check)))]
-pub(crate) use self::real::*;
 #[cfg(all(test, model_check))]
 pub(crate) use crate::model_check::sync::*;
+#[cfg(not(all(test, model_check)))]
+pub(crate) use crate::sync::real::*;
 
 #[cfg(not(all(test, model_check)))]
 mod real {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::packed;
-use crate::clock::Moment;
+use crate::cache::compact;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Data, Session, WallTime};
+use crate::session::{Data, Session};
+use crate::time::Moment;
+use crate::time::WallTime;
 
 /// A cached session. Cheap to clone: the cache, a flight and its followers share what it holds.
 #[derive(Clone)]
@@ -52,7 +53,7 @@ impl Entry {
     pub(crate) fn compacted(&self) -> Self {
         let mut entry = self.clone();
         if let Payload::Plain(plain) = &self.held
-            && let Some(packed) = packed::encode(&plain.data)
+            && let Some(packed) = compact::encode(&plain.data)
         {
             entry.held = Payload::Compact(packed);
         }
@@ -63,7 +64,7 @@ impl Entry {
     pub(crate) fn session(&self) -> Result<Session> {
         let data = match &self.held {
             Payload::Plain(plain) => plain.data.clone(),
-            Payload::Compact(packed) => packed::decode(packed).ok_or_else(unreadable)?,
+            Payload::Compact(packed) => compact::decode(packed).ok_or_else(unreadable)?,
         };
         Ok(Session { data, expires: self.expires })
     }
@@ -78,7 +79,7 @@ impl Entry {
         match &self.held {
             Payload::Plain(plain) => same_data(&plain.data, data),
             Payload::Compact(packed) => {
-                packed::decode(packed).is_some_and(|held| same_data(&held, data))
+                compact::decode(packed).is_some_and(|held| same_data(&held, data))
             }
         }
     }
@@ -242,7 +243,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::clock::Clock;
+    use crate::time::Clock;
 
     fn weigh(value: &Value) -> u32 {
         let data: Data = value.as_object().unwrap().clone().into_iter().collect();

@@ -3,45 +3,44 @@
 //! This is the only file that names moka. Reads take no lock of ours; whatever leaves or removes an
 //! entry does so under its key's lock in [`VersionTable`].
 
-mod bounds;
-mod echoes;
-mod ended;
+mod capacity;
+pub(crate) mod coherence;
+pub(crate) mod compact;
+mod config;
 mod entry;
-mod expiry;
-pub(crate) mod freshness;
-mod lease;
-mod limits;
+mod expiry_sweeper;
+mod fill_guard;
+mod idle_fill;
 mod outage;
-pub(crate) mod packed;
-mod standing;
-mod ticket;
-mod warming;
+mod stats;
+mod wall_clock;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use self::bounds::{Capacity, Usage};
-pub(crate) use self::echoes::ChangeOrigin;
-use self::echoes::OwnWrites;
-pub(crate) use self::entry::Entry;
-use self::expiry::WallClock;
-use self::freshness::{Flight, VersionTable};
-use self::lease::Lease;
-pub(crate) use self::limits::CacheConfig;
-pub use self::limits::EvictionPolicy;
-use self::outage::{Outage, State};
-pub(crate) use self::standing::CacheStats;
-pub(crate) use self::ticket::{FillGuard, Leader};
-pub(crate) use self::warming::{IdleFill, NoRoom};
-use crate::backend::{Change, Rev};
-use crate::clock::{Clock, Moment};
+use crate::cache::capacity::{Capacity, Usage};
+use crate::cache::coherence::lease::Lease;
+pub(crate) use crate::cache::coherence::own_writes::ChangeOrigin;
+use crate::cache::coherence::own_writes::OwnWrites;
+use crate::cache::coherence::versions::{Flight, VersionTable};
+pub(crate) use crate::cache::config::CacheConfig;
+pub use crate::cache::config::EvictionPolicy;
+pub(crate) use crate::cache::entry::Entry;
+pub(crate) use crate::cache::fill_guard::{FillGuard, Leader};
+pub(crate) use crate::cache::idle_fill::{IdleFill, NoRoom};
+use crate::cache::outage::{Outage, State};
+pub(crate) use crate::cache::stats::CacheStats;
+use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
-use crate::key::{KeyHashing, SessionKey};
-use crate::metrics::{CacheMetrics, Eviction, Invalidation, Series};
+use crate::invalidation::source::Change;
+use crate::session::id::{KeyHashing, SessionKey};
+use crate::session::revision::Rev;
 use crate::sync::moka::{self, notification::RemovalCause};
 use crate::sync::{AtomicU64, Ordering};
+use crate::telemetry::metrics::{CacheMetrics, Eviction, Invalidation, Series};
+use crate::time::{Clock, Moment};
 
 /// The cache. Clones share it.
 #[derive(Clone, Debug)]

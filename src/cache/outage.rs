@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Debug)]
-pub(super) struct Outage {
+pub(crate) struct Outage {
     grace: Duration,
     /// A [`State`].
     state: AtomicU64,
@@ -16,7 +16,7 @@ pub(super) struct Outage {
 
 /// How the last call ended that tells of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// It was answered.
     Up,
     /// It was not answered.
@@ -27,7 +27,7 @@ pub(super) enum State {
 
 impl State {
     /// `None`: such a call tells nothing of the database.
-    pub(super) fn after(error: Option<&Error>) -> Option<Self> {
+    pub(crate) fn after(error: Option<&Error>) -> Option<Self> {
         match error {
             Some(error) if error.is_ours() => None,
             Some(error) if error.is_server_overload() => Some(Self::Overloaded),
@@ -39,16 +39,16 @@ impl State {
 
 /// The one look at a time whether the database answers again.
 #[derive(Debug)]
-pub(super) struct Probe(Arc<AtomicBool>);
+pub(crate) struct Probe(Arc<AtomicBool>);
 
 impl Outage {
-    pub(super) fn new(grace: Duration) -> Self {
+    pub(crate) fn new(grace: Duration) -> Self {
         let state = AtomicU64::new(State::Up as u64);
         Self { grace, state, probing: Arc::new(AtomicBool::new(false)) }
     }
 
     /// Takes note of the last call's end.
-    pub(super) fn note(&self, state: State) {
+    pub(crate) fn note(&self, state: State) {
         if self.state.load(Ordering::Relaxed) != state as u64 {
             self.state.store(state as u64, Ordering::Relaxed);
         }
@@ -56,19 +56,19 @@ impl Outage {
 
     /// The primary has answered a question that an overloaded server answers too: `hello` is exempt from
     /// MongoDB's limits. So this ends a silence, and an overload only ends with a call of a verb.
-    pub(super) fn answers_hello(&self) {
+    pub(crate) fn answers_hello(&self) {
         if self.state.load(Ordering::Relaxed) == State::Silent as u64 {
             self.state.store(State::Up as u64, Ordering::Relaxed);
         }
     }
 
     /// How much longer than its lease an entry may be served now, if at all.
-    pub(super) fn grace(&self) -> Option<Duration> {
+    pub(crate) fn grace(&self) -> Option<Duration> {
         let down = || self.state.load(Ordering::Relaxed) != State::Up as u64;
         (!self.grace.is_zero() && down()).then_some(self.grace)
     }
 
-    pub(super) fn probe(&self) -> Option<Probe> {
+    pub(crate) fn probe(&self) -> Option<Probe> {
         let taken = self.probing.swap(true, Ordering::AcqRel);
         (!taken).then(|| Probe(Arc::clone(&self.probing)))
     }

@@ -5,8 +5,8 @@ mod seeds;
 
 use std::path::PathBuf;
 
-use super::*;
-use crate::samples::{bomb, hollow, hostile, nested, on_a_small_stack};
+use crate::fuzzing::*;
+use crate::session::samples::{bomb, hollow, hostile, nested, on_a_small_stack};
 
 type Target = (&'static str, fn(&[u8]));
 
@@ -45,7 +45,7 @@ fn the_corpus_breaks_no_rule() {
 #[test]
 fn data_that_serde_json_misreads_comes_back_from_every_form() {
     on_a_small_stack("every form", || {
-        let deepest = [nested, hollow].map(|of| of(crate::record::MAX_DEPTH));
+        let deepest = [nested, hollow].map(|of| of(crate::session::MAX_DEPTH));
         for data in hostile().iter().chain(&[bomb(5), bomb(20)]).chain(&deepest) {
             comes_back(data);
         }

@@ -8,8 +8,8 @@
 use bson::spec::BinarySubtype;
 use bson::{Binary, DateTime, RawDocument, RawDocumentBuf, doc};
 
-use super::read;
 use crate::fuzzing::comes_back;
+use crate::import::read;
 
 /// The id of a record: `AAAAAAAAAAAAAAAAAAAABw` in a cookie.
 pub(crate) const NUMBER: i128 = 7;
@@ -25,7 +25,7 @@ pub fn import(bytes: &[u8]) {
 fn take(document: &RawDocument) {
     if let Ok(old) = read(document) {
         // It may be deeper than what can be stored.
-        if crate::cache::packed::encode(&old.data).is_some() {
+        if crate::cache::compact::encode(&old.data).is_some() {
             comes_back(&old.data);
         }
     }

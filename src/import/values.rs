@@ -9,9 +9,9 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::record::Data;
+use crate::session::Data;
 
-pub(super) struct Values(pub(super) Data);
+pub(crate) struct Values(pub(crate) Data);
 
 impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -102,10 +102,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::{LegacySession, fuzzing, read};
     use super::*;
-    use crate::record::same;
-    use crate::samples::{bomb, data, hostile, nested, on_a_small_stack};
+    use crate::import::{LegacySession, fuzzing, read};
+    use crate::session::same;
+    use crate::session::samples::{bomb, data, hostile, nested, on_a_small_stack};
 
     fn imported(data: &Data) -> Result<Data, &'static str> {
         let record = rmp_serde::to_vec(&(fuzzing::NUMBER, data, json!([2026, 1]))).unwrap();

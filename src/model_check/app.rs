@@ -8,17 +8,20 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
-use super::database::{Database, EXPIRES, GONE};
-use super::tasks;
-use super::world::World;
-use crate::backend::{Backend, Call, Rev, RevSource};
 use crate::cache::Cache;
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::SessionKey;
-use crate::record::{Data, RawId, Session, WallTime};
+use crate::model_check::database::{Database, EXPIRES, GONE};
+use crate::model_check::tasks;
+use crate::model_check::world::World;
+use crate::session::id::RawId;
+use crate::session::id::SessionKey;
+use crate::session::revision::{Rev, RevSource};
+use crate::session::{Data, Session};
+use crate::store::backend::{Backend, Call};
+use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::sync::{Mutex, lock};
-use crate::tiers::{TouchPolicy, WriteThrough};
+use crate::time::Clock;
+use crate::time::WallTime;
 
 /// The id of the one session.
 const ID: RawId = RawId(1);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::clock::Moment;
 use crate::sync::{AtomicU64, Ordering};
+use crate::time::Moment;
 
 const HOUR: u64 = 3_600;
 

@@ -3,12 +3,13 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::app::number_in;
-use crate::backend::Rev;
-use crate::clock::{Clock, Moment};
-use crate::key::SessionKey;
-use crate::record::{Data, Session, WallTime};
+use crate::model_check::app::number_in;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
+use crate::session::{Data, Session};
 use crate::sync::{Mutex, Ordering, lock};
+use crate::time::WallTime;
+use crate::time::{Clock, Moment};
 
 /// The first number of data that an app has chosen.
 const CHOSEN: u64 = 100;

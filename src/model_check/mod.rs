@@ -28,8 +28,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-pub(crate) use self::clock::ModelClock;
-use self::world::World;
+pub(crate) use crate::model_check::clock::ModelClock;
+use crate::model_check::world::World;
 
 /// Enough for every fault that was made on purpose: see `tests/RULES.md`.
 const PREEMPTIONS: usize = 2;

@@ -1,7 +1,7 @@
 //! Who does what at the same time, in each model. Small on purpose: each is run under every schedule.
 
-use super::check;
-use super::world::World;
+use crate::model_check::check;
+use crate::model_check::world::World;
 
 use World as W;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::tasks::Tasks;
+use crate::runtime::Tasks;
 
 loom::thread_local! {
     /// Whether the next deadline of this thread expires before the call has begun.

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use loom::sync::Condvar;
 
-use super::app::App;
-use super::clock::ModelClock;
-use super::database::{Database, GONE, Rank, Written, key, session};
-use crate::backend::{Change, RevSource};
 use crate::cache::{Cache, CacheConfig, EvictionPolicy, Leader, Lookup};
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::{Invalidation, Series};
-use crate::record::Session;
+use crate::invalidation::source::Change;
+use crate::model_check::app::App;
+use crate::model_check::clock::ModelClock;
+use crate::model_check::database::{Database, GONE, Rank, Written, key, session};
+use crate::session::Session;
+use crate::session::revision::RevSource;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::telemetry::metrics::{Invalidation, Series};
+use crate::time::Clock;
 
 /// `max_staleness`, where the clock moves by the second.
 const BOUND: Duration = Duration::from_secs(1);

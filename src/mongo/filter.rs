@@ -28,9 +28,9 @@
 
 use bson::{Bson, Document, doc};
 
-use super::document::REENCRYPT_FIELDS;
-use super::query::and;
 use crate::error::{Error, Result};
+use crate::mongo::ops::query::and;
+use crate::mongo::schema::REENCRYPT_FIELDS;
 
 /// The fields beside `data`, which every store writes in the same form.
 const FIELDS: [&str; 8] =
@@ -67,7 +67,7 @@ const MAX_DEPTH: usize = 100;
 ///
 /// `Config` for a filter that asks for `data` where MongoDB cannot look into it, and for one that is
 /// not known to do without.
-pub(super) fn guarded(filter: Document, queryable: bool) -> Result<Document> {
+pub(crate) fn guarded(filter: Document, queryable: bool) -> Result<Document> {
     Guard { queryable }.filter(filter, Sense::True, 0)
 }
 
@@ -267,7 +267,7 @@ impl Guard {
 }
 
 /// Whether a filter has no condition at all.
-pub(super) fn finds_everything(filter: &Document) -> bool {
+pub(crate) fn finds_everything(filter: &Document) -> bool {
     filter.keys().all(|key| key == "$comment")
 }
 

@@ -12,20 +12,24 @@ use std::task::{Context, Poll, Waker};
 use bson::{Document, RawDocument};
 use mongodb::options::ClientOptions;
 
-pub(crate) use super::codec::fuzzing::comes_back;
-#[cfg(feature = "encryption")]
-pub use super::codec::fuzzing::envelope;
-use super::codec::fuzzing::forms;
-pub use super::codec::fuzzing::{native, text};
-use super::{cursor, document, invalidations, news, uri};
 use crate::error::ErrorKind;
+use crate::mongo::change_stream::cursor;
+use crate::mongo::change_stream::events;
+use crate::mongo::change_stream::reader;
+pub(crate) use crate::mongo::codec::fuzzing::comes_back;
+#[cfg(feature = "encryption")]
+pub use crate::mongo::codec::fuzzing::envelope;
+use crate::mongo::codec::fuzzing::forms;
+pub use crate::mongo::codec::fuzzing::{native, text};
+use crate::mongo::connect::uri;
+use crate::mongo::schema;
 
 /// Reads a stored document, whatever types its fields have.
 pub fn document(bytes: &[u8]) {
     let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
     for form in forms() {
-        let session = document::session(raw, &form);
-        let listed = document::live_session(raw, &form);
+        let session = schema::session(raw, &form);
+        let listed = schema::live_session(raw, &form);
         if let Ok(session) = &session {
             comes_back(&session.data);
         }
@@ -36,11 +40,11 @@ pub fn document(bytes: &[u8]) {
         }
     }
     #[cfg(feature = "encryption")]
-    drop(document::stored_data(raw));
+    drop(schema::stored_data(raw));
     #[cfg(feature = "import")]
-    let _ = super::takeover::ImportSteps::claim_on(raw).is_some();
-    let now = crate::record::WallTime::from_millis(0);
-    let _ = (document::key(raw), document::rev(raw), document::is_live(raw, now));
+    let _ = crate::mongo::ops::import::ImportSteps::claim_on(raw).is_some();
+    let now = crate::time::WallTime::from_millis(0);
+    let _ = (schema::key(raw), schema::rev(raw), schema::is_live(raw, now));
 }
 
 /// Reads a report of a change stream, and an answer that holds several.
@@ -48,18 +52,18 @@ pub fn report(bytes: &[u8]) {
     let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
     let Ok(event) = Document::try_from(raw) else { return };
     read_report(&event);
-    let _ = invalidations::time_in(&event);
+    let _ = reader::time_in(&event);
     for batch in ["firstBatch", "nextBatch"] {
         let Some((_, handed)) = cursor::parse_reply(event.clone(), batch) else { continue };
         handed.events.iter().for_each(read_report);
-        let _ = handed.after.as_ref().map(invalidations::time_in);
+        let _ = handed.after.as_ref().map(reader::time_in);
     }
 }
 
 /// Both streams know the same sessions.
 fn read_report(event: &Document) {
-    if let Some(report) = news::session_change(event) {
-        assert_eq!(invalidations::change(event).map(|change| change.key), Some(report.key));
+    if let Some(report) = events::session_change(event) {
+        assert_eq!(reader::change(event).map(|change| change.key), Some(report.key));
     }
 }
 
@@ -93,18 +97,18 @@ pub fn uri(bytes: &[u8]) {
 
 /// Hands over what is stored of this data in each form: the target, the form and the bytes.
 #[cfg(all(test, feature = "encryption"))]
-pub(crate) fn seeds(data: &crate::record::Data, write: impl Fn(&str, &str, &[u8])) {
+pub(crate) fn seeds(data: &crate::session::Data, write: impl Fn(&str, &str, &[u8])) {
     use bson::Bson;
 
-    use crate::backend::RevSource;
-    use crate::key::SessionKey;
-    use crate::record::WallTime;
+    use crate::session::id::SessionKey;
+    use crate::session::revision::RevSource;
+    use crate::time::WallTime;
 
-    let key = SessionKey::from_bytes(&super::codec::fuzzing::ID).unwrap();
+    let key = SessionKey::from_bytes(&crate::mongo::codec::fuzzing::ID).unwrap();
     let at = WallTime::from_millis(1);
     for (form, name) in forms().iter().zip(["-text", "-native", "-encrypted"]) {
         let rev = RevSource::new().next();
-        let Ok(mut stored) = document::insert_document(key, rev, (data, form), at, at) else {
+        let Ok(mut stored) = schema::insert_document(key, rev, (data, form), at, at) else {
             continue;
         };
         stored.insert("owner", "7");

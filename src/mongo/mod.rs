@@ -1,79 +1,58 @@
 //! The persistence tier: sessions in a MongoDB collection.
 
-mod assign;
 mod builder;
-mod bulk;
-mod checks;
-mod client_state;
+mod causal;
+pub(crate) mod change_stream;
 pub(crate) mod codec;
-mod connection;
-pub(crate) mod cursor;
-mod document;
-mod expiry;
-mod failure;
+mod collection;
+mod connect;
+mod error;
 mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod index_upkeep;
-pub(crate) mod invalidations;
-mod listing;
-mod live;
-pub(crate) mod news;
-mod operations;
-mod owner;
-mod owner_index;
-mod probe;
-mod query;
-#[cfg(feature = "encryption")]
-mod reencrypt;
-mod removal;
-mod seen;
+mod indexes;
+mod maintenance;
+pub(crate) mod ops;
+mod owner_field;
+mod schema;
 mod server_errors;
-mod shown;
-#[cfg(feature = "import")]
-pub(crate) mod takeover;
 mod timer;
-mod uri;
-mod uri_options;
-mod warming;
-mod watch;
-pub(crate) mod watermark;
+mod types;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::Document;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::builder::MongoStoreBuilder;
-pub(crate) use self::builder::series;
-use self::codec::DataFormat;
-#[cfg(feature = "encryption")]
-pub use self::codec::{Key, Keys};
-pub use self::expiry::ExpiredRemoval;
-use self::listing::ListQuery;
-pub use self::listing::LiveSessions;
-use self::owner::OwnerFn;
-pub use self::query::{data_equals, data_path, owner_equals};
-#[cfg(feature = "encryption")]
-pub use self::reencrypt::{Reencrypted, Reencryption};
-pub(crate) use self::removal::DeleteSelection;
-use self::seen::CausalSessions;
-pub use self::shown::{LiveSession, StoredSession};
-use self::watch::InvalidationStream;
-use crate::backend::{Backend, MAX_ID_ATTEMPTS, RevSource, no_free_id};
-use crate::clock::Clock;
-use crate::dispatch::Batcher;
+use crate::batching::Batcher;
 use crate::error::{Error, Result};
-use crate::health::Health;
-use crate::key::SessionKey;
-use crate::metrics::MongoMetrics;
-use crate::record::{Data, RawId, Session, WallTime};
-use crate::tasks::Tasks;
-use crate::trace;
+pub use crate::mongo::builder::MongoStoreBuilder;
+pub(crate) use crate::mongo::builder::series;
+use crate::mongo::change_stream::invalidations::InvalidationStream;
+#[cfg(feature = "encryption")]
+pub use crate::mongo::codec::{Key, Keys};
+use crate::mongo::collection::SessionCollection;
+pub use crate::mongo::indexes::expiry::ExpiredRemoval;
+#[cfg(feature = "encryption")]
+pub use crate::mongo::maintenance::reencrypt::{Reencrypted, Reencryption};
+pub(crate) use crate::mongo::ops::delete::DeleteSelection;
+use crate::mongo::ops::list::ListQuery;
+pub use crate::mongo::ops::list::LiveSessions;
+pub use crate::mongo::ops::query::{data_equals, data_path, owner_equals};
+pub use crate::mongo::types::{LiveSession, StoredSession};
+use crate::runtime::Tasks;
+use crate::session::id::RawId;
+use crate::session::id::SessionKey;
+use crate::session::revision::RevSource;
+use crate::session::{Data, Session};
+use crate::store::backend::{Backend, MAX_ID_ATTEMPTS, no_free_id};
+use crate::store::health::Health;
+use crate::telemetry::metrics::MongoMetrics;
+use crate::telemetry::spans;
+use crate::time::WallTime;
 
 /// Sessions in a MongoDB collection: a complete store by itself, and the lower tier of
 /// [`CachedMongoStore`](crate::CachedMongoStore).
@@ -127,21 +106,6 @@ struct Inner {
 /// The operations on the collection, sent as they are best sent.
 pub(crate) type MongoBackend = Batcher<SessionCollection>;
 
-/// The collection and what every operation on it needs. Cheap to clone into a task.
-#[derive(Clone)]
-pub(crate) struct SessionCollection {
-    documents: Collection<Document>,
-    timeout: Duration,
-    ttl: Option<Duration>,
-    format: DataFormat,
-    owner: Option<OwnerFn>,
-    clock: Clock,
-    metrics: Arc<MongoMetrics>,
-    causal: CausalSessions,
-    tasks: Tasks,
-    closed: CancellationToken,
-}
-
 impl MongoStore {
     /// A builder with every option of the connection and of expiry.
     pub fn builder() -> MongoStoreBuilder {
@@ -191,7 +155,7 @@ impl MongoStore {
     ///
     /// May be dropped at any time.
     pub async fn length(&self) -> Result<u64> {
-        trace::verb!("session_store.length", self.run(self.inner.collection.clone().count()))
+        spans::verb!("session_store.length", self.run(self.inner.collection.clone().count()))
     }
 
     /// About how many live sessions there are: the number in the collection's metadata less the
@@ -209,7 +173,7 @@ impl MongoStore {
     /// May be dropped at any time.
     pub async fn estimated_length(&self) -> Result<u64> {
         let estimate = self.run(self.inner.collection.clone().estimate());
-        trace::verb!("session_store.estimated_length", estimate)
+        spans::verb!("session_store.estimated_length", estimate)
     }
 
     /// Whether a live session has this id.
@@ -223,7 +187,7 @@ impl MongoStore {
     /// May be dropped at any time.
     pub async fn contains(&self, id: impl Into<SessionKey> + Send) -> Result<bool> {
         let contains = self.run(self.inner.collection.clone().contains(id.into()));
-        trace::verb!("session_store.contains", contains)
+        spans::verb!("session_store.contains", contains)
     }
 
     /// A stream of the live sessions, in no particular order and without their ids. Holds 64
@@ -250,7 +214,7 @@ impl MongoStore {
     /// Once begun it goes on to its end though the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
         let clear = self.inner.tasks.run_paged(self.backend().clear(), |outcome| outcome);
-        trace::verb!("session_store.clear", clear)
+        spans::verb!("session_store.clear", clear)
     }
 
     /// The collection itself, typed with what is stored, for queries of your own. Caches hear of any
@@ -278,20 +242,23 @@ impl MongoStore {
     pub async fn ensure_indexes(&self) -> Result<()> {
         let sessions = self.inner.collection.clone();
         let ensured = async {
-            let expiry = expiry::ensure_index(sessions.clone(), self.inner.removal);
-            let ensured =
-                self.run(expiry).await.map_err(|it| expiry::build_timed_out(&it, "expires"));
+            let expiry = indexes::expiry::ensure_index(sessions.clone(), self.inner.removal);
+            let ensured = self
+                .run(expiry)
+                .await
+                .map_err(|it| indexes::expiry::build_timed_out(&it, "expires"));
             let cost = "expired sessions may stay, and counting them may be slow";
-            ensured.inspect_err(|error| trace::warn_index_problem(error, cost))?;
+            ensured.inspect_err(|error| spans::warn_index_problem(error, cost))?;
             if sessions.owner.is_none() {
                 return Ok(());
             }
-            let owner = owner_index::ensure_index(sessions);
-            let ensured = self.run(owner).await.map_err(|it| expiry::build_timed_out(&it, "owner"));
+            let owner = indexes::owner::ensure_index(sessions);
+            let ensured =
+                self.run(owner).await.map_err(|it| indexes::expiry::build_timed_out(&it, "owner"));
             let cost = "listing and ending the sessions of an owner may be slow";
-            ensured.inspect_err(|error| trace::warn_index_problem(error, cost))
+            ensured.inspect_err(|error| spans::warn_index_problem(error, cost))
         };
-        trace::verb!("session_store.ensure_indexes", ensured)
+        spans::verb!("session_store.ensure_indexes", ensured)
     }
 
     /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.

@@ -7,13 +7,13 @@
 use mongodb::error::{ErrorKind as Driver, RESUMABLE_CHANGE_STREAM_ERROR, RETRYABLE_ERROR};
 use mongodb::error::{SYSTEM_OVERLOADED_ERROR, WriteFailure};
 
-use super::failure::{code, code_name};
-use crate::backend::{Fault, Refusal};
 use crate::error::ErrorKind;
+use crate::invalidation::source::{Fault, Refusal};
+use crate::mongo::error::{code, code_name};
 
 /// What an error of the server means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     /// The server is overloaded and turns work away.
     Overloaded,
     /// An election or a shutdown: no member is a primary that takes this call.
@@ -50,7 +50,7 @@ pub(super) enum Meaning {
 
 /// Where a change stream is opened, or goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StreamStart {
+pub(crate) enum StreamStart {
     /// Opened, without a position.
     Fresh,
     /// Opened, after a position.
@@ -60,7 +60,7 @@ pub(super) enum StreamStart {
 }
 
 /// The code for a duplicate key.
-pub(super) const DUPLICATE_KEY: i32 = 11000;
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
 /// In MongoDB: the oplog is cut off behind the position. In Amazon `DocumentDB`: change streams are not enabled.
 const CAPPED_POSITION_LOST: i32 = 136;
 const ATLAS_ERROR: i32 = 8000;
@@ -178,7 +178,7 @@ const TABLE: [(i32, &str, Meaning); 65] = [
 ];
 
 /// What an error means; `None` if it is not an answer of the server.
-pub(super) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
+pub(crate) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
     // The driver puts the label of overload on its own network errors too, where a connection is not
     // established. Those are an outage.
     let code = code(error)?;
@@ -195,22 +195,22 @@ pub(super) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
 }
 
 /// What a code means that comes without labels, as that of a statement in a batch does.
-pub(super) fn meaning_of(code: i32) -> Meaning {
+pub(crate) fn meaning_of(code: i32) -> Meaning {
     row(code).map_or(Meaning::Other, |(_, _, meaning)| *meaning)
 }
 
 /// The name of a code in the table, where the server has not given one.
-pub(super) fn name_of(code: i32) -> Option<&'static str> {
+pub(crate) fn name_of(code: i32) -> Option<&'static str> {
     row(code).map(|(_, name, _)| *name).filter(|name| !name.is_empty())
 }
 
 /// Whether the error is an answer of the server with this meaning.
-pub(super) fn has_meaning(error: &mongodb::error::Error, expected: Meaning) -> bool {
+pub(crate) fn has_meaning(error: &mongodb::error::Error, expected: Meaning) -> bool {
     meaning(error) == Some(expected)
 }
 
 /// Whether the server lacks what the command needs.
-pub(super) fn is_not_understood(error: &mongodb::error::Error) -> bool {
+pub(crate) fn is_not_understood(error: &mongodb::error::Error) -> bool {
     let meaning = meaning(error);
     matches!(meaning, Some(Meaning::UnknownCommand | Meaning::Unsupported))
 }
@@ -221,13 +221,13 @@ pub(super) fn is_not_understood(error: &mongodb::error::Error) -> bool {
 /// words of the
 /// [specification](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
 /// The codes of the table turn a call away before it begins. Any other error may have interrupted it.
-pub(super) fn was_rejected(error: &mongodb::error::Error) -> bool {
+pub(crate) fn was_rejected(error: &mongodb::error::Error) -> bool {
     let known = code(error).is_some_and(|code| meaning_of(code) == Meaning::Overloaded);
     known || error.contains_label(RETRYABLE_ERROR)
 }
 
 /// What an error means for a change stream, or for a question about one.
-pub(super) fn fault(error: &mongodb::error::Error, start: StreamStart) -> Fault {
+pub(crate) fn fault(error: &mongodb::error::Error, start: StreamStart) -> Fault {
     if matches!(*error.kind, Driver::Shutdown) {
         return Fault::Closed;
     }
@@ -261,7 +261,7 @@ fn row(code: i32) -> Option<&'static (i32, &'static str, Meaning)> {
 
 impl Meaning {
     /// The kind of our error.
-    pub(super) fn kind(self) -> ErrorKind {
+    pub(crate) fn kind(self) -> ErrorKind {
         match self {
             Self::Overloaded => ErrorKind::Overloaded,
             Self::NoPrimary | Self::Unreachable => ErrorKind::Connection,
@@ -281,7 +281,7 @@ impl Meaning {
         }
     }
 
-    pub(super) fn of_a_write_concern(self) -> Self {
+    pub(crate) fn of_a_write_concern(self) -> Self {
         if self == Self::Overloaded { Self::Other } else { self }
     }
 

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::server_errors::DUPLICATE_KEY;
-use super::{SessionCollection, failure};
 use crate::error::{ErrorKind, Result};
-use crate::metrics::{MongoMetrics, Outcome, Verb};
-use crate::trace::{self, Command};
+use crate::mongo::collection::SessionCollection;
+use crate::mongo::error;
+use crate::mongo::server_errors::DUPLICATE_KEY;
+use crate::telemetry::metrics::{MongoMetrics, Outcome, Verb};
+use crate::telemetry::spans::{self, Command};
 
 /// Times one operation. One that is dropped, or succeeds past the deadline, counts as timed out,
 /// which is what its caller was told.
-pub(super) struct Timer {
+pub(crate) struct Timer {
     metrics: Arc<MongoMetrics>,
     verb: Verb,
     start: Instant,
@@ -21,12 +22,12 @@ pub(super) struct Timer {
 }
 
 impl SessionCollection {
-    pub(super) fn timer(&self, verb: Verb) -> Timer {
-        self.timer_of(verb, trace::command(verb))
+    pub(crate) fn timer(&self, verb: Verb) -> Timer {
+        self.timer_of(verb, spans::command(verb))
     }
 
     /// Of a command that is not the one by which the verb is known.
-    pub(super) fn timer_of(&self, verb: Verb, command: &'static str) -> Timer {
+    pub(crate) fn timer_of(&self, verb: Verb, command: &'static str) -> Timer {
         Timer {
             metrics: self.metrics.clone(),
             verb,
@@ -40,24 +41,24 @@ impl SessionCollection {
 
 impl Timer {
     /// Of a command that carries so many calls.
-    pub(super) fn with_calls(self, calls: usize) -> Self {
+    pub(crate) fn with_calls(self, calls: usize) -> Self {
         self.command.set_batch_size(calls);
         self
     }
 
     /// Of one that may take longer than an operation.
-    pub(super) fn with_timeout(mut self, patience: Duration) -> Self {
+    pub(crate) fn with_timeout(mut self, patience: Duration) -> Self {
         self.timeout = patience;
         self
     }
 
-    pub(super) fn finish<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
+    pub(crate) fn finish<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
         self.record(outcome, None);
         result
     }
 
-    pub(super) fn fail<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
-        let (code, error) = (failure::code(error), failure::to_error(doing, error));
+    pub(crate) fn fail<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
+        let (code, error) = (error::code(error), error::to_error(doing, error));
         self.record(Outcome::Failed(error.kind()), code);
         Err(error)
     }

@@ -5,46 +5,49 @@
 
 use futures::future::join_all;
 
-use super::chance::Chance;
-use super::operation::{Operation, Outcome};
-use super::sign_out::Floors;
-use super::stream::{Cursor, Reply};
-use super::wire::{Manners, Wire};
-use crate::backend::{
-    Backend, Call, ChangeSource, Fault, PrimaryTime, Refusal, Rev, SourceCall, StreamCall,
-};
-use crate::clock::Clock;
-use crate::dispatch::Commands;
+use crate::batching::Commands;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::SessionKey;
-use crate::mongo::cursor::ResumeToken;
-use crate::mongo::invalidations::InvalidationReader;
-use crate::record::{Data, Session, WallTime};
+use crate::invalidation::source::{
+    ChangeSource, Fault, PrimaryTime, Refusal, SourceCall, StreamCall,
+};
+use crate::mongo::change_stream::cursor::ResumeToken;
+use crate::mongo::change_stream::reader::InvalidationReader;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
+use crate::session::{Data, Session};
+use crate::simulation::chance::Chance;
+use crate::simulation::operation::{Operation, Outcome};
+use crate::simulation::sign_out::Floors;
+use crate::simulation::stream::{Cursor, Reply};
+use crate::simulation::wire::{Manners, Wire};
+use crate::store::backend::{Backend, Call};
+use crate::time::Clock;
+use crate::time::WallTime;
 
 /// The data of a session that no database takes.
-pub(super) const UNSTORABLE: u64 = u64::MAX;
+pub(crate) const UNSTORABLE: u64 = u64::MAX;
 /// What each update counts as, towards what may be sent together.
-pub(super) const UPDATE_BYTES: usize = 100;
+pub(crate) const UPDATE_BYTES: usize = 100;
 
 /// One store's connection to the database.
 #[derive(Clone)]
 pub(crate) struct FakeBackend {
-    pub(super) wire: Wire,
+    pub(crate) wire: Wire,
     node: usize,
 }
 
 impl FakeBackend {
-    pub(super) fn new(wire: Wire, node: usize) -> Self {
+    pub(crate) fn new(wire: Wire, node: usize) -> Self {
         Self { wire, node }
     }
 
     /// A database of its own, where nothing happens by chance.
-    pub(super) fn alone(clock: Clock) -> Self {
+    pub(crate) fn alone(clock: Clock) -> Self {
         Self::new(Wire::new(clock, Chance::of(0), Manners::default()), 0)
     }
 
     /// Waits for the next call that `selected` accepts, applied or not.
-    pub(super) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> usize {
+    pub(crate) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> usize {
         loop {
             let arrived = self.wire.arrived.notified();
             let found = self.waiting().into_iter().find(|(_, operation)| wanted(operation));
@@ -56,42 +59,42 @@ impl FakeBackend {
     }
 
     /// The calls that have not been answered.
-    pub(super) fn waiting(&self) -> Vec<(usize, Operation)> {
+    pub(crate) fn waiting(&self) -> Vec<(usize, Operation)> {
         let state = self.wire.state();
         state.calls.iter().map(|(call, it)| (*call, it.operation.clone())).collect()
     }
 
     /// How many calls were made in all.
-    pub(super) fn made(&self) -> usize {
+    pub(crate) fn made(&self) -> usize {
         self.wire.state().records.len()
     }
 
-    pub(super) fn apply(&self, call: usize) {
+    pub(crate) fn apply(&self, call: usize) {
         self.wire.apply(call);
     }
 
-    pub(super) fn answer(&self, call: usize) {
+    pub(crate) fn answer(&self, call: usize) {
         self.wire.answer(call);
     }
 
     /// Answers a call with an error, whatever came of it.
-    pub(super) fn fail(&self, call: usize) {
+    pub(crate) fn fail(&self, call: usize) {
         self.wire.fail(call, Fault::Passing);
     }
 
     /// Applies and answers.
-    pub(super) fn serve(&self, call: usize) {
+    pub(crate) fn serve(&self, call: usize) {
         self.apply(call);
         self.answer(call);
     }
 
     /// What the database holds under a key.
-    pub(super) fn stored(&self, key: SessionKey) -> Option<Session> {
+    pub(crate) fn stored(&self, key: SessionKey) -> Option<Session> {
         self.wire.state().database.find(key)
     }
 
     /// Changes the database behind the store's back, as another instance would.
-    pub(super) fn put(&self, key: SessionKey, session: Option<Session>) {
+    pub(crate) fn put(&self, key: SessionKey, session: Option<Session>) {
         let database = &mut self.wire.state().database;
         match session {
             Some(session) if database.find(key).is_some() => {
@@ -103,11 +106,11 @@ impl FakeBackend {
     }
 
     /// What the database holds of these sessions.
-    pub(super) fn ranks(&self, keys: &[SessionKey]) -> Floors {
+    pub(crate) fn ranks(&self, keys: &[SessionKey]) -> Floors {
         self.wire.state().database.ranks(keys)
     }
 
-    pub(super) fn call<T: Send + 'static>(
+    pub(crate) fn call<T: Send + 'static>(
         &self,
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
@@ -185,7 +188,7 @@ fn found(outcome: Outcome) -> Option<Option<Session>> {
     }
 }
 
-/// As it is sent by [`Batcher`](crate::dispatch::Batcher).
+/// As it is sent by [`Batcher`](crate::batching::Batcher).
 impl Commands for FakeBackend {
     type Update = Operation;
 
@@ -206,7 +209,7 @@ impl Commands for FakeBackend {
         data: &Data,
         expires: WallTime,
     ) -> Result<Operation> {
-        if super::version(data) == UNSTORABLE {
+        if crate::simulation::version(data) == UNSTORABLE {
             return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
         }
         Ok(Operation::Replace(key, rev, Session { data: data.clone(), expires }))

@@ -5,42 +5,42 @@ use std::time::Duration;
 
 /// A source of choices. Clones share it: the order in which they ask is part of what is replayed.
 #[derive(Clone, Debug)]
-pub(super) struct Chance(Arc<Mutex<fastrand::Rng>>);
+pub(crate) struct Chance(Arc<Mutex<fastrand::Rng>>);
 
 impl Chance {
-    pub(super) fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))))
     }
 
     /// A source of its own, which this one decides on.
-    pub(super) fn another(&self) -> fastrand::Rng {
+    pub(crate) fn another(&self) -> fastrand::Rng {
         self.0.lock().unwrap().fork()
     }
 
-    pub(super) fn happens(&self, probability: f64) -> bool {
+    pub(crate) fn happens(&self, probability: f64) -> bool {
         probability > 0.0 && self.0.lock().unwrap().f64() < probability
     }
 
-    pub(super) fn below(&self, bound: usize) -> usize {
+    pub(crate) fn below(&self, bound: usize) -> usize {
         self.0.lock().unwrap().usize(..bound)
     }
 
-    pub(super) fn pick<T: Copy>(&self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
-    pub(super) fn shuffle<T>(&self, items: &mut [T]) {
+    pub(crate) fn shuffle<T>(&self, items: &mut [T]) {
         self.0.lock().unwrap().shuffle(items);
     }
 
     /// Some whole milliseconds, at most `whole`.
-    pub(super) fn part_of(&self, whole: Duration) -> Duration {
+    pub(crate) fn part_of(&self, whole: Duration) -> Duration {
         let millis = u64::try_from(whole.as_millis()).unwrap();
         Duration::from_millis(self.0.lock().unwrap().u64(..=millis))
     }
 
     /// Lets others run first, or not.
-    pub(super) async fn dawdle(&self, laziness: f64) {
+    pub(crate) async fn dawdle(&self, laziness: f64) {
         while self.happens(laziness) {
             tokio::task::yield_now().await;
         }

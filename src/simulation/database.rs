@@ -3,55 +3,56 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::oplog::Oplog;
-use super::sign_out::{Floors, PAGE};
-use crate::backend::Rev;
-use crate::clock::{Clock, Moment};
-use crate::key::SessionKey;
-use crate::record::{Session, WallTime};
+use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
+use crate::simulation::oplog::Oplog;
+use crate::simulation::sign_out::{Floors, PAGE};
+use crate::time::WallTime;
+use crate::time::{Clock, Moment};
 
 /// Sessions are told apart by their numbers, in the order in which they were first spoken of:
 /// keys are random.
-pub(super) struct Database {
+pub(crate) struct Database {
     clock: Clock,
     numbers: HashMap<SessionKey, usize>,
     keys: Vec<SessionKey>,
     histories: Vec<Vec<State>>,
     /// What sessions were prolonged to, or were to end later than already.
     touched: Vec<(usize, WallTime)>,
-    pub(super) oplog: Oplog,
+    pub(crate) oplog: Oplog,
     /// Whether changes that are made together are one entry of the oplog.
-    pub(super) is_bulk: bool,
+    pub(crate) is_bulk: bool,
     steps: u64,
 }
 
 /// What was true of a session from some moment on.
-pub(super) struct State {
+pub(crate) struct State {
     from: Moment,
     held: Option<Held>,
     /// The call that brought it about, if it was a store's.
     by: Option<usize>,
 }
 
-pub(super) struct Held {
-    pub(super) version: u64,
+pub(crate) struct Held {
+    pub(crate) version: u64,
     /// The expiries that it had, the present one last.
-    pub(super) expiries: Vec<WallTime>,
+    pub(crate) expiries: Vec<WallTime>,
 }
 
 /// A span in which one thing was true of a session.
-pub(super) struct Span<'a> {
+pub(crate) struct Span<'a> {
     /// Grows with each change; odd once a session has expired.
-    pub(super) rank: usize,
-    pub(super) held: Option<&'a Held>,
-    pub(super) from: Moment,
-    pub(super) until: Option<Moment>,
+    pub(crate) rank: usize,
+    pub(crate) held: Option<&'a Held>,
+    pub(crate) from: Moment,
+    pub(crate) until: Option<Moment>,
     /// The call that ended it.
-    pub(super) ended_by: Option<usize>,
+    pub(crate) ended_by: Option<usize>,
 }
 
 impl Database {
-    pub(super) fn new(clock: Clock, shards: usize) -> Self {
+    pub(crate) fn new(clock: Clock, shards: usize) -> Self {
         Self {
             clock,
             numbers: HashMap::new(),
@@ -64,17 +65,17 @@ impl Database {
         }
     }
 
-    pub(super) fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         self.clock.now()
     }
 
     /// The place of a new event in the order of all that happens.
-    pub(super) fn step(&mut self) -> u64 {
+    pub(crate) fn step(&mut self) -> u64 {
         self.steps += 1;
         self.steps
     }
 
-    pub(super) fn number(&mut self, key: SessionKey) -> usize {
+    pub(crate) fn number(&mut self, key: SessionKey) -> usize {
         let Self { numbers, keys, histories, .. } = self;
         *numbers.entry(key).or_insert_with(|| {
             keys.push(key);
@@ -83,12 +84,12 @@ impl Database {
         })
     }
 
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.keys.len()
     }
 
     /// Stores a new session; `false` if one is there, were it expired.
-    pub(super) fn insert(&mut self, key: SessionKey, session: &Session, by: Option<usize>) -> bool {
+    pub(crate) fn insert(&mut self, key: SessionKey, session: &Session, by: Option<usize>) -> bool {
         let number = self.number(key);
         if self.current(number).held.is_some() {
             return false;
@@ -98,7 +99,7 @@ impl Database {
         true
     }
 
-    pub(super) fn replace(
+    pub(crate) fn replace(
         &mut self,
         key: SessionKey,
         rev: Option<Rev>,
@@ -114,14 +115,14 @@ impl Database {
         true
     }
 
-    pub(super) fn find(&mut self, key: SessionKey) -> Option<Session> {
+    pub(crate) fn find(&mut self, key: SessionKey) -> Option<Session> {
         let number = self.number(key);
         let live = self.is_live(number);
         let held = self.current(number).held.as_ref().filter(|_| live)?;
-        Some(Session { data: super::data(held.version), expires: held.expires() })
+        Some(Session { data: crate::simulation::data(held.version), expires: held.expires() })
     }
 
-    pub(super) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
+    pub(crate) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
         let number = self.number(key);
         if self.current(number).held.is_some() {
             self.oplog.tick(self.oplog.home(number));
@@ -141,7 +142,7 @@ impl Database {
     }
 
     /// Replaces all that are live of these sessions, in one transaction.
-    pub(super) fn replace_together(&mut self, sessions: &[(SessionKey, Session)]) {
+    pub(crate) fn replace_together(&mut self, sessions: &[(SessionKey, Session)]) {
         let mut live = Vec::new();
         for (key, session) in sessions {
             let number = self.number(*key);
@@ -167,7 +168,7 @@ impl Database {
     }
 
     /// Removes all sessions, or the first few; answers with how many.
-    pub(super) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
+    pub(crate) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
         let there = (0..self.sessions()).filter(|number| self.current(*number).held.is_some());
         let there: Vec<_> = there.take(most).collect();
         self.remove_all(&there, by);
@@ -175,7 +176,7 @@ impl Database {
     }
 
     /// A page of the sessions of an owner, behind the one of this number, and whether each is live.
-    pub(super) fn owned(&self, owner: u64, after: Option<usize>) -> Vec<(usize, SessionKey, bool)> {
+    pub(crate) fn owned(&self, owner: u64, after: Option<usize>) -> Vec<(usize, SessionKey, bool)> {
         let first = after.map_or(0, |after| after + 1);
         let numbers = (first..self.sessions()).filter(|number| self.is_of(*number, owner));
         let found = numbers.map(|number| (number, self.keys[number], self.is_live(number)));
@@ -183,7 +184,7 @@ impl Database {
     }
 
     /// Removes those of these sessions that are an owner's; answers with how many.
-    pub(super) fn remove_owned(
+    pub(crate) fn remove_owned(
         &mut self,
         keys: &[SessionKey],
         owner: u64,
@@ -202,23 +203,23 @@ impl Database {
 
     fn is_of(&self, number: usize, owner: u64) -> bool {
         let held = self.current(number).held.as_ref();
-        held.is_some_and(|held| super::sign_out::owner(held.version) == owner)
+        held.is_some_and(|held| crate::simulation::sign_out::owner(held.version) == owner)
     }
 
     /// What these sessions are now.
-    pub(super) fn ranks(&mut self, keys: &[SessionKey]) -> Floors {
+    pub(crate) fn ranks(&mut self, keys: &[SessionKey]) -> Floors {
         let numbers: Vec<_> = keys.iter().map(|key| self.number(*key)).collect();
         numbers.into_iter().map(|number| (number, self.rank(number))).collect()
     }
 
     /// What the last of these calls that has changed a session has made of it.
-    pub(super) fn rank_by(&self, number: usize, by: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(crate) fn rank_by(&self, number: usize, by: impl Fn(usize) -> bool) -> Option<usize> {
         let mut states = self.histories[number].iter();
         states.rposition(|state| state.by.is_some_and(&by)).map(|index| 2 * index)
     }
 
     /// Prolongs a live session, of which the log does not tell; `false` if there is none.
-    pub(super) fn touch(&mut self, key: SessionKey, expires: WallTime) -> bool {
+    pub(crate) fn touch(&mut self, key: SessionKey, expires: WallTime) -> bool {
         let number = self.number(key);
         if !self.is_live(number) {
             return false;
@@ -234,7 +235,7 @@ impl Database {
     }
 
     /// Removes what has expired, as the database does by itself.
-    pub(super) fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self) {
         let is_over =
             |number: &usize| self.current(*number).held.is_some() && !self.is_live(*number);
         let over: Vec<_> = (0..self.sessions()).filter(is_over).collect();
@@ -242,7 +243,7 @@ impl Database {
     }
 
     /// Drops the collection.
-    pub(super) fn drop_all(&mut self) {
+    pub(crate) fn drop_all(&mut self) {
         for number in 0..self.sessions() {
             if self.current(number).held.is_some() {
                 self.becomes(number, None, None);
@@ -253,48 +254,48 @@ impl Database {
     }
 
     /// A write to something else, which the log tells if it is to a session.
-    pub(super) fn another_write(&mut self, session: Option<SessionKey>) {
+    pub(crate) fn another_write(&mut self, session: Option<SessionKey>) {
         let shard = self.oplog.tick_anywhere();
         if let Some(key) = session {
             self.oplog.log(shard, Some((key, None)));
         }
     }
 
-    pub(super) fn is_live(&self, number: usize) -> bool {
+    pub(crate) fn is_live(&self, number: usize) -> bool {
         let held = self.current(number).held.as_ref();
         held.is_some_and(|held| held.expires() > self.clock.wall())
     }
 
     /// What is true of a session now.
-    pub(super) fn version(&self, number: usize) -> Option<u64> {
+    pub(crate) fn version(&self, number: usize) -> Option<u64> {
         let held = self.current(number).held.as_ref();
         held.filter(|_| self.is_live(number)).map(|held| held.version)
     }
 
     /// The expiries with which touches of a session were acknowledged. Who sent them need not know
     /// by then what another store has made of the session's data.
-    pub(super) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
+    pub(crate) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
         let its_own = move |(whose, _): &&(usize, WallTime)| *whose == number;
         self.touched.iter().filter(its_own).map(|(_, expires)| expires)
     }
 
     /// Whether a session was stored under this key at some time.
-    pub(super) fn has_held_anything(&self, number: usize) -> bool {
+    pub(crate) fn has_held_anything(&self, number: usize) -> bool {
         self.histories[number].len() > 1
     }
 
-    pub(super) fn rank(&self, number: usize) -> usize {
+    pub(crate) fn rank(&self, number: usize) -> usize {
         self.spans(number).last().map_or(0, |span| span.rank)
     }
 
     /// What was true last before a moment.
-    pub(super) fn rank_before(&self, number: usize, moment: Moment) -> usize {
+    pub(crate) fn rank_before(&self, number: usize, moment: Moment) -> usize {
         let before = self.spans(number).filter(|span| span.from < moment);
         before.last().map_or(0, |span| span.rank)
     }
 
     /// All that was true of a session, up to now.
-    pub(super) fn spans(&self, number: usize) -> impl Iterator<Item = Span<'_>> {
+    pub(crate) fn spans(&self, number: usize) -> impl Iterator<Item = Span<'_>> {
         let (states, now) = (&self.histories[number], self.clock.now());
         let spans = states.iter().enumerate().flat_map(move |(index, state)| {
             let next = states.get(index + 1);
@@ -321,7 +322,7 @@ impl Database {
 
     fn becomes(&mut self, number: usize, session: Option<&Session>, by: Option<usize>) {
         let held = session.map(|session| Held {
-            version: super::version(&session.data),
+            version: crate::simulation::version(&session.data),
             expiries: vec![session.expires],
         });
         self.histories[number].push(State { from: self.clock.now(), held, by });
@@ -341,7 +342,7 @@ impl Database {
 }
 
 impl Held {
-    pub(super) fn expires(&self) -> WallTime {
+    pub(crate) fn expires(&self) -> WallTime {
         *self.expiries.last().unwrap()
     }
 }

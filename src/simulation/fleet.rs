@@ -7,40 +7,41 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::{FakeBackend, UNSTORABLE};
-use super::chance::Chance;
-use super::crew::Scheduler;
-use super::edge::TracedBackend;
-use super::oracle::Begun;
-use super::profile::{Kind, Profile};
-use super::sign_out::OwnedPages;
-use super::wire::{Manners, Wire};
-use crate::backend::RevSource;
 use crate::cache::{Cache, CacheConfig, EvictionPolicy};
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::follow::{self, InvalidationListener};
-use crate::metrics::{Series, StreamMetrics};
-use crate::record::{RawId, WallTime};
-use crate::tasks::Tasks;
-use crate::tiers::{TouchPolicy, WriteThrough};
+use crate::invalidation::{self, InvalidationListener};
+use crate::runtime::Tasks;
+use crate::session::id::RawId;
+use crate::session::revision::RevSource;
+use crate::simulation::backend::{FakeBackend, UNSTORABLE};
+use crate::simulation::chance::Chance;
+use crate::simulation::fault_plan::{Kind, Profile};
+use crate::simulation::oracle::Begun;
+use crate::simulation::scheduler::Scheduler;
+use crate::simulation::sign_out::OwnedPages;
+use crate::simulation::traced_backend::TracedBackend;
+use crate::simulation::wire::{Manners, Wire};
+use crate::store::write_through::{TouchPolicy, WriteThrough};
+use crate::telemetry::metrics::{Series, StreamMetrics};
+use crate::time::Clock;
+use crate::time::WallTime;
 
 /// Clones share it.
 #[derive(Clone)]
-pub(super) struct Fleet {
-    pub(super) wire: Wire,
-    pub(super) clock: Clock,
-    pub(super) chance: Chance,
-    pub(super) profile: Arc<Profile>,
-    pub(super) stores: Arc<[WriteThrough<TracedBackend>]>,
+pub(crate) struct Fleet {
+    pub(crate) wire: Wire,
+    pub(crate) clock: Clock,
+    pub(crate) chance: Chance,
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) stores: Arc<[WriteThrough<TracedBackend>]>,
     /// The sessions that are known of; those past the first few were made by stores.
-    pub(super) ids: Arc<Mutex<Vec<RawId>>>,
+    pub(crate) ids: Arc<Mutex<Vec<RawId>>>,
     /// What the caches count, where a walk judges by that.
     meters: Option<Arc<Snapshotter>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Verb {
+pub(crate) enum Verb {
     Create(u64, WallTime),
     Save(RawId, u64, WallTime),
     Load(RawId),
@@ -50,9 +51,9 @@ pub(super) enum Verb {
 }
 
 impl Fleet {
-    pub(super) fn new(profile: Profile, chance: Chance) -> Self {
+    pub(crate) fn new(profile: Profile, chance: Chance) -> Self {
         let clock = Clock::tokio();
-        let pace = follow::poll_interval(profile.promise.max_staleness);
+        let pace = invalidation::poll_interval(profile.promise.max_staleness);
         let manners = Manners {
             laziness: profile.laziness,
             at_once: profile.at_once,
@@ -101,7 +102,7 @@ impl Fleet {
                     timeout: profile.timeout,
                     metrics: StreamMetrics::new(
                         &Series::default(),
-                        crate::metrics::Counter::noop(),
+                        crate::telemetry::metrics::Counter::noop(),
                         clock.clone(),
                     ),
                     rng: chance.another(),
@@ -130,7 +131,7 @@ impl Fleet {
     }
 
     /// Where nothing but overload has happened, whether the caches have kept what they had.
-    pub(super) fn judge_overload(&self) {
+    pub(crate) fn judge_overload(&self) {
         let Some(meters) = &self.meters else { return };
         let counted = meters.snapshot().into_vec();
         let removed = |cause: &str| -> u64 {
@@ -150,11 +151,11 @@ impl Fleet {
         self.wire.state().oracle.judge_overload(gaps, doubts);
     }
 
-    pub(super) fn ids(&self) -> Vec<RawId> {
+    pub(crate) fn ids(&self) -> Vec<RawId> {
         self.ids.lock().unwrap().clone()
     }
 
-    pub(super) fn start(&self, crew: &Scheduler, node: usize, verb: Verb) {
+    pub(crate) fn start(&self, crew: &Scheduler, node: usize, verb: Verb) {
         let (fleet, what) = (self.clone(), format!("{} at store {node}", self.told(verb)));
         self.wire.state().trace.note(|| format!("start: {what}"));
         crew.start(what, async move { fleet.run(node, verb).await });
@@ -167,14 +168,14 @@ impl Fleet {
         match verb {
             Verb::Load(id) => self.load(node, id).await,
             Verb::Create(version, expires) => {
-                match store.create(&super::data(version), expires).await {
+                match store.create(&crate::simulation::data(version), expires).await {
                     Ok(id) => self.ids.lock().unwrap().push(id),
                     Err(error) => self.failed(node, None, begun, &error),
                 }
             }
             Verb::Save(id, version, expires) => {
                 let save = self.calls(node, id, version, expires, begun);
-                match store.save(id, &super::data(version), expires).await {
+                match store.save(id, &crate::simulation::data(version), expires).await {
                     Ok(()) => self.saved(id, version, save, begun),
                     Err(error) if error.kind() == ErrorKind::Encode && version == UNSTORABLE => {
                         self.in_time(begun, &mut self.wire.state());
@@ -208,14 +209,15 @@ impl Fleet {
     }
 
     /// Loads, and lets the oracle judge the answer.
-    pub(super) async fn load(&self, node: usize, id: RawId) {
+    pub(crate) async fn load(&self, node: usize, id: RawId) {
         let begun = self.begins();
         let answer = self.stores[node].load(id).await;
         let mut state = self.wire.state();
         let number = state.database.number(id.key());
         match answer {
             Ok(answer) => {
-                let version = answer.as_ref().map(|session| super::version(&session.data));
+                let version =
+                    answer.as_ref().map(|session| crate::simulation::version(&session.data));
                 let state = &mut *state;
                 state.trace.note(|| format!("store {node} has {version:?} for session {number}"));
                 let truth = (&mut state.database, &*state.records);
@@ -237,11 +239,12 @@ impl Fleet {
 
     /// Ends the sessions of an owner, and lets the oracle know what that promises.
     async fn sign_out(&self, node: usize, owner: u64) {
-        let live = |state: &super::wire::State| -> Vec<_> {
+        let live = |state: &crate::simulation::wire::State| -> Vec<_> {
             let database = &state.database;
             let live = (0..database.sessions()).filter_map(|number| {
                 let version = database.version(number)?;
-                (super::sign_out::owner(version) == owner).then(|| (number, database.rank(number)))
+                (crate::simulation::sign_out::owner(version) == owner)
+                    .then(|| (number, database.rank(number)))
             });
             live.collect()
         };
@@ -299,7 +302,7 @@ impl Fleet {
         if !held {
             state.oracle.violated(format!("I6: {version} was acknowledged and never stored"));
         }
-        let super::wire::State { errands, database, oracle, .. } = state;
+        let crate::simulation::wire::State { errands, database, oracle, .. } = state;
         errands.is_acknowledged(save, self.profile.touch_after, database, oracle);
         self.in_time(begun, state);
     }
@@ -341,7 +344,7 @@ impl Fleet {
     }
 
     #[allow(clippy::unused_self, reason = "as the one above")]
-    fn noted_in(&self, state: &mut super::wire::State, node: usize, error: &Error) {
+    fn noted_in(&self, state: &mut crate::simulation::wire::State, node: usize, error: &Error) {
         use ErrorKind::{Connection, Overloaded, Server, Timeout};
 
         state.trace.note(|| format!("store {node} fails: {error}"));
@@ -352,7 +355,7 @@ impl Fleet {
     }
 
     /// Whether the deadline of an operation was kept, if the process was awake.
-    fn in_time(&self, begun: Begun, state: &mut super::wire::State) {
+    fn in_time(&self, begun: Begun, state: &mut crate::simulation::wire::State) {
         let took = self.clock.now().since(begun.at);
         let asleep = state.oracle.asleep_at.is_some_and(|asleep| asleep >= begun.at);
         if took > self.profile.timeout + Duration::from_millis(2) && !asleep {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
-use super::*;
 use crate::cache::Lookup;
+use crate::simulation::*;
 
 impl World {
     fn compact() -> Self {

@@ -1,12 +1,14 @@
 //! What a database is asked for, and what it answers.
 
-use super::database::Database;
-use super::sign_out::{Floors, Found};
-use super::stream::{Cursor, Reply};
-use crate::backend::{Fault, PrimaryTime, Rev};
-use crate::key::SessionKey;
-use crate::mongo::cursor::ResumeToken;
-use crate::record::{Session, WallTime};
+use crate::invalidation::source::{Fault, PrimaryTime};
+use crate::mongo::change_stream::cursor::ResumeToken;
+use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
+use crate::simulation::database::Database;
+use crate::simulation::sign_out::{Floors, Found};
+use crate::simulation::stream::{Cursor, Reply};
+use crate::time::WallTime;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
@@ -26,7 +28,7 @@ pub(crate) enum Operation {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Written(Option<WallTime>),
     Found(Option<Session>),
     Removed,
@@ -40,13 +42,21 @@ pub(super) enum Outcome {
 
 impl Operation {
     /// In words that are the same in each replay: keys and revs are not.
-    pub(super) fn told(&self, database: &mut Database) -> String {
+    pub(crate) fn told(&self, database: &mut Database) -> String {
         match self {
             Self::Insert(key, session) => {
-                format!("insert {} {}", database.number(*key), super::version(&session.data))
+                format!(
+                    "insert {} {}",
+                    database.number(*key),
+                    crate::simulation::version(&session.data)
+                )
             }
             Self::Replace(key, _, session) => {
-                format!("replace {} {}", database.number(*key), super::version(&session.data))
+                format!(
+                    "replace {} {}",
+                    database.number(*key),
+                    crate::simulation::version(&session.data)
+                )
             }
             Self::Touch(key, _) => format!("touch {}", database.number(*key)),
             Self::Find(key) => format!("find {}", database.number(*key)),
@@ -63,27 +73,27 @@ impl Operation {
         }
     }
 
-    pub(super) fn is_of_a_stream(&self) -> bool {
+    pub(crate) fn is_of_a_stream(&self) -> bool {
         matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
     }
 
     /// Whether it is a step of a call of many steps, which keeps to no deadline here.
-    pub(super) fn is_paged(&self) -> bool {
+    pub(crate) fn is_paged(&self) -> bool {
         matches!(self, Self::Clear | Self::FindOwned(..) | Self::RemoveOwned(..))
     }
 
     /// Whether it comes through queues, so that what the store knows of it is an
-    /// [errand](super::errands)'s.
-    pub(super) fn is_queued(&self) -> bool {
+    /// [errand](crate::simulation::pending_calls)'s.
+    pub(crate) fn is_queued(&self) -> bool {
         matches!(self, Self::Find(_) | Self::Replace(..) | Self::Touch(..))
     }
 }
 
 /// In words that are the same in each replay.
-pub(super) fn told(outcome: &Result<Outcome, Fault>) -> String {
+pub(crate) fn told(outcome: &Result<Outcome, Fault>) -> String {
     match outcome {
         Ok(Outcome::Found(found)) => {
-            let version = found.as_ref().map(|session| super::version(&session.data));
+            let version = found.as_ref().map(|session| crate::simulation::version(&session.data));
             format!("{version:?}")
         }
         Ok(Outcome::Handed(cursor, reply)) => {

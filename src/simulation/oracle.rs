@@ -3,32 +3,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::database::{Database, Span};
-use super::operation::{Operation, Outcome};
-use super::wire::{Manners, Record};
-use crate::backend::Fault;
-use crate::clock::Moment;
 use crate::error::ErrorKind;
-use crate::follow::{MAX_REFUSALS, UNSUPPORTED_RETRY};
-use crate::key::SessionKey;
-use crate::record::{Session, WallTime};
+use crate::invalidation::source::Fault;
+use crate::invalidation::{MAX_REFUSALS, UNSUPPORTED_RETRY};
+use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::simulation::database::{Database, Span};
+use crate::simulation::operation::{Operation, Outcome};
+use crate::simulation::wire::{Manners, Record};
+use crate::time::Moment;
+use crate::time::WallTime;
 
 #[derive(Default)]
-pub(super) struct Oracle {
+pub(crate) struct Oracle {
     nodes: Vec<Node>,
-    pub(super) violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
     /// What the walks have come across, and how often.
-    pub(super) tally: BTreeMap<&'static str, u64>,
+    pub(crate) tally: BTreeMap<&'static str, u64>,
     /// Whether calls may be dropped, since their store is.
-    pub(super) closing: bool,
+    pub(crate) closing: bool,
     /// When the process woke up the last time.
-    pub(super) asleep_at: Option<Moment>,
+    pub(crate) asleep_at: Option<Moment>,
     /// What each store has served last of each session.
     served: BTreeMap<(usize, usize), u64>,
     /// How many entries may have been removed for calls whose outcome is not known.
-    pub(super) in_doubt: u64,
+    pub(crate) in_doubt: u64,
     /// How many streams took too long to be resumed.
-    pub(super) too_slow: u64,
+    pub(crate) too_slow: u64,
 }
 
 /// What a store may not go back behind, and whether it may think that the database is down.
@@ -56,15 +57,15 @@ struct Floor {
 
 /// What is promised about the age of what is served.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Promise {
-    pub(super) max_staleness: Duration,
-    pub(super) grace: Duration,
-    pub(super) exclusive: bool,
+pub(crate) struct Promise {
+    pub(crate) max_staleness: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) exclusive: bool,
 }
 
 /// How a call ended, as its store knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     GivenUp,
     Answered,
     Failed {
@@ -78,32 +79,32 @@ pub(super) enum End {
 
 /// When an operation began.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Begun {
-    pub(super) step: u64,
-    pub(super) at: Moment,
-    pub(super) wall: WallTime,
+pub(crate) struct Begun {
+    pub(crate) step: u64,
+    pub(crate) at: Moment,
+    pub(crate) wall: WallTime,
 }
 
 impl Oracle {
-    pub(super) fn count(&mut self, what: &'static str) {
+    pub(crate) fn count(&mut self, what: &'static str) {
         *self.tally.entry(what).or_default() += 1;
     }
 
-    pub(super) fn violated(&mut self, text: String) {
+    pub(crate) fn violated(&mut self, text: String) {
         self.violations.push(text);
     }
 
-    pub(super) fn begins(&mut self, node: usize, call: usize) {
+    pub(crate) fn begins(&mut self, node: usize, call: usize) {
         self.node(node).under_way.insert(call);
     }
 
     /// A fence of a store was answered.
-    pub(super) fn hears(&mut self, node: usize, now: Moment) {
+    pub(crate) fn hears(&mut self, node: usize, now: Moment) {
         self.node(node).answered_at = Some(now);
     }
 
     /// A call has come to its end at its store, which by now has left an entry or removed it.
-    pub(super) fn ends(
+    pub(crate) fn ends(
         &mut self,
         record: &Record,
         call: usize,
@@ -176,7 +177,7 @@ impl Oracle {
     }
 
     /// A sign-out has ended: no later load answers with less.
-    pub(super) fn signed_out(&mut self, node: usize, floors: &[(usize, usize)], step: u64) {
+    pub(crate) fn signed_out(&mut self, node: usize, floors: &[(usize, usize)], step: u64) {
         self.count("signed out");
         for (number, rank) in floors {
             self.raise(node, *number, Floor { step, rank: *rank, invariant: "I1, sign-out" });
@@ -184,7 +185,7 @@ impl Oracle {
     }
 
     /// A caller was told that a write may or may not have happened, since its time was over.
-    pub(super) fn timed_out(
+    pub(crate) fn timed_out(
         &mut self,
         node: usize,
         number: usize,
@@ -198,7 +199,7 @@ impl Oracle {
 
     /// A load was answered.
     #[allow(clippy::too_many_arguments, reason = "all that the judgement of an answer rests on")]
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &mut self,
         (node, number): (usize, usize),
         begun: Begun,
@@ -208,7 +209,8 @@ impl Oracle {
         manners: &Manners,
         now: Moment,
     ) {
-        let (step, seen) = (database.step(), answer.map(|session| super::version(&session.data)));
+        let (step, seen) =
+            (database.step(), answer.map(|session| crate::simulation::version(&session.data)));
         self.served.extend(seen.map(|seen| ((node, number), seen)));
         let is_answer = |span: &Span<'_>| match (span.held, answer) {
             (None, None) => true,
@@ -265,7 +267,7 @@ impl Oracle {
     }
 
     /// A load failed: a read of its session must have, and not before the load began.
-    pub(super) fn judge_failure(
+    pub(crate) fn judge_failure(
         &mut self,
         (node, key): (usize, SessionKey),
         begun: Begun,
@@ -290,12 +292,12 @@ impl Oracle {
     }
 
     /// What a store has served last of a session.
-    pub(super) fn served(&self, node: usize, number: usize) -> Option<u64> {
+    pub(crate) fn served(&self, node: usize, number: usize) -> Option<u64> {
         self.served.get(&(node, number)).copied()
     }
 
     /// A save was acknowledged that changed no data: what it left is at least this version.
-    pub(super) fn kept(
+    pub(crate) fn kept(
         &mut self,
         (node, number): (usize, usize),
         begun: Begun,
@@ -334,7 +336,7 @@ impl Oracle {
     }
 
     /// A store asks for a stream.
-    pub(super) fn opens(&mut self, node: usize, now: Moment) {
+    pub(crate) fn opens(&mut self, node: usize, now: Moment) {
         let it = self.node(node);
         let since = it.refused_fresh_at.map(|at| now.since(at));
         if it.refused_fresh >= MAX_REFUSALS && since.is_some_and(|since| since < UNSUPPORTED_RETRY)
@@ -345,7 +347,7 @@ impl Oracle {
     }
 
     /// What came of that, or of a question for more.
-    pub(super) fn ends_of_a_stream(
+    pub(crate) fn ends_of_a_stream(
         &mut self,
         node: usize,
         operation: &Operation,
@@ -369,7 +371,7 @@ impl Oracle {
 
     /// Nothing but overload has happened to these stores, which have removed so many entries for a gap
     /// and so many for doubt.
-    pub(super) fn judge_overload(&mut self, gaps: u64, doubts: u64) {
+    pub(crate) fn judge_overload(&mut self, gaps: u64, doubts: u64) {
         if gaps > 0 && self.too_slow < u64::from(MAX_REFUSALS) {
             self.violated(format!("overload: the cache was emptied {gaps} times"));
         }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
-use super::operation::Operation;
-use super::*;
-use crate::dispatch::{self, Batcher};
+use crate::batching::{self, Batcher};
 use crate::error::{ErrorKind, Result};
+use crate::simulation::operation::Operation;
+use crate::simulation::*;
 
 /// A store over queues with room for so many calls, and its database.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl Queued {
             compact: false,
         };
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
-        let limits_of_queues = dispatch::BatchLimits::of(1, calls);
+        let limits_of_queues = batching::BatchLimits::of(1, calls);
         let tiers = WriteThrough {
             backend: Batcher::new(mongo.clone(), &tasks, limits_of_queues),
             cache: Cache::new(&limits, clock.clone(), &Series::default()),

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::operation::Operation;
-use super::*;
-use crate::backend::Change;
 use crate::error::ErrorKind;
+use crate::invalidation::source::Change;
+use crate::simulation::operation::Operation;
+use crate::simulation::*;
 
 fn is_remove(operation: &Operation) -> bool {
     matches!(operation, Operation::Remove(_))

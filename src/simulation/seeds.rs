@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{available_parallelism, scope};
 use std::time::Instant;
 
-use super::trace::Trace;
-use super::walk::{Report, walk};
+use crate::simulation::trace::Trace;
+use crate::simulation::walk::{Report, walk};
 
 const SEEDS: u64 = 2_000;
 /// What so many walks must come across, to prove anything about it.

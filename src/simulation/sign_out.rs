@@ -5,26 +5,26 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::backend::FakeBackend;
-use super::operation::{Operation, Outcome};
-use super::*;
 use crate::error::{ErrorKind, Result};
-use crate::key::SessionKey;
-use crate::removals::{DeletePage, DeletePages};
+use crate::session::id::SessionKey;
+use crate::simulation::backend::FakeBackend;
+use crate::simulation::operation::{Operation, Outcome};
+use crate::simulation::*;
+use crate::store::delete_pages::{DeletePage, DeletePages};
 
 /// How many sessions one page has.
-pub(super) const PAGE: usize = 2;
+pub(crate) const PAGE: usize = 2;
 const OWNERS: u64 = 2;
 
-pub(super) fn owner(version: u64) -> u64 {
+pub(crate) fn owner(version: u64) -> u64 {
     version % OWNERS
 }
 
-/// Sessions, and what each must be at least by now, as a [rank](super::database::Span::rank).
-pub(super) type Floors = Vec<(usize, usize)>;
+/// Sessions, and what each must be at least by now, as a [rank](crate::simulation::database::Span::rank).
+pub(crate) type Floors = Vec<(usize, usize)>;
 
 /// A walk along the sessions of an owner.
-pub(super) struct OwnedPages {
+pub(crate) struct OwnedPages {
     mongo: FakeBackend,
     owner: u64,
     after: Option<usize>,
@@ -33,20 +33,20 @@ pub(super) struct OwnedPages {
 
 /// How far a walk has come.
 #[derive(Default)]
-pub(super) struct Reached {
+pub(crate) struct Reached {
     /// What writes of this store had made of each session when it was looked for, though their answers
     /// were not here yet.
-    pub(super) pending: Floors,
+    pub(crate) pending: Floors,
     /// What the sessions on the pages are once their removal was answered, or has failed.
-    pub(super) removed: Floors,
+    pub(crate) removed: Floors,
 }
 
 impl OwnedPages {
-    pub(super) fn new(mongo: FakeBackend, owner: u64) -> Self {
+    pub(crate) fn new(mongo: FakeBackend, owner: u64) -> Self {
         Self { mongo, owner, after: None, reached: Arc::default() }
     }
 
-    pub(super) fn reached(&self) -> Arc<Mutex<Reached>> {
+    pub(crate) fn reached(&self) -> Arc<Mutex<Reached>> {
         Arc::clone(&self.reached)
     }
 }
@@ -96,8 +96,8 @@ impl DeletePages for OwnedPages {
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     /// Its number, its key, and whether it is live.
-    pub(super) sessions: Vec<(usize, SessionKey, bool)>,
-    pub(super) pending: Floors,
+    pub(crate) sessions: Vec<(usize, SessionKey, bool)>,
+    pub(crate) pending: Floors,
 }
 
 impl World {

@@ -11,22 +11,22 @@
 //!   one of the shards.
 //!
 //! The replies are read by the code that reads MongoDB's:
-//! [`InvalidationReader`](crate::mongo::invalidations::InvalidationReader).
+//! [`InvalidationReader`](crate::mongo::change_stream::reader::InvalidationReader).
 
 use bson::{Document, Timestamp, doc};
 
-use super::chance::Chance;
-use super::operation::Operation;
-use super::oplog::Logged;
-use super::wire::State;
-use crate::backend::{Fault, PrimaryTime, ServerId, ServerTime};
-use crate::mongo::cursor::{ResumeToken, StreamReply};
-use crate::mongo::watermark::StreamSource;
+use crate::invalidation::source::{Fault, PrimaryTime, ServerId, ServerTime};
+use crate::invalidation::watermark::StreamSource;
+use crate::mongo::change_stream::cursor::{ResumeToken, StreamReply};
+use crate::simulation::chance::Chance;
+use crate::simulation::operation::Operation;
+use crate::simulation::oplog::Logged;
+use crate::simulation::wire::State;
 
 /// An open stream: the server's cursor.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor {
-    pub(super) stream: usize,
+    pub(crate) stream: usize,
     /// The member that it reads from. 0 stands for a router if there are several shards.
     member: usize,
     /// One for each shard.
@@ -35,7 +35,7 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    pub(super) fn source(&self) -> StreamSource {
+    pub(crate) fn source(&self) -> StreamSource {
         if self.is_merged() {
             StreamSource::Router
         } else {
@@ -68,8 +68,8 @@ struct Mark {
 /// The answer to `aggregate` or `getMore`.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
-    pub(super) events: Vec<Document>,
-    pub(super) token: Option<ResumeToken>,
+    pub(crate) events: Vec<Document>,
+    pub(crate) token: Option<ResumeToken>,
 }
 
 impl From<Reply> for StreamReply {
@@ -79,7 +79,7 @@ impl From<Reply> for StreamReply {
 }
 
 impl State {
-    pub(super) fn open(
+    pub(crate) fn open(
         &mut self,
         after: Option<&ResumeToken>,
         chance: &Chance,
@@ -121,7 +121,7 @@ impl State {
         Ok(self.hand_over(cursor, chance))
     }
 
-    pub(super) fn more(
+    pub(crate) fn more(
         &mut self,
         cursor: Cursor,
         chance: &Chance,
@@ -148,7 +148,7 @@ impl State {
     }
 
     /// The time of the primary's newest entry, or of the newest when the question was sent.
-    pub(super) fn fence(&mut self, call: usize, chance: &Chance) -> PrimaryTime {
+    pub(crate) fn fence(&mut self, call: usize, chance: &Chance) -> PrimaryTime {
         if !self.manners.healed && chance.happens(self.manners.others) {
             self.database.another_write(None);
         }
@@ -161,7 +161,7 @@ impl State {
     }
 
     /// Breaks the streams of one store off.
-    pub(super) fn break_streams(&mut self, node: usize, fault: &Fault) {
+    pub(crate) fn break_streams(&mut self, node: usize, fault: &Fault) {
         for waiting in self.calls.keys().map(|call| &self.records[*call]) {
             if let Operation::More(cursor) = &waiting.operation
                 && waiting.node == node

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Says nothing unless it is asked to.
 #[derive(Default)]
-pub(super) struct Trace {
+pub(crate) struct Trace {
     prints: bool,
     hash: Option<DefaultHasher>,
     lines: u64,
@@ -14,15 +14,15 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub(super) fn printed() -> Self {
+    pub(crate) fn printed() -> Self {
         Self { prints: true, ..Self::hashed() }
     }
 
-    pub(super) fn hashed() -> Self {
+    pub(crate) fn hashed() -> Self {
         Self { hash: Some(DefaultHasher::new()), start: Some(Instant::now()), ..Self::default() }
     }
 
-    pub(super) fn note(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
         let Some(hash) = &mut self.hash else { return };
         let since = self.start.map_or(0, |start| start.elapsed().as_millis());
         let line = format!("{since:>7} ms  {}", text());
@@ -34,7 +34,7 @@ impl Trace {
     }
 
     /// A digest of all that was noted.
-    pub(super) fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         self.hash.as_ref().map_or(0, |hash| hash.finish() ^ self.lines)
     }
 }

@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
-use super::backend::UNSTORABLE;
-use super::chance::Chance;
-use super::crew::Scheduler;
-use super::fleet::{Fleet, Verb};
-use super::operation::Operation;
-use super::profile::{Kind, Profile};
-use super::trace::Trace;
-use super::wire::State;
-use crate::backend::{Fault, Refusal};
-use crate::clock::Moment;
-use crate::record::{RawId, Session, WallTime};
+use crate::invalidation::source::{Fault, Refusal};
+use crate::session::Session;
+use crate::session::id::RawId;
+use crate::simulation::backend::UNSTORABLE;
+use crate::simulation::chance::Chance;
+use crate::simulation::fault_plan::{Kind, Profile};
+use crate::simulation::fleet::{Fleet, Verb};
+use crate::simulation::operation::Operation;
+use crate::simulation::scheduler::Scheduler;
+use crate::simulation::trace::Trace;
+use crate::simulation::wire::State;
+use crate::time::Moment;
+use crate::time::WallTime;
 
-pub(super) struct Walk {
-    pub(super) fleet: Fleet,
-    pub(super) crew: Scheduler,
+pub(crate) struct Walk {
+    pub(crate) fleet: Fleet,
+    pub(crate) crew: Scheduler,
     stalls: Vec<Stall>,
     versions: u64,
     expiries: u64,
@@ -27,10 +29,10 @@ pub(super) struct Walk {
 
 /// What became of a walk.
 #[derive(Debug)]
-pub(super) struct Report {
-    pub(super) violation: Option<String>,
-    pub(super) tally: BTreeMap<&'static str, u64>,
-    pub(super) digest: u64,
+pub(crate) struct Report {
+    pub(crate) violation: Option<String>,
+    pub(crate) tally: BTreeMap<&'static str, u64>,
+    pub(crate) digest: u64,
 }
 
 /// Some calls of one store stand still for a while.
@@ -60,7 +62,7 @@ enum Way {
 }
 
 /// Goes a walk to its end, or to the first thing that should not have been.
-pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
+pub(crate) async fn walk(seed: u64, trace: Trace) -> Report {
     let chance = Chance::of(seed);
     let mut profile = Profile::draw(&chance);
     // Not drawn with the rest, so that the walks without go as they went before there were any.
@@ -97,7 +99,7 @@ pub(super) async fn walk(seed: u64, trace: Trace) -> Report {
 }
 
 impl Walk {
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.crew.is_dead() || !self.fleet.wire.state().oracle.violations.is_empty()
     }
 
@@ -415,7 +417,7 @@ impl Walk {
     }
 
     fn session(&mut self) -> Session {
-        Session { data: super::data(self.version()), expires: self.expiry() }
+        Session { data: crate::simulation::data(self.version()), expires: self.expiry() }
     }
 
     fn version(&mut self) -> u64 {
@@ -435,7 +437,7 @@ impl Walk {
         self.fleet.clock.wall().after(lasts + Duration::from_millis(self.expiries))
     }
 
-    pub(super) fn note(&self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&self, text: impl FnOnce() -> String) {
         self.fleet.wire.state().trace.note(text);
     }
 
@@ -444,6 +446,6 @@ impl Walk {
     }
 }
 
-pub(super) fn refused() -> Fault {
+pub(crate) fn refused() -> Fault {
     Fault::Refused(Refusal::default())
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::metrics::Counter;
+use crate::telemetry::metrics::Counter;
 
-use super::operation::Operation;
-use super::wire::{Manners, Wire};
-use super::*;
-use crate::follow::{self, InvalidationListener};
-use crate::metrics::StreamMetrics;
+use crate::invalidation::{self, InvalidationListener};
+use crate::simulation::operation::Operation;
+use crate::simulation::wire::{Manners, Wire};
+use crate::simulation::*;
+use crate::telemetry::metrics::StreamMetrics;
 
 fn is_open(operation: &Operation) -> bool {
     matches!(operation, Operation::Open(_))
@@ -30,7 +30,7 @@ impl World {
 
     /// `have_times`: the resume tokens hold a time, as MongoDB's do.
     fn following_tokens(have_times: bool) -> Self {
-        let pace = follow::poll_interval(MAX_STALENESS);
+        let pace = invalidation::poll_interval(MAX_STALENESS);
         let manners =
             Manners { streams: true, tokens_have_times: have_times, pace, ..Manners::default() };
         let mut world = Self::new();
@@ -179,7 +179,7 @@ async fn on_an_idle_replica_set_the_lease_is_renewed() {
         world.serve_all();
         tokio::time::sleep(MAX_STALENESS).await;
         if resumed {
-            world.mongo.wire.state().streams[0] = Some(crate::backend::Fault::Passing);
+            world.mongo.wire.state().streams[0] = Some(crate::invalidation::source::Fault::Passing);
         }
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -7,105 +7,105 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
-use super::chance::Chance;
-use super::database::Database;
-use super::errands::PendingCalls;
-use super::operation::{Operation, Outcome, told};
-use super::oracle::{End, Oracle};
-use super::sign_out::Found;
-use super::trace::Trace;
-use crate::backend::Fault;
-use crate::clock::{Clock, Moment};
-use crate::key::SessionKey;
+use crate::invalidation::source::Fault;
+use crate::session::id::SessionKey;
+use crate::simulation::chance::Chance;
+use crate::simulation::database::Database;
+use crate::simulation::operation::{Operation, Outcome, told};
+use crate::simulation::oracle::{End, Oracle};
+use crate::simulation::pending_calls::PendingCalls;
+use crate::simulation::sign_out::Found;
+use crate::simulation::trace::Trace;
+use crate::time::{Clock, Moment};
 
 /// Clones share it.
 #[derive(Clone)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     state: Arc<Mutex<State>>,
-    pub(super) arrived: Arc<Notify>,
-    pub(super) clock: Clock,
-    pub(super) chance: Chance,
+    pub(crate) arrived: Arc<Notify>,
+    pub(crate) clock: Clock,
+    pub(crate) chance: Chance,
 }
 
-pub(super) struct State {
-    pub(super) database: Database,
-    pub(super) calls: BTreeMap<usize, Waiting>,
-    pub(super) records: Vec<Record>,
+pub(crate) struct State {
+    pub(crate) database: Database,
+    pub(crate) calls: BTreeMap<usize, Waiting>,
+    pub(crate) records: Vec<Record>,
     /// For each stream that was opened, what became of it.
-    pub(super) streams: Vec<Option<Fault>>,
-    pub(super) manners: Manners,
-    pub(super) errands: PendingCalls,
+    pub(crate) streams: Vec<Option<Fault>>,
+    pub(crate) manners: Manners,
+    pub(crate) errands: PendingCalls,
     commands: usize,
     /// The commands that failed as a whole, and why.
-    pub(super) failed: BTreeMap<usize, Fault>,
+    pub(crate) failed: BTreeMap<usize, Fault>,
     /// The commands of which some part was carried out.
     begun: BTreeSet<usize>,
     /// Until then the database opens no stream that has no position.
-    pub(super) refuses_fresh_until: Moment,
-    pub(super) oracle: Oracle,
-    pub(super) trace: Trace,
+    pub(crate) refuses_fresh_until: Moment,
+    pub(crate) oracle: Oracle,
+    pub(crate) trace: Trace,
 }
 
 /// How the network and the database behave.
 #[derive(Clone, Debug, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
-pub(super) struct Manners {
+pub(crate) struct Manners {
     /// How often a future that could go on lets others run first.
-    pub(super) laziness: f64,
+    pub(crate) laziness: f64,
     /// How often a call is carried out and answered without any wait.
-    pub(super) at_once: f64,
+    pub(crate) at_once: f64,
     /// How often a call takes long, and how long at most.
-    pub(super) slow: f64,
-    pub(super) longest: Duration,
-    pub(super) timeout: Duration,
+    pub(crate) slow: f64,
+    pub(crate) longest: Duration,
+    pub(crate) timeout: Duration,
     /// Whether nothing happens to a call any more once it is given up.
-    pub(super) recalls: bool,
+    pub(crate) recalls: bool,
     /// How long a stream waits for changes, once everything is answered at once.
-    pub(super) pace: Duration,
+    pub(crate) pace: Duration,
     /// The database has change streams.
-    pub(super) streams: bool,
+    pub(crate) streams: bool,
     /// Resume tokens hold a time, as MongoDB's do.
-    pub(super) tokens_have_times: bool,
+    pub(crate) tokens_have_times: bool,
     /// Behind a router, if there are several.
-    pub(super) shards: usize,
+    pub(crate) shards: usize,
     /// There is always another change to tell of.
-    pub(super) busy: Option<SessionKey>,
+    pub(crate) busy: Option<SessionKey>,
     /// How often something else is written before a fence is answered.
-    pub(super) others: f64,
+    pub(crate) others: f64,
     /// How often changes that are made together are one entry of the oplog.
-    pub(super) bulks: f64,
+    pub(crate) bulks: f64,
     /// How often a stream hands over one change at most, however many there are.
-    pub(super) lags: f64,
+    pub(crate) lags: f64,
     /// All is well from now on: everything is answered at once.
-    pub(super) healed: bool,
+    pub(crate) healed: bool,
 }
 
-pub(super) struct Waiting {
-    pub(super) operation: Operation,
+pub(crate) struct Waiting {
+    pub(crate) operation: Operation,
     /// Not carried out before this, and not answered before that.
-    pub(super) ready: Moment,
-    pub(super) due: Moment,
-    pub(super) outcome: Option<Result<Outcome, Fault>>,
+    pub(crate) ready: Moment,
+    pub(crate) due: Moment,
+    pub(crate) outcome: Option<Result<Outcome, Fault>>,
     /// The command of several that it is a part of.
     command: Option<usize>,
     reply: oneshot::Sender<Result<Outcome, Fault>>,
 }
 
 /// What is known of a call, for good.
-pub(super) struct Record {
-    pub(super) node: usize,
-    pub(super) operation: Operation,
-    pub(super) asked: Moment,
+pub(crate) struct Record {
+    pub(crate) node: usize,
+    pub(crate) operation: Operation,
+    pub(crate) asked: Moment,
     /// The database's time when it was asked.
-    pub(super) asked_time: u64,
+    pub(crate) asked_time: u64,
     /// What was true of each session that it wrote to, once it had.
-    pub(super) ranks: Vec<(usize, usize)>,
-    pub(super) applied: bool,
-    pub(super) ended: Option<u64>,
+    pub(crate) ranks: Vec<(usize, usize)>,
+    pub(crate) applied: bool,
+    pub(crate) ended: Option<u64>,
 }
 
 impl Wire {
-    pub(super) fn new(clock: Clock, chance: Chance, manners: Manners) -> Self {
+    pub(crate) fn new(clock: Clock, chance: Chance, manners: Manners) -> Self {
         let state = State {
             database: Database::new(clock.clone(), manners.shards.max(1)),
             calls: BTreeMap::new(),
@@ -123,12 +123,12 @@ impl Wire {
         Self { state: Arc::new(Mutex::new(state)), arrived: Arc::default(), clock, chance }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// Carries a call out, without answering.
-    pub(super) fn apply(&self, call: usize) {
+    pub(crate) fn apply(&self, call: usize) {
         let mut state = self.state();
         let Some(waiting) = state.calls.get(&call) else { return };
         assert!(waiting.outcome.is_none(), "applied twice");
@@ -142,21 +142,21 @@ impl Wire {
     }
 
     /// Answers a call with what came of it, which is an error if it was not applied.
-    pub(super) fn answer(&self, call: usize) {
+    pub(crate) fn answer(&self, call: usize) {
         let Some(waiting) = self.state().calls.remove(&call) else { return };
         self.state().trace.note(|| format!("answer {call}"));
         drop(waiting.reply.send(waiting.outcome.unwrap_or(Err(Fault::Passing))));
     }
 
     /// Answers a call with an error, whatever came of it.
-    pub(super) fn fail(&self, call: usize, fault: Fault) {
+    pub(crate) fn fail(&self, call: usize, fault: Fault) {
         let Some(waiting) = self.state().calls.remove(&call) else { return };
         self.state().trace.note(|| format!("fail {call}: {fault:?}"));
         drop(waiting.reply.send(Err(fault)));
     }
 
     /// The same for all that was sent with it.
-    pub(super) fn fail_whole(&self, call: usize, fault: Fault) {
+    pub(crate) fn fail_whole(&self, call: usize, fault: Fault) {
         let calls = {
             let mut state = self.state();
             let command = state.calls.get(&call).and_then(|waiting| waiting.command);
@@ -177,7 +177,7 @@ impl Wire {
 
     /// The server is overloaded and turns a call away, with all that was sent with it, unless it has begun
     /// to carry some of that out.
-    pub(super) fn turn_away(&self, call: usize) {
+    pub(crate) fn turn_away(&self, call: usize) {
         let has_begun = {
             let mut state = self.state();
             let command = state.calls.get(&call).and_then(|waiting| waiting.command);
@@ -193,12 +193,12 @@ impl Wire {
     }
 
     /// The calls that have not been answered.
-    pub(super) fn waiting(&self) -> Vec<usize> {
+    pub(crate) fn waiting(&self) -> Vec<usize> {
         self.state().calls.keys().copied().collect()
     }
 
     /// Puts a call on the wire, and waits for what comes of it.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         self,
         node: usize,
         operation: Operation,
@@ -272,7 +272,7 @@ impl Wire {
 
 impl State {
     /// A record of something that begins; answers with its number.
-    pub(super) fn notes(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
+    pub(crate) fn notes(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
         let asked_time = self.database.oplog.applied();
         let (ranks, applied, ended) = (Vec::new(), false, None);
         let record = Record { node, operation, asked, asked_time, ranks, applied, ended };
@@ -281,7 +281,7 @@ impl State {
     }
 
     /// The number of a command of so many parts.
-    pub(super) fn command(&mut self, parts: usize) -> usize {
+    pub(crate) fn command(&mut self, parts: usize) -> usize {
         self.oracle.count("sent together");
         self.trace.note(|| format!("{parts} together"));
         self.commands += 1;
@@ -331,7 +331,7 @@ impl State {
             Operation::Open(None)
                 if self.database.now() < self.refuses_fresh_until && !self.manners.healed =>
             {
-                return Err(super::walk::refused());
+                return Err(crate::simulation::walk::refused());
             }
             Operation::Open(after) => {
                 let (cursor, reply) = self.open(after.as_ref(), chance)?;

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::CachedMongoStore;
-use super::events::EventBroadcaster;
-use crate::backend::RevSource;
 use crate::cache::{Cache, CacheConfig, EvictionPolicy};
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::follow::{self, InvalidationListener};
-use crate::metrics::{Retry, StreamMetrics};
+use crate::invalidation::{self, InvalidationListener};
 use crate::mongo::{self, MongoStore};
-use crate::tiers::{TouchPolicy, WriteThrough};
+use crate::session::revision::RevSource;
+use crate::store::CachedMongoStore;
+use crate::store::events::EventBroadcaster;
+use crate::store::write_through::{TouchPolicy, WriteThrough};
+use crate::telemetry::metrics::{Retry, StreamMetrics};
+use crate::time::Clock;
 
 /// Builds a [`CachedMongoStore`]. Setters never fail; [`build`](Self::build) checks everything.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct CachedMongoStoreBuilder {
 }
 
 impl CachedMongoStoreBuilder {
-    pub(super) fn new(mongo: MongoStore) -> Self {
+    pub(crate) fn new(mongo: MongoStore) -> Self {
         Self {
             mongo,
             touch_after: Duration::ZERO,
@@ -209,7 +209,7 @@ impl CachedMongoStoreBuilder {
         // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
         if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
             stream = Some(metrics.stream_state());
-            let pace = follow::poll_interval(limits.max_staleness);
+            let pace = invalidation::poll_interval(limits.max_staleness);
             let follower = InvalidationListener {
                 source: self.mongo.invalidation_stream(pace, following.clone())?,
                 cache: cache.clone(),

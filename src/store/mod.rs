@@ -1,26 +1,32 @@
 //! The store that most users take.
 
+pub(crate) mod backend;
 mod builder;
+pub(crate) mod delete_pages;
 mod events;
-mod owner;
-mod warming;
+pub(crate) mod health;
+mod owners;
+mod warm_up;
+pub(crate) mod write_through;
 
 use std::fmt;
 use std::sync::Arc;
 
 use mongodb::Collection;
 
-pub use self::builder::CachedMongoStoreBuilder;
-pub use self::events::{Event, EventKind, Events, SessionEvent};
-pub use self::warming::{WarmUp, WarmUpLimit, Warmed};
 use crate::error::Result;
-use crate::health::Health;
-use crate::key::SessionKey;
-use crate::metrics::StreamState;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
-use crate::record::{Data, RawId, Session, WallTime};
-use crate::tiers::WriteThrough;
-use crate::trace;
+use crate::session::id::RawId;
+use crate::session::id::SessionKey;
+use crate::session::{Data, Session};
+pub use crate::store::builder::CachedMongoStoreBuilder;
+pub use crate::store::events::{Event, EventKind, Events, SessionEvent};
+use crate::store::health::Health;
+pub use crate::store::warm_up::{WarmUp, WarmUpLimit, Warmed};
+use crate::store::write_through::WriteThrough;
+use crate::telemetry::metrics::StreamState;
+use crate::telemetry::spans;
+use crate::time::WallTime;
 
 /// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
 /// MongoDB.
@@ -152,7 +158,7 @@ impl CachedMongoStore {
     ///
     /// Once begun it goes on to its end, cache included, though the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
-        trace::verb!("session_store.clear", self.tiers.clear())
+        spans::verb!("session_store.clear", self.tiers.clear())
     }
 
     /// The collection itself; see [`MongoStore::collection`].

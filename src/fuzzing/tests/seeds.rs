@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use bson::{RawBson, doc};
 use serde_json::json;
 
-use super::{TARGETS, folder};
-use crate::record::Data;
-use crate::samples::{bomb, hollow, hostile, nested};
+use crate::fuzzing::tests::{TARGETS, folder};
+use crate::session::Data;
+use crate::session::samples::{bomb, hollow, hostile, nested};
 
 /// The names of the files in a folder, without their extensions.
 fn names(folder: PathBuf) -> BTreeSet<String> {
@@ -46,7 +46,7 @@ fn writes_the_seeds() {
         crate::mongo::fuzzing::seeds(data, |target, form, bytes| {
             write(target, &format!("{name}{form}"), bytes);
         });
-        if let Some(packed) = crate::cache::packed::encode(data) {
+        if let Some(packed) = crate::cache::compact::encode(data) {
             write("compact", &name, packed.as_bytes());
         }
         let record = (crate::import::fuzzing::NUMBER, data, json!([2026, 1, 0, 0, 0, 0, 0, 0, 0]));

@@ -4,35 +4,35 @@
 //! version (1 byte: 1) | id of the key (4, big-endian) | nonce (24) | JSON text, encrypted | tag (16)
 //! ```
 
-use super::unreadable;
 use crate::error::Result;
+use crate::mongo::codec::unreadable;
 
 /// The version of the envelope that this release writes: XChaCha20-Poly1305 over JSON text, bound to
 /// the header and to the document's `_id`.
-pub(super) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 const ID: usize = 1 + size_of::<u32>();
 
 /// The bytes before the encrypted text.
-pub(super) const HEADER: usize = ID + NONCE;
-pub(super) const NONCE: usize = 24;
-pub(super) const TAG: usize = 16;
+pub(crate) const HEADER: usize = ID + NONCE;
+pub(crate) const NONCE: usize = 24;
+pub(crate) const TAG: usize = 16;
 
 /// An envelope, taken apart and not opened.
 #[cfg_attr(
     not(feature = "encryption"),
     allow(dead_code, reason = "without keys nothing is opened")
 )]
-pub(super) struct Envelope<'a> {
-    pub(super) key: u32,
-    pub(super) header: &'a [u8],
-    pub(super) nonce: [u8; NONCE],
+pub(crate) struct Envelope<'a> {
+    pub(crate) key: u32,
+    pub(crate) header: &'a [u8],
+    pub(crate) nonce: [u8; NONCE],
     /// With its tag.
-    pub(super) sealed: &'a [u8],
+    pub(crate) sealed: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
-    pub(super) fn of(bytes: &'a [u8]) -> Result<Self> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Result<Self> {
         let torn = || unreadable("its `data` is a binary, and too short for encrypted data");
         match bytes.first() {
             Some(&VERSION) => {}

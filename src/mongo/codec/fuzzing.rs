@@ -12,9 +12,9 @@ use bson::spec::BinarySubtype;
 #[cfg(feature = "encryption")]
 use bson::{RawBinaryRef, RawBsonRef};
 
-use super::{DataFormat, decode, encode, native, text};
-use crate::cache::packed;
-use crate::record::{Data, same};
+use crate::cache::compact;
+use crate::mongo::codec::{DataFormat, decode, encode, native, text};
+use crate::session::{Data, same};
 
 pub(crate) const ID: [u8; 32] = [7; 32];
 
@@ -55,7 +55,7 @@ pub fn envelope(bytes: &[u8]) {
             comes_back(&data);
         }
         if let DataFormat::Encrypted(keys) = &form {
-            let sealed = super::sealed::encrypt(keys, &ID, bytes).unwrap();
+            let sealed = crate::mongo::codec::encrypted::encrypt(keys, &ID, bytes).unwrap();
             let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &sealed };
             let opened = decode(RawBsonRef::Binary(envelope), &form, &ID).ok();
             let plain = std::str::from_utf8(bytes).ok().and_then(|text| text::decode(text).ok());
@@ -63,7 +63,7 @@ pub fn envelope(bytes: &[u8]) {
                 (Some(opened), Some(plain)) => assert!(same(&opened, &plain)),
                 (opened, plain) => assert!(opened.is_none() && plain.is_none()),
             }
-            drop(super::reencode(RawBsonRef::Binary(envelope), keys, &ID));
+            drop(crate::mongo::codec::reencode(RawBsonRef::Binary(envelope), keys, &ID));
         }
     }
 }
@@ -82,8 +82,8 @@ pub(crate) fn comes_back(data: &Data) {
         let back = decode(stored.as_raw_bson_ref(), &form, &ID).unwrap();
         assert!(same(data, &back), "{form:?}");
     }
-    let compact = packed::encode(data).unwrap();
-    assert!(same(data, &packed::decode(&compact).unwrap()));
+    let compact = compact::encode(data).unwrap();
+    assert!(same(data, &compact::decode(&compact).unwrap()));
 }
 
 pub(crate) fn forms() -> Vec<DataFormat> {
@@ -96,7 +96,7 @@ pub(crate) fn forms() -> Vec<DataFormat> {
 }
 
 #[cfg(feature = "encryption")]
-pub(crate) fn keys() -> super::Keys {
-    let key = |byte| super::Key::from_bytes(&[byte; 32]);
-    super::Keys::new(2, key(2)).and_old(1, key(1))
+pub(crate) fn keys() -> crate::mongo::codec::Keys {
+    let key = |byte| crate::mongo::codec::Key::from_bytes(&[byte; 32]);
+    crate::mongo::codec::Keys::new(2, key(2)).and_old(1, key(1))
 }

@@ -77,7 +77,7 @@ impl Key {
         }
     }
 
-    pub(super) fn bytes(&self) -> &[u8; BYTES] {
+    pub(crate) fn bytes(&self) -> &[u8; BYTES] {
         &self.0
     }
 }
@@ -159,15 +159,15 @@ impl Keys {
         self
     }
 
-    pub(super) fn newest(&self) -> (u32, &Key) {
+    pub(crate) fn newest(&self) -> (u32, &Key) {
         (self.newest.0, &self.newest.1)
     }
 
-    pub(super) fn key(&self, id: u32) -> Option<&Key> {
+    pub(crate) fn key(&self, id: u32) -> Option<&Key> {
         std::iter::once(&self.newest).chain(&self.old).find(|key| key.0 == id).map(|key| &key.1)
     }
 
-    pub(super) fn requires_encrypted(&self) -> bool {
+    pub(crate) fn requires_encrypted(&self) -> bool {
         self.refuse_plain
     }
 

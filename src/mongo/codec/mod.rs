@@ -4,14 +4,14 @@
 //! encrypted envelope. All are read, whatever is written, so the choice may change at any time; the
 //! last one by who has its key.
 
+#[cfg(feature = "encryption")]
+mod encrypted;
 mod envelope;
 #[cfg(any(test, fuzzing))]
-pub(super) mod fuzzing;
+pub(crate) mod fuzzing;
 #[cfg(feature = "encryption")]
 mod keys;
 mod native;
-#[cfg(feature = "encryption")]
-mod sealed;
 mod text;
 
 use std::borrow::Cow;
@@ -22,10 +22,10 @@ use bson::{Bson, RawBsonRef};
 use serde_json::Value;
 
 #[cfg(feature = "encryption")]
-pub use self::keys::{Key, Keys};
+pub use crate::mongo::codec::keys::{Key, Keys};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Data, MAX_DEPTH};
+use crate::session::{Data, MAX_DEPTH};
 
 /// The server keeps documents of at most 16 MiB; some is left for the fields beside the data.
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
@@ -57,7 +57,7 @@ pub(crate) fn encode(data: &Data, form: &DataFormat, id: &[u8]) -> Result<(Bson,
         }
         #[cfg(feature = "encryption")]
         DataFormat::Encrypted(keys) => {
-            let envelope = sealed::encrypt(keys, id, text::encode(data)?.as_bytes())?;
+            let envelope = encrypted::encrypt(keys, id, text::encode(data)?.as_bytes())?;
             let bytes = envelope.len();
             Ok((binary(envelope), bytes))
         }
@@ -65,7 +65,7 @@ pub(crate) fn encode(data: &Data, form: &DataFormat, id: &[u8]) -> Result<(Bson,
 }
 
 /// Encodes a value as it stands in data that is a document.
-pub(super) fn encode_value(value: &Value) -> Result<Bson> {
+pub(crate) fn encode_value(value: &Value) -> Result<Bson> {
     native::encode_value(value)
 }
 
@@ -86,14 +86,14 @@ pub(crate) fn decode(stored: RawBsonRef<'_>, form: &DataFormat, id: &[u8]) -> Re
 }
 
 /// A key of the data as it is stored in a document.
-pub(super) fn escape(key: &str) -> Cow<'_, str> {
+pub(crate) fn escape(key: &str) -> Cow<'_, str> {
     native::escape(key)
 }
 
 /// The data of the session whose document has this `_id`, encrypted with the newest key; `None` if
 /// that is what it is.
 #[cfg(feature = "encryption")]
-pub(super) fn reencode(
+pub(crate) fn reencode(
     stored: RawBsonRef<'_>,
     keys: &Arc<Keys>,
     id: &[u8],
@@ -106,7 +106,7 @@ pub(super) fn reencode(
             return Ok(None);
         }
         RawBsonRef::Binary(old) => {
-            sealed::encrypt(keys, id, form.decrypt(old.bytes, id)?.as_bytes())?
+            encrypted::encrypt(keys, id, form.decrypt(old.bytes, id)?.as_bytes())?
         }
         plain => return encode(&decode(plain, &form, id)?, &form, id).map(|(data, _)| Some(data)),
     };
@@ -121,7 +121,7 @@ fn binary(bytes: Vec<u8>) -> Bson {
 impl DataFormat {
     /// Whether the data can be stored, as far as that is up to the data.
     #[cfg(feature = "import")]
-    pub(super) fn holds(&self, data: &Data) -> bool {
+    pub(crate) fn holds(&self, data: &Data) -> bool {
         match self {
             Self::Native => native::encode(data).is_ok(),
             Self::Text => text::encode(data).is_ok(),
@@ -147,7 +147,7 @@ impl DataFormat {
     fn decrypt(&self, envelope: &[u8], id: &[u8]) -> Result<String> {
         match self {
             #[cfg(feature = "encryption")]
-            Self::Encrypted(keys) => sealed::decrypt(keys, id, envelope),
+            Self::Encrypted(keys) => encrypted::decrypt(keys, id, envelope),
             Self::Text | Self::Native => {
                 let key = envelope::Envelope::of(envelope)?.key;
                 Err(unreadable(format!(
@@ -176,8 +176,8 @@ fn unstorable(why: &str) -> Error {
     Error::new(ErrorKind::Encode, format!("the session cannot be stored: {why}"))
 }
 
-pub(super) const MALFORMED: &str = "its BSON is truncated or malformed";
+pub(crate) const MALFORMED: &str = "its BSON is truncated or malformed";
 
-pub(super) fn unreadable(what: impl AsRef<str>) -> Error {
+pub(crate) fn unreadable(what: impl AsRef<str>) -> Error {
     Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", what.as_ref()))
 }

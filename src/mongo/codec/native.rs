@@ -24,16 +24,18 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Decimal128, Document, RawBsonRef, RawDocument};
 use serde_json::{Map, Number, Value};
 
-use super::{MALFORMED, MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable};
 use crate::error::{Error, Result};
-use crate::number;
-use crate::record::{Data, MAX_DEPTH};
+use crate::mongo::codec::{
+    MALFORMED, MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable,
+};
+use crate::session::number;
+use crate::session::{Data, MAX_DEPTH};
 
 /// The subtype of a Binary that is the text of a number: the first of those that MongoDB leaves to apps.
 const NUMBER_TEXT: BinarySubtype = BinarySubtype::UserDefined(0x80);
 
 /// Encodes a session's data; answers with how many bytes of BSON that is, too.
-pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
+pub(crate) fn encode(data: &Data) -> Result<(Document, usize)> {
     let mut encoder = Encoder { bytes: 5 };
     let mut document = Document::new();
     for (key, value) in data {
@@ -44,7 +46,7 @@ pub(super) fn encode(data: &Data) -> Result<(Document, usize)> {
 }
 
 /// Encodes one value of a session's data.
-pub(super) fn encode_value(value: &Value) -> Result<Bson> {
+pub(crate) fn encode_value(value: &Value) -> Result<Bson> {
     Encoder { bytes: 5 }.value(value, 1)
 }
 
@@ -143,7 +145,7 @@ impl Encoder {
 }
 
 /// Decodes a session's data.
-pub(super) fn decode(document: &RawDocument) -> Result<Data> {
+pub(crate) fn decode(document: &RawDocument) -> Result<Data> {
     let mut data = Data::new();
     for element in document.iter_elements() {
         let element = element.map_err(|_| malformed())?;
@@ -234,7 +236,7 @@ fn whole(decimal: Decimal128) -> Option<u64> {
 
 const EXPONENT_ZERO: u128 = 6176 << 113;
 
-pub(super) fn escape(key: &str) -> Cow<'_, str> {
+pub(crate) fn escape(key: &str) -> Cow<'_, str> {
     if !key.starts_with('$') && !key.contains(['%', '.', '\0']) {
         return Cow::Borrowed(key);
     }

@@ -11,12 +11,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable, unstorable};
 use crate::error::{Error, Result};
-use crate::number;
-use crate::record::{Data, MAX_DEPTH};
+use crate::mongo::codec::{
+    MAX_BYTES, too_deep, too_deep_to_read, too_large, unreadable, unstorable,
+};
+use crate::session::number;
+use crate::session::{Data, MAX_DEPTH};
 
-pub(super) fn encode(data: &Data) -> Result<String> {
+pub(crate) fn encode(data: &Data) -> Result<String> {
     // Both this look and the encoding recurse, so this one comes first.
     if !data.values().all(|value| fits(value, MAX_DEPTH)) {
         return Err(too_deep());
@@ -39,7 +41,7 @@ fn fits(value: &Value, levels: usize) -> bool {
 /// # Errors
 ///
 /// They say what is wrong with the text, and quote none of it.
-pub(super) fn decode(text: &str) -> Result<Data> {
+pub(crate) fn decode(text: &str) -> Result<Data> {
     let mut parser = Parser { text, at: 0 };
     parser.skip_space();
     if parser.peek().is_some_and(|byte| byte != b'{') {

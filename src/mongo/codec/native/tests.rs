@@ -2,10 +2,12 @@ use bson::{RawDocumentBuf, doc};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::*;
 use crate::error::ErrorKind;
-use crate::record::same;
-use crate::samples::{NUMBERS, bomb, data, hollow, hostile, key, nested, on_a_small_stack};
+use crate::mongo::codec::native::*;
+use crate::session::same;
+use crate::session::samples::{
+    NUMBERS, bomb, data, hollow, hostile, key, nested, on_a_small_stack,
+};
 
 fn round_trip(data: &Data) -> Data {
     let raw = RawDocumentBuf::try_from(&encode(data).unwrap().0).unwrap();

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::*;
 use crate::error::ErrorKind;
-use crate::record::same;
-use crate::samples::{bomb, data, hollow, hostile, nested, on_a_small_stack};
+use crate::mongo::codec::text::*;
+use crate::session::same;
+use crate::session::samples::{bomb, data, hollow, hostile, nested, on_a_small_stack};
 
 proptest! {
     #[test]

@@ -1,0 +1,232 @@
+//! What happens to all sessions, as the database reports it: for [`events`](crate::Events), which want
+//! what the [stream of a cache](crate::mongo::change_stream::invalidations) leaves out.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bson::spec::BinarySubtype;
+use bson::{Bson, Document, doc};
+use tokio::time::sleep;
+
+use crate::error::{Error, Result};
+use crate::invalidation::source::Fault;
+use crate::mongo::MongoStore;
+pub(crate) use crate::mongo::change_stream::cursor::ResumeToken;
+use crate::mongo::change_stream::cursor::{Cursor, PinnedServer, StreamReply, TERMINAL_EVENTS};
+use crate::mongo::collection::SessionCollection;
+use crate::mongo::schema;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
+use crate::time::WallTime;
+
+/// The collection that streams are opened on.
+#[derive(Clone)]
+pub(crate) struct EventSource(SessionCollection);
+
+/// An open stream of reports.
+pub(crate) struct EventStream {
+    cursor: Cursor,
+    poll_interval: Duration,
+    /// What was handed over and not told yet.
+    events: VecDeque<Document>,
+    /// After all of them.
+    after: Option<ResumeToken>,
+    /// After what was told.
+    resume_token: Option<ResumeToken>,
+    /// The last answer brought something.
+    was_busy: bool,
+}
+
+/// The pause before the next question after a reply that brought changes: the next reply then carries
+/// more. It also keeps a process that ends right after its last write from sending a command into a
+/// runtime that ends, at which the driver may panic.
+const BATCH_DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// What became of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    Created,
+    Changed,
+    /// It is to last longer, and nothing else.
+    Touched,
+    Removed,
+}
+
+/// A report of one change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionChange {
+    pub(crate) key: SessionKey,
+    pub(crate) kind: ChangeKind,
+    pub(crate) at: WallTime,
+    /// Who wrote it, if a store did that others hear of.
+    pub(crate) rev: Option<Rev>,
+    /// When the session ends, if the change has told.
+    pub(crate) expires: Option<WallTime>,
+}
+
+impl MongoStore {
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if the pool has no connection to spare.
+    pub(crate) fn check_pool_for_events(&self) -> Result<()> {
+        if matches!(self.inner.pool_size, Some(1 | 2)) {
+            return Err(Error::config(
+                "`max_pool_size` is below 3, and the streams of changes and of events keep a \
+                 connection each: give at least 3",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn event_source(&self) -> EventSource {
+        EventSource(self.inner.collection.clone())
+    }
+}
+
+impl EventSource {
+    /// Opens a stream: after a place, or else from now on. The server waits `pace` for reports.
+    pub(crate) async fn open(
+        &self,
+        after: Option<ResumeToken>,
+        pace: Duration,
+    ) -> Result<EventStream, Fault> {
+        let (cursor, handed) =
+            self.0.clone().open_stream(after.clone(), pipeline(), self.0.closed.clone()).await?;
+        let events = VecDeque::new();
+        let mut news = EventStream {
+            cursor,
+            poll_interval: pace,
+            events,
+            after: None,
+            resume_token: after,
+            was_busy: false,
+        };
+        news.buffer(handed);
+        if news.resume_token.is_none() {
+            // A server whose first answer has no token has one in the next.
+            news.fetch(Duration::from_millis(1)).await?;
+        }
+        Ok(news)
+    }
+
+    /// Whether the server answers other questions.
+    pub(crate) async fn is_answering(&self) -> bool {
+        let database = self.0.database();
+        let hello = database.run_command(doc! { "hello": 1 });
+        hello.selection_criteria(PinnedServer::primary_or_router().criteria()).await.is_ok()
+    }
+}
+
+impl EventStream {
+    /// The next report; `None` if there was none worth telling for the length of the pace.
+    pub(crate) async fn next(&mut self) -> Result<Option<SessionChange>, Fault> {
+        if self.events.is_empty() {
+            self.fetch(self.poll_interval).await?;
+        }
+        let Some(event) = self.events.pop_front() else {
+            return if self.cursor.is_closed() { Err(Fault::Ended) } else { Ok(None) };
+        };
+        if TERMINAL_EVENTS.contains(&text(&event, "op")) {
+            return Err(Fault::Ended);
+        }
+        self.resume_token = event.get_document("_id").ok().cloned();
+        if self.events.is_empty() && self.after.is_some() {
+            self.resume_token.clone_from(&self.after);
+        }
+        Ok(session_change(&event))
+    }
+
+    pub(crate) fn resume_token(&self) -> Option<ResumeToken> {
+        self.resume_token.clone()
+    }
+
+    async fn fetch(&mut self, wait: Duration) -> Result<(), Fault> {
+        if self.cursor.is_closed() {
+            return Err(Fault::Ended);
+        }
+        if self.was_busy {
+            sleep(BATCH_DEBOUNCE).await;
+        }
+        let handed = self.cursor.next_reply(wait).await?;
+        self.buffer(handed);
+        Ok(())
+    }
+
+    fn buffer(&mut self, handed: StreamReply) {
+        self.was_busy = !handed.events.is_empty();
+        self.events.extend(handed.events);
+        self.after = handed.after;
+        if self.events.is_empty() && self.after.is_some() {
+            self.resume_token.clone_from(&self.after);
+        }
+    }
+}
+
+/// No more of each change than is told of.
+fn pipeline() -> [Document; 2] {
+    let updated = "$updateDescription.updatedFields";
+    let wanted = ["insert", "update", "replace", "delete"].into_iter().chain(TERMINAL_EVENTS);
+    let one_of = |field: &str| doc! { "$ifNull": [format!("{updated}.{field}"), format!("$fullDocument.{field}")] };
+    [
+        doc! { "$match": { "operationType": { "$in": wanted.collect::<Vec<_>>() } } },
+        doc! { "$project": {
+            "op": "$operationType",
+            "key": "$documentKey._id",
+            "at": "$clusterTime",
+            "rev": one_of("rev"),
+            "expires": one_of("expires"),
+            "removed": "$updateDescription.removedFields",
+            "cut": "$updateDescription.truncatedArrays",
+            "changed": { "$map": {
+                "input": { "$objectToArray": { "$ifNull": [updated, {}] } },
+                "in": "$$this.k",
+            } },
+        } },
+    ]
+}
+
+/// `None` for what is not about a session, or about one that is not live yet.
+pub(crate) fn session_change(event: &Document) -> Option<SessionChange> {
+    let Some(Bson::Binary(key)) = event.get("key") else { return None };
+    if key.subtype != BinarySubtype::Generic {
+        return None;
+    }
+    let key = SessionKey::from_bytes(&key.bytes)?;
+    let expires = event.get_datetime("expires").ok();
+    let expires = expires.map(|at| WallTime::from_millis(at.timestamp_millis()));
+    let removed = texts(event, "removed");
+    let what = match text(event, "op") {
+        "insert" | "replace" if expires.is_none() => return None,
+        "insert" => ChangeKind::Created,
+        "replace" => ChangeKind::Changed,
+        "delete" => ChangeKind::Removed,
+        _ if removed.contains(&schema::IMPORTING) => ChangeKind::Created,
+        _ => {
+            let changed = texts(event, "changed");
+            let is_whole = event.get_array("cut").ok().is_none_or(Vec::is_empty);
+            let alone = |fields: [&str; 2]| {
+                removed.is_empty()
+                    && is_whole
+                    && changed.contains(&fields[1])
+                    && changed.iter().all(|field| fields.contains(field))
+            };
+            if alone(schema::REENCRYPT_FIELDS) {
+                return None;
+            }
+            if alone(schema::TOUCH_FIELDS) { ChangeKind::Touched } else { ChangeKind::Changed }
+        }
+    };
+    let at = event.get_timestamp("at").ok()?;
+    let at = WallTime::from_millis(i64::from(at.time) * 1_000);
+    let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
+    Some(SessionChange { key, kind: what, at, rev, expires })
+}
+
+fn text<'a>(event: &'a Document, field: &str) -> &'a str {
+    event.get_str(field).unwrap_or_default()
+}
+
+fn texts<'a>(event: &'a Document, field: &str) -> Vec<&'a str> {
+    let Ok(texts) = event.get_array(field) else { return Vec::new() };
+    texts.iter().filter_map(Bson::as_str).collect()
+}

@@ -1,0 +1,345 @@
+//! What the driver's errors become.
+//!
+//! The server's error texts and the driver's `Debug` quote documents and key values, and a
+//! malformed URI is quoted with its password. So for an answer of the server only the code and its
+//! name are kept, and the rest is said in our own words.
+
+use mongodb::error::{ErrorKind as Driver, WriteFailure};
+
+use crate::error::{Error, ErrorKind};
+use crate::mongo::server_errors::{self, Meaning, meaning_of, name_of};
+
+/// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
+pub(crate) fn to_error(doing: &str, error: &mongodb::error::Error) -> Error {
+    if let Driver::ServerSelection { message, .. } = &*error.kind
+        && let Some(incompatible) = crate::mongo::connect::probe::incompatible(message)
+    {
+        return incompatible;
+    }
+    if let Driver::Authentication { message, .. } = &*error.kind
+        && let Some(missing) = crate::mongo::connect::uri_options::missing_feature(message)
+    {
+        return missing;
+    }
+    let kind = match &*error.kind {
+        Driver::Authentication { .. } => ErrorKind::Authentication,
+        Driver::Io(_)
+        | Driver::ServerSelection { .. }
+        | Driver::ConnectionPoolCleared { .. }
+        | Driver::DnsResolve { .. } => ErrorKind::Connection,
+        Driver::InvalidArgument { .. } | Driver::InvalidTlsConfig { .. } => ErrorKind::Config,
+        Driver::Shutdown => return Error::client_closed(),
+        _ => server_errors::meaning(error).map_or(ErrorKind::Server, Meaning::kind),
+    };
+    if kind == ErrorKind::Overloaded {
+        let why = code(error).map_or_else(String::new, |code| answer(code, code_name(error)));
+        return Error::server_overloaded(
+            format!("MongoDB is overloaded and refused to {doing}: it answered with {why}"),
+            server_errors::was_rejected(error),
+        );
+    }
+    let message = match (kind, code(error)) {
+        (ErrorKind::Authentication, _) => format!(
+            "MongoDB refused the credentials while trying to {doing}: check the user name, the \
+             password and the authSource, which is the database that knows the user: where none is \
+             given, that is the one in the URI's path, and most users are made in `admin`, which \
+             takes ?authSource=admin"
+        ),
+        (ErrorKind::Permission, _) if wants_credentials(error) => format!(
+            "MongoDB wants a user name and a password to {doing}, and none were given: put them into \
+             the URI, mongodb://user:password@host/database?authSource=admin, or give `username` \
+             and `password`"
+        ),
+        (ErrorKind::Permission, _) => format!(
+            "the MongoDB user is not allowed to {doing}: grant it the role `readWrite` on the \
+             database"
+        ),
+        (ErrorKind::Connection, _) => {
+            format!("could not reach MongoDB to {doing}: {}", unreachable(error))
+        }
+        (ErrorKind::Timeout, _) => format!("MongoDB gave up at its time limit, trying to {doing}"),
+        (_, Some(code)) => {
+            let answer = answer(code, code_name(error));
+            format!("MongoDB answered with {answer} when asked to {doing}")
+        }
+        (ErrorKind::Config, None) => format!("the driver refused to {doing}: {}", argument(error)),
+        _ => format!("the MongoDB driver failed to {doing}"),
+    };
+    Error::new(kind, message)
+}
+
+/// What one operation of a command became that the server refused with this code.
+pub(crate) fn refused(doing: &str, code: i32) -> Error {
+    of_code(doing, code, meaning_of(code))
+}
+
+/// What a write became that was carried out, and that the server failed to have acknowledged by as many
+/// members as the write concern asks for.
+pub(crate) fn unacknowledged(doing: &str, code: i32) -> Error {
+    of_code(doing, code, meaning_of(code).of_a_write_concern())
+}
+
+fn of_code(doing: &str, code: i32, meaning: Meaning) -> Error {
+    let answer = answer(code, None);
+    match meaning.kind() {
+        ErrorKind::Connection => {
+            let why = of_the_cluster(code);
+            Error::new(ErrorKind::Connection, format!("could not reach MongoDB to {doing}: {why}"))
+        }
+        ErrorKind::Overloaded => Error::server_overloaded(
+            format!("MongoDB is overloaded and refused to {doing}: it answered with {answer}"),
+            true,
+        ),
+        kind => Error::new(kind, format!("MongoDB answered with {answer} when asked to {doing}")),
+    }
+}
+
+/// An error of the server by its code and the code's name.
+fn answer(code: i32, name: Option<&str>) -> String {
+    match name.or_else(|| name_of(code)) {
+        Some(name) => format!("error {code} ({name})"),
+        None => format!("error {code}"),
+    }
+}
+
+fn of_the_cluster(code: i32) -> String {
+    match meaning_of(code) {
+        Meaning::Unreachable => format!("its members do not reach each other (error {code})"),
+        _ => format!("it is electing a new primary or shutting down (error {code})"),
+    }
+}
+
+/// Whether an insert met a document with the same key.
+pub(crate) fn is_duplicate(error: &mongodb::error::Error) -> bool {
+    server_errors::has_meaning(error, Meaning::DuplicateKey)
+}
+
+/// Whether the collection does not exist yet.
+pub(crate) fn is_missing_namespace(error: &mongodb::error::Error) -> bool {
+    server_errors::has_meaning(error, Meaning::MissingNamespace)
+}
+
+pub(crate) fn code(error: &mongodb::error::Error) -> Option<i32> {
+    match &*error.kind {
+        Driver::Command(command) => Some(command.code),
+        Driver::Write(WriteFailure::WriteError(write)) => Some(write.code),
+        Driver::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
+        Driver::BulkWrite(bulk) => bulk.write_concern_errors.first().map(|concern| concern.code),
+        _ => None,
+    }
+}
+
+pub(crate) fn code_name(error: &mongodb::error::Error) -> Option<&str> {
+    let name = match &*error.kind {
+        Driver::Command(command) => command.code_name.as_str(),
+        Driver::Write(WriteFailure::WriteError(write)) => write.code_name.as_deref()?,
+        Driver::Write(WriteFailure::WriteConcernError(concern)) => concern.code_name.as_str(),
+        _ => return None,
+    };
+    // A name is one word of letters and digits. A proxy may put anything in its place.
+    let is_name = name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    Some(name).filter(|name| !name.is_empty() && is_name)
+}
+
+/// Whether the server refused somebody who gave no name, rather than a user without the right. Both
+/// have one code, so this looks at the server's text, of which nothing is passed on.
+fn wants_credentials(error: &mongodb::error::Error) -> bool {
+    let text = match &*error.kind {
+        Driver::Command(command) => command.message.as_str(),
+        _ => return false,
+    };
+    text.contains("requires authentication")
+}
+
+/// Texts about the network and the topology hold addresses and no data.
+fn unreachable(error: &mongodb::error::Error) -> String {
+    match &*error.kind {
+        Driver::Io(source) => source.to_string(),
+        Driver::ServerSelection { message, .. } => servers(message),
+        // Of a mongodb+srv:// URI. What was looked up may be a piece of a malformed one.
+        Driver::DnsResolve { .. } => "the DNS lookup of the URI's host failed. The host of a \
+                                      mongodb+srv:// URI has SRV records; one that has none is \
+                                      reached by mongodb://. Is the name right, does DNS work here, \
+                                      and do a user name and password end with an @?"
+            .to_owned(),
+        _ => code(error).map_or_else(|| "the connection was lost".to_owned(), of_the_cluster),
+    }
+}
+
+/// The servers and what each said, out of the driver's description of the whole topology.
+fn servers(topology: &str) -> String {
+    let (mut said, mut found) = (Vec::new(), ServerState::Odd);
+    for server in topology.split("Address: ").skip(1) {
+        let address = server.split(',').next().unwrap_or_default();
+        let error = server
+            .split_once("Error: Kind: ")
+            .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
+        let (is, text) = match error {
+            Some(error) => (ServerState::by(error), error),
+            None if server.contains("Type: Unknown") => (ServerState::Mute, "no answer yet"),
+            None => (ServerState::Answers, "answers, but takes no writes"),
+        };
+        found = found.max(is);
+        said.push(format!("{address} ({text})"));
+    }
+    if said.is_empty() {
+        return "no server was found: does the replica set have the name that was given?"
+            .to_owned();
+    }
+    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != ServerState::Answers
+    {
+        ". Addresses that were not given are what the replica set's members call each other, and \
+         have to be reachable from here; directConnection=true asks the given server alone"
+    } else {
+        ""
+    };
+    format!("{}: {}{members}", said.join(", "), found.advice())
+}
+
+/// Why a server is of no use. Of several the last here says most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum ServerState {
+    /// It speaks as MongoDB does, and is none that these options allow.
+    Odd,
+    /// It is no MongoDB.
+    Stranger,
+    Unreachable,
+    /// Its name has no address, or no name server knows it.
+    Unresolved,
+    /// Nothing is heard of it, or it hangs up without a word.
+    Mute,
+    /// Its certificate is not trusted.
+    Untrusted,
+    /// It is a member of a set and no primary.
+    Answers,
+}
+
+impl ServerState {
+    fn by(error: &str) -> Self {
+        let hung_up = ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
+        if error.contains("certificate") {
+            Self::Untrusted
+        } else if error.contains("invalid reply") {
+            Self::Stranger
+        } else if error.contains("failed to lookup address") || error.contains("DNS resolution") {
+            Self::Unresolved
+        } else if !error.starts_with("I/O error") {
+            Self::Odd
+        } else if hung_up.iter().any(|text| error.contains(text)) {
+            Self::Mute
+        } else {
+            Self::Unreachable
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Odd => "it answers, but not as the connection's options would have it",
+            Self::Stranger => "something answers there that is no MongoDB: is the port right?",
+            Self::Unreachable => "is it running, and is the address right?",
+            Self::Unresolved => "its name was not resolved: is it right, and does DNS work here?",
+            Self::Mute => {
+                "is it running, is the address right, does a firewall let you through, and is TLS \
+                 switched on (tls=true) just as it is at the server?"
+            }
+            Self::Untrusted => {
+                "its certificate is not trusted: give the file of the authority that signed it as \
+                 `tls_ca_file`, and the host as the certificate names it"
+            }
+            Self::Answers => {
+                "no primary is among them: has the replica set a majority of its members, and are \
+                 its other members given or reachable?"
+            }
+        }
+    }
+}
+
+fn argument(error: &mongodb::error::Error) -> String {
+    match &*error.kind {
+        Driver::InvalidArgument { message, .. } | Driver::InvalidTlsConfig { message, .. } => {
+            message.clone()
+        }
+        _ => "an option is invalid".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_steps_down_is_an_outage() {
+        for code in [6, 7, 89, 91, 133, 134, 189, 202, 407, 9001, 10107, 11600, 11602, 13435, 13436]
+        {
+            let error = refused("save a session", code);
+            assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
+            assert!(error.is_outage() && error.to_string().contains(&code.to_string()), "{error}");
+            assert!(!error.was_not_carried_out(), "{error}");
+        }
+        for (code, kind) in [
+            (2, ErrorKind::Server),
+            (13, ErrorKind::Permission),
+            (18, ErrorKind::Authentication),
+            (50, ErrorKind::Timeout),
+            (262, ErrorKind::Timeout),
+            (11000, ErrorKind::Server),
+        ] {
+            assert_eq!(refused("save a session", code).kind(), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_statement_that_is_turned_away_was_not_carried_out_and_one_without_its_acknowledgement_was()
+    {
+        for code in [433, 449, 450, 462] {
+            let error = refused("save a session", code);
+            assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+            assert!(
+                error.is_outage() && error.was_not_carried_out() && !error.is_ours(),
+                "{error}"
+            );
+            let written = unacknowledged("save a session", code);
+            assert_eq!(written.kind(), ErrorKind::Server, "{written}");
+            assert!(!written.was_not_carried_out(), "{written}");
+        }
+        assert_eq!(unacknowledged("save a session", 91).kind(), ErrorKind::Connection);
+    }
+
+    #[test]
+    fn an_unreachable_server_is_named_with_what_it_said() {
+        let topology = "Server selection timeout: No available servers. Topology: { Type: Unknown, \
+                        Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: \
+                        Connection refused (os error 111), labels: {}, source: None, server \
+                        response: None } ] }";
+        assert_eq!(
+            servers(topology),
+            "127.0.0.1:1 (I/O error: Connection refused (os error 111)): is it running, and is \
+             the address right?"
+        );
+    }
+
+    #[test]
+    fn servers_that_answer_are_not_called_unreachable() {
+        let said = servers(
+            "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: a:1, Type: RsSecondary, \
+             Average RTT: 1ms }, { Address: b:1, Type: Unknown, Error: Kind: I/O error: timed out, \
+             labels: {}, source: None, server response: None } ] }",
+        );
+        assert!(
+            said.starts_with("a:1 (answers, but takes no writes), b:1 (I/O error: timed out): ")
+        );
+        assert!(said.contains("no primary") && !said.contains("is it running"), "{said}");
+        assert!(servers("Topology: { Type: Unknown }").contains("no server was found"));
+    }
+
+    #[test]
+    fn members_that_only_the_set_can_reach_are_explained() {
+        let said = servers(
+            "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: mongo1:27017, Type: \
+             Unknown, Error: Kind: I/O error: failed to lookup address information: Name or service \
+             not known, labels: {}, source: None, server response: None } ] }",
+        );
+        assert!(said.contains("its name was not resolved"), "{said}");
+        assert!(said.contains("directConnection=true"), "{said}");
+    }
+}

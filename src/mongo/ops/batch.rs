@@ -1,0 +1,296 @@
+//! Many operations in one command: what [`Batcher`](crate::batching::Batcher) sends while the
+//! server is busy.
+//!
+//! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
+//! but took a quarter longer, and servers before 8.0 do not have it. Of an `update` the answer is the
+//! number of sessions modified: as a rule all of them. Otherwise a look at what is stored tells which
+//! were gone, have another `rev`, or cannot be read.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use bson::{Bson, Document, RawDocument, doc};
+use futures_core::Stream;
+use mongodb::{ClientSession, Collection};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::mongo::causal::CausalSessions;
+use crate::mongo::collection::SessionCollection;
+use crate::mongo::error;
+use crate::mongo::ops::read_write::{SentUpdate, Update};
+use crate::mongo::schema;
+use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::telemetry::metrics::{Outcome, Verb};
+use crate::time::WallTime;
+
+type SaveResult = Result<Option<WallTime>>;
+
+impl SessionCollection {
+    /// Reads the sessions of different keys by one `find`.
+    pub(crate) async fn find_many(
+        self,
+        keys: Vec<SessionKey>,
+    ) -> Result<Vec<Result<Option<Session>>>> {
+        let timer = self.timer(Verb::Find);
+        self.metrics.record_find_batch(keys.len());
+        // Read where it lies in the answer: copies of a hundred documents would leave holes among the
+        // entries that are made of them.
+        match self.find_documents(&keys, None, |found| self.read(found)).await {
+            Ok(mut found) => {
+                let read = keys.iter().map(|key| found.remove(key).unwrap_or(Ok(None)));
+                let read: Vec<_> = read.collect();
+                // One that cannot be read counts as it would alone.
+                let outcome =
+                    read.iter().find(|read| read.is_err()).map_or(Outcome::Ok, Outcome::from);
+                timer.finish(outcome, Ok(read))
+            }
+            Err(error) => timer.fail("load sessions", &error),
+        }
+    }
+
+    /// What `read` makes of each document of these keys that is there.
+    pub(crate) async fn find_documents<T>(
+        &self,
+        keys: &[SessionKey],
+        fields: Option<Document>,
+        read: impl Fn(&RawDocument) -> T,
+    ) -> mongodb::error::Result<HashMap<SessionKey, T>> {
+        let ids: Vec<Bson> = keys.iter().map(|key| schema::id(*key).into()).collect();
+        let mut session = self.causal().await?;
+        // One more than there are, so that the first batch is seen to be the last.
+        let batch = u32::try_from(keys.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let find = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);
+        let find = match fields {
+            Some(fields) => find.projection(fields),
+            None => find,
+        };
+        let mut cursor = find.max_time(self.timeout).session(&mut session).batch().await?;
+        let mut found = HashMap::with_capacity(keys.len());
+        let mut batches = cursor.stream(&mut session);
+        while let Some(batch) = poll_fn(|cx| Pin::new(&mut batches).poll_next(cx)).await {
+            for document in batch?.doc_slices()? {
+                let Some(document) = document?.as_document() else { continue };
+                if let Some(key) = schema::key(document) {
+                    found.insert(key, read(document));
+                }
+            }
+        }
+        drop(batches);
+        drop(cursor);
+        self.causal.check_in(session, Ok(found))
+    }
+
+    /// Sends updates of different sessions as one command.
+    ///
+    /// If that fails as a whole, the outcome of each is unknown, and it is not sent again: carried out a
+    /// second time, a save could overwrite another one that was acknowledged in between. One exception
+    /// is safe: the driver sends a batch again that an overloaded server has turned away, which was not
+    /// carried out.
+    pub(crate) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<SaveResult>> {
+        let timer = self.timer(Verb::Bulk).with_calls(updates.len());
+        self.metrics.record_save_batch(updates.len());
+        let now = self.clock.wall();
+        let query = |update: Update| {
+            let (sent, filter, stage) = update.into_query(now);
+            (sent, doc! { "q": filter, "u": [stage] })
+        };
+        let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();
+        match self.write(statements).await {
+            Ok(reply) => {
+                let judged = BatchReply::of(&reply, sent.len());
+                drop(timer.finish(judged.outcome(), Ok(())));
+                Ok(self.outcomes(&sent, judged).await)
+            }
+            Err(error) => timer.fail("save sessions", &error),
+        }
+    }
+
+    /// Sends statements as one `update`.
+    pub(crate) async fn write(
+        &self,
+        statements: Vec<Document>,
+    ) -> mongodb::error::Result<Document> {
+        // The session is only there to learn the time of the write from. The driver (3.9.1) adds no
+        // `afterClusterTime` to a `run_command`, so a session that knows what was seen would do as well.
+        let mut session = CausalSessions::new_session(self.documents.client()).await?;
+        let reply = update(&self.documents, statements, &mut session).await;
+        self.causal.observe(&session);
+        reply
+    }
+
+    async fn outcomes(&self, sent: &[SentUpdate], mut judged: BatchReply) -> Vec<SaveResult> {
+        if let Some(concern) = judged.concern {
+            // Nothing is acknowledged where the write concern was not met.
+            return sent.iter().map(|_| Err(concern.clone())).collect();
+        }
+        let mut found = if judged.all { Ok(HashMap::new()) } else { self.look_at(sent).await };
+        let mut outcomes = Vec::with_capacity(sent.len());
+        for (index, sent) in sent.iter().enumerate() {
+            outcomes.push(match (judged.refusals.remove(&index), &mut found) {
+                (Some(refusal), _) => Err(refusal),
+                (None, _) if judged.all => Ok(Some(sent.expires)),
+                // The save may be stored; what failed is the look at it.
+                (None, Err(error)) => Err(error.of_a_later_step()),
+                (None, Ok(found)) => match found.remove(&sent.key) {
+                    Some(Ok(Stored::Live { rev })) if sent.is_of(&rev) => Ok(Some(sent.expires)),
+                    // Overwritten since; or it had expired, and was prolonged by a touch that came
+                    // late. Either way this is not what is stored.
+                    Some(Ok(Stored::Live { .. })) => Ok(None),
+                    Some(Ok(Stored::Expired)) | None => Ok(self.drop_save()),
+                    Some(Err(unreadable)) => Err(unreadable),
+                },
+            });
+        }
+        outcomes
+    }
+
+    /// Reads what is stored of the sessions of these updates, those that are there. Of one whose expiry is not a
+    /// date, the error is the one that a load would return.
+    pub(crate) async fn look_at(
+        &self,
+        sent: &[SentUpdate],
+    ) -> Result<HashMap<SessionKey, Result<Stored>>> {
+        let timer = self.timer(Verb::Find);
+        let keys: Vec<_> = sent.iter().map(|sent| sent.key).collect();
+        let fields = doc! { "expires": 1, "rev": 1 };
+        let now = self.clock.wall();
+        let read = |found: &RawDocument| {
+            if schema::is_live(found, now)? {
+                return Ok(Stored::Live { rev: schema::rev(found).to_vec() });
+            }
+            Ok(Stored::Expired)
+        };
+        match self.find_documents(&keys, Some(fields), read).await {
+            Ok(found) => timer.finish(Outcome::Ok, Ok(found)),
+            Err(error) => timer.fail("see which sessions were saved", &error),
+        }
+    }
+}
+
+/// What is stored of a session after an update that may have left it as it was.
+pub(crate) enum Stored {
+    Live { rev: Vec<u8> },
+    Expired,
+}
+
+/// Sends statements as one `update` to a collection, with its write concern.
+pub(crate) async fn update(
+    documents: &Collection<Document>,
+    statements: Vec<Document>,
+    session: &mut ClientSession,
+) -> mongodb::error::Result<Document> {
+    let namespace = documents.namespace();
+    let mut command = doc! { "update": namespace.coll, "updates": statements, "ordered": false };
+    if let Some(concern) = documents.write_concern() {
+        command.insert("writeConcern", bson::serialize_to_bson(concern)?);
+    }
+    documents.client().database(&namespace.db).run_command(command).session(session).await
+}
+
+/// What the answer to many updates says.
+#[derive(Debug)]
+struct BatchReply {
+    /// The write concern was not met.
+    concern: Option<Error>,
+    /// Those that were refused, by their place.
+    refusals: HashMap<usize, Error>,
+    /// Each of them has modified its session.
+    all: bool,
+}
+
+impl BatchReply {
+    fn of(reply: &Document, sent: usize) -> Self {
+        let refusals = reply.get_array("writeErrors").into_iter().flatten();
+        let refusals = refusals.filter_map(|error| {
+            let error = error.as_document()?;
+            Some((number(error, "index")?, refused(error)))
+        });
+        Self {
+            concern: reply.get_document("writeConcernError").ok().map(unacknowledged),
+            refusals: refusals.collect(),
+            all: number(reply, "nModified") == Some(sent),
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let failed = self.concern.as_ref().or_else(|| self.refusals.values().next());
+        failed.map_or(Outcome::Ok, |error| Outcome::Failed(error.kind()))
+    }
+}
+
+/// What became of an update that the server reports in this document.
+pub(crate) fn refused(error: &Document) -> Error {
+    of_code(error, error::refused)
+}
+
+/// What became of updates that were carried out, and whose write concern failed.
+pub(crate) fn unacknowledged(error: &Document) -> Error {
+    of_code(error, error::unacknowledged)
+}
+
+fn of_code(error: &Document, judge: impl Fn(&str, i32) -> Error) -> Error {
+    match number(error, "code") {
+        Some(code) => judge("save a session", i32::try_from(code).unwrap_or_default()),
+        None => Error::new(ErrorKind::Server, "MongoDB refused to save a session"),
+    }
+}
+
+/// A whole number of any width.
+pub(crate) fn number(document: &Document, field: &str) -> Option<usize> {
+    let number = match document.get(field)? {
+        Bson::Int32(number) => i64::from(*number),
+        Bson::Int64(number) => *number,
+        Bson::Double(number) if number.fract() == 0.0 => {
+            #[allow(clippy::cast_possible_truncation, reason = "a small whole number")]
+            let whole = *number as i64;
+            whole
+        }
+        _ => return None,
+    };
+    usize::try_from(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_saved_if_as_many_were_modified_as_were_sent() {
+        for modified in [Bson::Int32(2), Bson::Int64(2), Bson::Double(2.0)] {
+            let judged = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
+            assert!(judged.all && judged.refusals.is_empty() && judged.concern.is_none());
+            assert!(matches!(judged.outcome(), Outcome::Ok));
+        }
+        for modified in [Bson::Int32(1), Bson::Double(1.5), Bson::Int32(-2), Bson::Null] {
+            assert!(!BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
+        }
+        assert!(!BatchReply::of(&doc! { "ok": 1 }, 2).all);
+    }
+
+    #[test]
+    fn what_is_refused_is_so_by_its_place_and_without_its_text() {
+        let reply = doc! { "n": 1, "nModified": 1, "writeErrors": [
+            { "index": 0, "code": 11000, "errmsg": "dup key: 4111" },
+            { "index": 2_i64, "code": 13, "errmsg": "4111" },
+        ] };
+        let judged = BatchReply::of(&reply, 3);
+        let mut places: Vec<_> = judged.refusals.keys().copied().collect();
+        places.sort_unstable();
+        assert_eq!(places, [0, 2]);
+        assert_eq!(judged.refusals[&2].kind(), ErrorKind::Permission);
+        assert!(judged.refusals.values().all(|error| !error.to_string().contains("4111")));
+        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn a_write_concern_that_was_not_met_is_an_error_though_all_were_modified() {
+        let reply = doc! {
+            "n": 2, "nModified": 2, "writeConcernError": { "code": 64, "errmsg": "timed out" },
+        };
+        let judged = BatchReply::of(&reply, 2);
+        assert!(judged.all && judged.concern.is_some());
+        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+    }
+}

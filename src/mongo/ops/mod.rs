@@ -1,0 +1,10 @@
+//! The operations on the collection, grouped by what they do.
+
+pub(crate) mod batch;
+pub(crate) mod delete;
+#[cfg(feature = "import")]
+pub(crate) mod import;
+pub(crate) mod list;
+pub(crate) mod owner;
+pub(crate) mod query;
+pub(crate) mod read_write;

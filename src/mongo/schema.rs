@@ -1,0 +1,496 @@
+//! The stored document: one session as MongoDB keeps it.
+//!
+//! ```text
+//! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! ```
+//!
+//! and `owner: String`, where a store is told how to derive it and the session has one; null, which is
+//! none, if it had one before.
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
+
+use crate::error::{Error, Result};
+use crate::mongo::codec::{self, DataFormat, MALFORMED, unreadable};
+use crate::mongo::owner_field::OwnerUpdate;
+use crate::mongo::types::LiveSession;
+use crate::session::handle::SessionHandle;
+use crate::session::id::SessionKey;
+use crate::session::owner::Owner;
+use crate::session::revision::Rev;
+use crate::session::{Data, Session};
+use crate::time::WallTime;
+
+/// The version of the stored format that this release writes.
+pub(crate) const FORMAT: i32 = 1;
+
+pub(crate) fn id(key: SessionKey) -> Binary {
+    binary(key.as_bytes())
+}
+
+pub(crate) fn binary(bytes: &[u8]) -> Binary {
+    Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
+}
+
+/// Where the keys of sessions begin and end in the index on `_id`: binaries of 32 bytes, which MongoDB
+/// [orders](https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/#binary-data) by
+/// their length first. No session has one of these two.
+pub(crate) const FIRST_KEY: [u8; 32] = [0; 32];
+const LAST_KEY: [u8; 32] = [0xff; 32];
+
+/// Which `_id`s a walk along the keys has before it, after this last one. What another program keeps in the
+/// same collection under an `_id` of another type or length is not among them.
+pub(crate) fn keys_after(last: Option<Bson>) -> Document {
+    let end = binary(&LAST_KEY);
+    match last {
+        None => doc! { "$gte": binary(&FIRST_KEY), "$lte": end },
+        Some(last) => doc! { "$gt": last, "$lte": end },
+    }
+}
+
+/// Finds the documents of other programs: those whose `_id` is no session's key. A comparison stays
+/// within one type, so the other types are listed; each is a range of the index on `_id`. So the cost
+/// grows with these documents, not with the sessions.
+pub(crate) fn foreign_filter() -> Document {
+    let types = ["null", "number", "string", "object", "objectId", "bool", "date", "timestamp"];
+    doc! { "$or": [
+        { "_id": { "$type": types.to_vec() } },
+        { "_id": { "$lt": binary(&FIRST_KEY) } },
+        { "_id": { "$gt": binary(&LAST_KEY) } },
+    ] }
+}
+
+pub(crate) fn date(at: WallTime) -> DateTime {
+    DateTime::from_millis(at.millis())
+}
+
+/// The document of a new session.
+pub(crate) fn insert_document(
+    key: SessionKey,
+    rev: Rev,
+    (data, form): (&Data, &DataFormat),
+    expires: WallTime,
+    now: WallTime,
+) -> Result<Document> {
+    Ok(doc! {
+        "_id": id(key),
+        "format": FORMAT,
+        "data": codec::encode(data, form, key.as_bytes())?.0,
+        "expires": date(expires),
+        "rev": binary(rev.as_bytes()),
+        "created": date(now),
+        "updated": date(now),
+    })
+}
+
+/// What a write that only prolongs a session changes; no instance needs to hear of it, since an
+/// entry past the expiry that it knows is a miss.
+pub(crate) const TOUCH_FIELDS: [&str; 2] = ["expires", "updated"];
+
+/// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
+/// needs to hear of that either. The second field tells it from a change of data.
+pub(crate) const REENCRYPT_FIELDS: [&str; 2] = ["data", "reencrypted"];
+/// Where the expiry stands of a session that an import has stored and not made live yet.
+pub(crate) const IMPORTING: &str = "importing";
+
+/// The fields of a session with new data and a new expiry, and about how many bytes they have.
+pub(crate) fn replacement_fields(
+    key: SessionKey,
+    rev: Rev,
+    (data, form): (&Data, &DataFormat),
+    expires: WallTime,
+    now: WallTime,
+) -> Result<(Document, usize)> {
+    let (data, bytes) = codec::encode(data, form, key.as_bytes())?;
+    let fields = doc! {
+        "format": FORMAT,
+        "data": data,
+        "expires": date(expires),
+        "rev": binary(rev.as_bytes()),
+        "updated": date(now),
+    };
+    Ok((fields, bytes))
+}
+
+/// The stage of an update that gives a live session other fields. It does not modify a session that has
+/// expired, nor one whose `expires` is not a date: that one cannot be loaded, is not counted, and must not
+/// come to life by a save.
+///
+/// A comparison in an expression is true between types too: a timestamp, a regular expression and `MaxKey`
+/// are greater than each date.
+///
+/// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
+/// the server's fast path: with another field in it an update took a quarter longer.
+pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime) -> Document {
+    let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
+    if owned == OwnerUpdate::Clear {
+        // A null, since to filter the field out made a batch of saves a fifth dearer, and not every
+        // server knows `$unsetField`. Where there is none there stays none: nulls are in the index.
+        let had_one = doc! { "$gt": ["$owner", Bson::Null] };
+        let nobody = doc! { "$cond": [had_one, Bson::Null, "$$REMOVE"] };
+        merged.push(doc! { "owner": nobody }.into());
+    }
+    let is_live = doc! { "$and": [
+        { "$gt": ["$expires", date(now)] },
+        { "$eq": [{ "$type": "$expires" }, "date"] },
+    ] };
+    doc! { "$replaceWith": { "$cond": [
+        is_live,
+        { "$mergeObjects": merged },
+        "$$ROOT",
+    ] } }
+}
+
+/// The stage of an update that prolongs a session and does nothing else. Of two that cross, the one that lasts
+/// longer stays.
+pub(crate) fn touch_update(expires: WallTime, now: WallTime) -> Document {
+    let [expiry, updated] = TOUCH_FIELDS;
+    doc! { "$set": { expiry: { "$max": ["$expires", date(expires)] }, updated: date(now) } }
+}
+
+/// The key of a document, if it has one of ours.
+pub(crate) fn key(document: &RawDocument) -> Option<SessionKey> {
+    let id = document.get_binary("_id").ok()?;
+    (id.subtype == BinarySubtype::Generic).then(|| SessionKey::from_bytes(id.bytes)).flatten()
+}
+
+/// Whether a session expires later than `now`.
+///
+/// # Errors
+///
+/// `Decode`, the same as of a load, if its `expires` is not a date.
+pub(crate) fn is_live(document: &RawDocument, now: WallTime) -> Result<bool> {
+    let expires = document.get("expires").map_err(|_| unreadable(MALFORMED))?;
+    Ok(Fields::date("expires", expires)? > date(now))
+}
+
+/// The condition that a field still has the value that was read in a document.
+///
+/// `$eq` keeps a stored document from being read as operators, and a regular expression from being a pattern.
+///
+/// # Errors
+///
+/// `Decode` for a type that is deprecated: not every server compares with it.
+pub(crate) fn unchanged(document: &RawDocument, field: &str) -> Result<Bson> {
+    let condition = match document.get(field).map_err(|_| unreadable(MALFORMED))? {
+        None => doc! { "$exists": false },
+        // `$eq` finds a document without the field too.
+        Some(RawBsonRef::Null) => doc! { "$type": "null" },
+        Some(
+            value @ (RawBsonRef::Undefined | RawBsonRef::Symbol(_) | RawBsonRef::DbPointer(_)),
+        ) => return Err(wrong_type(field, "a binary", value)),
+        Some(value) => doc! { "$eq": Bson::try_from(value).map_err(|_| unreadable(MALFORMED))? },
+    };
+    Ok(condition.into())
+}
+
+/// The bytes of a document's `rev`; none if it has none.
+pub(crate) fn rev(document: &RawDocument) -> &[u8] {
+    document.get_binary("rev").map_or(&[], |rev| rev.bytes)
+}
+
+/// Reads a session back.
+pub(crate) fn session(document: &RawDocument, form: &DataFormat) -> Result<Session> {
+    let fields = Fields::of(document)?;
+    Ok(Session {
+        data: codec::decode(fields.data()?, form, fields.id)?,
+        expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
+    })
+}
+
+/// The data of a session as it is stored, and its `_id`.
+#[cfg(feature = "encryption")]
+pub(crate) fn stored_data(document: &RawDocument) -> Result<(RawBsonRef<'_>, &[u8])> {
+    let fields = Fields::of(document)?;
+    Ok((fields.data()?, fields.id))
+}
+
+/// Reads a session for a list.
+pub(crate) fn live_session(document: &RawDocument, form: &DataFormat) -> Result<LiveSession> {
+    let fields = Fields::of(document)?;
+    let key = key(document).ok_or_else(|| unreadable("its `_id` is no session's key"))?;
+    Ok(LiveSession {
+        handle: SessionHandle::of(key),
+        owner: fields.owner()?,
+        data: codec::decode(fields.data()?, form, fields.id)?,
+        expires: calendar(fields.expires()?)?,
+        created: calendar(Fields::date("created", fields.created)?)?,
+        updated: calendar(Fields::date("updated", fields.updated)?)?,
+    })
+}
+
+/// The fields of a document whose format is ours.
+struct Fields<'a> {
+    /// None at all, if it is no binary.
+    id: &'a [u8],
+    data: Option<RawBsonRef<'a>>,
+    expires: Option<RawBsonRef<'a>>,
+    created: Option<RawBsonRef<'a>>,
+    updated: Option<RawBsonRef<'a>>,
+    owner: Option<RawBsonRef<'a>>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(document: &'a RawDocument) -> Result<Self> {
+        let mut fields =
+            Self { id: &[], data: None, expires: None, created: None, updated: None, owner: None };
+        let mut format = None;
+        for element in document {
+            let Ok((key, value)) = element else {
+                return Err(unreadable(MALFORMED));
+            };
+            match key.as_str() {
+                "_id" => fields.id = value.as_binary().map_or(&[], |id| id.bytes),
+                "format" => format = Some(value),
+                "data" => fields.data = Some(value),
+                "expires" => fields.expires = Some(value),
+                "created" => fields.created = Some(value),
+                "updated" => fields.updated = Some(value),
+                "owner" => fields.owner = Some(value),
+                _ => {}
+            }
+        }
+        match format {
+            Some(RawBsonRef::Int32(FORMAT)) => Ok(fields),
+            Some(RawBsonRef::Int64(n)) if n == i64::from(FORMAT) => Ok(fields),
+            Some(RawBsonRef::Int32(n)) => Err(foreign_format(i64::from(n))),
+            Some(RawBsonRef::Int64(n)) => Err(foreign_format(n)),
+            Some(other) => Err(wrong_type("format", "a whole number", other)),
+            None => Err(unreadable(
+                "it has no `format`, so this store did not write it; does another program use the \
+                 same collection?",
+            )),
+        }
+    }
+
+    fn data(&self) -> Result<RawBsonRef<'a>> {
+        self.data.ok_or_else(|| unreadable("it has no `data`"))
+    }
+
+    fn expires(&self) -> Result<DateTime> {
+        Self::date("expires", self.expires)
+    }
+
+    fn owner(&self) -> Result<Option<Owner>> {
+        match self.owner {
+            None | Some(RawBsonRef::Null) => Ok(None),
+            Some(RawBsonRef::String(owner)) => Ok(Some(owner.into())),
+            Some(other) => Err(wrong_type("owner", "a text", other)),
+        }
+    }
+
+    fn date(name: &str, value: Option<RawBsonRef<'a>>) -> Result<DateTime> {
+        match value {
+            Some(RawBsonRef::DateTime(date)) => Ok(date),
+            Some(other) => Err(wrong_type(name, "a date", other)),
+            None => Err(unreadable(format!("it has no `{name}`"))),
+        }
+    }
+}
+
+fn calendar(date: DateTime) -> Result<time::OffsetDateTime> {
+    WallTime::from_millis(date.timestamp_millis())
+        .to_datetime()
+        .ok_or_else(|| unreadable("a date in it is beyond the year 9999"))
+}
+
+fn foreign_format(found: i64) -> Error {
+    unreadable(format!(
+        "its format is {found} and this version reads format {FORMAT}; a newer version may have \
+         written it"
+    ))
+}
+
+fn wrong_type(field: &str, wanted: &str, found: RawBsonRef<'_>) -> Error {
+    unreadable(format!("its `{field}` should be {wanted} and is a {:?}", found.element_type()))
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::RawDocumentBuf;
+    use serde_json::json;
+
+    use super::*;
+    use crate::StoredSession;
+    use crate::error::ErrorKind;
+    use crate::session::revision::RevSource;
+
+    fn stored() -> Document {
+        let data = Data::from([("views".to_owned(), json!(3))]);
+        let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
+        insert_document(
+            SessionKey::of(7),
+            RevSource::new().next(),
+            (&data, &DataFormat::Native),
+            at,
+            now,
+        )
+        .unwrap()
+    }
+
+    fn read(document: &Document) -> Result<Session> {
+        session(&RawDocumentBuf::try_from(document).unwrap(), &DataFormat::Text)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let session = read(&stored()).unwrap();
+        assert_eq!(session.data["views"], json!(3));
+        assert_eq!(session.expires.millis(), 2_000);
+    }
+
+    #[test]
+    fn the_typed_document_has_the_fields_that_are_written() {
+        let typed: StoredSession = bson::deserialize_from_document(stored()).unwrap();
+        assert_eq!(bson::serialize_to_document(&typed).unwrap(), stored_like(&typed));
+        assert_eq!(typed.key.bytes, SessionKey::of(7).as_bytes());
+    }
+
+    fn stored_like(typed: &StoredSession) -> Document {
+        let mut document = stored();
+        document.insert("rev", typed.rev.clone());
+        document
+    }
+
+    #[test]
+    fn no_field_holds_the_id() {
+        let id = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_i128;
+        let data = Data::new();
+        let at = WallTime::from_millis(2_000);
+        let document = insert_document(
+            SessionKey::of(id),
+            RevSource::new().next(),
+            (&data, &DataFormat::Text),
+            at,
+            at,
+        )
+        .unwrap();
+        let bytes = document.to_vec().unwrap();
+        assert!(!bytes.windows(16).any(|window| window == id.to_le_bytes()));
+    }
+
+    #[test]
+    fn foreign_newer_and_broken_documents_say_what_was_found() {
+        for (field, value, said) in [
+            ("format", None, "another program"),
+            ("format", Some(Bson::Int32(2)), "its format is 2"),
+            ("format", Some(Bson::String("1".into())), "String"),
+            ("data", None, "no `data`"),
+            ("data", Some(Bson::Int32(1)), "a text, a document or a binary and is a Int32"),
+            ("data", Some(Bson::String("{".into())), "JSON is truncated"),
+            ("expires", None, "no `expires`"),
+            ("expires", Some(Bson::Int64(5)), "should be a date and is a Int64"),
+        ] {
+            let mut document = stored();
+            match value {
+                Some(value) => drop(document.insert(field, value)),
+                None => drop(document.remove(field)),
+            }
+            let error = read(&document).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+            assert!(error.to_string().contains(said), "{field}: {error}");
+        }
+    }
+
+    /// What each entry of the oplog adds to a delta (`kSizeOfDeltaOplogEntryMetadata`).
+    const DELTA_METADATA: usize = 15;
+
+    fn bytes(document: &Document) -> usize {
+        document.to_vec().unwrap().len()
+    }
+
+    /// How much smaller the delta of an update is than the whole document, in bytes.
+    ///
+    /// MongoDB writes an update by a pipeline into its oplog as a delta, if that is smaller than the whole
+    /// document
+    /// ([`computeOplogDiff`](https://github.com/mongodb/mongo/blob/master/src/mongo/db/update/document_diff_calculator.cpp)).
+    /// Its event is then `update`, and names the fields. Else it is `replace`, without `rev`, and each instance
+    /// takes it for another's write. Here `data` counts as changed in full; the delta of a document may be smaller.
+    fn bytes_to_spare(before: &Document, after: &Document) -> usize {
+        let mut updated = Document::new();
+        let mut inserted = Document::new();
+        for (field, value) in after {
+            match before.get(field) {
+                Some(old) if old == value => {}
+                Some(_) => drop(updated.insert(field, value.clone())),
+                None => drop(inserted.insert(field, value.clone())),
+            }
+        }
+        let mut diff = Document::new();
+        for (section, fields) in [("u", updated), ("i", inserted)] {
+            if !fields.is_empty() {
+                diff.insert(section, fields);
+            }
+        }
+        assert!(before.keys().all(|field| after.contains_key(field)), "a delta that removes");
+        bytes(after).checked_sub(bytes(&diff) + DELTA_METADATA).unwrap()
+    }
+
+    /// As `$mergeObjects` does.
+    fn merge(before: &Document, fields: Document) -> Document {
+        let mut after = before.clone();
+        after.extend(fields);
+        after
+    }
+
+    fn forms() -> Vec<DataFormat> {
+        vec![
+            DataFormat::Text,
+            DataFormat::Native,
+            #[cfg(feature = "encryption")]
+            DataFormat::Encrypted(std::sync::Arc::new(crate::mongo::Keys::new(
+                1,
+                crate::mongo::Key::from_bytes(&[7; 32]),
+            ))),
+        ]
+    }
+
+    #[test]
+    fn the_delta_of_each_write_is_smaller_than_the_document_so_its_event_is_an_update() {
+        let revs = RevSource::new();
+        let key = SessionKey::of(7);
+        let wall = WallTime::from_millis;
+        let texts = [0, 1, 100, 100_000];
+        for (form, letters) in forms().iter().flat_map(|form| texts.map(|letters| (form, letters)))
+        {
+            let data = |letter: &str| match letters {
+                0 => Data::new(),
+                _ => Data::from([("text".to_owned(), json!(letter.repeat(letters)))]),
+            };
+            let old = (&data("a"), form);
+            let new = (&data("b"), form);
+            let stored = insert_document(key, revs.next(), old, wall(2_000), wall(1_000)).unwrap();
+            let save =
+                || replacement_fields(key, revs.next(), new, wall(3_000), wall(1_500)).unwrap().0;
+            let spare = |before: &Document, fields| bytes_to_spare(before, &merge(before, fields));
+
+            // A save. What does not change is all that there is to spare: `_id`, `format` and `created`.
+            let least = 48;
+            let saved = merge(&stored, save());
+            // Data that stays the same is not in the delta.
+            let is_changed = stored.get("data") != saved.get("data");
+            let data_bytes =
+                if is_changed { 0 } else { bytes(&doc! { "data": &stored["data"] }) - 5 };
+            assert_eq!(spare(&stored, save()), least + data_bytes);
+
+            // An owner: new, another one, the same, and none any more.
+            let owned = |owner: Bson| merge(&save(), doc! { "owner": owner });
+            assert_eq!(spare(&stored, owned("one".into())), least - 8 + data_bytes);
+            let stored_owned = merge(&stored, doc! { "owner": "one" });
+            assert_eq!(spare(&stored_owned, owned("two".into())), least + data_bytes);
+            assert!(spare(&stored_owned, owned("one".into())) > least);
+            assert_eq!(spare(&stored_owned, owned(Bson::Null)), least + data_bytes);
+
+            // Data that was encrypted anew at some time, then saved; and that is encrypted anew.
+            let reencrypted = doc! { REENCRYPT_FIELDS[1]: date(wall(1_200)) };
+            assert!(spare(&merge(&stored, reencrypted.clone()), save()) > least);
+            let data = save().remove("data").unwrap();
+            assert!(spare(&stored, merge(&doc! { "data": data }, reencrypted)) > least);
+
+            // A touch.
+            let [expiry, updated] = TOUCH_FIELDS;
+            let touch = doc! { expiry: date(wall(3_000)), updated: date(wall(1_500)) };
+            assert!(spare(&stored, touch) > least);
+        }
+    }
+}

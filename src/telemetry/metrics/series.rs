@@ -1,0 +1,78 @@
+//! The series of one store: the metrics of the catalogue, with the store's name on them.
+
+use std::sync::Arc;
+
+use metrics::{Label, counter, gauge, histogram};
+
+use crate::telemetry::metrics::catalogue::Metric;
+use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
+
+/// How the series of a store are labelled: with its name, if it was given one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Series(Option<Arc<str>>);
+
+impl Series {
+    pub(crate) fn of(store: Option<&str>) -> Self {
+        Self(store.map(Arc::from))
+    }
+
+    pub(crate) fn counter(&self, metric: &Metric) -> Counter {
+        self.counter_of(metric, &[])
+    }
+
+    pub(crate) fn gauge(&self, metric: &Metric) -> Gauge {
+        Gauge::new(|| gauge!(metric.name, self.labels(metric, &[])))
+    }
+
+    /// A counter for each value of the metric's one label.
+    pub(crate) fn counters<const N: usize>(&self, metric: &Metric) -> [Counter; N] {
+        std::array::from_fn(|value| self.counter_of(metric, &[value]))
+    }
+
+    /// A counter for one value of each label, by their numbers.
+    pub(crate) fn counter_of(&self, metric: &Metric, values: &[usize]) -> Counter {
+        Counter::new(|| counter!(metric.name, self.labels(metric, values)))
+    }
+
+    /// A histogram for each value of the metric's one label.
+    pub(crate) fn histograms<const N: usize>(&self, metric: &Metric) -> [Histogram; N] {
+        let of = |value| Histogram::new(|| histogram!(metric.name, self.labels(metric, &[value])));
+        std::array::from_fn(of)
+    }
+
+    fn labels(&self, metric: &Metric, values: &[usize]) -> Vec<Label> {
+        let of_metric = metric.labels.iter().zip(values).filter_map(|(label, value)| {
+            Some(Label::from_static_parts(label.name, label.values.get(*value)?.0))
+        });
+        let of_store = self.0.iter().map(|name| Label::new("store", Arc::clone(name)));
+        of_metric.chain(of_store).collect()
+    }
+}
+
+/// This store's part of a gauge that other stores may share. Taken back when it goes.
+#[derive(Debug)]
+pub(crate) struct Portion {
+    gauge: Gauge,
+    held: f64,
+}
+
+impl Portion {
+    pub(crate) fn new(gauge: Gauge, value: u64) -> Self {
+        let mut portion = Self { gauge, held: 0.0 };
+        portion.set(value);
+        portion
+    }
+
+    pub(crate) fn set(&mut self, value: u64) {
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        let value = value as f64;
+        self.gauge.increment(value - self.held);
+        self.held = value;
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        self.gauge.decrement(self.held);
+    }
+}
