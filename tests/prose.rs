@@ -254,9 +254,7 @@ fn search(regexes: &[Regex], text: &str) -> Vec<Hit> {
     let mut hits = Vec::new();
     for (rule, regex) in regexes.iter().enumerate() {
         for found in regex.find_iter(&plain) {
-            // A match may begin with the end of the line before.
-            let start = found.end() - found.as_str().trim_start().len();
-            let line = plain[..start].matches('\n').count() + 1;
+            let line = plain[..found.start()].matches('\n').count() + 1;
             let found = found.as_str().trim().replace('\n', " ");
             hits.push(Hit { rule, line, found });
         }
