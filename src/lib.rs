@@ -91,7 +91,7 @@
 //! `tiers` joins the tiers, and `store` is what a user sees of that; `cache` is the memory tier, and
 //! `cache/freshness` the rules by which an entry may stand there; `dispatch` decides what is sent at once and what together; `mongo` is the persistence tier;
 //! `follow` keeps the one true to the other; `contract` speaks to tower-sessions.
-//! `DESIGN.md` in the repository has the reasons.
+//! `ARCHITECTURE.md` in the repository has the invariants, and `docs/decisions` has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;

@@ -14,7 +14,7 @@
 //! | [`plots`] | how fast is it beside other stores? |
 //!
 //! What is known not to work stands under [known limits](crate#known-limits), the reasons for the design in
-//! `DESIGN.md` in the repository.
+//! `docs/decisions` in the repository.
 
 /// The two plots of a scenario. Blank lines around it end what stands before and behind.
 macro_rules! plot {
