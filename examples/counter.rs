@@ -1,4 +1,4 @@
-//! Counts each visitor's views, in a session that lives in MongoDB and is read from memory.
+//! Counts each visitor's views in a session that MongoDB stores and the cache serves.
 //!
 //! `cargo run --example counter`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 
@@ -21,11 +21,11 @@ use tower_sessions::cookie::SameSite;
 use tower_sessions::{Expiry, Session, SessionManagerLayer};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, LiveSession};
 
-/// The session gets a new id after so many views.
+/// The session gets a new id each time it has counted this many views.
 const VIEWS_PER_ID: u64 = 10;
-/// The longest message, in characters: what a visitor sends lands in the session.
+/// The longest message, in characters. The session stores what a visitor sends, so it needs a limit.
 const LONGEST_MESSAGE: usize = 200;
-/// How many sessions the operator's list shows.
+/// The number of sessions on the operator's list.
 const LISTED: usize = 100;
 
 #[tokio::main]
@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<()> {
     let listener = support::listen().await?;
-    // Before the store, which takes the recorder that is there when it is built.
+    // Install the recorder before the store: a store uses the recorder that exists when it is built.
     let metrics = prometheus()?;
     let mongo = support::connect("counter", |mongo| mongo).await?;
     let store = CachedMongoStore::builder(mongo).build().await?;
@@ -49,9 +49,9 @@ async fn run() -> Result<()> {
 fn app(store: CachedMongoStore, metrics: PrometheusHandle) -> Router {
     let sessions = SessionManagerLayer::new(store.clone())
         .with_name("counter")
-        // For plain http on loopback. Leave it out where there is https.
+        // For http on localhost. Remove this line where the app is served over https.
         .with_secure(false)
-        // With `Strict`, a visitor who follows a link from elsewhere would count from 1 again.
+        // With `Strict`, a visitor who follows a link from another site would start at 1 again.
         .with_same_site(SameSite::Lax)
         .with_expiry(Expiry::OnInactivity(time::Duration::days(1)));
     Router::new()
@@ -60,13 +60,13 @@ fn app(store: CachedMongoStore, metrics: PrometheusHandle) -> Router {
         .route("/message", post(message))
         .route("/logout", post(logout))
         .layer(sessions)
-        // For the operator, without a session. A real app has these on a port that is not public.
+        // For the operator, without a session. A real app serves these on a port that is not public.
         .route("/sessions", get(list))
         .route("/metrics", get(async move || exposition(&metrics)))
         .with_state(store)
 }
 
-/// What a visitor is told about the session.
+/// What the page shows of the session.
 struct Visit {
     views: u64,
     online: u64,
@@ -74,7 +74,7 @@ struct Visit {
 }
 
 impl Visit {
-    /// Counts one more view. Of two requests at once the later one's count stays.
+    /// Counts one more view. If two requests count at the same time, the last save wins.
     async fn count(session: &Session, store: &CachedMongoStore) -> Result<Self> {
         let views = session.get("views").await?.unwrap_or(0u64).saturating_add(1);
         session.insert("views", views).await?;
@@ -82,8 +82,9 @@ impl Visit {
         if new_id {
             session.cycle_id().await?;
         }
-        // A session without an id is stored after this request; it is online all the same. The
-        // exact number has a cost that grows with it: a busy site takes `estimated_length`.
+        // The layer stores a session without an id after this request, but the visitor is online
+        // already. The cost of `length` grows with the number of sessions: a busy site uses
+        // `estimated_length`.
         let unstored = u64::from(session.id().is_none());
         let online = store.length().await?.saturating_add(unstored);
         Ok(Self { views, online, new_id })
@@ -99,10 +100,10 @@ async fn home(
     let flash = flash.map_or_else(String::new, |message| support::status(&message));
     let Visit { views, online, .. } = visit;
     let id = if visit.new_id {
-        "Your session has just got a new id; the count went along.".to_owned()
+        "Your session has a new id, and has kept its count.".to_owned()
     } else {
         let left = VIEWS_PER_ID - views % VIEWS_PER_ID;
-        format!("Your session gets a new id every {VIEWS_PER_ID} views, next in {left}.")
+        format!("Your session gets a new id every {VIEWS_PER_ID} views, the next in {left}.")
     };
     Ok(support::page(
         "Counter",
@@ -150,14 +151,14 @@ async fn logout(session: Session) -> Result<Redirect, AppError> {
     Ok(Redirect::to("/"))
 }
 
-/// The live sessions, which come without their ids: a list shows nothing to log in with.
+/// Lists the live sessions. The store returns them without their ids, so nobody can log in with the list.
 async fn list(State(store): State<CachedMongoStore>) -> Result<Json<Value>, AppError> {
     let mut all = store.all().take(LISTED);
     let mut sessions = Vec::new();
     while let Some(session) = all.next().await {
         match session {
             Ok(session) => sessions.push(describe(&session)?),
-            // One that another program has spoilt, say. The others are worth seeing.
+            // Another program has damaged this session, for example. List the others.
             Err(error) if error.kind() == ErrorKind::Decode => {
                 sessions.push(json!({ "error": error.to_string() }));
             }
@@ -176,12 +177,12 @@ fn describe(session: &LiveSession) -> Result<Value> {
     }))
 }
 
-/// Collects every metric of this process from now on.
+/// Installs a recorder, which collects every metric of this process from now on.
 fn prometheus() -> Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     let upkeep = handle.clone();
     tokio::spawn(async move {
-        // Else the durations that nobody comes to read pile up.
+        // Without upkeep, durations pile up in memory until the next scrape.
         let mut every = tokio::time::interval(Duration::from_secs(5));
         loop {
             every.tick().await;

@@ -1,10 +1,10 @@
-//! Signs users in with axum-login and tells them so with axum-messages, in sessions that live in
-//! MongoDB.
+//! Signs users in with axum-login and shows messages with axum-messages, in sessions that MongoDB
+//! stores.
 //!
 //! `cargo run --example login`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 //!
-//! Both crates stand on tower-sessions 0.14, so an app of yours needs the feature `tower-sessions-014`;
-//! for the examples it is switched on.
+//! Both crates use tower-sessions 0.14, so your app must enable the feature `tower-sessions-014`. The
+//! examples enable it.
 
 use std::fmt::{self, Write};
 use std::process::ExitCode;
@@ -24,8 +24,8 @@ use support::AppError;
 use tokio::task::{JoinError, spawn_blocking};
 use tower_sessions_moka_mongodb_store::CachedMongoStore;
 
-/// The users, with the Argon2 hashes of `hunter42` and `correct-horse`, which
-/// `password_auth::generate_hash` made.
+/// The users, with the Argon2 hashes of `hunter42` and `correct-horse`, made by
+/// `password_auth::generate_hash`.
 const USERS: [(&str, &str); 2] = [
     (
         "ferris",
@@ -58,7 +58,7 @@ async fn run() -> Result<()> {
 fn app(store: CachedMongoStore) -> Router {
     let sessions = SessionManagerLayer::new(store)
         .with_name("login")
-        // For plain http on loopback. Leave it out where there is https.
+        // For http on localhost. Remove this line where the app is served over https.
         .with_secure(false)
         .with_same_site(SameSite::Lax)
         .with_expiry(Expiry::OnInactivity(time::Duration::days(1)));
@@ -73,7 +73,7 @@ fn app(store: CachedMongoStore) -> Router {
 
 type AuthSession = axum_login::AuthSession<Users>;
 
-/// Only for who is signed in.
+/// The page for users who are signed in.
 async fn home(auth: AuthSession, messages: Messages) -> Response {
     let Some(user) = auth.user else { return Redirect::to("/login").into_response() };
     let main = format!(
@@ -115,7 +115,7 @@ async fn sign_in(
         messages.error("This name and password do not belong together.");
         return Ok(Redirect::to("/login"));
     };
-    // The session gets a new id here: one that was known before is worth nothing after.
+    // `login` gives the session a new id. An id that an attacker knew before is worthless from here on.
     auth.login(&user).await?;
     messages.success(format!("Welcome, {}!", user.name));
     Ok(Redirect::to("/"))
@@ -123,12 +123,12 @@ async fn sign_in(
 
 async fn sign_out(mut auth: AuthSession, messages: Messages) -> Result<Redirect, AppError> {
     auth.logout().await?;
-    // Goes into a new session, which knows nothing of the user.
+    // This message starts a new session, which holds nothing of the user.
     messages.success("You are signed out.");
     Ok(Redirect::to("/login"))
 }
 
-/// The messages for this visitor; they are gone after this.
+/// Takes the messages for this visitor, and formats them.
 fn shown(messages: Messages) -> String {
     messages.into_iter().fold(String::new(), |mut html, message| {
         let _ = write!(html, "{}", support::status(&message.message));
@@ -140,8 +140,8 @@ fn shown(messages: Messages) -> String {
 struct User {
     name: String,
     password_hash: String,
-    /// Stored in each session, so it is a digest of the hash and not the hash itself. Another
-    /// password makes another digest, which ends every session of the user.
+    /// A digest of the password hash, because each session stores it and must not hold the hash itself.
+    /// A new password makes a new digest, which ends every session of the user.
     session_hash: [u8; 32],
 }
 
@@ -169,7 +169,7 @@ struct Credentials {
     password: String,
 }
 
-/// Who may sign in.
+/// The users who may sign in.
 #[derive(Clone)]
 struct Users(Arc<[User]>);
 
@@ -195,10 +195,11 @@ impl AuthnBackend for Users {
 
     async fn authenticate(&self, sent: Credentials) -> Result<Option<User>, JoinError> {
         let users = self.clone();
-        // Hashing takes long on purpose, which is not for the threads that serve requests.
+        // Hashing is slow on purpose, so it must not block a thread that serves requests.
         let check = move || {
             let user = users.named(&sent.name);
-            // An unknown name takes as long as a wrong password: time tells nobody who exists.
+            // An unknown name takes as long as a wrong password, so the time does not reveal which
+            // names exist.
             let hash = user.map_or(USERS[0].1, |user| &user.password_hash);
             let right = password_auth::verify_password(&sent.password, hash).is_ok();
             user.filter(|_| right).cloned()

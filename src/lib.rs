@@ -1,8 +1,7 @@
-//! Server-side sessions for [tower-sessions](https://docs.rs/tower-sessions) 0.15 (Axum 0.8) that
-//! are kept in MongoDB and read at memory speed.
-//!
-//! - [`CachedMongoStore`]: a write-through cache in front of MongoDB. What most apps take.
-//! - [`MongoStore`]: the MongoDB tier, a complete store by itself.
+//! A session store for [tower-sessions](https://docs.rs/tower-sessions) 0.15 and 0.14 (Axum 0.8): a
+//! write-through [moka](https://docs.rs/moka) cache in front of MongoDB, kept true by a change stream.
+//! [`CachedMongoStore`] is the store for most apps. [`MongoStore`] is its MongoDB tier, and a complete
+//! store by itself.
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -21,7 +20,7 @@
 //!     let store = CachedMongoStore::connect("mongodb://localhost/app").await?;
 //!     let app = Router::new().route("/", get(views)).layer(SessionManagerLayer::new(store.clone()));
 //!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//!     // In a container SIGTERM as well: see the guide.
+//!     // A container sends SIGTERM: the guide's page `getting_started` handles it as well.
 //!     let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
 //!     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
 //!     store.shutdown().await;
@@ -31,67 +30,98 @@
 //!
 //! # The guarantee
 //!
-//! After a log-out has returned, no later request on this instance sees the session. The other
-//! instances hear of it through a MongoDB change stream, as a rule within milliseconds, and whatever
-//! happens to the network, none serves a session as it was more than
-//! [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago (but for the options that say
-//! otherwise, `outage_grace` and `exclusive`, and a primary that is cut off from its set, until it steps
-//! down). A save never brings a deleted
-//! session back, an id that a client chose is never stored, and an outage is an error, never
-//! "not logged in". [`CachedMongoStore`] says it in full.
+//! - A log-out is final: once it has returned, no later request on this instance sees the session.
+//! - A change stream invalidates the cached entries of the other instances, usually within milliseconds.
+//!   Whatever the network does, no instance serves a session as it was longer than
+//!   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago.
+//! - A save never brings a deleted session back.
+//! - An id that a client chose is never stored.
+//! - An outage is an error, never "not logged in".
+//!
+//! [`CachedMongoStore`] states the guarantee in full, with its exceptions.
 //!
 //! # The guide
 //!
-//! [`guide`] has long answers: [getting started](guide::getting_started),
+//! [`guide`] has a page for each question: [getting started](guide::getting_started),
 //! [choosing settings](guide::choosing), [several instances](guide::instances),
 //! [deployments](guide::deployments), [outages](guide::outages), [security](guide::security),
-//! [metrics](guide::metrics) for who is on call, [coming from](guide::coming_from) another store,
+//! [metrics](guide::metrics) for the engineer on call, [coming from](guide::coming_from) another store,
 //! [troubleshooting](guide::troubleshooting) and [plots](guide::plots).
 //!
 //! # Features
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `import` | `import::tower_sessions_mongodb_store`: takes over the sessions that tower-sessions-mongodb-store 0.11 has written |
-//! | `tower-sessions-014` | the same stores also implement `SessionStore` of tower-sessions-core 0.14, on which axum-login 0.18 and axum-messages 0.8 stand |
-//! | `encryption` | `MongoStoreBuilder::encryption`: sessions' data is encrypted before it is stored |
+//! | `tower-sessions-014` | The same stores also implement `SessionStore` of tower-sessions-core 0.14, which axum-login 0.18 and axum-messages 0.8 use. |
+//! | `encryption` | `MongoStoreBuilder::encryption` encrypts the data of sessions before it is stored. |
+//! | `import` | `import::tower_sessions_mongodb_store` imports the sessions that tower-sessions-mongodb-store 0.11 has written. |
 //!
-//! None is on by default, and none changes what the rest does.
+//! No feature is on by default. A feature adds to the crate and changes nothing else in it.
+//!
+//! # Layout
+//!
+//! These are the modules of `src/`.
+//!
+//! - `tower` implements the `SessionStore` trait of tower-sessions 0.15 and 0.14 for both stores.
+//! - `store` holds [`CachedMongoStore`], its builder, owners, warm-up, health and events, and the order in
+//!   which a call asks and changes the two tiers.
+//! - `cache` keeps sessions in memory within a bound in bytes. Its module `coherence` decides whether an
+//!   entry may be placed and served.
+//! - `invalidation` follows the change stream, invalidates the entries that it reports, and computes the
+//!   watermark, the point up to which the stream has reported every change.
+//! - `batching` sends concurrent loads and saves to MongoDB in batches, and keeps the saves of one session
+//!   in order.
+//! - `mongo` holds [`MongoStore`], its builder, the operations on the collection, the stored format, the
+//!   indexes and the change stream's cursor.
+//! - `import` imports the sessions of another store.
+//! - `session` defines a session, its id, key, handle, owner and revision, without I/O.
+//! - `availability` decides whether MongoDB answers, for `outage_grace`, [`Health`] and the log.
+//! - `runtime` runs every call in a task of its own, under the operation timeout.
+//! - `telemetry` defines every metric and span.
+//! - `error`, `time` and `sync` define the errors, the two clocks, and the locks that the model check
+//!   replaces with loom's.
+//! - `guide` holds the guide's pages.
+//! - `simulation` and `model_check` test the store, and are compiled for tests only.
+//!
+//! `ARCHITECTURE.md` in the repository describes how the parts work together, and `docs/decisions` says why
+//! they are so.
 //!
 //! # Metrics
 //!
-//! Counted through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before the
-//! store is built. From then on every series of its tiers is there, at zero, with each value of its
-//! labels; histograms may be shown with their first value only. An app with several stores gives each a
-//! [name](MongoStoreBuilder::name), which all its series carry as the label `store`; what unnamed ones
-//! count adds up, but for `session_store_stream_lag_seconds` and `session_store_max_staleness_seconds`,
-//! of which the one told last is seen. With metrics-exporter-prometheus, the durations are histograms
-//! once you give it buckets (`set_buckets`), and without its HTTP listener your app must call
-//! `run_upkeep` now and then.
+//! The store counts through the [`metrics`](https://docs.rs/metrics) facade. Install the recorder before
+//! you build the store.
+//!
+//! - Once a store is built, every series of its tiers exists, at zero, with each value of its labels.
+//!   A histogram may appear with its first value only.
+//! - An app with several stores gives each a [name](MongoStoreBuilder::name). All series of a store carry
+//!   its name as the label `store`. Stores without a name add up in the same series. Two gauges cannot add
+//!   up, `session_store_stream_lag_seconds` and `session_store_max_staleness_seconds`: they show the store
+//!   that reported last.
+//! - With metrics-exporter-prometheus, durations are histograms only if you give the exporter buckets
+//!   (`set_buckets`). Without its HTTP listener, your app must call `run_upkeep` regularly.
 //!
 #![doc = include_str!("metrics.md")]
 //!
 //! # Traces and logs
 //!
-//! The calls of tower-sessions and those of the stores' own have a span each at debug (not the streams: those that list
-//! sessions, and `reencrypt`), `session_store.load` say, and below it each command to MongoDB one
-//! with the attributes of OpenTelemetry's
-//! [conventions](https://opentelemetry.io/docs/specs/semconv/database/mongodb/); their `error.type` is
-//! the server's error code, or else the [kind](ErrorKind) in small letters. A command that carries the
-//! calls of several requests is a root. No span or event has an id or session data. What an operator must
-//! know is a warning: a dropped save, an outage's begin and end, a stream that is lost, back, has a gap
-//! or cannot be had, an expiry index that is not as it should be, a sweep that failed.
+//! Each call of tower-sessions and each call of the stores' own has a span at level debug, such as
+//! `session_store.load`. The streams have none: those that list sessions, and `reencrypt`. Below the span of
+//! a call, each command to MongoDB has a span with the attributes of OpenTelemetry's
+//! [conventions](https://opentelemetry.io/docs/specs/semconv/database/mongodb/). Its `error.type` is the
+//! server's error code, or else the [kind](ErrorKind) in lower case. The span of a command that carries the
+//! calls of several requests is a root. No span or event contains an id or session data.
+//!
+//! These events are warnings, since an operator must know of them:
+//!
+//! - a save was dropped;
+//! - an outage began or ended;
+//! - a change stream was lost, is back, has a gap, or cannot be opened;
+//! - an expiry index is not as it should be;
+//! - a sweep of expired sessions failed.
 //!
 //! # Known limits
 //!
 #![doc = include_str!("limits.md")]
-//!
-//! # Where things are
-//!
-//! `tiers` joins the tiers, and `store` is what a user sees of that; `cache` is the memory tier, and
-//! `cache/freshness` the rules by which an entry may stand there; `dispatch` decides what is sent at once and what together; `mongo` is the persistence tier;
-//! `follow` keeps the one true to the other; `contract` speaks to tower-sessions.
-//! `DESIGN.md` in the repository has the reasons.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod batching;
@@ -143,7 +173,7 @@ pub use crate::store::{
     WarmUpLimit, Warmed,
 };
 
-/// The README's programs are compiled as doctests.
+/// Compiles the README's programs as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

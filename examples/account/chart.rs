@@ -1,20 +1,20 @@
-//! The chart of the operator's page: two areas, one upon the other, as paths of an SVG.
+//! The chart of the operator's page: two stacked areas, as paths of an SVG.
 
 use std::fmt::Write;
 
 use crate::figures::{Loads, SECONDS};
 
-/// The size of the SVG's own units, which the page stretches.
+/// The size of the chart in the SVG's own units. The page stretches it.
 pub(crate) const WIDTH: usize = 4 * SECONDS;
 pub(crate) const HEIGHT: u64 = 160;
 
 /// The loads of each second.
 pub(crate) struct Chart {
-    /// What the top stands for.
+    /// The value at the top of the chart.
     pub(crate) top: u64,
-    /// The area of those from memory.
+    /// The area of the loads from memory.
     pub(crate) memory: String,
-    /// The area of those from MongoDB, which stands upon the other.
+    /// The area of the loads from MongoDB, stacked on the other.
     pub(crate) mongo: String,
 }
 
@@ -28,7 +28,7 @@ impl Chart {
     }
 }
 
-/// The path around what lies between two lines. The latest second is at the right edge.
+/// The path around the area between two lines. The latest second is at the right edge.
 fn area(below: &[u64], above: &[u64], top: u64) -> String {
     let left = SECONDS.saturating_sub(above.len());
     let points = |line: &[u64]| {
@@ -49,7 +49,7 @@ fn area(below: &[u64], above: &[u64], top: u64) -> String {
     path
 }
 
-/// The next round number, of which half is whole too.
+/// The next round number whose half is a whole number.
 fn round(highest: u64) -> u64 {
     let mut unit = 1_u64;
     loop {

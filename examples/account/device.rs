@@ -1,4 +1,4 @@
-//! What a browser says of itself, in words for its user.
+//! The name of a device, from the `User-Agent` of its browser.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,12 @@ use axum::http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The longest `User-Agent` that is kept: a stranger's words land in the session.
+/// The longest `User-Agent` that is stored, in characters. The session stores what a stranger sends, so it
+/// needs a limit.
 const LONGEST: usize = 300;
 
-/// Each browser by what only it, and none above it, says: most also name those whom they resemble.
+/// The mark of each browser and its name. The first match counts, because most browsers also name others
+/// that they resemble.
 const BROWSERS: [(&str, &str); 9] = [
     ("Edg", "Edge"),
     ("OPR/", "Opera"),
@@ -22,7 +24,7 @@ const BROWSERS: [(&str, &str); 9] = [
     ("curl/", "curl"),
 ];
 
-/// Each system, likewise, and whether it is one of phones and tablets.
+/// The mark of each system, its name, and whether it runs on phones and tablets. The first match counts.
 const SYSTEMS: [(&str, &str, bool); 8] = [
     ("iPhone", "iPhone", true),
     ("iPad", "iPad", true),
@@ -34,7 +36,7 @@ const SYSTEMS: [(&str, &str, bool); 8] = [
     ("Linux", "Linux", false),
 ];
 
-/// Where a session was begun: stored in it, once, at log-in.
+/// The device on which a session began. The session stores it once, at sign-in.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Device {
     agent: String,
@@ -54,7 +56,8 @@ impl Device {
         stored.unwrap_or(Self { agent: String::new() })
     }
 
-    /// Such as "Firefox on Windows". It is what the browser claims, good enough to recognize one's own.
+    /// A name such as "Firefox on Windows". Users recognize their own devices by it, but a browser can claim
+    /// anything.
     pub(crate) fn name(&self) -> String {
         let browser = BROWSERS.iter().find(|(mark, _)| self.agent.contains(mark));
         let browser = browser.map_or("A browser", |(_, name)| name);

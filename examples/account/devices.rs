@@ -1,4 +1,4 @@
-//! The devices of a user, which are the sessions that the store knows to be theirs.
+//! The devices of a user: the sessions that the store finds under the user's name as owner.
 
 use axum::extract::{Form, FromRequestParts, State};
 use axum::http::{header, request::Parts};
@@ -14,8 +14,8 @@ use crate::users::AuthSession;
 use crate::{COOKIE, pages};
 use support::{AppError, escape};
 
-/// A user who is signed in, and where. All others are sent to the form, and told so if they were
-/// signed in before.
+/// A signed-in user, with the handle of this session. The extractor redirects all other visitors to the
+/// sign-in form, which says so if their session has ended.
 pub(crate) struct Member {
     name: String,
     here: SessionHandle,
@@ -31,7 +31,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Member {
         let here = auth.session.id().map(SessionHandle::of);
         match (&auth.user, here) {
             (Some(user), Some(here)) => Ok(Self { name: user.name.clone(), here, auth }),
-            // The store knows no session by this cookie any more.
+            // The cookie names a session that no longer exists.
             (None, None) if has_cookie(parts) => {
                 Err(Redirect::to("/sign-in?ended").into_response())
             }
@@ -130,7 +130,7 @@ pub(crate) struct Chosen {
     session: SessionHandle,
 }
 
-/// Ends one session, if it is this user's: a handle from elsewhere ends nothing.
+/// Ends one session of this user. A handle of another user's session ends nothing.
 pub(crate) async fn sign_out_one(
     mut member: Member,
     messages: Messages,
@@ -150,7 +150,7 @@ pub(crate) async fn sign_out_one(
     Ok(Redirect::to("/devices"))
 }
 
-/// Ends all sessions of this user but this one.
+/// Ends all sessions of this user except this one.
 pub(crate) async fn sign_out_others(
     member: Member,
     messages: Messages,

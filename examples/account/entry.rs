@@ -1,4 +1,4 @@
-//! Signing up, in and out. Each form is answered with a redirect, so that loading a page anew sends
+//! Sign-up, sign-in and sign-out. Each form is answered with a redirect, so that reloading a page sends
 //! nothing twice, and with a message that is shown once.
 
 use std::collections::HashMap;
@@ -56,7 +56,7 @@ pub(crate) async fn sign_up_form(auth: AuthSession, messages: Messages) -> Respo
     pages::page("Create an account", None, &shown, &main).into_response()
 }
 
-/// A name, kept if it was sent already, and a password.
+/// The fields for name and password. A name that was already sent is filled in.
 fn fields(shown: &pages::Shown, autocomplete: &str, hint: &str) -> String {
     let described = if hint.is_empty() { "" } else { " aria-describedby=\"password-hint\"" };
     let shortest = if hint.is_empty() { 1 } else { *Credentials::PASSWORD.start() };
@@ -109,13 +109,13 @@ pub(crate) async fn sign_up(
     Ok(Redirect::to("/devices"))
 }
 
-/// Begins the session of a user.
+/// Signs `user` in, under a new session id.
 async fn begin(auth: &mut AuthSession, user: &User, headers: &HeaderMap) -> Result<(), AppError> {
-    // Of another user, perhaps, whose session this must not become.
+    // Another user may be signed in. That session must not become this user's.
     if auth.user.is_some() {
         auth.logout().await?;
     }
-    // The session gets a new id here: one that was known before is worth nothing after.
+    // `login` gives the session a new id. An id that an attacker knew before is worthless from here on.
     auth.login(user).await?;
     auth.session.insert(Device::KEY, Device::of(headers)).await?;
     Ok(())
@@ -126,7 +126,7 @@ pub(crate) async fn sign_out(
     messages: Messages,
 ) -> Result<Redirect, AppError> {
     auth.logout().await?;
-    // Goes into a new session, which knows nothing of the user.
+    // This message starts a new session, which holds nothing of the user.
     messages.success("You are signed out.");
     Ok(Redirect::to("/sign-in"))
 }

@@ -1,4 +1,4 @@
-//! The figures of the operator's page: what the store tells of itself, taken once a second.
+//! The figures of the operator's page, read from the store's metrics once a second.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,15 +10,15 @@ use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, Health};
 
-/// How many seconds are kept, and shown.
+/// The number of seconds that are kept and shown.
 pub(crate) const SECONDS: usize = 120;
 
-/// Collects every metric of this process from now on.
+/// Installs a recorder, which collects every metric of this process from now on.
 pub(crate) fn recorder() -> Result<PrometheusHandle> {
     Ok(PrometheusBuilder::new().install_recorder()?)
 }
 
-/// How many sessions were asked for, by where the answer came from.
+/// The number of loads, by the source of the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loads {
     pub(crate) memory: u64,
@@ -36,7 +36,7 @@ impl Loads {
     }
 }
 
-/// What the metrics say at one moment.
+/// The values of the metrics at one moment.
 #[derive(Clone, Copy, Default)]
 struct Reading {
     loads: Loads,
@@ -44,7 +44,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads the text that a Prometheus would be given.
+    /// Parses the text that a Prometheus would scrape.
     fn of(exposition: &str) -> Self {
         let mut reading = Self::default();
         for (name, value) in exposition.lines().filter_map(|line| line.rsplit_once(' ')) {
@@ -52,7 +52,7 @@ impl Reading {
             if name == "session_store_live_sessions" {
                 reading.sessions = value;
             } else if let Some(labels) = name.strip_prefix("session_store_loads_total{") {
-                // All other results were read from MongoDB.
+                // All other results come from a read of MongoDB.
                 let memory = ["hit", "absent", "grace"];
                 let memory = memory.iter().any(|result| labels.contains(&format!("\"{result}\"")));
                 *(if memory { &mut reading.loads.memory } else { &mut reading.loads.mongo }) +=
@@ -63,7 +63,7 @@ impl Reading {
     }
 }
 
-/// What has been seen so far. A real site has its Prometheus for that, over all instances and months.
+/// The figures so far. A real site has a Prometheus for that, for all instances and for months.
 #[derive(Clone)]
 pub(crate) struct Watch {
     store: CachedMongoStore,
@@ -77,7 +77,7 @@ struct Seen {
     seconds: VecDeque<Loads>,
 }
 
-/// All that the page shows, at one moment.
+/// Everything that the page shows, at one moment.
 pub(crate) struct Figures {
     pub(crate) at: OffsetDateTime,
     pub(crate) health: Health,
@@ -86,7 +86,7 @@ pub(crate) struct Figures {
 }
 
 impl Watch {
-    /// Begins to look at the store, once a second, until the program ends.
+    /// Starts to read the store's metrics once a second, until the program ends.
     pub(crate) fn start(store: CachedMongoStore, metrics: PrometheusHandle) -> Self {
         let watch = Self { store, seen: Arc::default() };
         let seen = watch.seen.clone();
@@ -95,7 +95,7 @@ impl Watch {
             every.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 every.tick().await;
-                // Else the durations that nobody comes to read pile up.
+                // Without upkeep, durations pile up in memory until the next scrape.
                 metrics.run_upkeep();
                 let reading = Reading::of(&metrics.render());
                 seen.lock().unwrap_or_else(PoisonError::into_inner).add(reading);

@@ -1,10 +1,10 @@
 //! An account with its devices, as large sites have it: sign up, sign in, see where you are signed in,
-//! sign out there. And a page on which an operator sees the store at work.
+//! and sign out there. A page for the operator shows the state of the store.
 //!
 //! `cargo run --example account`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 //!
-//! axum-login 0.18 and axum-messages 0.8 stand on tower-sessions 0.14, so an app of yours needs the
-//! feature `tower-sessions-014`; for the examples it is switched on.
+//! axum-login 0.18 and axum-messages 0.8 use tower-sessions 0.14, so your app must enable the feature
+//! `tower-sessions-014`. The examples enable it.
 
 mod chart;
 mod device;
@@ -37,7 +37,7 @@ use crate::users::Users;
 /// The name of the cookie.
 const COOKIE: &str = "account";
 
-/// The largest form, in bytes: longer than a name, a password and what may stand around them.
+/// The largest form, in bytes: enough for a name, a password and their encoding.
 const LARGEST_FORM: usize = 4_096;
 
 #[tokio::main]
@@ -48,15 +48,15 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<()> {
     let listener = support::listen().await?;
-    // Before the store, which takes the recorder that is there when it is built.
+    // Install the recorder before the store: a store uses the recorder that exists when it is built.
     let metrics = figures::recorder()?;
     let options = |mongo: MongoStoreBuilder| {
-        // For a figure on the operator's page, which is worth a count of the index now and then.
+        // The operator's page shows the number of live sessions. Each count scans an index.
         mongo.owner(Owner::from_axum_login).count_every(Duration::from_secs(2))
     };
     let mongo = support::connect("account", options).await?;
-    // The layer below saves on each request, which says when a device was last seen. Of those saves
-    // that change nothing else, one a minute is sent.
+    // The session layer saves on each request, so a session knows when its device was last seen. Of the
+    // saves that change only the expiry, the store sends one a minute.
     let store =
         CachedMongoStore::builder(mongo).touch_after(Duration::from_secs(60)).build().await?;
     let users = Users::beside(&store);
@@ -70,9 +70,9 @@ async fn run() -> Result<()> {
 fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
     let sessions = SessionManagerLayer::new(store.clone())
         .with_name(COOKIE)
-        // For plain http on loopback. Leave it out where there is https.
+        // For http on localhost. Remove this line where the app is served over https.
         .with_secure(false)
-        // With `Strict`, a user who follows a link from elsewhere would seem to be signed out.
+        // With `Strict`, a user who follows a link from another site would seem to be signed out.
         .with_same_site(SameSite::Lax)
         .with_always_save(true)
         .with_expiry(Expiry::OnInactivity(time::Duration::days(14)));
@@ -87,8 +87,8 @@ fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
         .layer(MessagesManagerLayer)
         .layer(AuthManagerLayerBuilder::new(users, sessions).build())
         .with_state(store)
-        // Without a session, so that the page does not count its own visits. A real app lets only its
-        // operators see this: a port that is not public, or a layer like `devices::Member`.
+        // Without a session, so that the page does not count its own visits. A real app shows this to its
+        // operators only: on a port that is not public, or behind an extractor like `devices::Member`.
         .merge(operator::routes(watch))
         .merge(pages::files())
         .layer(DefaultBodyLimit::max(LARGEST_FORM))
@@ -96,12 +96,12 @@ fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
         .layer(middleware::from_fn(guarded))
 }
 
-/// Refuses what another site has a visitor's browser send (cross-site request forgery).
+/// Refuses a request that another site makes a visitor's browser send (cross-site request forgery).
 ///
-/// The cookie is `SameSite=Lax`, which leaves other ports and subdomains of this site, and forms of
-/// those who are not signed in. Browsers say where a request comes from in `Sec-Fetch-Site`, and older
-/// ones in `Origin`; a form has neither a token nor need of one. Other clients say nothing, and have
-/// nobody's cookies. See <https://words.filippo.io/csrf/>.
+/// The cookie is `SameSite=Lax`. That does not protect against other ports and subdomains of this site,
+/// nor the forms of visitors who are not signed in. Browsers name the origin of a request in
+/// `Sec-Fetch-Site`, older ones in `Origin`, so the forms need no token. Other clients send neither header,
+/// and hold no user's cookies. See <https://words.filippo.io/csrf/>.
 async fn from_here(request: Request, next: Next) -> Response {
     if request.method().is_safe() || is_from_here(request.headers()) {
         return next.run(request).await;
@@ -120,7 +120,7 @@ fn is_from_here(headers: &HeaderMap) -> bool {
     origin.is_some() && origin == host.and_then(|host| host.to_str().ok())
 }
 
-/// Tells browsers to load nothing from elsewhere, and to let no other site show these pages in its own.
+/// Tells browsers to load nothing from other sites, and to let no other site embed these pages.
 async fn guarded(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     for (name, value) in [
@@ -130,7 +130,7 @@ async fn guarded(request: Request, next: Next) -> Response {
              img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
         ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // With `no-referrer`, forms would come with an `Origin` of `null`.
+        // With `no-referrer`, browsers would send forms with an `Origin` of `null`.
         (header::REFERRER_POLICY, "same-origin"),
     ] {
         let (name, value): (HeaderName, _) = (name, HeaderValue::from_static(value));

@@ -1,12 +1,12 @@
-// Renews the figures of the operator's page. Without this the page is complete, and loading it anew
-// shows the next.
+// Refreshes the figures of the operator's page. Without this script the page is complete, and a reload
+// shows new figures.
 "use strict";
 
 const EVERY_MS = 2000;
 const pause = document.getElementById("pause");
 let paused = false;
 
-// Only what has changed, so that a screen reader that follows the standing is not told again.
+// Sets a text only if it has changed, so that a screen reader does not repeat the status.
 function say(id, text) {
   const element = document.getElementById(id);
   if (element && element.textContent !== text) element.textContent = text;
@@ -35,7 +35,7 @@ async function renew() {
   setTimeout(renew, EVERY_MS);
 }
 
-// What moves by itself can be halted.
+// A user can pause content that changes by itself.
 pause.hidden = false;
 pause.addEventListener("click", () => {
   paused = !paused;

@@ -1,4 +1,4 @@
-//! The operator's page: how the store is, with figures that are renewed where there is JavaScript.
+//! The operator's page: the state of the store, with figures that a script refreshes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,7 +16,7 @@ use crate::chart::{Chart, HEIGHT, WIDTH};
 use crate::figures::{Figures, Loads, SECONDS, Watch};
 use crate::pages;
 
-/// How many seconds one row of the table adds up.
+/// The number of seconds that one row of the table adds up.
 const ROW: u32 = 10;
 
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>(watch: Watch) -> Router<S> {
@@ -26,8 +26,8 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>(watch: Watch) -> Router<S
         .with_state(watch)
 }
 
-/// What changes on the page: by the id of its element, its text, or what its path draws. The page is
-/// made of the same, so that it says the same without JavaScript.
+/// The parts of the page that change: texts and SVG paths, by the id of their element. The page itself is
+/// built from the same parts, so that it shows the same without JavaScript.
 #[derive(Serialize)]
 struct Changing {
     /// `well`, `degraded` or `down`.
@@ -124,13 +124,13 @@ impl Changing {
         changing
     }
 
-    /// The two texts of a tile.
+    /// Sets the two texts of a tile.
     fn tile(&mut self, [id, note_id]: [&'static str; 2], value: String, note: impl Into<String>) {
         self.text.insert(id, value);
         self.text.insert(note_id, note.into());
     }
 
-    /// The bar of a tile, empty where there is no share.
+    /// Sets the bar of a tile. Without a share the bar is empty.
     fn bar(&mut self, id: &'static str, share: Option<f64>) {
         let width = share.map(|share| 100.0 * share.clamp(0.0, 1.0));
         self.paths
@@ -150,11 +150,11 @@ impl Changing {
             StreamHealth::Open { lag, .. } => (Some(lag), "behind MongoDB"),
             StreamHealth::Lost { lag, .. } => (Some(lag), "and the stream is lost"),
             StreamHealth::Opening { .. } => (None, "the stream is being opened"),
-            StreamHealth::Unavailable { .. } => (None, "this MongoDB has no streams"),
-            _ => (None, "no stream is followed"),
+            StreamHealth::Unavailable { .. } => (None, "this MongoDB has no change streams"),
+            _ => (None, "no change stream"),
         };
         let value = lag.map_or_else(nothing, |lag| format!("{:.1} s", lag.as_secs_f64()));
-        // Together with what is left it is the bound, `max_staleness`.
+        // The lag and the time that is left of the lease add up to `max_staleness`.
         let share = match (lag, health.lease) {
             (Some(lag), Some(LeaseHealth::Fresh { left, .. })) => {
                 Some(lag.as_secs_f64() / (lag + left).as_secs_f64())
@@ -174,7 +174,7 @@ impl Changing {
     }
 }
 
-/// How the store is, in a word and in a sentence.
+/// The state of the store, as a level and as a sentence.
 fn standing(health: &Health) -> (&'static str, &'static str) {
     if !health.is_serving() {
         return ("down", "Sessions cannot be served: MongoDB does not answer");
@@ -184,16 +184,16 @@ fn standing(health: &Health) -> (&'static str, &'static str) {
     }
     let sentence = match (health.mongo, health.stream) {
         (MongoHealth::Unresponsive { .. }, _) => {
-            "MongoDB does not answer; what is cached is served"
+            "MongoDB does not answer; cached sessions are served"
         }
         (_, StreamHealth::Opening { .. }) => "The change stream is being opened",
-        (_, StreamHealth::Lost { .. }) => "The change stream is lost, and will be opened again",
-        _ => "What is cached is asked for anew",
+        (_, StreamHealth::Lost { .. }) => "The change stream is lost; reopening it",
+        _ => "Cached sessions are too old and are read again",
     };
     ("degraded", sentence)
 }
 
-/// What the chart shows, for those who do not see it, or want to know exactly.
+/// The figures of the chart as a table, for screen readers and for exact values.
 fn table(figures: &Figures) -> String {
     let mut rows = String::new();
     let mut until = figures.at;
@@ -233,7 +233,7 @@ fn percent(share: Option<f64>) -> String {
     share.map_or_else(nothing, |share| format!("{:.1} %", 100.0 * share))
 }
 
-/// What stands where there is no figure.
+/// The sign for a missing figure.
 fn nothing() -> String {
     "–".to_owned()
 }
@@ -242,7 +242,7 @@ fn counted(count: u64, what: &str) -> String {
     format!("{} {what}{}", number(count), if count == 1 { "" } else { "s" })
 }
 
-/// With spaces between thousands.
+/// Formats a number, with spaces between thousands.
 fn number(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::new();
@@ -255,10 +255,7 @@ fn number(value: u64) -> String {
     grouped
 }
 
-#[allow(
-    clippy::cast_precision_loss,
-    reason = "a size that is shown with one digit behind the point"
-)]
+#[allow(clippy::cast_precision_loss, reason = "a size that is shown with one decimal")]
 fn bytes(value: u64) -> String {
     let value = value as f64;
     if value >= 1_048_576.0 {

@@ -1,4 +1,4 @@
-//! What all pages have in common, and the files that they load.
+//! The frame of all pages, and the files that they load.
 
 use std::fmt::Write;
 
@@ -10,8 +10,7 @@ use axum_messages::{Level, Messages, Metadata};
 use support::escape;
 use time::OffsetDateTime;
 
-/// What a page is told by the one before: the messages, which are gone after this, and the name that
-/// was sent.
+/// The state that one page hands to the next: messages, each shown once, and the name that was sent.
 #[derive(Default)]
 pub(crate) struct Shown {
     messages: String,
@@ -36,7 +35,7 @@ impl Shown {
     }
 
     pub(crate) fn add(&mut self, level: &str, message: &str) {
-        // Read out at once, and what went wrong before anything else.
+        // Screen readers read both roles out at once, and an alert first.
         let role = if level == "error" { "alert" } else { "status" };
         let message = escape(message);
         let _ =
@@ -44,12 +43,12 @@ impl Shown {
     }
 }
 
-/// Goes with a message, so that nobody has to type a name again.
+/// Attaches the name to a message, so that the user need not type it again.
 pub(crate) fn kept(name: String) -> Metadata {
     Metadata::from([("name".to_owned(), name.into())])
 }
 
-/// A page of the account, which no cache may keep: it is about one visitor. `main` is HTML already.
+/// A page of the account. No cache may store it, because it shows one visitor's data. `main` is already HTML.
 pub(crate) fn page(
     title: &str,
     user: Option<&str>,
@@ -72,8 +71,8 @@ pub(crate) fn page(
     html(title, &account, &main, "")
 }
 
-/// A page as a whole: what stands at its top beside the name of the site, its main part, and what its
-/// head has beside the usual.
+/// A whole page: `top` stands beside the name of the site, `main` is its main part, and `head` is added to
+/// the HTML head.
 pub(crate) fn html(title: &str, top: &str, main: &str, head: &str) -> impl IntoResponse + use<> {
     let page = format!(
         r##"<!DOCTYPE html>
@@ -99,7 +98,7 @@ pub(crate) fn html(title: &str, top: &str, main: &str, head: &str) -> impl IntoR
     ([(header::CACHE_CONTROL, "no-store")], Html(page))
 }
 
-/// A moment as one says it, and exactly for those who point at it, and for machines.
+/// A time as people say it. The exact time is in the tooltip, and in a form for machines.
 pub(crate) fn moment(at: OffsetDateTime, now: OffsetDateTime) -> String {
     let exact = format!(
         "{} {} {}, {:02}:{:02} UTC",
@@ -124,7 +123,7 @@ pub(crate) fn moment(at: OffsetDateTime, now: OffsetDateTime) -> String {
     format!("<time datetime=\"{machine}\" title=\"{exact}\">{said}</time>")
 }
 
-/// A phone, or else a computer.
+/// The icon of a phone or of a computer.
 pub(crate) fn icon(mobile: bool) -> &'static str {
     if mobile {
         r#"<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><rect x="7" y="2.5" width="10" height="19" rx="2"/><path d="M11 18.5h2"/></svg>
@@ -135,7 +134,7 @@ pub(crate) fn icon(mobile: bool) -> &'static str {
     }
 }
 
-/// The files that pages load, built into the program.
+/// The routes of the files that pages load. The files are built into the program.
 pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let file = |kind: &'static str, text: &'static str| {
         get(async move || {

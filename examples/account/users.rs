@@ -1,4 +1,4 @@
-//! Who may sign in: users with a name and a password, in the MongoDB that has the sessions too.
+//! The users who may sign in, with a name and a password. They are in the MongoDB of the sessions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tower_sessions_moka_mongodb_store::CachedMongoStore;
 
-/// What MongoDB says when a name is taken.
+/// The code of MongoDB's error when a name is taken.
 const DUPLICATE_KEY: i32 = 11_000;
 
-/// Hashing a password takes 19 MiB of memory and a core for a moment, on purpose. So many at a time,
-/// however many strangers try: a real app also counts the attempts of each and makes them wait.
+/// The number of passwords that are hashed at the same time. A hash takes 19 MiB of memory and a core for
+/// a moment, on purpose, so strangers must not start any number of them. A real app also limits the
+/// attempts of each client.
 const HASHED_AT_ONCE: usize = 4;
 
 pub(crate) type AuthSession = axum_login::AuthSession<Users>;
@@ -26,8 +27,8 @@ pub(crate) type AuthSession = axum_login::AuthSession<Users>;
 pub(crate) struct User {
     pub(crate) name: String,
     password_hash: String,
-    /// Stored in each session, so it is a digest of the hash and not the hash itself. Another
-    /// password makes another digest, which ends every session of the user.
+    /// A digest of the password hash, because each session stores it and must not hold the hash itself.
+    /// A new password makes a new digest, which ends every session of the user.
     session_hash: [u8; 32],
 }
 
@@ -49,7 +50,7 @@ impl fmt::Debug for User {
     }
 }
 
-/// A user as MongoDB has it. The name is the key, so no two users have the same.
+/// A user as MongoDB stores it. The name is the key, so no two users have the same name.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     #[serde(rename = "_id")]
@@ -64,7 +65,7 @@ impl From<Stored> for User {
     }
 }
 
-/// What the forms send.
+/// The fields of the sign-in and sign-up forms.
 #[derive(Deserialize)]
 pub(crate) struct Credentials {
     name: String,
@@ -72,17 +73,17 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// The longest name and password, in characters, and the shortest password: what the store keeps
-    /// of a stranger, and what is hashed for one, has a limit.
+    /// The longest name, in characters. With the range of the password below, it limits what a stranger
+    /// can make this app store and hash.
     pub(crate) const NAME: usize = 32;
     pub(crate) const PASSWORD: std::ops::RangeInclusive<usize> = 8..=128;
 
-    /// The name as it is stored: nobody has to remember how it was capitalized.
+    /// The name as it is stored, in lower case: a user need not remember its capital letters.
     pub(crate) fn name(&self) -> String {
         self.name.trim().chars().take(Self::NAME).collect::<String>().to_lowercase()
     }
 
-    /// What is wrong with them for a new user.
+    /// The reason why a new user cannot have this name or password.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let allowed = |char: char| char.is_alphanumeric() || "._-".contains(char);
         let name = self.name.trim();
@@ -101,12 +102,12 @@ impl Credentials {
 pub(crate) struct Users {
     stored: Collection<Stored>,
     hashing: Arc<Semaphore>,
-    /// The hash of a password that nobody has.
+    /// A hash for names that do not exist. No password of a user matches it.
     nobodys: Arc<str>,
 }
 
 impl Users {
-    /// The users in the database of a store.
+    /// Opens the collection of users in the database of `store`.
     pub(crate) fn beside(store: &CachedMongoStore) -> Self {
         let sessions = store.collection();
         let database = sessions.client().database(&sessions.namespace().db);
@@ -117,7 +118,7 @@ impl Users {
         }
     }
 
-    /// Makes a new user; `None` if the name is taken.
+    /// Creates a user. Returns `None` if the name is taken.
     pub(crate) async fn sign_up(&self, sent: Credentials) -> Result<Option<User>, Failed> {
         let name = sent.name();
         let password_hash = self.hash(move |_| password_auth::generate_hash(sent.password)).await?;
@@ -129,12 +130,12 @@ impl Users {
         }
     }
 
-    /// Runs what takes long: on a thread that serves no requests.
+    /// Runs `hashing`, which is slow, on a thread that serves no requests.
     async fn hash<T: Send + 'static>(
         &self,
         hashing: impl FnOnce(&str) -> T + Send + 'static,
     ) -> Result<T, Failed> {
-        // Never closed, so there is always a permit to wait for.
+        // Nothing closes the semaphore, so this always gets a permit.
         let permit = self.hashing.clone().acquire_owned().await.ok();
         let nobodys = self.nobodys.clone();
         let hashed = spawn_blocking(move || {
@@ -154,7 +155,8 @@ impl AuthnBackend for Users {
     async fn authenticate(&self, sent: Credentials) -> Result<Option<User>, Failed> {
         let user = self.get_user(&sent.name()).await?;
         let check = move |nobodys: &str| {
-            // An unknown name takes as long as a wrong password: time tells nobody who exists.
+            // An unknown name takes as long as a wrong password, so the time does not reveal which
+            // names exist.
             let hash = user.as_ref().map_or(nobodys, |user| &user.password_hash);
             let right = password_auth::verify_password(sent.password, hash).is_ok();
             user.filter(|_| right)
@@ -162,7 +164,7 @@ impl AuthnBackend for Users {
         self.hash(check).await
     }
 
-    /// Asked for on each request of who is signed in. A busy site keeps its users in a cache, too.
+    /// axum-login calls this on each request of a signed-in user. A busy site caches its users as well.
     async fn get_user(&self, name: &String) -> Result<Option<User>, Failed> {
         let found = self.stored.find_one(doc! { "_id": name }).await;
         Ok(found.map_err(|_| Failed::Database)?.map(User::from))
@@ -176,8 +178,8 @@ fn is_duplicate(error: &mongodb::error::Error) -> bool {
     )
 }
 
-/// What kept a user from being found or made. The driver's own words may quote what was sent, so they
-/// are left out.
+/// Why a user was not found or created. It has no source, because the driver's message may quote what the
+/// visitor has sent.
 #[derive(Debug)]
 pub(crate) enum Failed {
     Database,

@@ -1,22 +1,22 @@
-//! The guide, to be read in any order. Documentation only: there is nothing to call in here.
+//! The guide: one page for each question, in any order. It is documentation only and has nothing to call.
 //!
-//! | page | for the question |
+//! | page | answers |
 //! |---|---|
-//! | [`getting_started`] | how do I get from nothing to an app with sessions? |
-//! | [`choosing`] | which `max_staleness`, `touch_after`, size, eviction policy, and `compact` or not? |
-//! | [`instances`] | what changes when the app runs more than once? |
-//! | [`deployments`] | replica set, standalone server, sharded cluster, Atlas, containers: what does each need? |
+//! | [`getting_started`] | How do I get from nothing to an app with sessions? |
+//! | [`choosing`] | Which value do I give to each option? |
+//! | [`instances`] | What changes when the app runs on more than one instance? |
+//! | [`deployments`] | What do a replica set, a standalone server, a sharded cluster, Atlas and containers need? |
 //! | [`outages`] | MongoDB is down or slow: what do users see, and what can I choose? |
-//! | [`security`] | what is stored, what do cookies hold, how do I log in and out safely? |
-//! | [`metrics`] | a figure has moved: what does it mean, and what do I do? |
+//! | [`security`] | What is stored, who may attack it, and how do I log in and out safely? |
+//! | [`metrics`] | A figure has moved: what does it mean, and what do I do? |
 //! | [`coming_from`] | I know another store: where is its option here? |
-//! | [`troubleshooting`] | something does not work: why? |
-//! | [`plots`] | how fast is it beside other stores? |
+//! | [`troubleshooting`] | Something does not work: why? |
+//! | [`plots`] | How fast is the store beside other stores? |
 //!
-//! What is known not to work stands under [known limits](crate#known-limits), the reasons for the design in
-//! `DESIGN.md` in the repository.
+//! [Known limits](crate#known-limits) lists what does not work. `ARCHITECTURE.md` in the repository explains the
+//! design, and `docs/decisions` gives its reasons.
 
-/// The two plots of a scenario. Blank lines around it end what stands before and behind.
+/// The two plots of a scenario. The blank lines around the `div` end the Markdown before and after it.
 macro_rules! plot {
     ($scenario:literal) => {
         concat!(
@@ -32,10 +32,14 @@ pub mod getting_started {
     #![doc = include_str!("getting_started.md")]
 }
 
+#[doc(alias = "coherence")]
+#[doc(alias = "touchAfter")]
 pub mod choosing {
     #![doc = include_str!("choosing.md")]
 }
 
+#[doc(alias = "invalidation")]
+#[doc(alias = "backplane")]
 pub mod instances {
     #![doc = include_str!("instances.md")]
 }
@@ -44,10 +48,14 @@ pub mod deployments {
     #![doc = include_str!("deployments.md")]
 }
 
+#[doc(alias = "stale-if-error")]
+#[doc(alias = "fail-safe")]
 pub mod outages {
     #![doc = include_str!("outages.md")]
 }
 
+#[doc(alias = "csrf")]
+#[doc(alias = "fixation")]
 pub mod security {
     #![doc = include_str!("security.md")]
 }
@@ -56,6 +64,14 @@ pub mod metrics {
     #![doc = include_str!("metrics.md")]
 }
 
+#[doc(alias = "migrate")]
+#[doc(alias = "migration")]
+#[doc(alias = "maxAge")]
+#[doc(alias = "express-session")]
+#[doc(alias = "connect-mongo")]
+#[doc(alias = "with_table_name")]
+#[doc(alias = "with_prefix")]
+#[doc(alias = "continuously_delete_expired")]
 pub mod coming_from {
     #![doc = include_str!("coming_from.md")]
 }
@@ -67,16 +83,16 @@ pub mod troubleshooting {
 pub mod plots {
     #![doc = include_str!("plots.md")]
     //!
-    //! # No session at all: what HTTP and the clients allow at most
+    //! # No session at all: the most that HTTP and the clients allow
     #![doc = plot!("bare")]
     //!
     //! # Each request reads a session
     #![doc = plot!("read")]
     //!
-    //! # The same, some sessions far more often than others
+    //! # Each request reads a session, and some sessions get most of the requests
     #![doc = plot!("read-zipf")]
     //!
-    //! # 95 requests read, 5 change a session
+    //! # Of 100 requests, 95 read and 5 change a session
     #![doc = plot!("read-mostly")]
     //!
     //! # Each request changes a session
@@ -85,7 +101,7 @@ pub mod plots {
     //! # Each request reads, and the layer saves: `touch_after` of a minute
     #![doc = plot!("always-save")]
     //!
-    //! # Log-ins: a session is created, then its id cycled
+    //! # Log-ins: a session is created, and then gets a new id
     #![doc = plot!("log-in")]
     //!
     //! # Cold start: all clients at once ask for the same session
@@ -94,16 +110,16 @@ pub mod plots {
     //! # Tenfold: ten times as many sessions as the cache holds
     #![doc = plot!("tenfold")]
     //!
-    //! # Tenfold, some sessions far more often than others
+    //! # Tenfold, and some sessions get most of the requests
     #![doc = plot!("tenfold-zipf")]
     //!
-    //! # A flood: nine of ten requests with invented ids
+    //! # A flood: nine of ten requests have invented ids
     #![doc = plot!("flood")]
     //!
-    //! # Two instances: one in ten changes a session on one, both read
+    //! # Two instances: both read, and one in ten requests changes a session on one of them
     #![doc = plot!("two-instances")]
     //!
-    //! # What was run
+    //! # Machine, versions and figures of this run
     //!
     #![doc = include_str!("plots/run.md")]
 }

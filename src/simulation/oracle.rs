@@ -1,4 +1,4 @@
-//! Judges each answer by what was really true, and when. Invariants are those of `DESIGN.md`.
+//! Judges each answer by what was really true, and when. Invariants are those of `ARCHITECTURE.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Chaos on a real server: instances behind proxies that break their connections, over a server
-//! that is killed and paused, and a checker that judges the history by the invariants of DESIGN.md.
+//! that is killed and paused, and a checker that judges the history by the invariants of ARCHITECTURE.md.
 //!
 //! `cargo test --test chaos -- --help` says how to run it.
 #![allow(clippy::print_stdout, reason = "it is its own test harness")]

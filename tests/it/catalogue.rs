@@ -120,15 +120,15 @@ async fn loads_of_what_has_outlived_its_lease_are_counted_once_each() {
     let (meters, mongo, store) =
         unfollowed(&uri(), |builder| builder.max_staleness(Duration::from_millis(20))).await;
     let record = create(&mongo).await;
-    let (mut loads, lapsed) = (0.0, "session_store_loads_total{result=lapsed}");
+    let (mut loads, expired) = (0.0, "session_store_loads_total{result=expired}");
     eventually("one comes too late", async || {
         store.load(&record.id).await.unwrap();
         loads += 1.0;
-        meters.value(lapsed) >= 1.0
+        meters.value(expired) >= 1.0
     })
     .await;
     let of = |result: &str| meters.value(&format!("session_store_loads_total{{result={result}}}"));
-    let all: f64 = ["hit", "miss", "absent", "shared", "lapsed", "grace"].map(of).iter().sum();
+    let all: f64 = ["hit", "miss", "absent", "coalesced", "expired", "grace"].map(of).iter().sum();
     assert!((all - loads).abs() < 0.5, "{all} for {loads} loads");
     assert_count(&meters, "session_store_loads_total{result=miss}", 1);
 }
@@ -198,12 +198,12 @@ async fn what_becomes_void_is_counted_by_its_cause_and_only_if_it_was_cached() {
     held.reached().await;
     held.refuse(1);
     save.await.unwrap().unwrap_err();
-    assert_count(&meters, &voids("doubt"), 1);
+    assert_count(&meters, &voids("unknown_outcome"), 1);
 
     store.clear().await.unwrap();
     assert_count(&meters, &voids("clear"), 1);
     store.shutdown().await;
-    for cause in ["remote", "echo", "overtaken", "gap"] {
+    for cause in ["remote", "own_write", "overtaken", "gap"] {
         assert_count(&meters, &voids(cause), 0);
     }
 }

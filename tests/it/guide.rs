@@ -1,10 +1,11 @@
-//! The guide's page for those who come from another store has each of their options and methods.
+//! Two pages of the guide are complete: the page for users of another store has a row for each option
+//! and method of that store, and the page on metrics has a row for each value of each label.
 
 use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../src/guide/coming_from.md");
 
-/// The store, and what its README and its source offer.
+/// Each store, with the options and methods in its README and its source.
 const THEIRS: [(&str, &[&str]); 7] = [
     (
         "mongoose-express-session-store",
@@ -92,21 +93,49 @@ const THEIRS: [(&str, &[&str]); 7] = [
 ];
 
 #[test]
-fn each_option_of_the_other_stores_stands_in_their_section() {
+fn each_option_of_another_store_has_a_row_in_its_section() {
     for (store, theirs) in THEIRS {
         let (_, section) = PAGE.split_once(&format!("\n# {store}\n")).expect(store);
-        // Within a program a line that begins with `# ` is a hidden one, and follows another line.
+        // In a program, a line that begins with `# ` is a hidden line. No blank line precedes it.
         let section = section.split("\n\n# ").next().unwrap();
-        let left = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
-        let left: Vec<_> = left.collect();
+        let first_cell = |line: &'static str| line.strip_prefix("| ")?.split(" | ").next();
+        let cells: Vec<_> = section.lines().filter_map(first_cell).collect();
         for option in theirs {
-            let is_named = left.iter().any(|cell| names(cell, option));
-            assert!(is_named, "{store} has `{option}`, of which its section says nothing");
+            let is_named = cells.iter().any(|cell| names(cell, option));
+            assert!(is_named, "the section on {store} has no row for `{option}`");
         }
     }
 }
 
-/// Whether the option stands in the cell as code, and not within a longer word.
+/// The stores for Node, and the letter of each in the common table.
+const NODE: [(&str, &str); 5] = [
+    ("M", "mongoose-express-session-store"),
+    ("S", "session-mongoose"),
+    ("C", "connect-mongoose-session"),
+    ("K", "koa-session-mongo"),
+    ("E", "express-mongodb"),
+];
+
+#[test]
+fn each_option_of_a_node_store_has_a_row_in_the_common_table() {
+    let (_, section) = PAGE.split_once("\n# All options of the Node stores\n").unwrap();
+    let section = section.split("\n\n# ").next().unwrap();
+    let rows: Vec<Vec<_>> = section.lines().map(|line| line.split(" | ").collect()).collect();
+    for (letter, store) in NODE {
+        assert!(section.contains(&format!("**{letter}**")), "{letter}");
+        let (_, theirs) = THEIRS.iter().find(|(name, _)| *name == store).unwrap();
+        for option in *theirs {
+            let is_named = rows.iter().any(|cells| {
+                let [_, theirs, stores, _] = cells[..] else { return false };
+                let mut stores = stores.split(", ");
+                names(theirs, option) && stores.any(|it| it == letter || it == "all")
+            });
+            assert!(is_named, "the common table has no row for `{option}` of {store}");
+        }
+    }
+}
+
+/// Whether the cell has the option as code, and not as a part of a longer word.
 fn names(cell: &str, option: &str) -> bool {
     let is_word = |character: char| character.is_alphanumeric() || character == '_';
     cell.split('`').skip(1).step_by(2).any(|code| {
@@ -120,7 +149,7 @@ const TABLE: &str = include_str!("../../src/metrics.md");
 const ON_CALL: &str = include_str!("../../src/guide/metrics.md");
 
 #[test]
-fn the_page_for_who_is_on_call_has_a_row_for_each_value_of_each_metrics_labels() {
+fn the_page_on_metrics_has_a_row_for_each_value_of_each_label() {
     let mut known = Vec::new();
     for line in TABLE.lines().skip(2) {
         let cells: Vec<_> = line.split(" | ").collect();
@@ -151,11 +180,13 @@ fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The values that have a row: `metric{label="value"}` in its first cell, or the value alone in that of
-/// a table of this label, below a paragraph that names `metric{label}` and above the next such.
+/// The values of a label that have a row in the page. A row counts if its first cell has
+/// `metric{label="value"}`. It also counts if its first cell has the value alone, and it is in a table
+/// whose first column is the label, below a paragraph that names `metric{label}`.
 fn rows<'a>(page: &'a str, metric: &str, label: &str) -> BTreeSet<&'a str> {
     let of_metric = format!("{metric}{{");
-    let (mut rows, mut is_here) = (BTreeSet::new(), false);
+    let mut rows = BTreeSet::new();
+    let mut is_here = false;
     for block in page.split("\n\n") {
         let mut lines = block.lines();
         let Some(cells) = lines.next().and_then(|head| head.strip_prefix("| ")) else {

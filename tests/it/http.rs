@@ -1,10 +1,13 @@
 //! The life of a session over HTTP, through tower-sessions' own layer, in process.
 
-use axum::Router;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::routing::get;
+use axum::{Extension, Router};
 use http_body_util::BodyExt;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 use tower_sessions::cookie::Cookie;
 use tower_sessions::session::Id;
@@ -55,6 +58,30 @@ async fn tomorrow(session: Session) {
 async fn fail(session: Session) -> StatusCode {
     session.insert("key", "never").await.unwrap();
     StatusCode::INTERNAL_SERVER_ERROR
+}
+
+/// Holds a request between its load and its save.
+#[derive(Clone, Default)]
+struct Gate {
+    reached: Arc<Notify>,
+    opened: Arc<Notify>,
+}
+
+impl Gate {
+    async fn hold(&self) {
+        self.reached.notify_one();
+        self.opened.notified().await;
+    }
+}
+
+async fn slow_read(Extension(gate): Extension<Gate>, session: Session) {
+    assert!(session.get_value("key").await.unwrap().is_some());
+    gate.hold().await;
+}
+
+async fn slow_change(Extension(gate): Extension<Gate>, session: Session) {
+    session.insert("key", "late").await.unwrap();
+    gate.hold().await;
 }
 
 /// A browser: keeps the cookie that it is given.
@@ -361,6 +388,38 @@ macro_rules! our_suite {
                 }
                 // To the layer the last two are sessions; they got an id of ours.
                 assert_eq!(store.collection().count_documents(doc! {}).await.unwrap(), 2);
+            }
+
+            // In rack this was CVE-2025-32441, in rack-session CVE-2025-46336:
+            //
+            //     slow request   load ───────────────────── save
+            //     log-out               flush ── answered
+            #[tokio::test]
+            async fn a_slow_request_does_not_bring_a_logged_out_session_back() {
+                let store = $store;
+                let gate = Gate::default();
+                // With `always_save` the layer saves after the request that only reads, too.
+                let sessions = SessionManagerLayer::new(store.clone()).with_always_save(true);
+                let app = routes()
+                    .route("/slow-read", get(slow_read))
+                    .route("/slow-change", get(slow_change))
+                    .layer(Extension(gate.clone()))
+                    .layer(sessions);
+                for path in ["/slow-read", "/slow-change"] {
+                    let mut browser = Browser::new(app.clone());
+                    browser.body("/set/signed-in").await;
+                    let id = browser.id();
+                    let mut same = browser.clone();
+                    let slow = tokio::spawn(async move { same.body(path).await });
+                    gate.reached.notified().await;
+                    browser.body("/flush").await;
+                    gate.opened.notify_one();
+                    slow.await.unwrap();
+                    assert_eq!(store.load(&id).await.unwrap(), None, "{path}");
+                    assert!(!store.contains(id).await.unwrap(), "{path}");
+                    let mut thief = Browser::with(&app, id.to_string());
+                    assert_eq!(thief.body("/get").await, "nothing", "{path}");
+                }
             }
 
             #[tokio::test]

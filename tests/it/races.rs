@@ -1,4 +1,4 @@
-//! Calls that overlap, in the order a test tells: the invariants I1 to I6 of `DESIGN.md`.
+//! Calls that overlap, in the order a test tells: the invariants I1 to I6 of `ARCHITECTURE.md`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the apps need around their routes: a store, a port, an end, an error and a page.
+//! The code that the examples share around their routes: store, listener, shutdown, errors and pages.
 
 use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tower_sessions_moka_mongodb_store::{MongoStore, MongoStoreBuilder};
 use tracing_subscriber::EnvFilter;
 
-/// How long an app that was asked to end waits for its visitors: one may send half a request.
+/// How long an app waits for open requests when it ends. A visitor may send half a request and stop.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How an app ends: well, or with code 1 and a line that says why.
+/// The exit code of an app. After an error it is 1, and one line on stderr says why.
 #[must_use]
 pub fn exit(ended: Result<()>) -> ExitCode {
     match ended {
@@ -28,7 +28,7 @@ pub fn exit(ended: Result<()>) -> ExitCode {
     }
 }
 
-/// Logs to stderr, as much as `RUST_LOG` says; `info` if it says nothing.
+/// Logs to stderr at the level of `RUST_LOG`, by default `info`.
 pub fn log() {
     let filter =
         EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
@@ -39,7 +39,7 @@ pub fn log() {
         .init();
 }
 
-/// Listens on `ADDR`, `127.0.0.1:3000` if it is not set; with port 0 on any free port.
+/// Listens on `ADDR`, by default `127.0.0.1:3000`. Port 0 takes any free port.
 ///
 /// # Errors
 ///
@@ -49,18 +49,18 @@ pub async fn listen() -> Result<TcpListener> {
     match TcpListener::bind(&address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error).context(format!(
-            "{address} is in use: end the program that listens there, or choose another port, as \
-             with ADDR=127.0.0.1:3001 (ADDR=127.0.0.1:0 takes any free one)"
+            "{address} is in use: end the program that listens there, or choose another port, such \
+             as ADDR=127.0.0.1:3001 (ADDR=127.0.0.1:0 takes any free port)"
         )),
         Err(error) => Err(error).context(format!(
-            "cannot listen on ADDR={address:?}: it must be an address of this machine and a port, \
-             such as 127.0.0.1:3000"
+            "cannot listen on ADDR={address:?}: give an address of this machine and a port, such \
+             as 127.0.0.1:3000"
         )),
     }
 }
 
-/// A store with some options, on the server of `MONGODB_URI`, or else on a server of its own, which
-/// ends with the app.
+/// Builds a store with `options`, on the server of `MONGODB_URI`. Without that variable, it starts a
+/// server that ends with the app.
 ///
 /// # Errors
 ///
@@ -73,15 +73,16 @@ pub async fn connect(
         let store = options(MongoStore::builder().uri_from_env()).build().await;
         return store.context("MONGODB_URI cannot be used");
     }
-    tracing::info!("MONGODB_URI is not set: sessions go to a server that lasts as long as the app");
-    // Blocks the thread, for minutes if a server has to be installed first.
+    tracing::info!("MONGODB_URI is not set: the app starts a server, which ends with the app");
+    // This blocks its thread, for minutes if it must install a server first.
     let uri = tokio::task::spawn_blocking(move || {
         session_test_server::shared().map(|server| server.uri_for(database))
     });
     Ok(options(MongoStore::builder().uri(uri.await??)).build().await?)
 }
 
-/// Serves `app` until Ctrl-C or SIGTERM, and then for as long as requests are under way.
+/// Serves `app` until Ctrl-C or SIGTERM. Then it waits for the open requests, but not longer than
+/// `PATIENCE`.
 ///
 /// # Errors
 ///
@@ -99,12 +100,12 @@ pub async fn serve(listener: TcpListener, app: Router) -> Result<()> {
     };
     tokio::select! {
         served = served.into_future() => served?,
-        () = out_of_patience => tracing::warn!("requests that took too long were cut off"),
+        () = out_of_patience => tracing::warn!("shutdown closed requests that took too long"),
     }
     Ok(())
 }
 
-/// Takes the signals over at once; whoever awaits the future hears of the first.
+/// Installs the signal handlers at once. The future completes at the first signal.
 #[cfg(unix)]
 fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -121,12 +122,12 @@ fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 #[cfg(not(unix))]
-#[allow(clippy::unnecessary_wraps, reason = "as where there is Unix")]
+#[allow(clippy::unnecessary_wraps, reason = "the signature is the one for Unix")]
 fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
     Ok(async { drop(tokio::signal::ctrl_c().await) })
 }
 
-/// Whatever a handler could not do: told to the log, and not to the visitor.
+/// Any error of a handler. The log gets the error, the visitor gets a plain 500.
 #[derive(Debug)]
 pub struct AppError(anyhow::Error);
 
@@ -144,7 +145,7 @@ impl IntoResponse for AppError {
     }
 }
 
-/// An HTML page, which nobody may keep: it is about one visitor. `main` is HTML already.
+/// An HTML page. No cache may store it, because it shows one visitor's data. `main` is already HTML.
 #[must_use]
 pub fn page(title: &str, main: &str) -> impl IntoResponse + use<> {
     let page = format!(
@@ -175,13 +176,13 @@ input, button {{ font: inherit; padding: .4rem .7rem; margin: .3rem 0 }}
     ([(header::CACHE_CONTROL, "no-store")], Html(page))
 }
 
-/// A message that is shown once.
+/// Formats a message that is shown once.
 #[must_use]
 pub fn status(message: &str) -> String {
     format!("<p role=\"status\">{}</p>\n", escape(message))
 }
 
-/// `text` as it may stand in HTML, in an attribute too: nothing in it is taken for a tag.
+/// Escapes `text` for HTML, attributes included, so that a browser finds no tag in it.
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());

@@ -4,7 +4,7 @@
 //! trip to the database. **Whoever finishes bumps the generation; only a finisher whose stamp was
 //! current may leave an entry; every other removes what is there.** So of all operations on a key
 //! that overlap, at most the first to finish leaves an entry, and one that began before a change
-//! was known never leaves one after it (invariants I1 to I3 in `DESIGN.md`).
+//! was known never leaves one after it (invariants I1 to I3 in `ARCHITECTURE.md`).
 //!
 //! A generation is kept only while somebody holds a stamp of it: nobody can tell the difference,
 //! and an idle table is empty. Loads of one key that overlap share one *flight*, which hangs on the
