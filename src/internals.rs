@@ -1,6 +1,11 @@
 //! What `cargo bench --bench parts` and `--bench ratios` measure piece by piece. No part of the public API:
 //! it changes without notice.
-#![allow(missing_docs, missing_debug_implementations, reason = "the benches alone use it")]
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::must_use_candidate,
+    reason = "the benches alone use it"
+)]
 
 use std::time::Duration;
 
