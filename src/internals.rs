@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bson::RawBson;
 
-use crate::cache::coherence::versions::VersionTable;
+use crate::cache::coherence::versions::{Effect, VersionTable};
 use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
 use crate::mongo::codec::{self, DataFormat};
 use crate::session::id::SessionKey;
@@ -117,8 +117,8 @@ impl Default for Rules {
 
 impl Rules {
     pub fn stamp_and_finish(&self, key: SessionKey) -> bool {
-        let stamp = self.0.take_version(key, true);
-        self.0.finish(stamp, |current| current)
+        let version = self.0.take_version(key, Effect::MayChangeData);
+        self.0.finish(version, |is_current| is_current)
     }
 
     pub fn void(&self, key: SessionKey) -> u64 {

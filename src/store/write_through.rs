@@ -183,7 +183,7 @@ impl<B: Backend> WriteThrough<B> {
             cache.observe(&outcome);
             doubt.take_if_late(&cache, key, &outcome);
             match outcome {
-                Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
+                Ok(Some(expires)) => ticket.publish(Session { data, expires }),
                 Ok(None) => ticket.evict(Invalidation::Gone),
                 Err(error) => {
                     if error.was_not_carried_out() {
