@@ -24,7 +24,7 @@ mod real {
         runtime: &tokio::runtime::Handle,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        let _ = runtime.spawn(task);
+        drop(runtime.spawn(task));
     }
 }
 

@@ -84,7 +84,7 @@ impl Hash for SessionKey {
 /// Hashes keys for the cache's tables.
 ///
 /// A digest is uniform, but an attacker could search for invented ids whose digests share a bucket. So a
-/// hash mixes two words of the digest with two secret seeds, by one multiplication whose halves are XORed.
+/// hash mixes two words of the digest with two secret seeds, by one multiplication whose halves are combined.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyHashing {
     seeds: [u64; 2],
@@ -129,7 +129,7 @@ impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         let product = u128::from(self.words[0] ^ self.seeds[0])
             .wrapping_mul(u128::from(self.words[1] ^ self.seeds[1]));
-        #[allow(clippy::cast_possible_truncation, reason = "both halves are XORed into one")]
+        #[allow(clippy::cast_possible_truncation, reason = "both halves are combined")]
         let folded = (product >> 64) as u64 ^ product as u64;
         folded
     }
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_key_is_the_sha_256_of_the_ids_bytes() {
-        // The SHA-256 of 16 zero bytes, from another implementation.
+        // Another implementation computed this digest of 16 zero bytes.
         let expected = 0x3747_08ff_f771_9dd5_979e_c875_d56c_d228_u128.to_be_bytes();
         assert_eq!(SessionKey::of(0).as_bytes()[..16], expected);
         let expected = 0x6f6d_3cf7_ec31_7a3b_2563_2aab_28ec_37bb_u128.to_be_bytes();

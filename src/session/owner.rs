@@ -10,8 +10,8 @@ use crate::session::Data;
 /// Whose session it is: usually a user's id, as text.
 ///
 /// Make it from a text or from a whole number. A number becomes its digits, so `7` and `"7"` are the same
-/// owner. For ids of other types, use [`from_value`](Self::from_value). An owner of more than 1,024 bytes is
-/// refused when the session is saved.
+/// owner. For ids of other types, use [`from_value`](Self::from_value). A session whose owner is
+/// longer than 1,024 bytes cannot be stored.
 ///
 /// ```
 /// use tower_sessions_moka_mongodb_store::Owner;

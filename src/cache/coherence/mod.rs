@@ -2,7 +2,8 @@
 //!
 //! 1. **Version** ([`versions`]). Each key has a generation. An operation takes a version, which is the
 //!    generation and the epoch, before its I/O begins. Each operation that finishes begins a new
-//!    generation. It inserts its entry only if its version is current. Otherwise it removes the entry.
+//!    generation. It inserts its entry only if its version is current. Otherwise it removes the entry. An
+//!    operation that has learned nothing, such as a failed read, is released, and changes nothing.
 //! 2. **Fill guard** ([`FillGuard`](crate::cache::FillGuard)). Only the holder of a version can insert.
 //!    A guard that is dropped unused removes the entry, since the outcome of its operation is unknown.
 //! 3. **Epoch** ([`versions`]). Emptying the cache begins a new epoch of all keys. No entry and no

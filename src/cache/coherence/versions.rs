@@ -5,7 +5,8 @@
 //! to the database. **Each operation that finishes begins a new generation. It may insert an entry only
 //! if its version is current. Otherwise it must remove the entry.** So of all operations on a key that
 //! overlap, only the first to finish can insert an entry, and an operation that began before a change
-//! was known cannot insert one after it (invariants I1 to I3 in `ARCHITECTURE.md`).
+//! was known cannot insert one after it (invariants I1 to I3 in `ARCHITECTURE.md`). An operation that has
+//! learned nothing, such as a failed read, is released instead of finished, and changes nothing.
 //!
 //! The table has a key only while an operation holds a version of it. Nobody can observe that a
 //! generation begins at zero again, since no older version is left to compare it with. So an idle table
