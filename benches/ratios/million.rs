@@ -32,7 +32,7 @@ impl Million {
         let hits = Some((bench.rounds, bench.size(51, 3)));
         let child = Child { uri, seed: SEED, shape: SHAPE, count, compact: true, hits };
         let found = child.start().await?;
-        let packed = |number| internals::packed_len(&SHAPE.data(number));
+        let packed = |number| internals::compact_len(&SHAPE.data(number));
         let packed: Option<Vec<_>> = (0..count).map(packed).collect();
         let packed = packed.context("each can be packed")?;
         let encoded = memory::count(packed.iter().sum()) / memory::count(count);

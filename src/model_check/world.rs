@@ -183,7 +183,7 @@ impl World {
         let written = self.database.replace(rev, true, &self.clock);
         if let Some(rank) = written {
             self.tell(format_args!("has written {}", Shown(rank)));
-            drop(ticket.publish(session(rank)));
+            ticket.publish(session(rank));
         } else {
             ticket.evict(Invalidation::Gone);
         }

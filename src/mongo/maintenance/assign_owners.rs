@@ -56,7 +56,7 @@ impl SessionCollection {
             None => None,
         };
         if let Some(owner) = &owner {
-            owner.fits()?;
+            owner.check_length()?;
         }
         let stored = found.get("owner").ok().flatten();
         let is_right = match (stored, &owner) {

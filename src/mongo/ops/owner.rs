@@ -223,7 +223,7 @@ impl SessionCollection {
     pub(crate) fn add_owner(&self, data: &Data, fields: &mut Document) -> Result<OwnerUpdate> {
         let Some(owner_of) = &self.owner else { return Ok(OwnerUpdate::Set) };
         let Some(owner) = owner_of.derive(data)? else { return Ok(OwnerUpdate::Clear) };
-        owner.fits()?;
+        owner.check_length()?;
         fields.insert("owner", owner.as_str());
         Ok(OwnerUpdate::Set)
     }
