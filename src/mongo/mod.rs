@@ -16,6 +16,7 @@ pub(crate) mod ops;
 mod owner_field;
 mod schema;
 mod server_errors;
+mod task_stream;
 mod timer;
 mod types;
 
@@ -243,10 +244,8 @@ impl MongoStore {
         let sessions = self.inner.collection.clone();
         let ensured = async {
             let expiry = indexes::expiry::ensure_index(sessions.clone(), self.inner.removal);
-            let ensured = self
-                .run(expiry)
-                .await
-                .map_err(|it| indexes::expiry::build_timed_out(&it, "expires"));
+            let ensured =
+                self.run(expiry).await.map_err(|it| indexes::build_timed_out(&it, "expires"));
             let cost = "expired sessions may stay, and counting them may be slow";
             ensured.inspect_err(|error| spans::warn_index_problem(error, cost))?;
             if sessions.owner.is_none() {
@@ -254,7 +253,7 @@ impl MongoStore {
             }
             let owner = indexes::owner::ensure_index(sessions);
             let ensured =
-                self.run(owner).await.map_err(|it| indexes::expiry::build_timed_out(&it, "owner"));
+                self.run(owner).await.map_err(|it| indexes::build_timed_out(&it, "owner"));
             let cost = "listing and ending the sessions of an owner may be slow";
             ensured.inspect_err(|error| spans::warn_index_problem(error, cost))
         };

@@ -184,7 +184,13 @@ pub(crate) fn unchanged(document: &RawDocument, field: &str) -> Result<Bson> {
     Ok(condition.into())
 }
 
-/// The bytes of a document's `rev`; none if it has none.
+/// The value of a field. Null if the field is missing: a query by null finds such a document.
+pub(crate) fn value(document: &RawDocument, field: &str) -> Bson {
+    let value = document.get(field).ok().flatten();
+    value.and_then(|value| Bson::try_from(value).ok()).unwrap_or(Bson::Null)
+}
+
+/// The bytes of a document's `rev`; empty if the document has no `rev`.
 pub(crate) fn rev(document: &RawDocument) -> &[u8] {
     document.get_binary("rev").map_or(&[], |rev| rev.bytes)
 }

@@ -1,9 +1,11 @@
 //! What a connection string says, and what is wrong with it, in words that never quote it: any
 //! piece of a malformed one may be a piece of the password.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
+use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::connect::uri_options;
@@ -85,26 +87,19 @@ fn key(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(key, _)| key)
 }
 
+/// Decodes percent escapes. Refuses a malformed one.
 pub(crate) fn percent_decoded(text: &str) -> Result<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
-        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
-            return Err(Error::config(
-                "the URI's path has an invalid percent escape: a % is followed by two hex digits, \
-                 and the character % itself is written %25",
-            ));
-        };
-        bytes.extend(u8::try_from(high * 16 + low));
-        rest = &after[2..];
+    // The crate leaves a malformed escape as it is.
+    let is_escape = |after: &[u8]| after.len() >= 2 && after[..2].iter().all(u8::is_ascii_hexdigit);
+    if !text.as_bytes().split(|byte| *byte == b'%').skip(1).all(is_escape) {
+        return Err(Error::config(
+            "the URI's path has an invalid percent escape: a % is followed by two hex digits, and the \
+             character % itself is written %25",
+        ));
     }
-    String::from_utf8(bytes)
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded
+        .map(Cow::into_owned)
         .map_err(|_| Error::config("a name in the URI's path is not UTF-8 when percent-decoded"))
 }
 

@@ -85,7 +85,7 @@ impl SessionCollection {
             let timer = self.timer(Verb::Replace);
             let documents = self.documents.clone_with_type::<RawDocumentBuf>();
             let assigned = async {
-                let mut session = self.causal().await?;
+                let mut session = self.causal_session().await?;
                 let assigned = documents.update_one(unchanged, change).session(&mut session).await;
                 self.causal.check_in(session, assigned)
             };

@@ -72,7 +72,7 @@ impl MongoStore {
         this.within(async {
             let timer = this.timer(Verb::Find);
             let read = async {
-                let mut session = this.causal().await?;
+                let mut session = this.causal_session().await?;
                 let find = documents.find(doc! { "_id": { "$in": ids } }).max_time(this.timeout);
                 let mut cursor = find.session(&mut session).await?;
                 while cursor.advance(&mut session).await? {

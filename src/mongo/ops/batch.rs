@@ -58,7 +58,7 @@ impl SessionCollection {
         read: impl Fn(&RawDocument) -> T,
     ) -> mongodb::error::Result<HashMap<SessionKey, T>> {
         let ids: Vec<Bson> = keys.iter().map(|key| schema::id(*key).into()).collect();
-        let mut session = self.causal().await?;
+        let mut session = self.causal_session().await?;
         // One more than there are, so that the first batch is seen to be the last.
         let batch = u32::try_from(keys.len()).unwrap_or(u32::MAX).saturating_add(1);
         let find = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);

@@ -242,7 +242,7 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Insert);
                 let inserted = async {
-                    let mut session = sessions.causal().await?;
+                    let mut session = sessions.causal_session().await?;
                     let insert = sessions.documents.insert_many(&arrivals).ordered(false);
                     let inserted = insert.session(&mut session).await;
                     sessions.causal.observe(&session);
@@ -294,7 +294,7 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Replace);
                 let updated = async {
-                    let mut session = sessions.causal().await?;
+                    let mut session = sessions.causal_session().await?;
                     let update = sessions.documents.update_many(arrived, stages);
                     let updated = update.session(&mut session).await;
                     sessions.causal.observe(&session);
@@ -329,7 +329,7 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Remove);
                 let removed = async {
-                    let mut session = sessions.causal().await?;
+                    let mut session = sessions.causal_session().await?;
                     let removed =
                         sessions.documents.delete_many(filter).session(&mut session).await;
                     sessions.causal.observe(&session);

@@ -212,7 +212,7 @@ impl MongoStore {
     }
 
     pub(crate) async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
-        let pages = self.inner.collection.pages(removal?);
+        let pages = self.inner.collection.delete_cursor(removal?);
         let call = delete_pages(pages, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }

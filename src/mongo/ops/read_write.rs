@@ -1,15 +1,12 @@
 //! The operations on one session, and on their number.
 
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
-use mongodb::ClientSession;
-use mongodb::options::Hint;
 use mongodb::results::UpdateResult;
 
 use crate::batching::Commands;
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
-use crate::mongo::ops::query::and;
 use crate::mongo::owner_field::OwnerUpdate;
 use crate::mongo::schema;
 use crate::session::id::SessionKey;
@@ -108,7 +105,7 @@ impl Commands for SessionCollection {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
             let inserted = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let inserted = sessions.documents.insert_one(document).session(&mut session).await;
                 sessions.causal.check_in(session, inserted)
             };
@@ -151,7 +148,7 @@ impl Commands for SessionCollection {
             let (sent, filter, stage) = update.into_query(sessions.clock.wall());
             let timer = sessions.timer(sent.verb());
             let updated = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let change = sessions.documents.update_one(filter, vec![stage]);
                 let changed = change.session(&mut session).await;
                 sessions.causal.check_in(session, changed)
@@ -185,7 +182,7 @@ impl Commands for SessionCollection {
         Box::pin(async move {
             let timer = sessions.timer(Verb::Find);
             let found = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
                 let find = documents.find_one(doc! { "_id": schema::id(key) });
                 let found = find.max_time(sessions.timeout).session(&mut session).await;
@@ -210,7 +207,7 @@ impl Commands for SessionCollection {
         Box::pin(async move {
             let timer = sessions.timer(Verb::Remove);
             let removed = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let remove = sessions.documents.delete_one(doc! { "_id": schema::id(key) });
                 let removed = remove.session(&mut session).await;
                 sessions.causal.check_in(session, removed)
@@ -247,15 +244,10 @@ impl SessionCollection {
         Ok((session.expires > self.clock.wall()).then_some(session))
     }
 
-    /// A session for one operation, whose reads are as new as anything that was seen.
-    pub(crate) async fn causal(&self) -> mongodb::error::Result<ClientSession> {
-        self.causal.check_out(self.documents.client()).await
-    }
-
     pub(crate) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
         let found = async {
-            let mut session = self.causal().await?;
+            let mut session = self.causal_session().await?;
             let live = live(key, self.clock.wall());
             let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
             let found = find.max_time(self.timeout).session(&mut session).await;
@@ -265,48 +257,5 @@ impl SessionCollection {
             Ok(found) => timer.finish(Outcome::Ok, Ok(found.is_some())),
             Err(error) => timer.fail("look for a session", &error),
         }
-    }
-
-    pub(crate) async fn count(self) -> Result<u64> {
-        let timer = self.timer(Verb::Count);
-        let live = || doc! { "expires": { "$gt": schema::date(self.clock.wall()) } };
-        let counted = async {
-            let mut session = self.causal().await?;
-            let count = self.documents.count_documents(live()).max_time(self.timeout);
-            let all = count.session(&mut session).await;
-            let foreign = match all {
-                Ok(_) => self.count_foreign(live()).session(&mut session).await,
-                Err(_) => Ok(0),
-            };
-            self.causal.observe(&session);
-            Ok(all?.saturating_sub(foreign?))
-        };
-        match counted.await {
-            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fail("count the sessions", &error),
-        }
-    }
-
-    pub(crate) async fn estimate(self) -> Result<u64> {
-        let timer = self.timer_of(Verb::Count, "count");
-        let ended = doc! { "$lte": schema::date(self.clock.wall()) };
-        let expired = self.documents.count_documents(doc! { "expires": ended.clone() });
-        // Those of them that have expired are subtracted with the sessions that have.
-        let foreign = self.count_foreign(doc! { "expires": { "$not": ended } });
-        let (all, expired, foreign) = tokio::join!(
-            self.documents.estimated_document_count().max_time(self.timeout).into_future(),
-            expired.max_time(self.timeout).into_future(),
-            foreign.into_future(),
-        );
-        match all.and_then(|all| Ok(all.saturating_sub(expired?).saturating_sub(foreign?))) {
-            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fail("estimate the number of sessions", &error),
-        }
-    }
-
-    /// Counts the documents of other programs that a filter finds, through the index on `_id`.
-    fn count_foreign(&self, filter: Document) -> mongodb::action::CountDocuments<'_> {
-        let foreign = self.documents.count_documents(and(schema::foreign_filter(), filter));
-        foreign.hint(Hint::Keys(doc! { "_id": 1 })).max_time(self.timeout)
     }
 }
