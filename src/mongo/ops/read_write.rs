@@ -1,4 +1,4 @@
-//! The operations on one session, and on their number.
+//! The operations on one session: insert, replace, touch, find, remove.
 
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::results::UpdateResult;
@@ -16,34 +16,35 @@ use crate::store::backend::Call;
 use crate::telemetry::metrics::{Outcome, Verb};
 use crate::time::WallTime;
 
-/// A change of one session, ready to be sent.
+/// A save of one session, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Update {
     key: SessionKey,
     expires: WallTime,
     change: Change,
-    /// Of its data, about.
+    /// The approximate size of the data.
     bytes: usize,
 }
 
 #[derive(Debug)]
 enum Change {
-    /// To these fields.
+    /// Stores these fields, under a new rev.
     Replace(Document, OwnerUpdate, Rev),
+    /// Prolongs the session, by this update.
     Touch(Document),
 }
 
-/// What is known of an update that was sent.
+/// What the store remembers of an update that it sent, to judge the reply.
 #[derive(Debug)]
 pub(crate) struct SentUpdate {
     pub(crate) key: SessionKey,
     pub(crate) expires: WallTime,
-    /// Under which it has stored its data, unless it is a touch.
+    /// The rev that the update stores; `None` for a touch.
     rev: Option<Rev>,
 }
 
 impl Update {
-    /// The filter, and the one stage of the update, to be sent now.
+    /// Returns the filter and the only stage of the update, as of `now`.
     pub(crate) fn into_query(self, now: WallTime) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, filter, stage) = match change {
@@ -62,25 +63,26 @@ impl SentUpdate {
         if self.rev.is_some() { Verb::Replace } else { Verb::Touch }
     }
 
-    /// Whether what is stored under this `rev` may be what this has stored.
-    pub(crate) fn is_of(&self, rev: &[u8]) -> bool {
+    /// Whether this update may have stored what has this `rev`.
+    pub(crate) fn may_have_stored(&self, rev: &[u8]) -> bool {
         self.rev.is_none_or(|ours| ours.as_bytes() == rev)
     }
 
     /// Whether the session was there and live.
     fn is_done(&self, result: &UpdateResult) -> bool {
-        // The `rev` of a replacement is new, so there is always something to modify.
+        // A replacement has a new `rev`, so it always modifies a live session.
         if self.rev.is_some() { result.modified_count > 0 } else { result.matched_count > 0 }
     }
 
-    /// Whether the answer says that no document has this key. A touch asks for a live session, so its
-    /// answer does not say why there was none.
+    /// Whether the reply says that no document has this key. The filter of a touch also has the expiry, so its reply
+    /// does not say why nothing matched.
     fn is_missing(&self, result: &UpdateResult) -> bool {
         self.rev.is_some() && result.matched_count == 0
     }
 }
 
-/// What finds a session that has not expired. A query would take a list of dates for each date in it.
+/// Matches the session of this key if it has not expired. A query compares each date in a list of dates, so arrays
+/// are excluded.
 fn live(key: SessionKey, now: WallTime) -> Document {
     let not_expired = doc! { "$gt": schema::date(now), "$not": { "$type": "array" } };
     doc! { "_id": schema::id(key), "expires": not_expired }
@@ -163,11 +165,11 @@ impl Commands for SessionCollection {
             if sent.is_missing(&done) {
                 return Ok(sessions.drop_save());
             }
-            // In a box of its own: few updates come here.
+            // Boxed, because it is large and few updates come here.
             let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
             match found.map_err(|error| error.of_a_later_step())?.remove(&sent.key) {
                 Some(Err(unreadable)) => Err(unreadable),
-                // It had expired. If it is live now, a touch that came late has prolonged it.
+                // The session had expired. If it is live now, a touch that arrived late has prolonged it.
                 Some(Ok(_)) | None => Ok(sessions.drop_save()),
             }
         })
@@ -229,7 +231,7 @@ impl Commands for SessionCollection {
 }
 
 impl SessionCollection {
-    /// Reports an update that found no live session. Its answer: nothing is stored.
+    /// Logs and counts an update that found no live session. Returns its result: nothing is stored.
     pub(crate) fn drop_save(&self) -> Option<WallTime> {
         self.metrics.saves_dropped.increment(1);
         tracing::warn!(
@@ -238,7 +240,7 @@ impl SessionCollection {
         None
     }
 
-    /// The session in a document, if it has not expired.
+    /// Reads the session in a document; `None` if it has expired.
     pub(crate) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
         let session = schema::session(document, &self.format)?;
         Ok((session.expires > self.clock.wall()).then_some(session))
