@@ -111,10 +111,10 @@ impl MongoStoreBuilder {
     /// How many read commands may run on MongoDB at a time, and separately how many save commands. At least 1.
     /// Default 4.
     ///
-    /// Calls beyond that number are queued, and sent in batches of one command. A batch is sent when a running command
-    /// ends, when as many calls are queued as commands may run, or after 5 ms. This is several times as fast if the
-    /// server is busy. If it is not, a call may be up to 5 ms slower. For a server with many cores or a long round
-    /// trip, give more.
+    /// A call is queued if that many commands run, or if the running commands carry several calls each. The queue is
+    /// sent as one command when it has as many calls as a running command carries, when a running command ends, or
+    /// after 5 ms. This is several times as fast if the server is busy. If it is not, a call may be up to 5 ms slower.
+    /// For a server with many cores or a long round trip, give more.
     pub fn max_commands_in_flight(mut self, commands: u32) -> Self {
         self.max_commands_in_flight = Some(commands);
         self

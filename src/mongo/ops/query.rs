@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::mongo::codec::{self, DataFormat};
 use crate::mongo::collection::SessionCollection;
-use crate::mongo::filter::{finds_everything, guarded};
+use crate::mongo::filter::{guarded, matches_everything};
 use crate::mongo::ops::list::ListQuery;
 use crate::mongo::{DeleteSelection, LiveSessions, MongoStore};
 use crate::session::owner::Owner;
@@ -194,7 +194,7 @@ impl MongoStore {
 
 impl SessionCollection {
     pub(crate) fn filter_selection(&self, filter: Document) -> Result<DeleteSelection> {
-        if finds_everything(&filter) {
+        if matches_everything(&filter) {
             return Err(Error::config(
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
