@@ -161,6 +161,6 @@ impl CachedMongoStore {
     }
 
     async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
-        self.tiers.delete_pages(self.mongo.session_collection().pages(removal?)).await
+        self.tiers.delete_pages(self.mongo.session_collection().delete_cursor(removal?)).await
     }
 }
