@@ -155,7 +155,7 @@ mod tower;
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;
 
-pub use crate::cache::EvictionPolicy;
+pub use crate::cache::{Coherence, EvictionPolicy};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::cache::CacheConfig;
+use crate::cache::{CacheConfig, Coherence};
 use crate::telemetry::metrics::{CacheMetrics, Gauge, Portion};
 
 /// moka knows one bound, a sum of weights. Were each entry to weigh at least its share of the
@@ -16,7 +16,8 @@ pub(crate) struct Capacity {
 
 impl Capacity {
     pub(crate) fn of(limits: &CacheConfig) -> Self {
-        if !limits.exclusive && limits.max_staleness.saturating_add(limits.outage_grace).is_zero() {
+        let longest = limits.max_staleness.saturating_add(limits.outage_grace);
+        if limits.coherence != Coherence::SoleWriter && longest.is_zero() {
             // Nothing would ever be served.
             return Self { capacity: 0, share: 0 };
         }
@@ -132,7 +133,7 @@ mod tests {
             max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: false,
+            coherence: Coherence::ChangeStream,
             outage_grace: Duration::ZERO,
             compact: false,
         })

@@ -26,7 +26,7 @@ pub(crate) use crate::cache::coherence::own_writes::ChangeOrigin;
 use crate::cache::coherence::own_writes::OwnWrites;
 use crate::cache::coherence::versions::{Flight, VersionTable};
 pub(crate) use crate::cache::config::CacheConfig;
-pub use crate::cache::config::EvictionPolicy;
+pub use crate::cache::config::{Coherence, EvictionPolicy};
 pub(crate) use crate::cache::entry::Entry;
 pub(crate) use crate::cache::fill_guard::{FillGuard, Leader};
 pub(crate) use crate::cache::idle_fill::{IdleFill, NoRoom};
@@ -94,7 +94,8 @@ type Waiter = watch::Receiver<Answer>;
 impl Cache {
     pub(crate) fn new(limits: &CacheConfig, clock: Clock, series: &Series) -> Self {
         let metrics = CacheMetrics::new(series);
-        let lease = || Lease::new((!limits.exclusive).then_some(limits.max_staleness));
+        let has_bound = limits.coherence != Coherence::SoleWriter;
+        let lease = || Lease::new(has_bound.then_some(limits.max_staleness));
         metrics.max_staleness(lease().bound());
         let (bound, account) = (Capacity::of(limits), Usage::new(&metrics, limits));
         let policy = match limits.policy {

@@ -332,7 +332,7 @@ impl MongoStore {
         if self.inner.pool_size == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
-                 for itself: give at least 2, or build the cached store with change_stream(false)",
+                 for itself: give at least 2, or build the cached store with Coherence::TimeBound",
             ));
         }
         Ok(InvalidationStream::new(self.inner.collection.clone(), pace, ends))

@@ -45,7 +45,7 @@ use crate::time::WallTime;
 ///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for. (What is
 ///   *saved* within that time may be based on the older state: the last save wins.) Three exceptions:
 ///   [`outage_grace`](CachedMongoStoreBuilder::outage_grace) and
-///   [`exclusive`](CachedMongoStoreBuilder::exclusive), if you choose them, and a primary that is cut
+///   [`Coherence::SoleWriter`](crate::Coherence::SoleWriter), if you choose them, and a primary that is cut
 ///   off from its set but not from this instance, until it steps down (10 s by default).
 /// - The saves of one session through this store are carried out in the order in which they were
 ///   called, those of callers that have gone included.
