@@ -77,8 +77,8 @@ impl Lane {
         Some(Place { number, lane: Arc::clone(self) })
     }
 
-    fn is_settled(&self) -> bool {
-        lock(&self.state).there.iter().all(|(_, touches)| *touches)
+    fn has_pending_write(&self) -> bool {
+        lock(&self.state).there.iter().any(|(_, touches)| !touches)
     }
 
     fn saved(&self) -> Vec<u64> {
@@ -144,8 +144,8 @@ impl Backend for Persistence {
         })
     }
 
-    fn is_settled(&self, _: SessionKey) -> bool {
-        self.lane.is_settled()
+    fn has_pending_write(&self, _: SessionKey) -> bool {
+        self.lane.has_pending_write()
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

@@ -155,8 +155,8 @@ impl Backend for TracedBackend {
         Box::pin(errand.watch(self.dispatch.touch(place, key, expires)))
     }
 
-    fn is_settled(&self, key: SessionKey) -> bool {
-        self.dispatch.is_settled(key)
+    fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.dispatch.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {
