@@ -3,10 +3,11 @@
 //! Each is a conversion by moving at the edge: nothing of a session is copied here.
 
 use crate::error::{Error, ErrorKind};
+use crate::mongo::MongoStore;
 use crate::session::id::RawId;
+use crate::store::CachedMongoStore;
 use crate::telemetry::spans;
 use crate::time::WallTime;
-use crate::{CachedMongoStore, MongoStore};
 
 /// Implements the traits of one tower-sessions-core for one store.
 macro_rules! implement_contract {

@@ -17,9 +17,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::backend::Call;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Tasks, timed_out};
-use crate::store::backend::Call;
 
 /// When calls leave, and how many.
 #[derive(Clone, Copy, Debug)]

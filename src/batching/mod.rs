@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::backend::{Backend, Call};
 pub(crate) use crate::batching::batch_queue::BatchLimits;
 use crate::batching::batch_queue::{AdmissionPermit, BatchExecutor, BatchQueue};
 use crate::batching::write_queue::{WritePermit, WriteQueue};
@@ -21,7 +22,6 @@ use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, Call};
 use crate::time::WallTime;
 
 /// The commands of a database. Private: those of MongoDB, and of a simulated one in tests.

@@ -27,8 +27,10 @@ use std::time::Duration;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::backend::{self, Backend};
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
+use crate::health::Health;
 pub use crate::mongo::builder::MongoStoreBuilder;
 pub(crate) use crate::mongo::builder::series;
 use crate::mongo::change_stream::invalidations::InvalidationStream;
@@ -48,8 +50,6 @@ use crate::session::id::RawId;
 use crate::session::id::SessionKey;
 use crate::session::revision::RevSource;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, MAX_ID_ATTEMPTS, no_free_id};
-use crate::store::health::Health;
 use crate::telemetry::metrics::MongoMetrics;
 use crate::telemetry::spans;
 use crate::time::WallTime;
@@ -290,14 +290,11 @@ impl MongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..MAX_ID_ATTEMPTS {
-            let id = RawId::random();
+        let insert = |id: RawId| {
             let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
-            if self.run(insert).await?.is_some() {
-                return Ok(id);
-            }
-        }
-        Err(no_free_id())
+            async { Ok(self.run(insert).await?.is_some()) }
+        };
+        backend::create(insert).await
     }
 
     pub(crate) async fn save_session(

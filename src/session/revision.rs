@@ -26,6 +26,14 @@ impl Rev {
     }
 }
 
+/// A change of one session, as the change stream reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: SessionKey,
+    /// `None` if no store made the change.
+    pub(crate) rev: Option<Rev>,
+}
+
 /// Makes the revs of one store. Each store has its own: a cache must not take the writes of another
 /// store in the same process for its own. Clones share the count.
 #[derive(Clone, Debug)]

@@ -1,10 +1,7 @@
 //! The store that most users take.
 
-pub(crate) mod backend;
 mod builder;
-pub(crate) mod delete_pages;
 mod events;
-pub(crate) mod health;
 mod owners;
 mod warm_up;
 pub(crate) mod write_through;
@@ -15,13 +12,13 @@ use std::sync::Arc;
 use mongodb::Collection;
 
 use crate::error::Result;
+use crate::health::Health;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
 use crate::session::id::RawId;
 use crate::session::id::SessionKey;
 use crate::session::{Data, Session};
 pub use crate::store::builder::CachedMongoStoreBuilder;
 pub use crate::store::events::{Event, EventKind, Events, SessionEvent};
-use crate::store::health::Health;
 pub use crate::store::warm_up::{WarmUp, WarmUpLimit, Warmed};
 use crate::store::write_through::WriteThrough;
 use crate::telemetry::metrics::StreamState;

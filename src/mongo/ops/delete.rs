@@ -2,6 +2,7 @@
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
+use crate::backend::delete_pages::{DeletePage, DeletePages};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::ops::list::id_of;
@@ -10,7 +11,6 @@ use crate::mongo::schema;
 use crate::mongo::schema::keys_after;
 use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
-use crate::store::delete_pages::{DeletePage, DeletePages};
 use crate::telemetry::metrics::{Outcome, Verb};
 
 /// Which sessions are to be ended.

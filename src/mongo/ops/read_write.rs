@@ -5,6 +5,7 @@ use mongodb::ClientSession;
 use mongodb::options::Hint;
 use mongodb::results::UpdateResult;
 
+use crate::backend::Call;
 use crate::batching::Commands;
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
@@ -15,7 +16,6 @@ use crate::mongo::schema;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::store::backend::Call;
 use crate::telemetry::metrics::{Outcome, Verb};
 use crate::time::WallTime;
 
