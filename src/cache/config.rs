@@ -1,18 +1,17 @@
-//! The bounds of a cache, as they were asked for.
+//! The options of a cache.
 
 use std::time::Duration;
 
-/// Which entry goes when the cache is full.
+/// Which entry the cache evicts when it is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EvictionPolicy {
-    /// The least recently used. The default: a session that was just made is the one most likely
-    /// to be asked for next.
+    /// The least recently used one. The default: a session that was just created is likely to be loaded
+    /// next.
     #[default]
     Lru,
-    /// A new entry must have been asked for more often than those it would displace
-    /// ([TinyLFU](https://arxiv.org/abs/1512.00727)). For loads in which few sessions get most of
-    /// the requests.
+    /// [TinyLFU](https://arxiv.org/abs/1512.00727): a new entry is kept only if it was loaded more often
+    /// than the entries that it would displace. For apps in which few sessions get most of the requests.
     TinyLfu,
 }
 
@@ -46,7 +45,7 @@ pub enum Coherence {
     SoleWriter,
 }
 
-/// The bounds of a cache.
+/// The options of a cache.
 #[derive(Clone, Debug)]
 pub(crate) struct CacheConfig {
     pub(crate) max_bytes: u64,
@@ -56,6 +55,6 @@ pub(crate) struct CacheConfig {
     pub(crate) max_staleness: Duration,
     pub(crate) coherence: Coherence,
     pub(crate) outage_grace: Duration,
-    /// Entries are kept packed.
+    /// Whether entries are kept in the compact form.
     pub(crate) compact: bool,
 }

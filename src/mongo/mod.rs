@@ -239,6 +239,7 @@ impl MongoStore {
     /// # Cancel safety
     ///
     /// The index may be created though the future is dropped.
+    #[doc(alias = "migrate")]
     pub async fn ensure_indexes(&self) -> Result<()> {
         let sessions = self.inner.collection.clone();
         let ensured = async {

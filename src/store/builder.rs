@@ -140,8 +140,8 @@ impl CachedMongoStoreBuilder {
     ///
     /// An app that saves on every request (`with_always_save(true)`) to keep sessions alive writes as
     /// often as it reads. With one minute here it writes each session at most once a minute. A session
-    /// may then expire up to a minute early, never late. Whatever the value, a session loses at most a
-    /// tenth of its lifetime.
+    /// may then expire up to a minute early, never late. A session never loses more than a tenth of its
+    /// lifetime.
     ///
     /// A save that is sent for its expiry stores the expiry alone, and other instances are not
     /// notified. That does not depend on this option.

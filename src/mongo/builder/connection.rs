@@ -158,6 +158,8 @@ impl MongoStoreBuilder {
     /// either end, and none that begins with `system.`. The names of the database and the collection have at most
     /// 254 bytes together. Default: the second part of the URI's path,
     /// which must not be another one, or else `sessions`.
+    #[doc(alias = "with_table_name")]
+    #[doc(alias = "with_prefix")]
     pub fn collection(mut self, name: impl Into<String>) -> Self {
         self.connection.collection = Some(name.into());
         self

@@ -64,6 +64,8 @@ impl MongoStoreBuilder {
     /// A fixed lifetime: each write lets the session live for so long, whatever the cookie's expiry
     /// is. At least 1 ms, and cut to whole milliseconds; no session lives past the year 9999.
     /// Default: the cookie's expiry, which is two weeks when it has none.
+    #[doc(alias = "maxAge")]
+    #[doc(alias = "max_age")]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -82,6 +84,7 @@ impl MongoStoreBuilder {
     }
 
     /// Who removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
+    #[doc(alias = "continuously_delete_expired")]
     pub fn expired_removal(mut self, removal: ExpiredRemoval) -> Self {
         self.removal = removal;
         self
