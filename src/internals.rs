@@ -12,7 +12,7 @@ use std::time::Duration;
 use bson::RawBson;
 
 use crate::cache::coherence::versions::{Effect, VersionTable};
-use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
+use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
 use crate::mongo::codec::{self, DataFormat};
 use crate::session::id::SessionKey;
 use crate::session::{Data, Session};
@@ -82,7 +82,7 @@ impl Cache {
             max_absent_ids: 10_000,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: true,
+            coherence: Coherence::SoleWriter,
             outage_grace: Duration::ZERO,
             compact,
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use serde::{Deserialize, Serialize};
+use tower_sessions_moka_mongodb_store::Coherence;
 
 use crate::scenario::Scenario;
 use crate::stores::Kind;
@@ -110,6 +111,18 @@ pub(crate) struct StoreOptions {
     pub(crate) ttl_index: bool,
     pub(crate) change_stream: bool,
     pub(crate) exclusive: bool,
+}
+
+impl StoreOptions {
+    pub(crate) fn coherence(&self) -> Coherence {
+        if self.exclusive {
+            Coherence::SoleWriter
+        } else if self.change_stream {
+            Coherence::ChangeStream
+        } else {
+            Coherence::TimeBound
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::cache::CacheConfig;
+use crate::cache::{CacheConfig, Coherence};
 use crate::telemetry::metrics::{CacheMetrics, Gauge, Portion};
 
 /// Both bounds of the cache, bytes and entries, as one sum of weights, since moka has one bound only.
@@ -19,7 +19,8 @@ pub(crate) struct Capacity {
 
 impl Capacity {
     pub(crate) fn of(config: &CacheConfig) -> Self {
-        if !config.exclusive && config.max_staleness.saturating_add(config.outage_grace).is_zero() {
+        let longest = config.max_staleness.saturating_add(config.outage_grace);
+        if config.coherence != Coherence::SoleWriter && longest.is_zero() {
             // The lease never permits an entry, so do not keep any.
             return Self { capacity: 0, share: 0 };
         }
@@ -139,7 +140,7 @@ mod tests {
             max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: false,
+            coherence: Coherence::ChangeStream,
             outage_grace: Duration::ZERO,
             compact: false,
         })

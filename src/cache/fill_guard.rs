@@ -264,7 +264,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
+    use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
     use crate::error::Error;
     use crate::session::Data;
     use crate::session::id::SessionKey;
@@ -312,7 +312,7 @@ mod tests {
             max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: true,
+            coherence: Coherence::SoleWriter,
             outage_grace: Duration::ZERO,
             compact: false,
         }

@@ -36,7 +36,7 @@ pub(crate) use crate::cache::coherence::own_writes::ChangeOrigin;
 use crate::cache::coherence::own_writes::OwnWrites;
 use crate::cache::coherence::versions::{Effect, Flight, VersionTable};
 pub(crate) use crate::cache::config::CacheConfig;
-pub use crate::cache::config::EvictionPolicy;
+pub use crate::cache::config::{Coherence, EvictionPolicy};
 pub(crate) use crate::cache::entry::Entry;
 pub(crate) use crate::cache::fill_guard::{FillGuard, Leader};
 pub(crate) use crate::cache::idle_fill::{IdleFill, NoRoom};
@@ -44,8 +44,8 @@ use crate::cache::outage::{Outage, State};
 pub(crate) use crate::cache::stats::CacheStats;
 use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
-use crate::invalidation::source::Change;
 use crate::session::id::{KeyHashing, SessionKey};
+use crate::session::revision::Change;
 use crate::session::revision::Rev;
 use crate::sync::moka::{self, notification::RemovalCause};
 use crate::sync::{AtomicU64, Ordering};
@@ -109,7 +109,8 @@ type Waiter = watch::Receiver<Answer>;
 impl Cache {
     pub(crate) fn new(config: &CacheConfig, clock: Clock, series: &Series) -> Self {
         let metrics = CacheMetrics::new(series);
-        let new_lease = || Lease::new((!config.exclusive).then_some(config.max_staleness));
+        let has_bound = config.coherence != Coherence::SoleWriter;
+        let new_lease = || Lease::new(has_bound.then_some(config.max_staleness));
         metrics.max_staleness(new_lease().bound());
         let capacity = Capacity::of(config);
         let usage = Usage::new(&metrics, config);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::{Backend, Call};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model_check::database::{Database, EXPIRES, GONE};
@@ -17,7 +18,6 @@ use crate::session::id::RawId;
 use crate::session::id::SessionKey;
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, Call};
 use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::sync::{Mutex, lock};
 use crate::time::Clock;

@@ -28,8 +28,10 @@ use std::time::Duration;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::backend::{self, Backend};
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
+use crate::health::Health;
 pub use crate::mongo::builder::MongoStoreBuilder;
 pub(crate) use crate::mongo::builder::series;
 use crate::mongo::change_stream::invalidations::InvalidationStream;
@@ -48,8 +50,6 @@ use crate::runtime::Tasks;
 use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::RevSource;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, MAX_ID_ATTEMPTS, no_free_id};
-use crate::store::health::Health;
 use crate::telemetry::metrics::MongoMetrics;
 use crate::telemetry::spans;
 use crate::time::WallTime;
@@ -246,6 +246,7 @@ impl MongoStore {
     /// # Cancel safety
     ///
     /// The index may be created even if the future is dropped.
+    #[doc(alias = "migrate")]
     pub async fn ensure_indexes(&self) -> Result<()> {
         spans::verb!("session_store.ensure_indexes", self.ensure_both_indexes())
     }
@@ -299,14 +300,11 @@ impl MongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..MAX_ID_ATTEMPTS {
-            let id = RawId::random();
+        let insert = |id: RawId| {
             let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
-            if self.run(insert).await?.is_some() {
-                return Ok(id);
-            }
-        }
-        Err(no_free_id())
+            async { Ok(self.run(insert).await?.is_some()) }
+        };
+        backend::create(insert).await
     }
 
     pub(crate) async fn save_session(
@@ -342,7 +340,7 @@ impl MongoStore {
         if self.inner.pool_size == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
-                 for itself: give at least 2, or build the cached store with change_stream(false)",
+                 for itself: give at least 2, or build the cached store with Coherence::TimeBound",
             ));
         }
         Ok(InvalidationStream::new(self.inner.collection.clone(), poll_interval, ends))

@@ -26,6 +26,14 @@ impl Rev {
     }
 }
 
+/// A change of one session, as the change stream reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: SessionKey,
+    /// `None` if no store made the change.
+    pub(crate) rev: Option<Rev>,
+}
+
 /// Makes the revs of one store. Clones share the count.
 ///
 /// Each store has its own source. Otherwise two stores in one process would mistake each other's writes for

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::ErrorKind;
-use crate::invalidation::source::Change;
+use crate::session::revision::Change;
 use crate::simulation::operation::Operation;
 use crate::simulation::*;
 

@@ -4,8 +4,8 @@ use futures::{FutureExt, StreamExt};
 use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, Event, EventKind, Events, MongoStore, SessionEvent, SessionKey,
-    mongodb,
+    CachedMongoStore, Coherence, ErrorKind, Event, EventKind, Events, MongoStore, SessionEvent,
+    SessionKey, mongodb,
 };
 
 use crate::common::{PATIENCE, cache_of, create, other_instance, uri};
@@ -28,7 +28,7 @@ async fn told(events: &mut Events) -> (EventKind, SessionKey, Option<bool>) {
 /// Alone with its sessions, so that the stream of events is the only one that is asked for.
 async fn alone(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::connect(uri).await.unwrap();
-    CachedMongoStore::builder(mongo).exclusive().build().await.unwrap()
+    CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap()
 }
 
 #[tokio::test]
@@ -210,10 +210,11 @@ async fn a_history_that_is_lost_is_told_as_a_gap() {
 #[tokio::test]
 async fn where_there_is_no_change_stream_there_is_an_error() {
     let mongo = other_instance(&uri()).await;
-    let without = CachedMongoStore::builder(mongo).change_stream(false).build().await.unwrap();
+    let without =
+        CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
     let error = without.events().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("change_stream(false)"), "{error}");
+    assert!(error.to_string().contains("Coherence::TimeBound"), "{error}");
 
     let small = MongoStore::builder().uri(uri()).max_pool_size(2).build().await.unwrap();
     let error = cache_of(&small).await.events().await.unwrap_err();
@@ -250,7 +251,8 @@ async fn the_stream_is_open_while_somebody_listens_and_no_longer() {
 
     let (uri, commands) = (uri(), Commands::default());
     let mongo = commands.mongo(&uri).await;
-    let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+    let store =
+        CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap();
     assert_eq!(commands.sent("aggregate"), 0);
     let events = [store.events().await.unwrap(), store.events().await.unwrap()];
     assert_eq!(commands.sent("aggregate"), 1, "one for all");

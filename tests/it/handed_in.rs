@@ -10,8 +10,8 @@ use mongodb::options::ClientOptions;
 use tower_sessions::SessionStore;
 use tower_sessions::session_store::{Error as TraitError, ExpiredDeletion};
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, Error, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder, Result,
-    SessionHandle, mongodb,
+    CachedMongoStore, Coherence, Error, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder,
+    Result, SessionHandle, mongodb,
 };
 
 use crate::common::{FOREVER, Log, Meters, PATIENCE, create, eventually, record, uri};
@@ -227,7 +227,7 @@ async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
                 assert_eq!(error.kind(), ErrorKind::Config);
                 assert_eq!(error.to_string(), refusal.to_string());
                 // One that needs no connection for itself.
-                let store = CachedMongoStore::builder(mongo).change_stream(false);
+                let store = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound);
                 create(&store.build().await.unwrap()).await;
                 continue;
             }

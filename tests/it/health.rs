@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, LeaseHealth, MongoHealth, MongoStore, StreamHealth,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, LeaseHealth, MongoHealth, MongoStore,
+    StreamHealth,
 };
 
 use crate::common::{self, Commands, FOREVER, Meters, cached, create, eventually, uri};
@@ -122,12 +123,12 @@ async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
 async fn what_is_chosen_is_not_degraded() {
     let build = async |builder: CachedMongoStoreBuilder| builder.build().await.unwrap().health();
     let builder = || async { CachedMongoStore::builder(MongoStore::connect(uri()).await.unwrap()) };
-    let exclusive = build(builder().await.exclusive()).await;
-    assert_eq!(exclusive.lease, Some(LeaseHealth::Unbounded));
-    let alone = build(builder().await.change_stream(false)).await;
-    assert_eq!(alone.lease, Some(LeaseHealth::PerSession));
+    let sole_writer = build(builder().await.coherence(Coherence::SoleWriter)).await;
+    assert_eq!(sole_writer.lease, Some(LeaseHealth::Unbounded));
+    let time_bound = build(builder().await.coherence(Coherence::TimeBound)).await;
+    assert_eq!(time_bound.lease, Some(LeaseHealth::PerSession));
     let uncached = build(builder().await.max_staleness(Duration::ZERO)).await;
-    for health in [exclusive, alone, uncached] {
+    for health in [sole_writer, time_bound, uncached] {
         assert_eq!(health.stream, StreamHealth::Off);
         assert!(health.is_serving() && !health.is_degraded(), "{health:?}");
     }
@@ -195,7 +196,7 @@ async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
 async fn health_is_json_without_ids_and_asks_nobody() {
     let commands = Commands::default();
     let mongo = commands.mongo(&uri()).await;
-    let builder = CachedMongoStore::builder(mongo).change_stream(false).max_entries(7);
+    let builder = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).max_entries(7);
     let store = builder.build().await.unwrap();
     let record = create(&store).await;
     let sent = commands.all();

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions::{SessionStore, session::Record};
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, MongoStore, SessionHandle, mongodb,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle, mongodb,
 };
 
 use crate::common::{PATIENCE, Store, create, record, uri};
@@ -183,7 +183,7 @@ fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
             let timeout = Duration::from_millis(500);
             let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(timeout);
             let mongo = mongo.build().await.unwrap();
-            let cached = CachedMongoStore::builder(mongo).change_stream(true).exclusive();
+            let cached = CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter);
             (proxy, cached.build().await.unwrap())
         });
         let held = proxy.hold("aggregate");
@@ -206,11 +206,11 @@ fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
 #[test]
 fn a_cached_store_on_a_runtime_that_is_gone_is_an_error_and_no_hang() {
     for place in PLACES {
-        for follow in [true, false] {
-            let (own, uri) = (runtime(), uri());
-            let mongo = own.block_on(owned(&uri));
+        for coherence in [Coherence::ChangeStream, Coherence::TimeBound] {
+            let own = runtime();
+            let mongo = own.block_on(owned(&uri()));
             drop(own);
-            let build = CachedMongoStore::builder(mongo.clone()).change_stream(follow).build();
+            let build = CachedMongoStore::builder(mongo.clone()).coherence(coherence).build();
             let error = place.poll("build", build).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
             place.poll("shutdown", async move { mongo.shutdown().await });

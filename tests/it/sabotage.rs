@@ -6,7 +6,9 @@ use mongodb::bson::{DateTime, Document, doc};
 use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, mongodb,
+};
 
 use crate::common::{
     FOREVER, PATIENCE, cache_of, create, in_the_future, mongo, other_instance, uri,
@@ -71,7 +73,8 @@ async fn owners() -> (Proxy, CachedMongoStore) {
         .uri(proxy.uri())
         .owner(|data| data.get("user")?.as_i64())
         .operation_timeout(Duration::from_secs(60));
-    let store = CachedMongoStore::builder(mongo.build().await.unwrap()).change_stream(false);
+    let store =
+        CachedMongoStore::builder(mongo.build().await.unwrap()).coherence(Coherence::TimeBound);
     (proxy, store.max_staleness(FOREVER).build().await.unwrap())
 }
 
@@ -149,7 +152,8 @@ async fn data_as_a_document_in_a_filter_over_texts_is_refused() {
 async fn a_warm_up_that_gives_up_in_time_says_nothing_of_mongodb() {
     let proxy = Proxy::start().await;
     let mongo = other_instance(proxy.uri()).await;
-    let store = CachedMongoStore::builder(mongo).change_stream(false).build().await.unwrap();
+    let store =
+        CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
     create(&store).await;
     assert!(store.health().is_serving());
     let held = proxy.hold("aggregate");

@@ -8,7 +8,7 @@ use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, ErrorKind, MongoStore, StreamHealth,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, ErrorKind, MongoStore, StreamHealth,
 };
 
 use crate::common::{Commands, FOREVER, Log, Meters, PATIENCE, create, eventually};
@@ -145,7 +145,7 @@ async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves
         (262, "ExceededTimeLimit", &[]),
     ] {
         let world = world(|builder| {
-            builder.change_stream(false).max_staleness(SHORT).outage_grace(FOREVER)
+            builder.coherence(Coherence::TimeBound).max_staleness(SHORT).outage_grace(FOREVER)
         })
         .await;
         let record = create(&world.store).await;
@@ -171,7 +171,7 @@ async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves
 async fn a_read_that_is_refused_for_another_reason_is_an_error_and_leaves_the_entry() {
     for (code, name) in [(13, "Unauthorized"), (1, "InternalError"), (175, "QueryPlanKilled")] {
         let world = world(|builder| {
-            builder.change_stream(false).max_staleness(SHORT).outage_grace(FOREVER)
+            builder.coherence(Coherence::TimeBound).max_staleness(SHORT).outage_grace(FOREVER)
         })
         .await;
         let record = create(&world.store).await;
@@ -187,7 +187,7 @@ async fn a_read_that_is_refused_for_another_reason_is_an_error_and_leaves_the_en
 
 #[tokio::test]
 async fn the_kind_of_an_error_follows_the_table() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let id = create(&world.store).await.id;
     for (code, labels, kind) in [
         (462, LABELS[0], ErrorKind::Overloaded),
@@ -271,7 +271,7 @@ async fn a_batch_that_is_turned_away_leaves_the_entry_of_each_save() {
 /// that is turned away says nothing about the saves.
 #[tokio::test]
 async fn a_batch_whose_outcome_is_turned_away_leaves_no_entry() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let [busy, a, gone] =
         [create(&world.store).await, create(&world.store).await, create(&world.store).await];
     let past_it = MongoStore::connect(world.proxy.direct()).await.unwrap();
@@ -305,7 +305,7 @@ async fn a_save_that_an_overload_may_have_interrupted_leaves_no_entry() {
 
 #[tokio::test]
 async fn a_batch_in_the_middle_of_which_the_server_shuts_down_leaves_no_entry() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     for code in [91, 189, 11600, 11602] {
         let [busy, a, b] =
             [create(&world.store).await, create(&world.store).await, create(&world.store).await];
@@ -433,7 +433,8 @@ async fn a_server_that_refuses_fresh_streams_is_one_without_and_the_start_does_n
 async fn events_that_the_server_refuses_later_tell_those_who_ask_why() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(PATIENCE);
-    let store = CachedMongoStore::builder(mongo.build().await.unwrap()).exclusive();
+    let store =
+        CachedMongoStore::builder(mongo.build().await.unwrap()).coherence(Coherence::SoleWriter);
     let store = store.build().await.unwrap();
     let _listens = store.events().await.unwrap();
     let refusing = proxy.refuse_all("aggregate", 115, "CommandNotSupported", &[]);

@@ -8,7 +8,9 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::Id as SessionId;
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore, SessionHandle};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle,
+};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -271,7 +273,8 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
     while built.is_err() {
         built = mongo.clone().build().await;
     }
-    let store = CachedMongoStore::builder(built.unwrap()).change_stream(false).build().await;
+    let store =
+        CachedMongoStore::builder(built.unwrap()).coherence(Coherence::TimeBound).build().await;
     let store = store.unwrap();
     let record = create(&store).await;
     let mut too_deep = record.clone();

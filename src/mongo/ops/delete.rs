@@ -2,6 +2,7 @@
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
+use crate::backend::delete_pages::{DeletePage, DeletePages};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::ops::query::and;
@@ -9,7 +10,6 @@ use crate::mongo::ops::scan::{KeyScan, PageOptions};
 use crate::mongo::schema;
 use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
-use crate::store::delete_pages::{DeletePage, DeletePages};
 use crate::telemetry::metrics::{Outcome, Verb};
 
 /// Which sessions to end.

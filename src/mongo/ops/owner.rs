@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bson::{Document, doc};
 
+use crate::backend::delete_pages::delete_pages;
 use crate::error::{Error, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::ops::list::ListQuery;
@@ -14,7 +15,6 @@ use crate::session::handle::SessionHandle;
 use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
 use crate::session::revision::RevSource;
-use crate::store::delete_pages::delete_pages;
 use crate::telemetry::spans;
 
 impl MongoStoreBuilder {

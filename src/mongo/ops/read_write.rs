@@ -3,6 +3,7 @@
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::results::UpdateResult;
 
+use crate::backend::Call;
 use crate::batching::Commands;
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
@@ -12,7 +13,6 @@ use crate::mongo::schema;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::store::backend::Call;
 use crate::telemetry::metrics::{Outcome, Verb};
 use crate::time::WallTime;
 

@@ -15,7 +15,9 @@ use mongodb::bson::doc;
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionHandle, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, MongoStore, SessionHandle, mongodb,
+};
 
 use super::{is_there, log_in, user};
 use crate::common::{FOREVER, PATIENCE};
@@ -23,14 +25,14 @@ use crate::proxy::Proxy;
 
 /// What keeps the cache true.
 #[derive(Clone, Copy, Debug)]
-enum Coherence {
+enum Mode {
     SoleWriter,
     TimeBound,
     /// A change stream that brings nothing for a while.
     StalledStream,
 }
 
-impl Coherence {
+impl Mode {
     const ALL: [Self; 3] = [Self::SoleWriter, Self::TimeBound, Self::StalledStream];
 
     async fn store(self, proxy: &Proxy, max_in_flight: u32) -> CachedMongoStore {
@@ -41,8 +43,8 @@ impl Coherence {
             .operation_timeout(PATIENCE);
         let store = CachedMongoStore::builder(mongo.build().await.unwrap());
         let store = match self {
-            Self::SoleWriter => store.exclusive(),
-            Self::TimeBound => store.change_stream(false).max_staleness(FOREVER),
+            Self::SoleWriter => store.coherence(Coherence::SoleWriter),
+            Self::TimeBound => store.coherence(Coherence::TimeBound).max_staleness(FOREVER),
             Self::StalledStream => store.max_staleness(FOREVER),
         };
         store.build().await.unwrap()
@@ -93,16 +95,16 @@ async fn owner_loaded(store: &CachedMongoStore, record: &Record) -> Option<Value
 
 #[tokio::test]
 async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_the_owners() {
-    for coherence in Coherence::ALL {
+    for mode in Mode::ALL {
         for sign_out in SignOut::ALL {
             for new_owner in [Some("corro"), None] {
-                let case = format!("{coherence:?}, {sign_out:?}, {new_owner:?}");
+                let case = format!("{mode:?}, {sign_out:?}, {new_owner:?}");
                 let proxy = Proxy::start().await;
-                let store = coherence.store(&proxy, 4).await;
+                let store = mode.store(&proxy, 4).await;
                 let record = log_in(&store, "ferris").await;
                 assert!(is_there(&store, &record).await, "{case}: it is cached");
                 let mut stream = proxy.hold("getMore");
-                if matches!(coherence, Coherence::StalledStream) {
+                if matches!(mode, Mode::StalledStream) {
                     stream.reached().await;
                 }
                 let mut reply = proxy.hold("update");
@@ -127,7 +129,7 @@ async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_t
 #[tokio::test]
 async fn saves_that_are_sent_together_are_in_flight_too() {
     let proxy = Proxy::start().await;
-    let store = Coherence::SoleWriter.store(&proxy, 1).await;
+    let store = Mode::SoleWriter.store(&proxy, 1).await;
     let first = log_in(&store, "ferris").await;
     let second = log_in(&store, "ferris").await;
     let blocker = log_in(&store, "blocker").await;
@@ -159,7 +161,7 @@ async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
     let record = log_in(&other, "ferris").await;
-    let store = Coherence::TimeBound.store(&proxy, 4).await;
+    let store = Mode::TimeBound.store(&proxy, 4).await;
     let mut read = proxy.hold("find");
     let slow = tokio::spawn({
         let store = store.clone();
@@ -186,7 +188,7 @@ async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
 async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_removed() {
     for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {
         let proxy = Proxy::start().await;
-        let store = Coherence::SoleWriter.store(&proxy, 4).await;
+        let store = Mode::SoleWriter.store(&proxy, 4).await;
         let record = log_in(&store, "ferris").await;
         let command = if other_call == "revoke" { "findAndModify" } else { "delete" };
         let mut reply = proxy.hold(command);
