@@ -1,4 +1,5 @@
-//! Calls that leave together: what one of them, or the command as a whole, can do to the others.
+//! Calls that are sent in one command: what one call, or the command as a whole, can do to the
+//! others.
 
 use futures::poll;
 use serde_json::json;
@@ -26,7 +27,7 @@ fn save(
     tokio::spawn(async move { store.save(&record).await })
 }
 
-/// A store that sends one save at a time, and the others together.
+/// A store that sends one command at a time, so that saves that wait are sent as one batch.
 async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
     MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1).build().await.unwrap()
 }
@@ -43,7 +44,7 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
     assert_eq!(batch.reached().await, 2, "they left together");
-    // The server has carried it out; another instance sees it, and saves on top of it.
+    // The server has carried out the save. Another instance sees it, and saves on top of it.
     let seen = theirs.load(&a.id).await.unwrap().unwrap();
     assert_eq!(seen.data["version"], json!(1));
     theirs.save(&version(&seen, 2)).await.unwrap();
@@ -75,7 +76,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
     assert_eq!(batch.reached().await, 2, "they left together");
-    // A touch of another instance, which found it live, lands late.
+    // Another instance found the session live. Its touch is carried out late.
     expires(DateTime::now().timestamp_millis() + 600_000).await;
     batch.deliver();
     first.deliver();
@@ -88,7 +89,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     assert_eq!(ours.load(&b.id).await.unwrap().unwrap().data["version"], json!(1));
 }
 
-/// As `select!` and buffered streams do.
+/// `select!` and buffered streams leave a call like this.
 #[tokio::test]
 async fn a_call_that_nobody_polls_any_more_holds_up_nobody() {
     let mongo = mongo().await;

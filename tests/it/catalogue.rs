@@ -1,5 +1,5 @@
-//! The catalogue of metrics, on real stores: each series is there from the start and moves when that
-//! happens which it counts. What the stream counts is in `follow`.
+//! The catalogue of metrics, on real stores. Each series exists from the start, and moves when the
+//! event happens that it counts. The series of the change stream are tested in `follow`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn voids(cause: &str) -> String {
     format!("session_store_cache_invalidations_total{{cause={cause}}}")
 }
 
-/// A cache that nobody tells of changes, and the store behind it.
+/// A cache without a change stream, and the store behind it.
 async fn unfollowed(
     uri: &str,
     with: impl FnOnce(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder,

@@ -1,5 +1,5 @@
-//! One suite for the contract of tower-sessions, over its own `MemoryStore` and both of ours, in each
-//! generation that is in use.
+//! One suite for the contract of tower-sessions. It runs on `MemoryStore` of tower-sessions and on
+//! both of our stores, for each version of tower-sessions that is supported.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
 type Data = HashMap<String, Value>;
 
-/// What tower-sessions asks of every store; its own store's tests are the first five.
+/// What tower-sessions asks of every store. The first five are the tests of its own store.
 macro_rules! contract {
     ($suite:ident, $tower_sessions:ident, $store:expr) => {
         mod $suite {
@@ -114,7 +114,7 @@ macro_rules! contract {
     };
 }
 
-/// What ours promise beyond it.
+/// What our stores promise beyond the contract.
 macro_rules! our_contract {
     ($suite:ident, $tower_sessions:ident, $store:expr) => {
         mod $suite {
@@ -273,7 +273,7 @@ fn some_data() -> Data {
     HashMap::from([("name".to_owned(), json!({ "serial": crate::common::serial() }))])
 }
 
-/// Equal, and equal in what `==` on numbers does not tell apart.
+/// Asserts that both are equal, also where `==` on numbers sees no difference.
 fn same(a: &Data, b: &Data) {
     assert_eq!(a, b);
     for (key, value) in a {

@@ -1,4 +1,4 @@
-//! What a stream of events tells, on the real server.
+//! What a stream of events reports, on the real server.
 
 use futures::{FutureExt, StreamExt};
 use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
@@ -25,7 +25,8 @@ async fn told(events: &mut Events) -> (EventKind, SessionKey, Option<bool>) {
     }
 }
 
-/// Alone with its sessions, so that the stream of events is the only one that is asked for.
+/// A store without a change stream of its own, so that the stream of events is the only one that is
+/// opened.
 async fn alone(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::connect(uri).await.unwrap();
     CachedMongoStore::builder(mongo).exclusive().build().await.unwrap()
@@ -40,18 +41,18 @@ async fn every_kind_is_told_on_both_instances() {
     let [here, there] = [cache_of(&mongo).await, cache_of(&other_instance(&uri).await).await];
     let early = create(&here).await;
     let mut all = [here.events().await.unwrap(), there.events().await.unwrap()];
-    // A second one of a clone hears the same.
+    // A second stream, from a clone of the store, reports the same events.
     let mut again = here.clone().events().await.unwrap();
 
     let mut one = create(&here).await;
     one.data.insert("more".to_owned(), 1.into());
     here.save(&one).await.unwrap();
-    // Only prolonged: not told.
+    // A save that only prolongs the session is not reported.
     one.expiry_date += time::Duration::minutes(5);
     here.save(&one).await.unwrap();
     let two = create(&there).await;
     here.delete(&one.id).await.unwrap();
-    // By hand, and it ends in the past.
+    // An operator changes it by hand, so that it expires in the past.
     let documents = here.collection().clone_with_type::<Document>();
     let id = Binary {
         subtype: BinarySubtype::Generic,
@@ -62,7 +63,7 @@ async fn every_kind_is_told_on_both_instances() {
     documents.update_one(doc! { "_id": id }, edit).await.unwrap();
     there.delete(&two.id).await.unwrap();
     there.delete(&early.id).await.unwrap();
-    // Of something else in the same collection nothing is told.
+    // Other documents in the same collection are not reported.
     documents.insert_one(doc! { "_id": "another" }).await.unwrap();
     documents.delete_one(doc! { "_id": "another" }).await.unwrap();
     let last = create(&there).await;
@@ -105,7 +106,7 @@ async fn the_owners_that_an_instance_assigns_are_its_own_changes() {
     let [here, there] = &stores[..] else { panic!("two stores") };
     let mut all = [here.events().await.unwrap(), there.events().await.unwrap()];
     assert_eq!(here.assign_owners().await.unwrap(), 1);
-    // Data without an owner, beside an owner that does not belong there.
+    // Data without an owner, beside an owner field that does not match it.
     set.data.remove("user");
     plain.save(&set).await.unwrap();
     assert_eq!(there.assign_owners().await.unwrap(), 1);
@@ -168,7 +169,7 @@ async fn a_connection_that_breaks_off_loses_nothing() {
         let mut held = proxy.hold("getMore");
         held.reached().await;
         expected.push(SessionKey::from(create(&past_it).await.id));
-        // Else the first try to go on breaks off too.
+        // Otherwise the first attempt to resume breaks off too.
         let resumes = (!at_once).then(|| proxy.hold("aggregate"));
         held.cut();
         if let Some(mut resumes) = resumes {
@@ -197,10 +198,10 @@ async fn a_history_that_is_lost_is_told_as_a_gap() {
     // ChangeStreamHistoryLost.
     held.refuse(286);
     assert_eq!(next(&mut events).await, Event::Gap);
-    // What was known before is not relied on.
+    // After a gap, what was known before is not used.
     past_it.delete(&known.id).await.unwrap();
     assert_eq!(told(&mut events).await.0, EventKind::Removed);
-    // Nor is there a word on what became of each when all are gone.
+    // A dropped collection reports no event for each session either.
     store.collection().drop().await.unwrap();
     assert_eq!(next(&mut events).await, Event::Gap);
     let after = create(&past_it).await;
@@ -227,12 +228,12 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
         async move { store.events().await.map(drop) }
     });
     held.reached().await;
-    // As a standalone server says.
+    // The error of a standalone server.
     held.refuse(40573);
     let error = asks.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("has no change streams"), "{error}");
-    // It may have them the next time.
+    // The next attempt may find that the server has change streams.
     let mut events = store.events().await.unwrap();
     create(&store).await;
     assert_eq!(told(&mut events).await.0, EventKind::Created);

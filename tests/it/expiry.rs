@@ -71,7 +71,7 @@ async fn no_index_is_made_when_none_is_wanted() {
     assert_eq!(expire_after(&index(&store).await), Some(Duration::ZERO));
 }
 
-/// An index that stands before the store comes, what the store wants, and what mends it.
+/// An index that already exists, what the store expects, and the command that repairs it.
 struct Standing {
     options: Document,
     wanted: ExpiredRemoval,
@@ -154,7 +154,7 @@ async fn an_index_that_has_the_name_is_an_error_with_the_command_that_mends_it()
     mended(builder).await;
 }
 
-/// The mend as mongosh takes it, and as the driver does.
+/// The command that repairs the index: in mongosh's form, and in the driver's form.
 fn mend(database: &Database, index: &str, by_coll_mod: bool) -> (String, Document) {
     let database = format!("db.getSiblingDB({:?})", database.name());
     if by_coll_mod {
@@ -243,7 +243,7 @@ async fn off_removes_nothing_until_it_is_told_to() {
     create_expired(&store).await;
     let live = create(&store).await;
     assert_eq!(expire_after(&index(&store).await), None, "the server will not");
-    // Another store's sweeper has had its turns meanwhile, so this one would have.
+    // The sweeper of another store has run several times meanwhile, so this one would have run too.
     let sweep = ExpiredRemoval::Sweep(Duration::from_millis(10));
     let other = MongoStore::builder().uri(uri()).expired_removal(sweep).build().await.unwrap();
     for _ in 0..2 {

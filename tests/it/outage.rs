@@ -1,4 +1,4 @@
-//! Servers that crash, hang and come back. Each test has a server of its own to end.
+//! Servers that crash, hang and come back. Each test has its own server.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore}
 
 use crate::common::{FOREVER, Store, cache_of, create, eventually, record};
 
-/// Short, so that an outage is soon seen, and no shorter than a slow machine needs for a call.
+/// Short, so that an outage is noticed soon. Long enough for one call on a slow machine.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn on(server: &TestServer, database: &str) -> (MongoStore, CachedMongoStore) {
@@ -105,7 +105,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
         let start = Instant::now();
         let error = store.load(&cold.id).await.unwrap_err();
         assert!(error.to_string().contains("did not answer within 500ms"), "{error}");
-        // A task may be late on a busy machine; the driver's own patience would be 30 s.
+        // A task may be late on a busy machine. The driver's own timeout would be 30 s.
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
     every_verb_fails(&mongo, &cold.id).await;
@@ -120,7 +120,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
     server.resume().unwrap();
     eventually("the store recovers", async || store.load(&cold.id).await.is_ok()).await;
     assert_eq!(store.load(&cold.id).await.unwrap().unwrap().data, cold.data);
-    // A write that was given up may still be carried out; the cache follows the database.
+    // The server may still carry out a write that was given up. The cache follows the database.
     eventually("cache and database agree", async || {
         let stored = mongo.load(&deleted.id).await.ok().map(|found| found.is_some());
         let seen = store.load(&deleted.id).await.ok().map(|found| found.is_some());

@@ -1,4 +1,4 @@
-//! The sessions of an owner: listed, ended, and what is stored for that.
+//! The sessions of an owner: how they are listed and deleted, and which field is stored.
 
 mod in_flight;
 mod index;
@@ -25,7 +25,7 @@ use crate::common::{
     on_both_tiers, record, uri,
 };
 
-/// What both of our stores have where owners are stored.
+/// What both of our stores have for owners.
 pub(crate) trait Owned: Store + 'static {
     async fn over(mongo: MongoStore) -> Self;
     fn find_by_owner(&self, owner: &str) -> LiveSessions;
@@ -85,7 +85,7 @@ impl_owned! {
     CachedMongoStore: |mongo| cache_of(&mongo).await;
 }
 
-/// The user in a session, if somebody is logged in.
+/// The user of a session, if a user is logged in.
 fn user(data: &std::collections::HashMap<String, Value>) -> Option<Owner> {
     Owner::from_value(data.get("user")?)
 }
@@ -146,7 +146,7 @@ async fn find_by_owner(plain: impl Owned) {
     ended.expiry_date = in_the_past();
     store.create(&mut ended).await.unwrap();
 
-    // Whoever was seen last comes first.
+    // The most recently updated session comes first.
     eventually("the clock moves", async || {
         let mut used = first.clone();
         used.data.insert("used".to_owned(), json!(true));
@@ -180,14 +180,14 @@ async fn follows_the_data(plain: impl Owned) {
     }
     assert!(handles(store.find_by_owner("ferris")).await.is_empty());
 
-    // A save that only prolongs the session, and the save of a store that knows of no owners.
+    // A save that only prolongs the session, and the save of a store without owners.
     record.expiry_date += time::Duration::minutes(5);
     store.save(&record).await.unwrap();
     record.data.insert("more".to_owned(), json!(1));
     plain.save(&record).await.unwrap();
     assert_eq!(stored_owner(&store, &record).await.as_deref(), Some("corro"));
 
-    // A log-out without a new id; what another program has put beside it stays.
+    // A log-out without a new id. A field that another program has added stays.
     let extra = doc! { "$set": { "note": "by hand" } };
     store.collection().update_one(by_key(&record), extra).await.unwrap();
     record.data.remove("user");
@@ -238,7 +238,8 @@ async fn everywhere_else(plain: impl Owned) {
     assert_eq!(ended, 2);
     for record in [&mine[0], &mine[2]] {
         assert!(!is_there(&store, record).await);
-        // A cache that may keep all for an hour: nothing but the change stream tells it.
+        // The cache may keep all entries for an hour, so only the change stream can remove this
+        // one.
         eventually("it ends there", async || !is_there(&other, record).await).await;
         assert!(returned.elapsed() < Duration::from_secs(5), "the bound by default");
         store.save(record).await.unwrap();
@@ -249,7 +250,7 @@ async fn everywhere_else(plain: impl Owned) {
     }
     assert_eq!(handles(other.find_by_owner("ferris")).await, these([kept]));
 
-    // By its handle, as a form would say it.
+    // Parse the handle, as an app does with a form's value.
     let handle = SessionHandle::of(kept.id).to_string().parse::<SessionHandle>().unwrap();
     assert_eq!(store.delete_by_owner_except("ferris", handle.into()).await.unwrap(), 0);
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 1);
@@ -268,7 +269,7 @@ async fn many(plain: impl Owned) {
         copy
     });
     documents.insert_many(copies.collect::<Vec<_>>()).await.unwrap();
-    // Not one of ours, though it says whose it is.
+    // Not a session, although it has an owner.
     documents.insert_one(doc! { "_id": "settings", "owner": "ferris" }).await.unwrap();
     assert_eq!(store.find_by_owner("ferris").count().await, 2_501);
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 2_501);
@@ -382,7 +383,7 @@ async fn shutdown(plain: impl Owned) {
     }
 }
 
-/// A store that nothing but the change stream tells of what others do.
+/// A store that learns of other instances' changes only by the change stream.
 async fn instance(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::builder().uri(uri).owner(user).build().await.unwrap();
     CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap()

@@ -1,4 +1,5 @@
-//! Calls that overlap, in the order a test tells: the invariants I1 to I6 of `ARCHITECTURE.md`.
+//! Calls that overlap in the order that the test chooses: the invariants I1 to I6 of
+//! `ARCHITECTURE.md`.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore}
 use crate::common::{Commands, FOREVER, PATIENCE, cache_of, create, eventually, other_instance};
 use crate::proxy::Proxy;
 
-/// A session that the store behind the proxy has not seen yet.
+/// A session that the store behind the proxy has not cached yet.
 async fn cold() -> (Proxy, CachedMongoStore, MongoStore, Record) {
     let proxy = Proxy::start().await;
     let other = other_instance(proxy.direct()).await;
@@ -143,7 +144,7 @@ async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
     let commands = Commands::default();
     let short = Duration::from_millis(300);
     let client = commands.client(proxy.uri()).await;
-    // With so short a timeout a slow machine may need more than one try, here and below.
+    // With this short timeout a slow machine may need several attempts, here and below.
     let mongo = loop {
         let builder = MongoStore::builder().client(client.clone()).operation_timeout(short);
         match builder.build().await {
@@ -191,7 +192,7 @@ async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
         });
         held.reached().await;
         held.cut();
-        // The driver may have tried again, with success; then it is Ok.
+        // The driver may have retried it with success. Then the result is `Ok`.
         drop(write.await.unwrap());
         let stored = SessionStore::load(&other, &record.id).await.unwrap();
         let seen = load(&store, &record).await;

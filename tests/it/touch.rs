@@ -1,4 +1,4 @@
-//! Saves that change no data store the expiry alone, if that.
+//! Saves that change no data store only the expiry, or nothing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::common::{FOREVER, create, mongo, uri};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A cache that nobody tells anything: what it does not see for itself it does not know.
+/// A cache without a change stream: it knows only its own writes and reads.
 async fn caching(mongo: MongoStore, touch_after: Duration) -> CachedMongoStore {
     let cached = CachedMongoStore::builder(mongo).max_staleness(FOREVER).change_stream(false);
     cached.touch_after(touch_after).build().await.unwrap()

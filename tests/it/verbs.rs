@@ -51,7 +51,7 @@ async fn save_of_what_another_expired(store: impl Store) {
     assert_eq!(store.length().await.unwrap(), 0);
 }
 
-// Nobody can make ids collide, but another unique index answers with the same error.
+// No test can make ids collide, but another unique index returns the same error.
 async fn no_free_id(store: impl Store) {
     let unique = doc! { "createIndexes": "sessions", "indexes": [
     { "key": { "format": 1 }, "name": "one", "unique": true }] };
@@ -304,7 +304,7 @@ async fn data_is_a_text_or_a_document_and_every_store_reads_both() {
     assert!(stored.iter().all(|it| [&one.data, &other.data].contains(&&it.data().unwrap())));
     assert_eq!(stored.iter().filter(|it| it.data.as_str().is_some()).count(), 1);
 
-    // Each save stores it as its own store does.
+    // A save through each store changes the form back to that of the store.
     texts.save(&other).await.unwrap();
     assert_eq!(sessions.count_documents(by_plan).await.unwrap(), 0);
 }

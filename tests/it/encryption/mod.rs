@@ -1,4 +1,4 @@
-//! Encryption at rest: what stands in the collection, and who reads it.
+//! Encryption at rest: what is in the collection, and which store can read it.
 
 mod reencrypt;
 
@@ -44,7 +44,7 @@ async fn stored(store: &MongoStore, record: &Record) -> StoredSession {
     sessions.find_one(by_key(record)).await.unwrap().unwrap()
 }
 
-/// Which key a stored session is encrypted with.
+/// The number of the key that encrypts a stored session.
 fn key_of(stored: &StoredSession) -> Option<u32> {
     match &stored.data {
         mongodb::bson::Bson::Binary(envelope) => {
@@ -54,7 +54,7 @@ fn key_of(stored: &StoredSession) -> Option<u32> {
     }
 }
 
-/// That loading it is an error of decoding, which says this and tells no data.
+/// Asserts that a load fails to decode with this message, which shows no data.
 async fn refuses(store: &impl SessionStore, record: &Record, said: &str) {
     let error = store.load(&record.id).await.unwrap_err();
     let shown = everything_said_by(&error);
@@ -64,7 +64,7 @@ async fn refuses(store: &impl SessionStore, record: &Record, said: &str) {
     }
 }
 
-/// All that stands in the database.
+/// All bytes that are in the database.
 async fn dump(store: &MongoStore) -> Vec<u8> {
     let namespace = store.collection().namespace();
     let database = store.collection().client().database(&namespace.db);
@@ -120,7 +120,7 @@ async fn data_that_was_moved_to_another_document_is_refused() {
         assert_eq!(cache.load(&victim.id).await.unwrap().unwrap().data, victim.data);
     }
 
-    // The whole document under another `_id`, and then in its own place again.
+    // The whole document under another `_id`, and then under its own `_id` again.
     store.collection().delete_one(by_key(&thief)).await.unwrap();
     let mut moved = stolen.clone();
     moved.key = stored_key(&thief);
@@ -163,7 +163,7 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     let wrong = with_keys(&uri, Keys::new(2026, key(9))).await;
     refuses(&wrong, &record, "does not open with key 2026").await;
 
-    // In a list, each in its place.
+    // In a list, an unreadable session is an error in its own place.
     let readable = secret(&unknown).await;
     let mut listed = unknown.all().collect::<Vec<_>>().await;
     listed.sort_by_key(Result::is_ok);
@@ -171,7 +171,7 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     assert_eq!(listed[0].as_ref().unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(listed[1].as_ref().unwrap().data, readable.data);
 
-    // Whoever cannot read it can still end it.
+    // A store that cannot read the session can still delete it.
     plain.delete(&record.id).await.unwrap();
     assert!(store.load(&record.id).await.unwrap().is_none());
 }
@@ -221,7 +221,7 @@ async fn a_key_is_shown_by_no_builder_and_no_store() {
     }
 }
 
-/// A touch, a batch, a delete and a clear ask for no key.
+/// A touch, a batch, a delete and a clear need no key.
 #[tokio::test]
 async fn the_verbs_are_those_of_a_plain_store() {
     let store = with_keys(&uri(), Keys::new(1, key(1))).await;

@@ -1,5 +1,6 @@
-//! What one instance changes, another one stops serving. The age of entries is no help here: all
-//! caches may keep what they have for an hour, unless a test says otherwise.
+//! One instance changes a session, and the other instances stop serving the old state. The age of
+//! entries does not help here: each cache may keep its entries for an hour, unless a test says
+//! otherwise.
 
 mod causal;
 mod elections;
@@ -46,7 +47,7 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
     SessionStore::load(store, &record.id).await.unwrap()
 }
 
-/// Waits until `store` serves the session in no other state than this.
+/// Waits until `store` serves the session in this state.
 async fn sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>) {
     let data = state.map(|record| &record.data);
     eventually("it reaches the other instance", async || {
@@ -108,7 +109,7 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
     let record = create(&store).await;
     let finds = commands.sent("find");
 
-    // The stream stands still until the save has been answered.
+    // The stream reports nothing until the save has been answered.
     let mut stream = proxy.hold("getMore");
     stream.reached().await;
     let saved = changed(&record);
@@ -119,7 +120,7 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
     assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
     assert_eq!(commands.sent("find"), finds, "served from the cache");
 
-    // The answer is held until the save has been reported.
+    // The reply is held until the stream has reported the save.
     let mut answer = proxy.hold("update");
     let saved = changed(&record);
     let save = tokio::spawn({

@@ -1,4 +1,4 @@
-//! Two instances of an app with axum-login, and one user on three browsers.
+//! Two instances of an app with axum-login, and one user with three browsers.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl AuthUser for User {
     }
 }
 
-/// Takes everybody for whom they say they are.
+/// An authentication backend that accepts every name.
 #[derive(Clone)]
 struct Anybody;
 

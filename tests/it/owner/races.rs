@@ -1,4 +1,4 @@
-//! The sessions of an owner end while they are loaded, saved and made.
+//! The sessions of an owner are deleted while they are loaded, saved and created.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::{instance, is_there, log_in, user};
 use crate::common::{PATIENCE, cache_of, eventually, uri};
 use crate::proxy::Proxy;
 
-/// Each way in which a session is ended, other than `delete`.
+/// Each way to delete a session, other than `delete`.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Owner,
@@ -25,7 +25,7 @@ enum End {
 impl End {
     const ALL: [Self; 4] = [Self::Owner, Self::Else, Self::Handle, Self::Filter];
 
-    /// The command that removes it.
+    /// The command that removes the session.
     fn command(self) -> &'static str {
         match self {
             Self::Handle => "findAndModify",
@@ -47,7 +47,7 @@ impl End {
     }
 }
 
-/// A session that the store behind the proxy has not seen yet.
+/// A session that the store behind the proxy has not cached yet.
 async fn cold() -> (Proxy, CachedMongoStore, Record) {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
@@ -121,7 +121,7 @@ async fn what_may_have_been_removed_is_not_cached_any_more() {
         let mut held = proxy.hold(end.command());
         let ends = tokio::spawn({
             let (store, record) = (store.clone(), record.clone());
-            // The driver may try again, or not: either is an answer.
+            // The driver may retry the command or not. Both results are accepted.
             async move { drop(tokio::spawn(async move { end.run(&store, &record).await }).await) }
         });
         held.reached().await;
@@ -147,7 +147,7 @@ async fn a_caller_that_leaves_ends_no_removal() {
     }
 }
 
-/// A session that a filter has found, and that changes before it is removed.
+/// A filter has found a session, and the session changes before it is removed.
 #[tokio::test]
 async fn who_is_no_longer_the_owner_is_left_alone() {
     for end in [End::Owner, End::Else, End::Filter] {
@@ -167,7 +167,8 @@ async fn who_is_no_longer_the_owner_is_left_alone() {
     }
 }
 
-/// Everywhere else, again and again, while the user's browsers load, save and log in on two instances.
+/// Signs the user out everywhere else, many times, while the user's browsers load, save and log in
+/// on two instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     let uri = uri();
@@ -203,7 +204,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
             .collect();
         let count = one.delete_by_owner_except("ferris", kept.id).await.unwrap();
         assert!(count >= 12, "{count}");
-        // At once, and while the others go on.
+        // Check at once, while the others continue.
         for record in &before {
             assert!(!is_there(&one, record).await);
         }
@@ -216,7 +217,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
             assert!(!is_there(&one, record).await, "no save brings it back");
             eventually("it ends there", async || !is_there(&other, record).await).await;
         }
-        // Of those that came meanwhile each is there for both, or gone for both.
+        // Each session that was created meanwhile exists for both instances, or for neither.
         for record in &new {
             let stays = one.contains(record.id).await.unwrap();
             logged_in_meanwhile += u32::from(stays);
@@ -231,7 +232,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     assert_eq!(one.length().await.unwrap(), 1, "corro's");
 }
 
-/// A session whose owner was derived from data that is replaced before the owner is stored.
+/// The owner was derived from data that is replaced before the owner is stored.
 #[tokio::test]
 async fn an_owner_from_older_data_is_not_assigned() {
     let proxy = Proxy::start().await;
@@ -253,7 +254,7 @@ async fn an_owner_from_older_data_is_not_assigned() {
     assert_eq!(store.delete_by_owner("corro").await.unwrap(), 1);
 }
 
-/// Each session is counted by one of those who end it.
+/// Each session is counted by exactly one of the calls that delete it.
 #[tokio::test]
 async fn two_who_end_the_same_share_the_count() {
     let uri = uri();
