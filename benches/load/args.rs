@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! The options of the command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,7 +68,7 @@ Ten million loads and a million saves on one store, in this process
 RUST_LOG=error in the environment shows on stderr what the servers log.
 Exits with 1 if any answer was wrong, or if a soak grows.";
 
-/// The shape of a run.
+/// The settings of a run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Options {
     pub(crate) stores: Vec<Kind>,
@@ -97,7 +97,7 @@ pub(crate) struct Options {
     pub(crate) soak: Option<Soak>,
 }
 
-/// How our store is set; `None` leaves its own default.
+/// The settings of our store. `None` keeps its own default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "switches, each by itself")]
 pub(crate) struct StoreOptions {
@@ -118,7 +118,7 @@ pub(crate) struct Soak {
     pub(crate) saves: u64,
 }
 
-/// What is to be done.
+/// What the command line asks for.
 pub(crate) enum Asked {
     Run(Box<Options>),
     /// Be the server, which the load test starts by itself.
@@ -210,7 +210,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("saves") => soak.saves = parser.value()?.parse()?,
             Long("help") | Short('h') => return Ok(Asked::Help),
             Value(word) if word == "server" => return Ok(Asked::Server),
-            // Cargo says this to every bench.
+            // Cargo passes this to every bench.
             Long("bench") => {}
             other => return Err(other.unexpected().into()),
         }
@@ -258,7 +258,7 @@ fn check(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-/// Names from `all`, with commas between.
+/// Names from `all`, separated by commas.
 fn list<T: Copy>(
     parser: &mut lexopt::Parser,
     all: &[T],

@@ -1,4 +1,4 @@
-//! What is known of one store in one scenario after all rounds, and how stores compare.
+//! The figures of one store in one scenario after all rounds, and comparisons of stores.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::scenario::Scenario;
 use crate::stats::Stats;
 use crate::stores::Kind;
 
-/// What one store has come to in one scenario, while its rounds go on.
+/// The results of one store in one scenario, while its rounds continue.
 pub(crate) struct Sum {
     pub(crate) rounds: Vec<f64>,
     pub(crate) tally: Tally,
@@ -20,7 +20,7 @@ pub(crate) struct Sum {
     pub(crate) resident: u64,
 }
 
-/// Time on a processor, by process.
+/// CPU time, by process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cpu {
     pub(crate) server: Duration,
@@ -38,26 +38,26 @@ pub(crate) struct Cell {
     pub(crate) rounds: Vec<f64>,
     pub(crate) requests: u64,
     pub(crate) wrong: u64,
-    /// What the first wrong answers were.
+    /// Descriptions of the first wrong responses.
     pub(crate) wrong_answers: Vec<String>,
-    /// Reads on the other instance that showed an older version.
+    /// Reads on the other instance that returned an older version.
     pub(crate) stale: u64,
-    /// Open loop: requests that were due and never sent.
+    /// Requests that were due and never sent. Open loop only.
     pub(crate) unsent: u64,
     pub(crate) latency_micros: Latency,
     pub(crate) hit_rate: Option<f64>,
     pub(crate) mongo_commands_per_request: f64,
-    /// By name, if that was asked for.
+    /// By name, if the options ask for that.
     pub(crate) mongo_commands: BTreeMap<String, u64>,
     pub(crate) loads: BTreeMap<String, u64>,
-    /// Time on a processor for each request, and how many cores that kept busy.
+    /// CPU time for each request, and how many cores that kept busy.
     pub(crate) server_cpu_micros: f64,
     pub(crate) client_cpu_micros: f64,
     pub(crate) mongo_cpu_micros: Option<f64>,
     pub(crate) server_cores: f64,
     pub(crate) client_cores: f64,
     pub(crate) mongo_cores: Option<f64>,
-    /// Of the server processes, at the end.
+    /// The resident memory of the server processes at the end.
     pub(crate) resident_bytes: u64,
     pub(crate) cache_entries: u64,
     pub(crate) cache_bytes: u64,
@@ -71,11 +71,11 @@ pub(crate) struct Latency {
     pub(crate) p99: f64,
     pub(crate) p999: f64,
     pub(crate) max: f64,
-    /// Share of requests, and what so many of them took at most.
+    /// Pairs of a share of the requests and the longest latency in that share.
     pub(crate) curve: Vec<(f64, f64)>,
 }
 
-/// The medians of two stores, one by the other.
+/// The median of one store divided by the median of another.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) scenario: Scenario,
@@ -134,7 +134,8 @@ impl Sum {
 impl Latency {
     fn of(taken: &Histogram<u64>) -> Self {
         let at = |share: f64| crate::float(taken.value_at_quantile(share)) / 1_000.0;
-        // Nine points to each further nine, from a tenth of the requests, as far as there are requests to speak of.
+        // Nine points to each further nine, from a tenth of the requests, as far as there are
+        // enough requests.
         let nines = (0..5_i32).flat_map(|nines| (0..9_i32).map(move |step| (nines, step)));
         let shares =
             nines.map(|(nines, step)| 1.0 - 0.1_f64.powi(nines) * (1.0 - 0.1 * f64::from(step)));
@@ -147,7 +148,7 @@ impl Latency {
     }
 }
 
-/// Every store by the naive pair and by the in-memory store.
+/// Every store divided by the naive pair and by the in-memory store.
 pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for cell in cells {

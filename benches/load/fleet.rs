@@ -1,4 +1,4 @@
-//! The servers of one store in one scenario, and the clients that talk to them.
+//! The servers of one store in one scenario, and their clients.
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -74,7 +74,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends the servers and starts new ones, whose caches are empty.
+    /// Stops the servers and starts new ones, whose caches are empty.
     pub(crate) async fn restart(&mut self) -> Result<()> {
         for server in std::mem::take(&mut self.servers) {
             server.stop().await?;
@@ -106,7 +106,7 @@ impl Fleet {
         Ok(sum)
     }
 
-    /// Ends the servers and removes what they have stored.
+    /// Stops the servers and removes their stored data.
     pub(crate) async fn stop(self) -> Result<()> {
         for server in self.servers {
             server.stop().await?;

@@ -1,4 +1,4 @@
-//! The plots of the guide: files that `src/guide/mod.rs` takes in.
+//! The plots of the guide: files that `src/guide/mod.rs` includes.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,7 +9,8 @@ use anyhow::Result;
 use crate::figures::Cell;
 use crate::{Findings, plot, table};
 
-/// Into `folder`, `<scenario>-throughput.svg` and `<scenario>-latency.svg` for each scenario, and `run.md`.
+/// Writes `<scenario>-throughput.svg` and `<scenario>-latency.svg` for each scenario, and `run.md`,
+/// into `folder`.
 pub(crate) fn write(findings: &Findings, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     for cells in findings.cells.chunk_by(|one, next| one.scenario == next.scenario) {
@@ -27,7 +28,7 @@ fn lines(svg: &str) -> String {
     lines.fold(String::new(), |svg, line| svg + line + "\n")
 }
 
-/// What was run on what, and a line for each store in each scenario.
+/// The command and the machine of the run, and a line for each store in each scenario.
 fn run(findings: &Findings) -> Result<String> {
     let mut text = String::from("| | |\n|---|---|\n");
     for (what, about) in findings.machine.lines() {

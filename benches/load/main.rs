@@ -1,12 +1,15 @@
-//! The load test: an Axum server in a process of its own, clients on real sockets, every store beside
-//! the others. `cargo bench --bench load -- --help` has every option.
+//! The load test: an Axum server in a process of its own, clients on real sockets, and every store
+//! beside the others. `cargo bench --bench load -- --help` lists all options.
 //!
-//! - `args` what is asked for; `scenario` what clients do; `stores`, `naive` what is compared
-//! - `server` the process under load, `content` its sessions, `stats` what it says of itself
-//! - `process` starts it, `client` talks to it, `worker` checks the answers, `fleet` holds all three
-//! - `drive` one round, `run` a scenario, `figures` what it came to
-//! - `machine`, `table`, `report`, `plot`, `guide` what is shown of it
-//! - `soak` millions of calls on one store
+//! - `options`: the settings of a run; `args` parses them from the command line
+//! - `scenario`: what the clients do; `kind`: the stores that are compared
+//! - `stores`, `naive`: how each store is built
+//! - `server`: the process under load; `content`: its sessions; `stats`: its own figures
+//! - `process`: starts the server; `client`: calls it; `worker`: checks the responses; `fleet`:
+//!   holds all three
+//! - `drive`: one round; `run`: one scenario; `figures`: its results
+//! - `machine`, `table`, `report`, `plot`, `guide`: the output
+//! - `soak`: millions of calls on one store
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
 mod args;
@@ -43,7 +46,7 @@ use crate::args::{Asked, Options};
 use crate::figures::{Cell, Ratio};
 use crate::machine::Machine;
 
-/// All that a run has found, as `--json` writes it.
+/// The results of a run, as `--json` writes them.
 #[derive(Debug, Serialize)]
 struct Findings {
     machine: Machine,
@@ -61,7 +64,8 @@ fn main() -> Result<ExitCode> {
         Asked::Server => return server::run().map(|()| ExitCode::SUCCESS),
         Asked::Run(options) => *options,
     };
-    // Cargo starts a bench in its package's folder. Files of the options are relative to the repository.
+    // Cargo starts a bench in its package's folder. File names in the options are relative to the
+    // repository.
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     let mongo = session_test_server::shared_fast()?;
     let machine = Machine::of(mongo);
@@ -142,7 +146,7 @@ fn write(findings: &Findings) -> Result<()> {
     Ok(())
 }
 
-/// Counts are far below where a float would lose any of them.
+/// Counts are far smaller than the numbers that a float cannot represent.
 #[allow(clippy::cast_precision_loss, reason = "counts stay below 2^53")]
 fn float(count: u64) -> f64 {
     count as f64

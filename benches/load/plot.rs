@@ -63,7 +63,7 @@ pub(crate) fn throughput(cells: &[&Cell]) -> Result<String> {
     Ok(svg)
 }
 
-/// A line for each store: which share of requests took at most how long.
+/// A line for each store: which share of the requests took at most how long.
 pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     let points = |cell: &Cell| -> Vec<(f64, f64)> {
         let curve = cell.latency_micros.curve.iter();
@@ -139,7 +139,7 @@ fn count(value: f64) -> String {
     if value < 10_000.0 { format!("{value:.0}") } else { format!("{:.1} k", value / 1_000.0) }
 }
 
-/// The library's errors borrow what they speak of.
+/// Converts an error of the plot library, which borrows its arguments.
 fn odd(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("draw a plot: {error}")
 }

@@ -1,4 +1,4 @@
-//! The report: one HTML file with nothing outside of it.
+//! The report: one HTML file that loads nothing else.
 
 use std::fmt::Write;
 
@@ -74,7 +74,7 @@ fn section(html: &mut String, cells: &[&Cell]) -> Result<()> {
     Ok(())
 }
 
-/// A table, of which the first line is the head.
+/// A table. Its first line is the head.
 fn rows(html: &mut String, lines: &[Vec<String>]) -> Result<()> {
     html.push_str("<div class=\"wide\"><table>\n");
     for (index, line) in lines.iter().enumerate() {

@@ -22,10 +22,10 @@ pub(crate) enum Scenario {
     TwoInstances,
 }
 
-/// One thing that a client does.
+/// One step of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A request that asks for no session.
+    /// A request that uses no session.
     Bare,
     /// Reads a session on this instance.
     Read(usize),
@@ -53,7 +53,7 @@ impl Scenario {
         Self::TwoInstances,
     ];
 
-    /// What the command line calls it.
+    /// Its name on the command line.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Bare => "bare",
@@ -71,7 +71,7 @@ impl Scenario {
         }
     }
 
-    /// What it is, for a reader of the report.
+    /// Its description in the report.
     pub(crate) fn about(self) -> &'static str {
         match self {
             Self::Bare => "no session at all: what the clients and HTTP allow at most",
@@ -93,7 +93,7 @@ impl Scenario {
         matches!(self, Self::ReadZipf | Self::TenfoldZipf)
     }
 
-    /// Whether all clients ask for the same session at the same moment.
+    /// Whether all clients ask for the same session at the same time.
     pub(crate) fn is_stampede(self) -> bool {
         self == Self::Stampede
     }
@@ -102,12 +102,12 @@ impl Scenario {
         if self == Self::TwoInstances { 2 } else { 1 }
     }
 
-    /// How many sessions the cache may hold, where the scenario says so.
+    /// How many sessions the cache may hold, if the scenario limits it.
     pub(crate) fn max_entries(self, sessions: usize) -> Option<u64> {
         matches!(self, Self::Tenfold | Self::TenfoldZipf).then_some((sessions as u64 / 10).max(1))
     }
 
-    /// Whether it says anything about this store.
+    /// Whether the scenario is useful for this store.
     pub(crate) fn suits(self, kind: Kind) -> bool {
         match self {
             Self::Bare => kind == Kind::InMemory,
@@ -116,7 +116,7 @@ impl Scenario {
         }
     }
 
-    /// What comes next, by a number that is drawn from 0 to 99.
+    /// The next step, chosen by a random number from 0 to 99.
     pub(crate) fn step(self, drawn: u32, options: &Options) -> Step {
         match self {
             Self::Bare => Step::Bare,
@@ -131,7 +131,7 @@ impl Scenario {
         }
     }
 
-    /// What the issue that asked for this bench wants of `ours`, held against a peer.
+    /// The goal for the ratio of `ours` to a peer.
     pub(crate) fn goal(self, peer: Kind) -> Option<f64> {
         match (self, peer) {
             (Self::Read | Self::ReadZipf, Kind::InMemory) => Some(0.97),

@@ -1,4 +1,4 @@
-//! The stores that are compared, and how each is built.
+//! Builds each of the compared stores.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Kind {
     pub(crate) const ALL: [Self; 5] =
         [Self::InMemory, Self::Mongo, Self::Naive, Self::Ours, Self::Compact];
 
-    /// What the command line calls it.
+    /// Its name on the command line.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::InMemory => "in-memory",
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// What tables and plots call it.
+    /// Its name in tables and plots.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::InMemory => "in-memory",
@@ -51,13 +51,13 @@ impl Kind {
         }
     }
 
-    /// Whether a second instance, and a restart, finds what the first one stored.
+    /// Whether a second instance, and a restart, finds what the first instance stored.
     pub(crate) fn is_persistent(self) -> bool {
         self != Self::InMemory
     }
 
-    /// Whether the store bounds how stale a read on another instance may be. The naive pair does not:
-    /// what its cache holds there stays.
+    /// Whether the store bounds how stale a read on another instance may be. The naive pair does
+    /// not: its cache keeps its entries.
     pub(crate) fn bounds_staleness(self) -> bool {
         self != Self::Naive
     }
@@ -83,7 +83,7 @@ impl Store {
         }
         let mut client = ClientOptions::parse(uri).await?;
         commands.count(&mut client);
-        // What our store sets by itself when it makes the client; the naive pair gets it as well.
+        // The size that our store sets when it creates the client. The naive pair gets it as well.
         client.max_pool_size.get_or_insert(100);
         client.max_connecting.get_or_insert(8);
         let client = Client::with_options(client)?;

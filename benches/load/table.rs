@@ -1,4 +1,4 @@
-//! What is printed.
+//! The printed tables.
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -28,7 +28,7 @@ requests/s: the median of the rounds. Mongo ops: commands for each request. serv
 a processor for each request. cores s/c/M: kept busy by server, clients and MongoDB.
 stale: reads on B that showed a version before the last that was written on A.";
 
-/// What is known of each store in one scenario.
+/// The figures of each store in one scenario.
 pub(crate) fn figures<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Vec<String>> {
     let head = HEAD.iter().map(|text| (*text).to_owned()).collect();
     [head].into_iter().chain(cells.map(|cell| row(cell).into())).collect()
@@ -67,7 +67,7 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
     ]
 }
 
-/// A line for each scenario, a column for each two stores.
+/// A line for each scenario, a column for each pair of stores.
 pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
     let (mut scenarios, mut pairs) = (Vec::new(), Vec::new());
     for ratio in ratios {
@@ -95,7 +95,8 @@ pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
     lines
 }
 
-/// Lines of equal columns: the first the head, in each the first text to the left.
+/// Lines with equal columns. The first line is the head. The first text of each line is aligned to
+/// the left.
 pub(crate) fn plain(lines: &[Vec<String>]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -110,7 +111,7 @@ pub(crate) fn plain(lines: &[Vec<String>]) -> Table {
     table
 }
 
-/// What was asked of `ours`, and whether it is so.
+/// The goals of `ours`, and whether each one is reached.
 pub(crate) fn goals(ratios: &[Ratio]) -> Vec<String> {
     let line = |ratio: &Ratio| {
         let Ratio { scenario, store, peer, value, goal } = ratio;

@@ -1,4 +1,4 @@
-//! Many tasks at once, beside as many that use the driver's own operations.
+//! Many tasks at once, beside as many tasks that use the driver's own operations.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const SEED: u64 = 3;
 const THEIRS: u64 = 103;
 const SHAPE: Shape = Shape::Keys(5);
 const TASKS: usize = 128;
-/// Blocks in a round.
+/// The number of blocks in a round.
 const BLOCKS: usize = 3;
 
 pub(crate) async fn load(bench: Bench) -> Result<Measured> {
@@ -30,7 +30,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     let (ours, driver) = (&ours, &driver);
     let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
         async move {
-            // Each session once, so that each is cold.
+            // Each session once, so that each load is a miss.
             let ids = |task| {
                 let first = (block * TASKS + task) * each;
                 (first..first + each).map(|number| fixtures::id(SEED, number))
@@ -72,7 +72,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     Ok(Measured::Value(rounds.throughput_ratio()))
 }
 
-/// Against updates in the same collection, as where there is one at a time.
+/// Compared with updates in the same collection, as for one task at a time.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
     eprintln!("  against a collection that nobody follows:");
     let uri = bench.uri();
@@ -91,7 +91,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     let ours = &ours;
     let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
         async move {
-            // Never what is there already.
+            // The data always differs from the stored data.
             let changed = |seed, task| {
                 let first = task * each;
                 let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
@@ -140,8 +140,8 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     Ok(rounds.throughput_ratio())
 }
 
-/// Runs each in a task of its own; how long until the last has ended. What they need is made before
-/// the first one starts.
+/// Runs each future in a task of its own. Returns how long it takes until the last one has ended.
+/// The futures are built before the first one starts.
 async fn together<W>(work: impl Iterator<Item = W>) -> Result<Duration>
 where
     W: Future<Output = Result<()>> + Send + 'static,

@@ -1,4 +1,4 @@
-//! What is sent to the server, counted.
+//! Counts the commands that are sent to the server.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::fixtures::{self, Commands, Shape};
 
 const SEED: u64 = 4;
 
-/// The finds of the worst round.
+/// The number of finds in the worst round.
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 pub(crate) async fn stampede(bench: Bench) -> Result<Measured> {
     const LOADS: usize = 1_000;

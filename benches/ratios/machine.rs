@@ -1,10 +1,10 @@
-//! What the figures were taken on.
+//! The machine of the run.
 
 use crate::bench::Bench;
 
 const VERSIONS: &str = include_str!("../../Cargo.lock");
 
-/// Says it on stderr.
+/// Prints it on stderr.
 pub(crate) fn describe(bench: &Bench) {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
@@ -39,7 +39,7 @@ fn cpu() -> Option<String> {
 }
 
 fn version(name: &str) -> Option<&'static str> {
-    // The last of several is the newest.
+    // The last of several versions is the newest.
     let (_, after) = VERSIONS.rsplit_once(&format!("name = \"{name}\"\nversion = \""))?;
     after.split('"').next()
 }

@@ -1,4 +1,4 @@
-//! A million compact sessions: what they take, and how fast one of them is found.
+//! A million sessions in the compact form: their memory, and how fast one of them is found.
 
 use anyhow::{Context, Result};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, internals};
@@ -12,14 +12,14 @@ use crate::{hits, resident};
 const SEED: u64 = 7;
 const SHAPE: Shape = Shape::Keys(5);
 
-/// moka's own entry, and ours, beside the encoded data.
+/// The memory of moka's own entry and of ours, besides the encoded data.
 const BESIDE: f64 = 450.0;
 
-/// What both figures come from.
+/// The measurement for both figures.
 #[derive(Clone, Copy)]
 pub(crate) struct Million {
     found: Found,
-    /// Bytes of a session's data in the form in which it is held, on average.
+    /// Average size of a session's data in the compact form, in bytes.
     encoded: f64,
 }
 
@@ -36,7 +36,7 @@ impl Million {
         let packed: Option<Vec<_>> = (0..count).map(packed).collect();
         let packed = packed.context("each can be packed")?;
         let encoded = memory::count(packed.iter().sum()) / memory::count(count);
-        // Courtesy to a server that stays; it may take longer than the driver waits.
+        // Clean up in case the server stays. This may take longer than the driver waits.
         if driver.drop().await.is_err() {
             eprintln!("  the server has not dropped the sessions in time");
         }
@@ -71,8 +71,8 @@ pub(crate) async fn hit(bench: Bench) -> Result<Measured> {
     Ok(Measured::Value(million.found.hit.context("the child took the hits")?))
 }
 
-/// Hits on random ones of all that `ours` holds, against random ones of a thousand in a store of
-/// their own.
+/// Hits on random sessions among all that `ours` holds, divided by hits on random sessions among a
+/// thousand in another store.
 pub(crate) async fn hits(
     child: &Child,
     ours: &CachedMongoStore,

@@ -1,4 +1,4 @@
-//! Writes of requests that change nothing, where each is told to save.
+//! Writes of requests that change nothing, with a layer that saves on each request.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ use crate::fixtures::Commands;
 
 const BROWSERS: usize = 32;
 
-/// All requests from the first one after the log-ins to the end of the time, through the session
-/// layer of tower-sessions and a router of axum.
+/// All requests after the log-ins, through the session layer of tower-sessions and a router of
+/// axum.
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
     let (uri, commands) = (bench.uri(), Commands::default());
@@ -68,7 +68,7 @@ async fn view(session: Session) -> Result<String, StatusCode> {
     Ok(user.map_or_else(String::new, |user| user.to_string()))
 }
 
-/// Answers with the cookie that is set.
+/// Makes a request and returns the cookie that the response sets.
 async fn visit(
     app: &Router,
     path: &str,

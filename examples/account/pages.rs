@@ -71,8 +71,8 @@ pub(crate) fn page(
     html(title, &account, &main, "")
 }
 
-/// A whole page: `top` stands beside the name of the site, `main` is its main part, and `head` is added to
-/// the HTML head.
+/// A whole page: `top` is beside the name of the site, `main` is its main part, and `head` is added
+/// to the HTML head.
 pub(crate) fn html(title: &str, top: &str, main: &str, head: &str) -> impl IntoResponse + use<> {
     let page = format!(
         r##"<!DOCTYPE html>

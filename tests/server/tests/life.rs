@@ -1,4 +1,4 @@
-//! A server's life: it starts, it survives what it must, and it is never left behind.
+//! A server's life: it starts, survives what it must survive, and is never left behind.
 #![cfg(unix)]
 #![allow(
     clippy::print_stdout,
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use session_test_server::{Builder, Error, Kind, TestServer};
 
-/// Set in the child processes of these tests: how their life is to end.
+/// The variable that tells a child process of these tests how to end.
 const ROLE: &str = "SESSION_TEST_SERVER_ROLE";
 
 fn connects(port: u16) -> bool {
@@ -31,13 +31,13 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The state letter `ps` shows of a process; none when there is no such process.
+/// The state letter that `ps` shows for a process. `None` if there is no such process.
 fn state(pid: u32) -> Option<char> {
     let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().chars().next()
 }
 
-/// Dead, or dead and not yet collected by the system's first process.
+/// Whether it is dead, or dead and not yet collected by the system's first process.
 fn is_dead(pid: u32) -> bool {
     matches!(state(pid), None | Some('Z'))
 }
@@ -180,7 +180,7 @@ fn a_process_that_panics_leaves_nothing_behind() {
     assert_eq!(status.signal(), None);
 }
 
-/// Has a child process start a server, lets `end` end the child, and looks what is left.
+/// Makes a child process start a server, lets `end` end the child, and checks that nothing is left.
 fn leaves_nothing(end: impl FnOnce(&mut Child)) -> ExitStatus {
     let mut child = role("hold", |command| command.env_remove("MONGODB_URI")).0;
     let mut line = String::new();
@@ -204,7 +204,7 @@ fn leaves_nothing(end: impl FnOnce(&mut Child)) -> ExitStatus {
     status
 }
 
-/// No reaper either: its command line has the folder.
+/// Whether the reaper is gone too: its command line contains the folder.
 fn no_process_with(folder: &Path) -> bool {
     let mut gone = false;
     eventually("all processes are gone", || {
@@ -222,7 +222,7 @@ fn signal(child: &mut Child, signal: Signal) {
 struct Role(Child);
 
 impl Role {
-    /// What the child wrote for its parent, once it has ended.
+    /// The text that the child wrote for its parent, once the child has ended.
     fn wait_for_text(self) -> Option<String> {
         let output = self.0.wait_with_output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -231,7 +231,7 @@ impl Role {
     }
 }
 
-/// This test program once more, to do what [`child_process`] does in that role.
+/// Starts this test program again, to run [`child_process`] in that role.
 fn role(name: &str, prepare: impl FnOnce(&mut Command) -> &mut Command) -> Role {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -252,7 +252,7 @@ fn child_process() {
             Err(error) => println!("said: error {error} :said"),
         },
         Ok("hold") => {
-            // The shared one, which is never dropped: only the end of the process ends it.
+            // The shared server is never dropped: only the end of the process ends it.
             let server = session_test_server::shared().unwrap();
             println!(
                 "\nholding {} {} {}",
@@ -260,7 +260,7 @@ fn child_process() {
                 server.port().unwrap(),
                 server.folder().unwrap().display()
             );
-            // Until the parent lets go of its end.
+            // Wait until the parent closes its end.
             let _ = std::io::stdin().lines().next();
             panic!("as asked for");
         }
@@ -270,7 +270,7 @@ fn child_process() {
 
 #[test]
 fn kinds_can_be_asked_for() {
-    // Not the Python twin: it would be installed for this alone.
+    // Not the Python server: it would be installed only for this test.
     let error = TestServer::builder().kind(Kind::Mongod).start();
     match error {
         Ok(server) => assert_eq!(server.kind(), Some(Kind::Mongod)),
