@@ -118,7 +118,8 @@ impl Options {
     fn parse() -> Result<Self> {
         use lexopt::ValueExt;
 
-        let (mut options, mut args) = (Self::default(), lexopt::Parser::from_env());
+        let mut options = Self::default();
+        let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
             match arg {
                 lexopt::Arg::Long("require") => options.required = true,

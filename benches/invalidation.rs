@@ -43,7 +43,8 @@ async fn measure(uri: &str, rounds: u32) -> Result<(Histogram<u64>, Histogram<u6
     let one = MongoStore::connect(uri).await?;
     let other = CachedMongoStore::connect(uri).await?;
     let mut delivered = bare_stream(uri, one.collection().name()).await?;
-    let (mut bare, mut cached) = (Histogram::new(3)?, Histogram::new(3)?);
+    let mut bare = Histogram::new(3)?;
+    let mut cached = Histogram::new(3)?;
     for round in 0..rounds {
         let mut record = Record {
             id: tower_sessions::session::Id::default(),

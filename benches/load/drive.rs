@@ -11,10 +11,11 @@ use tokio::sync::{Barrier, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::fleet::Fleet;
+use crate::number::float;
 use crate::worker::{Verdict, Worker};
 
 /// How many wrong responses are described.
-const TOLD: usize = 3;
+const DESCRIBED: usize = 3;
 
 /// The results of one round, or of all rounds of one store.
 pub(crate) struct Tally {
@@ -23,7 +24,7 @@ pub(crate) struct Tally {
     pub(crate) stale: u64,
     /// Requests that were due and never sent. Open loop only.
     pub(crate) unsent: u64,
-    pub(crate) told: Vec<String>,
+    pub(crate) descriptions: Vec<String>,
     /// In nanoseconds.
     pub(crate) latencies: Histogram<u64>,
     pub(crate) elapsed: Duration,
@@ -36,7 +37,7 @@ impl Tally {
             wrong: 0,
             stale: 0,
             unsent: 0,
-            told: Vec::new(),
+            descriptions: Vec::new(),
             latencies: Histogram::new(3)?,
             elapsed: Duration::ZERO,
         })
@@ -47,8 +48,8 @@ impl Tally {
         self.wrong += other.wrong;
         self.stale += other.stale;
         self.unsent += other.unsent;
-        self.told.extend(other.told);
-        self.told.truncate(TOLD);
+        self.descriptions.extend(other.descriptions);
+        self.descriptions.truncate(DESCRIBED);
         self.latencies.add(other.latencies)?;
         self.elapsed += other.elapsed;
         Ok(())
@@ -62,8 +63,8 @@ impl Tally {
             Ok(Verdict::Stale) => self.stale += 1,
             Err(error) => {
                 self.wrong += 1;
-                if self.told.len() < TOLD {
-                    self.told.push(format!("{error:#}"));
+                if self.descriptions.len() < DESCRIBED {
+                    self.descriptions.push(format!("{error:#}"));
                 }
             }
         }
@@ -94,15 +95,17 @@ async fn closed(mut worker: Worker, start: Instant, length: Duration) -> Result<
 /// Requests are due at fixed times. If no client is free, a request waits, and its latency counts
 /// from the time at which it was due.
 async fn open(fleet: &mut Fleet, length: Duration, rate: f64) -> Result<Tally> {
-    let (due, taken) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+    let due = Arc::new(Semaphore::new(0));
+    let taken = Arc::new(AtomicU64::new(0));
     let start = Instant::now();
-    let moment = move |index: u64| start + Duration::from_secs_f64(crate::float(index) / rate);
+    let moment = move |index: u64| start + Duration::from_secs_f64(float(index) / rate);
     let pacer = tokio::task::spawn_blocking({
         let due = due.clone();
         move || pace(&due, start, length, rate)
     });
     let mut tally = all(fleet, |mut worker, _| {
-        let (due, taken) = (due.clone(), taken.clone());
+        let due = due.clone();
+        let taken = taken.clone();
         async move {
             let mut tally = Tally::new()?;
             while let Ok(permit) = due.acquire().await {
@@ -135,7 +138,7 @@ fn pace(due: &Semaphore, start: Instant, length: Duration, rate: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, reason = "a few at a time")]
         due.add_permits((by_now - gone) as usize);
         gone = by_now;
-        let next = start + Duration::from_secs_f64(crate::float(gone) / rate);
+        let next = start + Duration::from_secs_f64(float(gone) / rate);
         std::thread::sleep(next.min(start + length).saturating_duration_since(Instant::now()));
     }
     due.close();
@@ -151,7 +154,9 @@ async fn stampede(fleet: &mut Fleet, length: Duration) -> Result<Tally> {
     // before the barrier of that wave, so all clients see the same value.
     let end = Arc::new(AtomicU64::new(sessions.len() as u64));
     all(fleet, |mut worker, start| {
-        let (sessions, barrier, end) = (sessions.clone(), barrier.clone(), end.clone());
+        let sessions = sessions.clone();
+        let barrier = barrier.clone();
+        let end = end.clone();
         async move {
             let mut tally = Tally::new()?;
             for (wave, (cookie, owner)) in (0..).zip(sessions.iter()) {

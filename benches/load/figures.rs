@@ -7,9 +7,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::drive::Tally;
+use crate::kind::Kind;
+use crate::number::float;
 use crate::scenario::Scenario;
 use crate::stats::Stats;
-use crate::stores::Kind;
 
 /// The results of one store in one scenario, while its rounds continue.
 pub(crate) struct Sum {
@@ -98,7 +99,7 @@ impl Sum {
 
     pub(crate) fn cell(self, scenario: Scenario, store: Kind) -> Cell {
         let Self { rounds, tally, stats, cpu, resident } = self;
-        let requests = crate::float(tally.requests.max(1));
+        let requests = float(tally.requests.max(1));
         let elapsed = tally.elapsed.as_secs_f64();
         let each = |used: Duration| used.as_secs_f64() * 1e6 / requests;
         let cores = |used: Duration| used.as_secs_f64() / elapsed;
@@ -109,12 +110,12 @@ impl Sum {
             rounds,
             requests: tally.requests,
             wrong: tally.wrong,
-            wrong_answers: tally.told,
+            wrong_answers: tally.descriptions,
             stale: tally.stale,
             unsent: tally.unsent,
             latency_micros: Latency::of(&tally.latencies),
             hit_rate: stats.hit_rate(),
-            mongo_commands_per_request: crate::float(stats.commands) / requests,
+            mongo_commands_per_request: float(stats.commands) / requests,
             mongo_commands: stats.named,
             loads: stats.loads,
             server_cpu_micros: each(cpu.server),
@@ -133,13 +134,13 @@ impl Sum {
 
 impl Latency {
     fn of(taken: &Histogram<u64>) -> Self {
-        let at = |share: f64| crate::float(taken.value_at_quantile(share)) / 1_000.0;
+        let at = |share: f64| float(taken.value_at_quantile(share)) / 1_000.0;
         // Nine points to each further nine, from a tenth of the requests, as far as there are
         // enough requests.
         let nines = (0..5_i32).flat_map(|nines| (0..9_i32).map(move |step| (nines, step)));
         let shares =
             nines.map(|(nines, step)| 1.0 - 0.1_f64.powi(nines) * (1.0 - 0.1 * f64::from(step)));
-        let last = 1.0 - 1.0 / crate::float(taken.len().max(1));
+        let last = 1.0 - 1.0 / float(taken.len().max(1));
         let curve = shares
             .filter(|share| (0.05..=last).contains(share))
             .map(|share| (share, at(share)))
@@ -159,7 +160,8 @@ pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
             {
                 let goal = cell.scenario.goal(peer).filter(|_| cell.store == Kind::Ours);
                 let value = cell.throughput / other.throughput;
-                let (scenario, store) = (cell.scenario, cell.store);
+                let scenario = cell.scenario;
+                let store = cell.store;
                 ratios.push(Ratio { scenario, store, peer, value, goal });
             }
         }

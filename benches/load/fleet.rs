@@ -7,13 +7,13 @@ use mongodb::Client;
 use session_test_server::TestServer;
 use tower_sessions_moka_mongodb_store::mongodb;
 
-use crate::args::Options;
 use crate::client::Connection;
+use crate::kind::Kind;
+use crate::options::Options;
 use crate::process::Server;
 use crate::scenario::Scenario;
 use crate::server::Setup;
 use crate::stats::Stats;
-use crate::stores::Kind;
 use crate::worker::{Rules, Worker};
 
 pub(crate) struct Fleet {

@@ -7,14 +7,16 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::figures::Cell;
-use crate::{Findings, plot, table};
+use crate::findings::Findings;
+use crate::{plot, table};
 
 /// Writes `<scenario>-throughput.svg` and `<scenario>-latency.svg` for each scenario, and `run.md`,
 /// into `folder`.
 pub(crate) fn write(findings: &Findings, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     for cells in findings.cells.chunk_by(|one, next| one.scenario == next.scenario) {
-        let (key, cells) = (cells[0].scenario.key(), cells.iter().collect::<Vec<_>>());
+        let key = cells[0].scenario.key();
+        let cells = cells.iter().collect::<Vec<_>>();
         fs::write(folder.join(format!("{key}-throughput.svg")), lines(&plot::throughput(&cells)?))?;
         fs::write(folder.join(format!("{key}-latency.svg")), lines(&plot::latency(&cells)?))?;
     }

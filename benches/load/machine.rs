@@ -8,6 +8,8 @@ use serde::Serialize;
 use session_test_server::TestServer;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use crate::number::float;
+
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -69,7 +71,7 @@ impl Machine {
 
     /// A line for each part: its name and its text.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
-        let gigabytes = crate::float(self.memory_bytes) / f64::from(1 << 30);
+        let gigabytes = float(self.memory_bytes) / f64::from(1 << 30);
         let versions: Vec<_> =
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         vec![

@@ -17,10 +17,14 @@ mod client;
 mod content;
 mod drive;
 mod figures;
+mod findings;
 mod fleet;
 mod guide;
+mod kind;
 mod machine;
 mod naive;
+mod number;
+mod options;
 mod plot;
 mod process;
 mod report;
@@ -39,21 +43,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use session_test_server::TestServer;
 
-use crate::args::{Asked, Options};
-use crate::figures::{Cell, Ratio};
+use crate::args::Asked;
+use crate::figures::Cell;
+use crate::findings::Findings;
 use crate::machine::Machine;
-
-/// The results of a run, as `--json` writes them.
-#[derive(Debug, Serialize)]
-struct Findings {
-    machine: Machine,
-    options: Options,
-    cells: Vec<Cell>,
-    ratios: Vec<Ratio>,
-}
+use crate::options::Options;
 
 fn main() -> Result<ExitCode> {
     let options = match args::parse()? {
@@ -98,7 +94,7 @@ fn main() -> Result<ExitCode> {
     write(&findings)?;
     let wrong: u64 = findings.cells.iter().map(|cell| cell.wrong).sum();
     if wrong > 0 {
-        println!("{wrong} answers were wrong");
+        println!("{wrong} responses were wrong");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -144,10 +140,4 @@ fn write(findings: &Findings) -> Result<()> {
         println!("plots in {}", folder.display());
     }
     Ok(())
-}
-
-/// Counts are far smaller than the numbers that a float cannot represent.
-#[allow(clippy::cast_precision_loss, reason = "counts stay below 2^53")]
-fn float(count: u64) -> f64 {
-    count as f64
 }

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use anyhow::Result;
 
 use crate::figures::Cell;
-use crate::{Findings, machine, plot, table};
+use crate::findings::Findings;
+use crate::{machine, plot, table};
 
 const STYLE: &str = "\
 body { font: 15px/1.45 sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }

@@ -7,10 +7,11 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use session_test_server::TestServer;
 
-use crate::args::Options;
 use crate::drive;
 use crate::figures::{Cell, Cpu, Sum};
 use crate::fleet::Fleet;
+use crate::number::float;
+use crate::options::Options;
 use crate::process::Usage;
 use crate::scenario::Scenario;
 
@@ -70,7 +71,7 @@ async fn warms_up(
 ) -> Result<()> {
     let tally = drive::round(fleet, time, options.rate).await?;
     sum.tally.wrong += tally.wrong;
-    sum.tally.told.extend(tally.told);
+    sum.tally.descriptions.extend(tally.descriptions);
     Ok(())
 }
 
@@ -105,6 +106,6 @@ async fn measure(
         client: sum.cpu.client + client,
         mongo: (!mongo_pid.is_empty()).then(|| sum.cpu.mongo.unwrap_or_default() + mongo),
     };
-    sum.rounds.push(crate::float(tally.requests) / tally.elapsed.as_secs_f64());
+    sum.rounds.push(float(tally.requests) / tally.elapsed.as_secs_f64());
     sum.tally.add(tally)
 }

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use crate::args::Options;
-use crate::stores::Kind;
+use crate::kind::Kind;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -116,15 +115,16 @@ impl Scenario {
         }
     }
 
-    /// The next step, chosen by a random number from 0 to 99.
-    pub(crate) fn step(self, drawn: u32, options: &Options) -> Step {
+    /// The next step, chosen by a random number from 0 to 99. `invented` is the share of invented ids
+    /// in percent.
+    pub(crate) fn step(self, drawn: u32, invented: u32) -> Step {
         match self {
             Self::Bare => Step::Bare,
             Self::ReadMostly if drawn < 5 => Step::Write,
             Self::Write => Step::Write,
             Self::AlwaysSave => Step::Touch,
             Self::LogIn => Step::LogIn,
-            Self::Flood if drawn < options.invented => Step::Invent,
+            Self::Flood if drawn < invented => Step::Invent,
             Self::TwoInstances if drawn < 10 => Step::Write,
             Self::TwoInstances if drawn < 55 => Step::Read(1),
             _ => Step::Read(0),

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_sessions::{Expiry, Session, SessionManagerLayer, SessionStore};
 
-use crate::args::StoreOptions;
 use crate::content::Content;
+use crate::kind::Kind;
+use crate::options::StoreOptions;
 use crate::stats::{Meters, Stats};
-use crate::stores::{Kind, Store};
+use crate::stores::Store;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {

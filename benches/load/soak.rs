@@ -17,11 +17,13 @@ use tokio::task::JoinSet;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
 
-use crate::args::{Options, Soak};
 use crate::content::Content;
+use crate::kind::Kind;
+use crate::number::float;
+use crate::options::{Options, Soak};
 use crate::process::Usage;
 use crate::stats::Meters;
-use crate::stores::{Kind, Store};
+use crate::stores::Store;
 
 /// The number of lines of figures.
 const SAMPLES: u64 = 40;
@@ -133,13 +135,14 @@ async fn part(
 }
 
 fn show(shared: &Shared, meters: &Meters, begun: Instant) {
-    let (stats, sample) = (meters.read(), sample(meters));
+    let stats = meters.read();
+    let sample = sample(meters);
     println!(
         "{:6.1} s  loads {:9}  saves {:8}  RSS {:6.1} MiB  entries {:7}  bytes {:10}  hits {:5.1} %  tasks {}",
         begun.elapsed().as_secs_f64(),
         shared.loads.load(Ordering::Relaxed),
         shared.saves.load(Ordering::Relaxed),
-        crate::float(sample.resident) / crate::float(MIB),
+        float(sample.resident) / float(MIB),
         stats.entries,
         stats.bytes,
         stats.hit_rate().unwrap_or(0.0) * 100.0,
@@ -154,7 +157,8 @@ fn sample(meters: &Meters) -> Sample {
 
 /// Waits until at most `tasks` are left, or until none has ended for a while.
 async fn settle(meters: &Meters, tasks: u64) -> Sample {
-    let (mut least, mut since) = (u64::MAX, Instant::now());
+    let mut least = u64::MAX;
+    let mut since = Instant::now();
     while since.elapsed() < PATIENCE / 10 && least > tasks {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let now = meters.read().tasks;
@@ -172,7 +176,7 @@ impl Caller {
             shared: shared.clone(),
             sessions,
             records: Vec::new(),
-            zipf: Zipf::new(crate::float(sessions as u64), shared.zipf)?,
+            zipf: Zipf::new(float(sessions as u64), shared.zipf)?,
             chance: ChaCha8Rng::seed_from_u64(options.seed.wrapping_add(index as u64)),
         })
     }

@@ -13,6 +13,8 @@ use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};
 use tower_sessions_moka_mongodb_store::mongodb;
 
+use crate::number::float;
+
 /// The counter of loads, by result. The naive pair's cache also counts into it.
 pub(crate) const LOADS: &str = "session_store_loads_total";
 const ENTRIES: &str = "session_store_cache_entries";
@@ -67,7 +69,7 @@ impl Stats {
             results.iter().filter_map(|result| self.loads.get(*result)).sum()
         };
         let all: u64 = self.loads.values().sum();
-        (all > 0).then(|| crate::float(of(&["hit", "absent", "grace"])) / crate::float(all))
+        (all > 0).then(|| float(of(&["hit", "absent", "grace"])) / float(all))
     }
 }
 
@@ -101,7 +103,8 @@ impl Meters {
         });
         // A store without a cache registers the series as well, and leaves them at zero.
         loads.retain(|_, count| *count > 0);
-        let (mut entries, mut bytes) = (0, 0);
+        let mut entries = 0;
+        let mut bytes = 0;
         self.registry.visit_gauges(|key, value| {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
             let value = f64::from_bits(value.load(Ordering::Relaxed)).max(0.0) as u64;

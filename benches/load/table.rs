@@ -3,7 +3,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::figures::{Cell, Ratio};
-use crate::stores::Kind;
+use crate::kind::Kind;
+use crate::number::float;
 
 const HEAD: [&str; 15] = [
     "store",
@@ -40,7 +41,7 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
         if part == 0 {
             return "-".to_owned();
         }
-        format!("{:.2}", crate::float(part) * 100.0 / crate::float(cell.requests.max(1)))
+        format!("{:.2}", float(part) * 100.0 / float(cell.requests.max(1)))
     };
     let count = |n: u64| if n == 0 { "-".to_owned() } else { n.to_string() };
     [
@@ -60,7 +61,7 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
             cell.client_cores,
             cell.mongo_cores.map_or_else(|| "?".to_owned(), |cores| format!("{cores:.2}"))
         ),
-        format!("{:.1}", crate::float(cell.resident_bytes) / f64::from(1 << 20)),
+        format!("{:.1}", float(cell.resident_bytes) / f64::from(1 << 20)),
         cell.wrong.to_string(),
         percent(cell.stale),
         count(cell.unsent),
@@ -69,7 +70,8 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
 
 /// A line for each scenario, a column for each pair of stores.
 pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
-    let (mut scenarios, mut pairs) = (Vec::new(), Vec::new());
+    let mut scenarios = Vec::new();
+    let mut pairs = Vec::new();
     for ratio in ratios {
         if !scenarios.contains(&ratio.scenario) {
             scenarios.push(ratio.scenario);

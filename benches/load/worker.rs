@@ -11,8 +11,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Zipf};
 use tower_sessions::session::Id;
 
-use crate::args::Options;
 use crate::client::{Answer, Connection};
+use crate::number::float;
+use crate::options::Options;
 use crate::scenario::{Scenario, Step};
 
 /// A session whose cookie this client has, and that no other client changes.
@@ -60,7 +61,7 @@ impl Worker {
     pub(crate) fn new(rules: Rules, connections: Vec<Connection>, index: usize) -> Result<Self> {
         let options = &rules.options;
         let sessions = options.sessions.div_ceil(options.connections);
-        let zipf = Zipf::new(crate::float(sessions as u64), options.zipf)?;
+        let zipf = Zipf::new(float(sessions as u64), options.zipf)?;
         let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64);
         Ok(Self {
             rules,
@@ -88,7 +89,7 @@ impl Worker {
     /// Makes one request, and checks its response.
     pub(crate) async fn step(&mut self) -> Result<Verdict> {
         let drawn = self.chance.random_range(0..100);
-        match self.rules.scenario.step(drawn, &self.rules.options) {
+        match self.rules.scenario.step(drawn, self.rules.options.invented) {
             Step::Bare => {
                 let answer = self.ask(0, Method::GET, uri("/bare"), None).await?;
                 ensure!(answer.body.as_ref() == b"0 0", "an answer with another text");
@@ -155,7 +156,8 @@ impl Worker {
 
     async fn write(&mut self) -> Result<Verdict> {
         let at = self.choice();
-        let (cookie, next) = (self.held[at].cookie.clone(), self.held[at].version + 1);
+        let cookie = self.held[at].cookie.clone();
+        let next = self.held[at].version + 1;
         // If the response is lost, the write may still have been carried out.
         let path = Uri::from_str(&format!("/write/{next}"))?;
         let answer = self.ask(0, Method::POST, path, Some(&cookie)).await?;

@@ -1,21 +1,15 @@
 //! The settings that every figure receives, and the result that it returns.
 
 use std::fmt;
-use std::sync::Arc;
 
 use session_test_server::TestServer;
-use tokio::sync::OnceCell;
-
-use crate::million::Million;
 
 /// The settings of a run. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct Bench {
     pub(crate) server: &'static TestServer,
     pub(crate) rounds: usize,
     pub(crate) quick: bool,
-    /// Measured once for the two figures that need it.
-    pub(crate) million: Arc<OnceCell<Million>>,
 }
 
 /// The result of a figure.
@@ -36,7 +30,7 @@ pub(crate) enum Goal {
 
 impl Bench {
     pub(crate) fn new(server: &'static TestServer, rounds: usize, quick: bool) -> Self {
-        Self { server, rounds, quick, million: Arc::default() }
+        Self { server, rounds, quick }
     }
 
     /// A URI with a new database.

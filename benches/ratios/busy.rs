@@ -23,11 +23,13 @@ const TASKS: usize = 128;
 const BLOCKS: usize = 3;
 
 pub(crate) async fn load(bench: Bench) -> Result<Measured> {
-    let (uri, each) = (bench.uri(), bench.size(16, 2));
+    let uri = bench.uri();
+    let each = bench.size(16, 2);
     let driver = fixtures::driver(&uri).await?;
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * BLOCKS + 1) * TASKS * each).await?;
-    let (ours, driver) = (&ours, &driver);
+    let ours = &ours;
+    let driver = &driver;
     let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
         async move {
             // Each session once, so that each load is a miss.
@@ -38,7 +40,8 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
             match side {
                 Side::Ours => {
                     let work = (0..TASKS).map(|task| {
-                        let (ours, ids) = (ours.clone(), ids(task).collect::<Vec<_>>());
+                        let ours = ours.clone();
+                        let ids = ids(task).collect::<Vec<_>>();
                         async move {
                             for id in &ids {
                                 black_box(ours.load(id).await?.context("it was stored")?);
@@ -102,7 +105,8 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                     let work = (0..TASKS).map(|task| {
                         let records =
                             changed(SEED, task).map(|(id, data)| fixtures::record(id, data));
-                        let (ours, records) = (ours.clone(), records.collect::<Vec<_>>());
+                        let ours = ours.clone();
+                        let records = records.collect::<Vec<_>>();
                         async move {
                             for record in &records {
                                 ours.save(record).await?;

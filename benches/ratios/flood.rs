@@ -33,7 +33,8 @@ pub(crate) async fn hit_rate(bench: Bench) -> Result<Measured> {
 
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 async fn of(bench: &Bench, policy: EvictionPolicy) -> Result<f64> {
-    let (uri, commands) = (bench.uri(), Commands::default());
+    let uri = bench.uri();
+    let commands = Commands::default();
     let builder = CachedMongoStore::builder(commands.mongo(&uri).await?);
     let ours = builder.eviction_policy(policy).max_entries(HELD).build().await?;
     fixtures::fill(&fixtures::driver(&uri).await?, SEED, Shape::Keys(2), LIVE).await?;
@@ -44,7 +45,8 @@ async fn of(bench: &Bench, policy: EvictionPolicy) -> Result<f64> {
     }
     commands.take_asked(&keys);
     // Loads of live sessions, and the loads among them that went to the server.
-    let (mut loads, mut asked) = ([0_usize; 2], [0_usize; 2]);
+    let mut loads = [0_usize; 2];
+    let mut asked = [0_usize; 2];
     let each = bench.size(100, 5);
     for _ in 0..bench.rounds {
         for (side, invented) in [0, INVENTED].into_iter().enumerate() {
@@ -69,7 +71,8 @@ async fn visitors(
 ) -> Result<()> {
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
-        let (ours, ids) = (ours.clone(), Arc::clone(ids));
+        let ours = ours.clone();
+        let ids = Arc::clone(ids);
         tasks.spawn(async move {
             for _ in 0..each {
                 let id = &ids[fastrand::usize(..ids.len())];

@@ -52,7 +52,9 @@ pub(crate) async fn against_floor(bench: Bench, keys: usize, compact: bool) -> R
         let record = mongo.load(id).await?.context("it was just stored")?;
         floor.0.insert(Floor::key(*id), record);
     }
-    let (ours, floor, ids) = (&ours, &floor, &ids);
+    let ours = &ours;
+    let floor = &floor;
+    let ids = &ids;
     let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {
@@ -86,7 +88,9 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
         loads(&ours, [id]).await?;
         loads(&theirs, [id]).await?;
     }
-    let (ours, theirs, ids) = (&ours, &theirs, &ids);
+    let ours = &ours;
+    let theirs = &theirs;
+    let ids = &ids;
     let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {

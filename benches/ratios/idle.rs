@@ -26,10 +26,12 @@ fn blocks(bench: &Bench) -> usize {
 
 pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     let uri = bench.uri();
-    let (driver, blocks) = (fixtures::driver(&uri).await?, blocks(&bench));
+    let driver = fixtures::driver(&uri).await?;
+    let blocks = blocks(&bench);
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * blocks + 1) * BLOCK).await?;
-    let (ours, driver) = (&ours, &driver);
+    let ours = &ours;
+    let driver = &driver;
     let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
         async move {
             // Each session once, so that each load is a miss.
@@ -71,7 +73,8 @@ pub(crate) async fn save(bench: Bench) -> Result<Measured> {
 }
 
 async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
-    let (driver, blocks) = (fixtures::driver(uri).await?, blocks(bench));
+    let driver = fixtures::driver(uri).await?;
+    let blocks = blocks(bench);
     let ours = fixtures::cached(uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, 10 * BLOCK).await?;
     fixtures::fill(theirs, THEIRS, SHAPE, 10 * BLOCK).await?;
@@ -130,7 +133,8 @@ pub(crate) async fn create(bench: Bench) -> Result<Measured> {
 }
 
 async fn create_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
-    let (ours, blocks) = (fixtures::cached(uri, false).await?, blocks(bench));
+    let ours = fixtures::cached(uri, false).await?;
+    let blocks = blocks(bench);
     let ours = &ours;
     let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
         async move {

@@ -7,7 +7,8 @@ const VERSIONS: &str = include_str!("../../Cargo.lock");
 /// Prints it on stderr.
 pub(crate) fn describe(bench: &Bench) {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let os = std::env::consts::OS;
+    let arch = std::env::consts::ARCH;
     eprintln!("machine: {cpus} CPUs ({}), {os} {arch}", cpu().unwrap_or("unknown".into()));
     if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
         let load: Vec<_> = load.split(' ').take(3).collect();

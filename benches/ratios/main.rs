@@ -48,8 +48,7 @@ fn main() -> Result<ExitCode> {
     for figure in options.chosen {
         eprintln!("\n{}: {}", figure.name, figure.what);
         // In a task, like a request handler.
-        let measured =
-            runtime.block_on(async { tokio::spawn((figure.measure)(bench.clone())).await });
+        let measured = runtime.block_on(async { tokio::spawn((figure.measure)(bench)).await });
         let goal = figure.goal;
         match measured.context("it panicked").and_then(|measured| measured) {
             Ok(Measured::Value(value)) => {
@@ -68,7 +67,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     if failed > 0 {
-        eprintln!("\n{failed} figures could not be taken");
+        eprintln!("\n{failed} figures could not be measured");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -82,7 +81,9 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Self> {
-        let (mut only, mut rounds, mut quick) = (Vec::<String>::new(), None, false);
+        let mut only = Vec::<String>::new();
+        let mut rounds = None;
+        let mut quick = false;
         let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
             match arg {

@@ -12,8 +12,9 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape};
-use crate::million;
+use crate::hits;
 use crate::resident::{self, Gauges};
+use crate::rounds::{Rounds, Side};
 
 /// If this variable is set, this program is the child. It is not an argument: a URI may contain a
 /// password, and a list of processes shows arguments.
@@ -80,7 +81,7 @@ impl Child {
         let after = Sizes::read(&ours, &gauges).await?;
         ensure!(after.entries >= count(self.count), "not all sessions are held");
         let hit = match self.hits {
-            Some((rounds, blocks)) => Some(million::hits(&self, &ours, rounds, blocks).await?),
+            Some((rounds, blocks)) => Some(hits_among_all(&self, &ours, rounds, blocks).await?),
             None => None,
         };
         let found = Found {
@@ -95,9 +96,12 @@ impl Child {
 
     /// Loads the sessions of these numbers, many at a time.
     async fn load(&self, ours: &CachedMongoStore, first: usize, end: usize) -> Result<()> {
-        let (next, mut tasks) = (Arc::new(AtomicUsize::new(first)), JoinSet::new());
+        let next = Arc::new(AtomicUsize::new(first));
+        let mut tasks = JoinSet::new();
         for _ in 0..64 {
-            let (ours, next, seed) = (ours.clone(), Arc::clone(&next), self.seed);
+            let ours = ours.clone();
+            let next = Arc::clone(&next);
+            let seed = self.seed;
             tasks.spawn(async move {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
@@ -106,7 +110,7 @@ impl Child {
                     }
                     ours.load(&fixtures::id(seed, number)).await?.context("it was stored")?;
                     if number > 0 && number.is_multiple_of(100_000) {
-                        eprintln!("  {number} of {end} sessions read");
+                        eprintln!("  {number} of {end} sessions loaded");
                     }
                 }
             });
@@ -116,6 +120,44 @@ impl Child {
         }
         Ok(())
     }
+}
+
+/// Hits on random sessions among all that `ours` holds, divided by hits on random sessions among a
+/// thousand in another store.
+async fn hits_among_all(
+    child: &Child,
+    ours: &CachedMongoStore,
+    rounds: usize,
+    blocks: usize,
+) -> Result<f64> {
+    const BLOCK: usize = 1_000;
+    const FEW: usize = 1_000;
+    let few = fixtures::cached(&child.uri, true).await?;
+    let mut random = fastrand::Rng::with_seed(child.seed);
+    let mut among = |held: usize| -> Vec<_> {
+        (0..BLOCK).map(|_| fixtures::id(child.seed, random.usize(..held))).collect()
+    };
+    let all_few: Vec<_> = (0..FEW).map(|number| fixtures::id(child.seed, number)).collect();
+    hits::loads(&few, &all_few).await?;
+    let mut measured = Rounds::default();
+    for _ in 0..rounds {
+        for _ in 0..blocks {
+            let wide = among(child.count);
+            let narrow = among(FEW);
+            for side in measured.turn() {
+                let time = match side {
+                    Side::Ours => hits::loads(ours, &wide).await?,
+                    Side::Theirs => hits::loads(&few, &narrow).await?,
+                };
+                measured.took(side, time, BLOCK);
+            }
+            tokio::task::yield_now().await;
+        }
+        measured.ends();
+    }
+    measured.tell(&format!("a hit among {}", child.count), "a hit among 1000");
+    few.shutdown().await;
+    Ok(measured.ratio())
 }
 
 struct Sizes {
@@ -130,7 +172,9 @@ impl Sizes {
         // When the server replies to this, all earlier commands have ended.
         ours.estimated_length().await?;
         Ok(Self {
-            resident: resident::resident().context("this system does not say")? as f64,
+            resident: resident::resident()
+                .context("this system does not report the memory of a process")?
+                as f64,
             held: gauges.value("session_store_cache_bytes"),
             entries: gauges.value("session_store_cache_entries"),
         })
@@ -142,7 +186,7 @@ impl Sizes {
 pub(crate) async fn weighed(bench: Bench) -> Result<Measured> {
     const SEED: u64 = 6;
     if resident::resident().is_none() {
-        return Ok(Measured::Skipped("this system does not say what a process takes".into()));
+        return Ok(Measured::Skipped("this system does not report the memory of a process".into()));
     }
     let full = [
         (Shape::Keys(1), 80_000),
@@ -165,7 +209,7 @@ pub(crate) async fn weighed(bench: Bench) -> Result<Measured> {
                 Child { uri, seed: SEED, shape, count, compact, hits: None }.start().await?;
             let ratio = found.held / found.resident;
             eprintln!(
-                "  {shape:?}, {}: {:.0} bytes held of {:.0} resident for a session: {ratio:.3}",
+                "  {shape:?}, {}: {:.0} bytes reported of {:.0} resident for a session: {ratio:.3}",
                 if compact { "compact" } else { "plain" },
                 found.held / found.sessions,
                 found.resident / found.sessions,
@@ -177,7 +221,7 @@ pub(crate) async fn weighed(bench: Bench) -> Result<Measured> {
     }
     match worst {
         Some(worst) if worst.is_finite() => Ok(Measured::Value(worst)),
-        _ => bail!("no memory was taken"),
+        _ => bail!("the memory did not grow"),
     }
 }
 

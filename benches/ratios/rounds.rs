@@ -84,7 +84,8 @@ impl Rounds {
             let rounds = &self.ended[side as usize];
             let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
             let most = rounds.iter().copied().fold(0.0, f64::max);
-            let (count, median) = (rounds.len(), self.of(side));
+            let count = rounds.len();
+            let median = self.of(side);
             eprintln!("  {name}: {median:.0} ns (rounds: {count}, {least:.0} to {most:.0})");
         }
     }

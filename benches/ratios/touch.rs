@@ -21,7 +21,8 @@ const BROWSERS: usize = 32;
 /// axum.
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
-    let (uri, commands) = (bench.uri(), Commands::default());
+    let uri = bench.uri();
+    let commands = Commands::default();
     let mongo = commands.mongo(&uri).await?;
     let touch_after = Duration::from_secs(60);
     let ours = CachedMongoStore::builder(mongo).touch_after(touch_after).build().await?;
@@ -33,11 +34,13 @@ pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
     for _ in 0..bench.size(1_000, 100) {
         cookies.push(visit(&app, "/log-in", None).await?.context("a log-in sets a cookie")?);
     }
-    let (before, seconds) = (commands.writes(), bench.size(30, 5) as u64);
+    let before = commands.writes();
+    let seconds = bench.size(30, 5) as u64;
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut browsers = JoinSet::new();
     for share in cookies.chunks(cookies.len().div_ceil(BROWSERS)) {
-        let (app, share) = (app.clone(), share.to_vec());
+        let app = app.clone();
+        let share = share.to_vec();
         browsers.spawn(async move {
             let mut requests = 0_usize;
             while Instant::now() < end {

@@ -108,7 +108,8 @@ pub(crate) fn moment(at: OffsetDateTime, now: OffsetDateTime) -> String {
         at.hour(),
         at.minute()
     );
-    let (date, time) = (at.date(), at.time());
+    let date = at.date();
+    let time = at.time();
     let (hour, minute, second) = time.as_hms();
     let machine = format!("{date}T{hour:02}:{minute:02}:{second:02}Z");
     let minutes = (now - at).whole_minutes();

@@ -103,8 +103,11 @@ pub(crate) fn parse(
 ) -> Result<Asked, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(Into::into));
     let mut settings = Settings::default();
-    let (mut filters, mut skips) = (Vec::new(), Vec::new());
-    let (mut list, mut exact, mut ignored) = (false, false, false);
+    let mut filters = Vec::new();
+    let mut skips = Vec::new();
+    let mut list = false;
+    let mut exact = false;
+    let mut ignored = false;
     while let Some(arg) = parser.next()? {
         match arg {
             Long("seconds") => settings.seconds = number(&mut parser, "seconds", 3, 1_000_000)?,

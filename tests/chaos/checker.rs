@@ -213,7 +213,8 @@ fn elsewhere_rule(proof: Proof, state: State, late: Nanos) -> (&'static str, Str
 }
 
 fn expected(events: &[Event], writes: &Writes) -> Expected {
-    let (mut least, mut gone) = (0, writes.deleted.is_some());
+    let mut least = 0;
+    let mut gone = writes.deleted.is_some();
     for event in events {
         match event.what {
             What::Write { least: stands, ok: true, .. } if !writes.is_ghost(event.start) => {

@@ -60,7 +60,8 @@ impl Cluster {
         let address = address.map_err(|error| error.to_string())??;
         let upstream = Upstream::like_mongodb(address).await.map_err(|error| error.to_string())?;
 
-        let (mut proxies, mut instances) = (Vec::new(), Vec::new());
+        let mut proxies = Vec::new();
+        let mut instances = Vec::new();
         for instance in 0..settings.instances {
             let proxy = Proxy::start(upstream.clone()).await.map_err(|error| error.to_string())?;
             // A direct connection, so that the driver does not use the server's own address and

@@ -211,7 +211,8 @@ pub(crate) async fn carry_out(
     let mut done = BTreeMap::new();
     for fault in plan {
         *done.entry(fault.kind).or_default() += 1;
-        let (victims, weather) = (victims.clone(), weather.clone());
+        let victims = victims.clone();
+        let weather = weather.clone();
         running.spawn(async move {
             let now = Duration::from_nanos(clock.now());
             tokio::time::sleep(fault.at.saturating_sub(now)).await;

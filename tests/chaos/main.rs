@@ -111,13 +111,16 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     let mut tasks = JoinSet::new();
     workload::start(&run, &mut tasks);
     let alone = (!settings.calm).then(|| {
-        let (victims, weather) = (cluster.victims.clone(), weather.clone());
-        let (meters, run) = (meters.clone(), run.clone());
+        let victims = cluster.victims.clone();
+        let weather = weather.clone();
+        let meters = meters.clone();
+        let run = run.clone();
         tokio::spawn(async move { overload::alone(&victims, &weather, &meters, &run).await })
     });
     let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
     let storm = tokio::spawn(storm);
-    let (for_prober, sky) = (run.clone(), weather.clone());
+    let for_prober = run.clone();
+    let sky = weather.clone();
     let prober = tokio::task::spawn_blocking(move || {
         prober::probe(&for_prober, &sky, &tokio::runtime::Handle::current())
     });

@@ -39,7 +39,8 @@ pub(crate) fn probe(
     let instances = run.settings.instances;
     while !run.has_ended() {
         std::thread::sleep(PAUSE);
-        let (writer, deletes) = (rng.random_range(0..instances), rng.random());
+        let writer = rng.random_range(0..instances);
+        let deletes = rng.random();
         if instances < 2 || !weather.is_calm(run.clock.now(), QUIET) {
             continue;
         }

@@ -102,7 +102,8 @@ fn show(broken: &[Broken]) {
     for Broken { number, violation, .. } in broken {
         let case = (*number, violation.rule);
         if named.len() < NAMED && named.insert(case) {
-            let (rule, text) = (violation.rule, &violation.text);
+            let rule = violation.rule;
+            let text = &violation.text;
             println!("VIOLATION of {rule}: session {number}: {text} ({} of these)", times[&case]);
         }
     }

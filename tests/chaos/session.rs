@@ -119,7 +119,8 @@ impl Script {
         if after.subsec_nanoseconds() != 0 {
             return None;
         }
-        let (version, writer) = (u32::try_from(version?).ok()?, u8::try_from(writer?).ok()?);
+        let version = u32::try_from(version?).ok()?;
+        let writer = u8::try_from(writer?).ok()?;
         Some(State { step, version, writer })
     }
 }

@@ -37,7 +37,9 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
     let proxy = Proxy::start().await;
     let ours = one_at_a_time(&proxy).await;
     let theirs = other_instance(proxy.direct()).await;
-    let (busy, a, b) = (create(&ours).await, create(&ours).await, create(&ours).await);
+    let busy = create(&ours).await;
+    let a = create(&ours).await;
+    let b = create(&ours).await;
     let mut first = proxy.hold("update");
     let keeps_busy = save(&ours, version(&busy, 1));
     first.reached().await;
@@ -61,7 +63,9 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     let mongo = one_at_a_time(&proxy).await;
     let ours = CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap();
     let theirs = other_instance(proxy.direct()).await;
-    let (busy, a, b) = (create(&ours).await, create(&ours).await, create(&ours).await);
+    let busy = create(&ours).await;
+    let a = create(&ours).await;
+    let b = create(&ours).await;
     let key = SessionKey::from(a.id).as_bytes().to_vec();
     let id = Binary { subtype: BinarySubtype::Generic, bytes: key };
     let expires = async |at: i64| {
@@ -94,7 +98,8 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
 async fn a_call_that_nobody_polls_any_more_holds_up_nobody() {
     let mongo = mongo().await;
     let store = CachedMongoStore::builder(mongo.clone()).build().await.unwrap();
-    let (loaded, saved) = (create(&mongo).await, create(&mongo).await);
+    let loaded = create(&mongo).await;
+    let saved = create(&mongo).await;
     let mut held = (Box::pin(store.load(&loaded.id)), Box::pin(store.save(&saved)));
     assert!(poll!(&mut held.0).is_pending() && poll!(&mut held.1).is_pending());
     let load = tokio::time::timeout(PATIENCE, store.load(&loaded.id)).await.unwrap();

@@ -85,7 +85,8 @@ async fn the_cache_keeps_to_its_bytes_under_ten_thousand_sessions() {
         assert!((meters.value("session_store_cache_limit_bytes") - LIMIT).abs() < 1.0);
         futures::stream::iter(0..10_000)
             .for_each_concurrent(64, |made| {
-                let (store, meters) = (&store, &meters);
+                let store = &store;
+                let meters = &meters;
                 async move {
                     create(store).await;
                     if made % 500 == 499 {

@@ -79,7 +79,8 @@ async fn dropped_save(store: impl Store) {
 async fn dropped_load(store: impl Store) {
     let other = store.another().await;
     for polls in 0..POLLS {
-        let (gone, kept) = (create(&other).await, create(&other).await);
+        let gone = create(&other).await;
+        let kept = create(&other).await;
         poll_and_drop(store.load(&gone.id), polls).await;
         poll_and_drop(store.load(&kept.id), polls).await;
         store.delete(&gone.id).await.unwrap();

@@ -120,7 +120,8 @@ async fn loads_of_what_has_outlived_its_lease_are_counted_once_each() {
     let (meters, mongo, store) =
         unfollowed(&uri(), |builder| builder.max_staleness(Duration::from_millis(20))).await;
     let record = create(&mongo).await;
-    let (mut loads, expired) = (0.0, "session_store_loads_total{result=expired}");
+    let mut loads = 0.0;
+    let expired = "session_store_loads_total{result=expired}";
     eventually("one comes too late", async || {
         store.load(&record.id).await.unwrap();
         loads += 1.0;
@@ -148,7 +149,8 @@ async fn reads_are_counted_by_what_they_leave() {
     let other = create(&mongo).await;
     let mut held = proxy.hold("find");
     let load = tokio::spawn({
-        let (store, id) = (store.clone(), other.id);
+        let store = store.clone();
+        let id = other.id;
         async move { store.load(&id).await }
     });
     held.reached().await;
@@ -192,7 +194,8 @@ async fn what_becomes_void_is_counted_by_its_cause_and_only_if_it_was_cached() {
     let record = create(&store).await;
     let mut held = proxy.hold("update");
     let save = tokio::spawn({
-        let (store, changed) = (store.clone(), changed(&record));
+        let store = store.clone();
+        let changed = changed(&record);
         async move { store.save(&changed).await }
     });
     held.reached().await;
@@ -216,7 +219,8 @@ async fn another_instances_change_is_counted_where_it_is_cached() {
     let store = CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap();
     drop(guard);
     let other = crate::common::other_instance(&uri).await;
-    let (cached, unknown) = (create(&store).await, create(&other).await);
+    let cached = create(&store).await;
+    let unknown = create(&other).await;
     other.delete(&unknown.id).await.unwrap();
     other.delete(&cached.id).await.unwrap();
     eventually("both are heard of", async || {

@@ -66,8 +66,8 @@ pub(crate) trait Store: SessionStore + Clone {
 
     /// Another instance of the app, with the client of this one.
     async fn another(&self) -> MongoStore {
-        let (client, namespace) =
-            (self.collection().client().clone(), self.collection().namespace());
+        let client = self.collection().client().clone();
+        let namespace = self.collection().namespace();
         let builder = MongoStore::builder().client(client).database(namespace.db);
         builder.collection(namespace.coll).build().await.unwrap()
     }

@@ -64,7 +64,8 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
 
 #[tokio::test]
 async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
-    let (one, other) = (fresh_database(), fresh_database());
+    let one = fresh_database();
+    let other = fresh_database();
     let uri = shared_fast().unwrap().uri_for(&one);
     let with_path = match uri.split_once('?') {
         Some((uri, options)) => format!("{uri}/logins?{options}"),

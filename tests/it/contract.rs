@@ -65,7 +65,8 @@ macro_rules! contract {
             #[tokio::test]
             async fn a_colliding_id_gives_a_different_id_and_both_sessions_stand() {
                 let store = $store;
-                let (mut first, mut second) = (record(), record());
+                let mut first = record();
+                let mut second = record();
                 store.create(&mut first).await.unwrap();
                 second.id = first.id;
                 store.create(&mut second).await.unwrap();
@@ -88,7 +89,8 @@ macro_rules! contract {
             #[tokio::test]
             async fn an_expired_session_is_none() {
                 let store = $store;
-                let (mut late, mut ended) = (record(), record());
+                let mut late = record();
+                let mut ended = record();
                 late.expiry_date = in_the_past();
                 store.create(&mut late).await.unwrap();
                 assert_eq!(store.load(&late.id).await.unwrap(), None);
@@ -157,8 +159,8 @@ macro_rules! our_contract {
             #[tokio::test]
             async fn the_expiry_is_kept_to_the_millisecond() {
                 let uri = uri();
-                let (store, plain) =
-                    ($store(uri.clone()).await, MongoStore::connect(uri).await.unwrap());
+                let store = $store(uri.clone()).await;
+                let plain = MongoStore::connect(uri).await.unwrap();
                 for nanos in [0, 1, 999_999, 1_000_000, 123_456_789, 999_999_999] {
                     let mut record = record();
                     record.expiry_date = record.expiry_date.replace_nanosecond(nanos).unwrap();
@@ -196,7 +198,8 @@ macro_rules! our_contract {
             #[tokio::test]
             async fn delete_expired_removes_the_expired_alone() {
                 let store = $store(uri()).await;
-                let (mut live, mut ended) = (record(), record());
+                let mut live = record();
+                let mut ended = record();
                 store.create(&mut live).await.unwrap();
                 ended.expiry_date = in_the_past();
                 store.create(&mut ended).await.unwrap();

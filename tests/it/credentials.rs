@@ -57,10 +57,12 @@ pub(crate) fn certificates(folder: &Path) {
 
 #[tokio::test]
 async fn tls_connects_with_the_right_authority_alone() {
-    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
     certificates(folder.path());
     certificates(other.path());
-    let (right, wrong) = (folder.path().join("authority.pem"), other.path().join("authority.pem"));
+    let right = folder.path().join("authority.pem");
+    let wrong = other.path().join("authority.pem");
     let server = TestServer::builder()
         .fast(true)
         .tls(folder.path().join("server.pem"), folder.path().join("key.pem"))

@@ -134,7 +134,8 @@ async fn an_event_shows_no_byte_of_a_key_and_has_the_time() {
 async fn a_slow_consumer_is_told_how_many_it_missed() {
     const WAITING: u64 = 4_096;
     let store = alone(&uri()).await;
-    let (mut slow, mut quick) = (store.events().await.unwrap(), store.events().await.unwrap());
+    let mut slow = store.events().await.unwrap();
+    let mut quick = store.events().await.unwrap();
     let documents = store.collection().clone_with_type::<Document>();
     let later = DateTime::from_millis(4_102_444_800_000);
     let many = WAITING + 904;
@@ -162,7 +163,8 @@ async fn a_slow_consumer_is_told_how_many_it_missed() {
 #[tokio::test]
 async fn a_connection_that_breaks_off_loses_nothing() {
     let proxy = Proxy::start().await;
-    let (store, past_it) = (alone(proxy.uri()).await, other_instance(proxy.direct()).await);
+    let store = alone(proxy.uri()).await;
+    let past_it = other_instance(proxy.direct()).await;
     let mut events = store.events().await.unwrap();
     let mut expected = Vec::new();
     for at_once in [true, false, true, false, false] {
@@ -189,7 +191,8 @@ async fn a_connection_that_breaks_off_loses_nothing() {
 #[tokio::test]
 async fn a_history_that_is_lost_is_told_as_a_gap() {
     let proxy = Proxy::start().await;
-    let (store, past_it) = (alone(proxy.uri()).await, other_instance(proxy.direct()).await);
+    let store = alone(proxy.uri()).await;
+    let past_it = other_instance(proxy.direct()).await;
     let mut events = store.events().await.unwrap();
     let known = create(&past_it).await;
     assert_eq!(told(&mut events).await.0, EventKind::Created);
@@ -249,7 +252,8 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
 async fn the_stream_is_open_while_somebody_listens_and_no_longer() {
     use crate::common::{Commands, eventually};
 
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let mongo = commands.mongo(&uri).await;
     let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
     assert_eq!(commands.sent("aggregate"), 0);

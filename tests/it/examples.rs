@@ -79,7 +79,8 @@ async fn a_log_out_ends_the_session_and_kills_its_cookie() {
 #[tokio::test]
 async fn two_apps_share_their_sessions() {
     let uri = common::uri();
-    let (first, second) = (App::start("counter", &uri).await, App::start("counter", &uri).await);
+    let first = App::start("counter", &uri).await;
+    let second = App::start("counter", &uri).await;
     let visitor = Visitor::new();
     for views in 1..=3 {
         assert_eq!(visitor.me(&first).await["views"], views);
@@ -100,7 +101,8 @@ async fn two_apps_share_their_sessions() {
 #[tokio::test]
 async fn a_log_out_on_one_app_ends_the_session_that_the_other_has_cached() {
     let uri = common::uri();
-    let (first, second) = (App::start("counter", &uri).await, App::start("counter", &uri).await);
+    let first = App::start("counter", &uri).await;
+    let second = App::start("counter", &uri).await;
     let visitor = Visitor::new();
     visitor.me(&first).await;
     assert_eq!(visitor.me(&second).await["views"], 2);

@@ -62,7 +62,8 @@ async fn without_a_ttl_index_there_is_one_to_count_by() {
 
 #[tokio::test]
 async fn no_index_is_made_when_none_is_wanted() {
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     let builder = MongoStore::builder().client(commands.client(&uri).await).create_indexes(false);
     let store = builder.build().await.unwrap();
     assert_eq!((commands.sent("createIndexes"), commands.sent("listIndexes")), (0, 0));
@@ -104,7 +105,8 @@ async fn an_index_with_other_options_is_an_error_with_the_command_that_mends_it(
             by_coll_mod: false,
         },
     ] {
-        let (client, name) = (Commands::default().client(&uri()).await, "by_expiry");
+        let client = Commands::default().client(&uri()).await;
+        let name = "by_expiry";
         let database = client.default_database().unwrap();
         let mut spec = doc! { "key": { "expires": 1 }, "name": name };
         spec.extend(standing.options);
@@ -215,7 +217,8 @@ async fn a_sweep_survives_an_outage() {
 #[tokio::test]
 async fn a_sweep_ends_with_the_store() {
     let sweep = ExpiredRemoval::Sweep(Duration::from_millis(10));
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     for by_drop in [true, false] {
         let builder = MongoStore::builder().client(commands.client(&uri).await);
         let store = builder.expired_removal(sweep).build().await.unwrap();

@@ -36,8 +36,9 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Result<Option<Record
 async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server_is_back() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (meters, store) = on(&server, FOREVER).await;
-    let (record, gone, doubtful) =
-        (create(&store).await, create(&store).await, create(&store).await);
+    let record = create(&store).await;
+    let gone = create(&store).await;
+    let doubtful = create(&store).await;
     store.delete(&gone.id).await.unwrap();
     server.pause().unwrap();
 

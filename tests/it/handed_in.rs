@@ -62,7 +62,8 @@ fn fails_by_the_trait<T>(what: &str, outcome: std::result::Result<T, TraitError>
 
 macro_rules! every_verb_fails {
     ($store:expr, $known:expr) => {
-        let (store, known) = ($store, $known);
+        let store = $store;
+        let known = $known;
         fails_by_the_trait("create", store.create(&mut record()).await);
         fails_by_the_trait("save", store.save(&record()).await);
         fails_by_the_trait("load", store.load(&record().id).await);

@@ -47,7 +47,8 @@ fn durations(verb: &str) -> String {
 #[tokio::test]
 async fn loads_are_counted_by_their_result() {
     let (meters, mongo, store) = metered(&uri()).await;
-    let (warm, cold) = (create(&store).await, create(&mongo).await);
+    let warm = create(&store).await;
+    let cold = create(&mongo).await;
     store.load(&warm.id).await.unwrap();
     store.load(&warm.id).await.unwrap();
     assert_count(&meters, HITS, 2);

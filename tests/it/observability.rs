@@ -89,7 +89,8 @@ async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
     eventually("Prometheus has scraped the app", zero).await;
 
     let load = Load::of(&app).await;
-    let (all, from_memory) = (f64::from(load.all()), f64::from(load.without_a_read()));
+    let all = f64::from(load.all());
+    let from_memory = f64::from(load.without_a_read());
     let total = async || {
         let total = prometheus.value("sum(session_store_loads_total)").await.unwrap_or(0.0);
         assert!(total <= all, "{total} loads were counted of {all}");
@@ -129,7 +130,9 @@ struct Load {
 
 impl Load {
     async fn of(app: &App) -> Self {
-        let (mut hits, mut misses, mut absent) = (0, 0, 0);
+        let mut hits = 0;
+        let mut misses = 0;
+        let mut absent = 0;
         for _ in 0..5 {
             let visitor = Visitor::new();
             // The first visitor has no cookie, so there is nothing to load.

@@ -59,7 +59,8 @@ async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itse
 async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
-    let (cold, warm) = (create(&mongo).await, create(&store).await);
+    let cold = create(&mongo).await;
+    let warm = create(&store).await;
     server.kill().unwrap();
 
     every_verb_fails(&mongo, &cold.id).await;
@@ -92,8 +93,9 @@ async fn a_clear_that_failed_leaves_nothing_cached() {
 async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
-    let (cold, written, deleted) =
-        (create(&mongo).await, create(&store).await, create(&store).await);
+    let cold = create(&mongo).await;
+    let written = create(&store).await;
+    let deleted = create(&store).await;
     let before = store.load(&written.id).await.unwrap().unwrap();
     server.pause().unwrap();
 

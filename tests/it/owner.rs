@@ -39,8 +39,8 @@ pub(crate) trait Owned: Store + 'static {
 
     /// A store on the same collection, built with more options.
     async fn with(&self, options: impl FnOnce(MongoStoreBuilder) -> MongoStoreBuilder) -> Self {
-        let (client, namespace) =
-            (self.collection().client().clone(), self.collection().namespace());
+        let client = self.collection().client().clone();
+        let namespace = self.collection().namespace();
         let builder = MongoStore::builder().client(client).database(namespace.db);
         Self::over(options(builder.collection(namespace.coll)).build().await.unwrap()).await
     }
@@ -139,7 +139,8 @@ on_both_tiers! {
 
 async fn find_by_owner(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user)).await;
-    let (first, second) = (log_in(&store, "ferris").await, log_in(&store, "ferris").await);
+    let first = log_in(&store, "ferris").await;
+    let second = log_in(&store, "ferris").await;
     let other = log_in(&store, "corro").await;
     drop(create(&store).await);
     let mut ended = of("ferris");
@@ -259,11 +260,13 @@ async fn everywhere_else(plain: impl Owned) {
 
 async fn many(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user).operation_timeout(PATIENCE)).await;
-    let (mut template, kept) = (log_in(&store, "ferris").await, log_in(&store, "corro").await);
+    let mut template = log_in(&store, "ferris").await;
+    let kept = log_in(&store, "corro").await;
     let documents = store.collection().clone_with_type::<Document>();
     let document = documents.find_one(by_key(&template)).await.unwrap().unwrap();
     let copies = (0..2_500_u32).map(|n| {
-        let (mut copy, mut key) = (document.clone(), [7; 32].to_vec());
+        let mut copy = document.clone();
+        let mut key = [7; 32].to_vec();
         key[..4].copy_from_slice(&n.to_be_bytes());
         copy.insert("_id", Binary { subtype: BinarySubtype::Generic, bytes: key });
         copy
@@ -292,7 +295,8 @@ async fn expired_go_too(plain: impl Owned) {
 async fn revoke(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user)).await;
     let other = store.with(|mongo| mongo.owner(user)).await;
-    let (mine, anothers) = (log_in(&store, "ferris").await, log_in(&store, "corro").await);
+    let mine = log_in(&store, "ferris").await;
+    let anothers = log_in(&store, "corro").await;
     for record in [&mine, &anothers] {
         assert!(is_there(&other, record).await);
     }
@@ -347,7 +351,8 @@ async fn too_long(plain: impl Owned) {
 }
 
 async fn assign_owners(plain: impl Owned) {
-    let (old, anonymous) = (log_in(&plain, "ferris").await, create(&plain).await);
+    let old = log_in(&plain, "ferris").await;
+    let anonymous = create(&plain).await;
     let broken = log_in(&plain, "ferris").await;
     let store = plain.with(|mongo| mongo.owner(user)).await;
     let new = log_in(&store, "ferris").await;

@@ -98,7 +98,8 @@ async fn not_queryable(store: impl Owned) {
 async fn delete_where(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.queryable(true)).await;
     let other = store.with(|mongo| mongo.queryable(true)).await;
-    let (mut old, mut new) = (Vec::new(), Vec::new());
+    let mut old = Vec::new();
+    let mut new = Vec::new();
     for version in 0..6 {
         let made = with(&store, "version", json!(version)).await;
         assert!(is_there(&other, &made).await, "it is cached there");

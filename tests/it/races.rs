@@ -28,7 +28,8 @@ fn changed(record: &Record) -> Record {
 }
 
 async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
-    let (store, id) = (store.clone(), record.id);
+    let store = store.clone();
+    let id = record.id;
     tokio::spawn(async move { SessionStore::load(&store, &id).await.unwrap() }).await.unwrap()
 }
 
@@ -37,7 +38,8 @@ async fn a_slow_read_that_overlaps_a_delete_leaves_nothing_behind() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -53,7 +55,8 @@ async fn a_slow_read_that_overlaps_a_clear_leaves_nothing_behind() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -69,7 +72,8 @@ async fn a_slow_read_that_overlaps_a_save_hides_it_from_nobody() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -86,7 +90,8 @@ async fn a_slow_save_that_a_delete_overtakes_leaves_nothing_behind() {
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("update");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), changed(&record));
+        let store = store.clone();
+        let record = changed(&record);
         async move { SessionStore::save(&store, &record).await.unwrap() }
     });
     held.reached().await;
@@ -101,7 +106,8 @@ async fn of_two_saves_that_overlap_the_second_waits_for_the_answer_to_the_first(
     let (proxy, store, other, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let save = |version: &'static str| {
-        let (store, mut record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let mut record = record.clone();
         record.data.insert("changed".to_owned(), json!(version));
         tokio::spawn(async move { SessionStore::save(&store, &record).await.unwrap() })
     };
@@ -128,7 +134,8 @@ async fn a_slow_delete_lets_nobody_see_the_session_once_it_has_returned() {
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("delete");
     let slow = tokio::spawn({
-        let (store, id) = (store.clone(), record.id);
+        let store = store.clone();
+        let id = record.id;
         async move { SessionStore::delete(&store, &id).await.unwrap() }
     });
     held.reached().await;
@@ -182,7 +189,9 @@ async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
         assert!(load(&store, &record).await.is_some());
         let mut held = proxy.hold(command);
         let write = tokio::spawn({
-            let (store, record, command) = (store.clone(), changed(&record), command);
+            let store = store.clone();
+            let record = changed(&record);
+            let command = command;
             async move {
                 match command {
                     "update" => SessionStore::save(&store, &record).await,

@@ -154,7 +154,8 @@ fn all_work<S: Store + Send + 'static>(store: &S, own: &Runtime, place: Place, c
 #[test]
 fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
     for place in PLACES {
-        let (own, uri) = (runtime(), uri());
+        let own = runtime();
+        let uri = uri();
         let store = own.block_on(async {
             CachedMongoStore::builder(owned(&uri).await).build().await.unwrap()
         });
@@ -165,7 +166,8 @@ fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
 #[test]
 fn every_call_of_an_uncached_store_works_where_there_is_no_timer() {
     for place in PLACES {
-        let (own, uri) = (runtime(), uri());
+        let own = runtime();
+        let uri = uri();
         let store = own.block_on(owned(&uri));
         all_work(&store, &own, place, calls_of_an_uncached_store());
     }
@@ -208,7 +210,8 @@ fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
 fn a_cached_store_on_a_runtime_that_is_gone_is_an_error_and_no_hang() {
     for place in PLACES {
         for follow in [true, false] {
-            let (own, uri) = (runtime(), uri());
+            let own = runtime();
+            let uri = uri();
             let mongo = own.block_on(owned(&uri));
             drop(own);
             let build = CachedMongoStore::builder(mongo.clone()).change_stream(follow).build();

@@ -78,7 +78,8 @@ async fn errors(store: impl Store) {
     let queryable = MongoStore::builder().collection_handle(sessions.clone()).queryable(true);
     let store = queryable.build().await.unwrap();
     sessions.client().database(&sessions.namespace().db).run_command(unique).await.unwrap();
-    let (mut first, mut second) = (secret_record(), create(&store).await);
+    let mut first = secret_record();
+    let mut second = create(&store).await;
     store.create(&mut first).await.unwrap();
     second.data.clone_from(&first.data);
     let error = store.save(&second).await.unwrap_err();

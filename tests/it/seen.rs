@@ -140,7 +140,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
             attributes.record(&mut fields);
             let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
             let metadata = attributes.metadata();
-            let (id, level) = (id.into_u64(), *metadata.level());
+            let id = id.into_u64();
+            let level = *metadata.level();
             seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
         });
     }

@@ -89,7 +89,8 @@ async fn data_that_serde_json_misreads_comes_back_on_every_instance_and_in_every
                 store.build().await.unwrap()
             };
             let here = cached(mongo().await).await;
-            let (memory, mut records) = (MemoryStore::default(), Vec::new());
+            let memory = MemoryStore::default();
+            let mut records = Vec::new();
             for data in hostile() {
                 let mut record =
                     Record { id: Id::default(), data: Data::new(), expiry_date: in_the_future() };

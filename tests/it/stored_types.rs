@@ -273,7 +273,8 @@ async fn an_owner_is_assigned_whatever_type_the_rev_has() {
         change(&plain, &record, "rev", value.as_ref()).await;
         records.push((record, value));
     }
-    let (client, namespace) = (plain.collection().client().clone(), plain.collection().namespace());
+    let client = plain.collection().client().clone();
+    let namespace = plain.collection().namespace();
     let store =
         MongoStore::builder().client(client).database(namespace.db).owner(|_| Some("ferris"));
     let store = store.build().await.unwrap();
@@ -310,8 +311,8 @@ async fn an_owner_is_not_assigned_over_a_save_that_came_first() {
             Some(if data.contains_key("saved") { "new" } else { "old" })
         };
         let connect = |uri: &str| MongoStore::builder().uri(uri).owner(owner).build();
-        let (here, there) =
-            (connect(proxy.uri()).await.unwrap(), connect(proxy.direct()).await.unwrap());
+        let here = connect(proxy.uri()).await.unwrap();
+        let there = connect(proxy.direct()).await.unwrap();
         let mut read = proxy.hold("find");
         let assigns = tokio::spawn(async move { here.assign_owners().await });
         read.reached().await;

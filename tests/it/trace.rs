@@ -104,7 +104,8 @@ async fn each_verb_of_owners_has_a_span_cached() {
 async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
     let mongo = mongo().await;
     create(&mongo).await;
-    let (store, namespace) = (cache_of(&mongo).await, mongo.collection().namespace());
+    let store = cache_of(&mongo).await;
+    let namespace = mongo.collection().namespace();
     let seen = Seen::during(async { _ = store.warm(10).await.unwrap() }).await;
     seen.are_of("warm", &["aggregate", "find"], &namespace);
     let seen = Seen::during(async { drop(store.events().await.unwrap()) }).await;
@@ -243,7 +244,8 @@ async fn saves_that_leave_together_say_how_many_they_are() {
 async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
     let uri = uri();
     let plain = MongoStore::builder().uri(&uri).create_indexes(false).build().await.unwrap();
-    let (indexes, database) = (plain.collection(), plain.collection().namespace().db);
+    let indexes = plain.collection();
+    let database = plain.collection().namespace().db;
     let seen = Seen::during(async { plain.ensure_indexes().await.unwrap() }).await;
     assert_eq!(seen.warned(INDEX), 0);
     let other = doc! { "collMod": indexes.name(), "index": {

@@ -92,7 +92,8 @@ async fn a_dump_holds_no_plain_text() {
             MongoStore::connect(&uri).await.unwrap()
         };
         let cached = cache_of(&store).await;
-        let (mut one, other) = (secret(&store).await, secret(&cached).await);
+        let mut one = secret(&store).await;
+        let other = secret(&cached).await;
         one.data.insert("added".to_owned(), json!("by a save"));
         store.save(&one).await.unwrap();
         cached.save(&Record { expiry_date: in_the_future(), ..other.clone() }).await.unwrap();
@@ -110,7 +111,8 @@ async fn a_dump_holds_no_plain_text() {
 async fn data_that_was_moved_to_another_document_is_refused() {
     let uri = uri();
     let store = with_keys(&uri, Keys::new(1, key(1))).await;
-    let (victim, thief) = (secret(&store).await, create(&store).await);
+    let victim = secret(&store).await;
+    let thief = create(&store).await;
     let stolen = stored(&store, &victim).await;
     let change = doc! { "$set": { "data": stolen.data.clone(), "rev": stolen.rev.clone() } };
     store.collection().update_one(by_key(&thief), change).await.unwrap();
@@ -238,6 +240,7 @@ async fn the_verbs_are_those_of_a_plain_store() {
     cold.delete(&records[0].id).await.unwrap();
     assert!(!store.contains(records[0].id).await.unwrap());
     assert_eq!(store.clear().await.unwrap(), 63);
-    let (mongo, cached) = (mongo().await, cached().await);
+    let mongo = mongo().await;
+    let cached = cached().await;
     assert_eq!(Store::documents(&mongo).await + Store::documents(&cached).await, 0);
 }

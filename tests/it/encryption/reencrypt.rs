@@ -54,7 +54,8 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
     assert!(first.done > 0 && first.done <= 500 && first.remaining >= 700, "{first:?}");
     drop(walk);
     let mut walk = store.reencrypt();
-    let (mut last, mut pages) = (Reencrypted::default(), 0);
+    let mut last = Reencrypted::default();
+    let mut pages = 0;
     while let Some(page) = walk.next().await {
         let page = page.unwrap();
         assert!(page.remaining <= 1_302 && page.done >= last.done);
@@ -84,7 +85,8 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
 
 #[tokio::test]
 async fn no_cache_loses_what_was_encrypted_anew() {
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let plain = patient(&uri).await;
     let record = secret(&plain).await;
     let client = commands.client(&uri).await;
@@ -149,8 +151,10 @@ async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
 async fn what_was_changed_since_it_was_read_is_not_overwritten() {
     let proxy = Proxy::start().await;
     let plain = patient(proxy.direct()).await;
-    let (mut saved, by_hand) = (secret(&plain).await, secret(&plain).await);
-    let (gone, still) = (secret(&plain).await, secret(&plain).await);
+    let mut saved = secret(&plain).await;
+    let by_hand = secret(&plain).await;
+    let gone = secret(&plain).await;
+    let still = secret(&plain).await;
     let store = with_keys(proxy.uri(), newest()).await;
     let mut page = proxy.hold("find");
     let walk = tokio::spawn({
@@ -194,7 +198,8 @@ async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some
         record.data.insert("large".to_owned(), json!("x".repeat(500 << 10)));
         plain.save(record).await.unwrap();
     }
-    let (mut late, mut again) = (proxy.hold("update"), proxy.hold("update"));
+    let mut late = proxy.hold("update");
+    let mut again = proxy.hold("update");
     page.deliver();
     assert_eq!(late.reached().await, 10);
     late.deliver();
@@ -240,7 +245,8 @@ async fn a_rotation_under_load_loses_nothing() {
     let before = with_keys(&uri, Keys::new(1, key(1)).and_old(2, key(2))).await;
     let after = with_keys(&uri, newest()).await;
     let stores = [cache_of(&before).await, cache_of(&after).await];
-    let (stop, saves) = (AtomicBool::new(false), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    let saves = AtomicU64::new(0);
     let apps = futures::future::join_all((0..SAVERS).map(async |saver| {
         let mut records = many(&plain, OF_EACH).await;
         let mut at = saver;

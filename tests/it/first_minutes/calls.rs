@@ -100,7 +100,8 @@ pub(super) async fn keys(quotes: &Quotes) {
     config(quotes, "no key", Key::from_hex(""));
     config(quotes, "a key that is cut", Key::from_base64("c2VjcmV0"));
     let key = |byte| Key::from_bytes(&[byte; 32]);
-    let (uri, builder) = (uri(), MongoStore::builder);
+    let uri = uri();
+    let builder = MongoStore::builder;
     for (what, keys, queryable) in [
         ("one id twice", Keys::new(1, key(1)).and_old(1, key(2)), false),
         ("queryable too", Keys::new(1, key(1)), true),

@@ -77,7 +77,8 @@ async fn unheard_of(uri: &str) -> Option<Timestamp> {
 
 #[tokio::test]
 async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let one = cache_of(&other_instance(&uri).await).await;
     let record = create(&one).await;
@@ -111,7 +112,8 @@ async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
 
 #[tokio::test]
 async fn a_read_is_no_older_than_the_stream_and_its_fences() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let before = unheard_of(&uri).await;
     let store = cache_of(&mongo).await;
@@ -130,7 +132,8 @@ async fn a_read_is_no_older_than_the_stream_and_its_fences() {
 
 #[tokio::test]
 async fn clear_contains_and_length_read_no_older_than_that_either() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let record = create(&mongo).await;
     let written = wire.told_by("insert");

@@ -63,7 +63,8 @@ async fn a_slow_read_that_overlaps_leaves_nothing_behind() {
         let (proxy, store, record) = cold().await;
         let mut held = proxy.hold("find");
         let slow = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { is_there(&store, &record).await }
         });
         held.reached().await;
@@ -83,7 +84,8 @@ async fn a_slow_save_that_is_overtaken_leaves_nothing_behind() {
         let mut held = proxy.hold("update");
         record.data.insert("changed".to_owned(), json!(true));
         let slow = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { SessionStore::save(&store, &record).await.unwrap() }
         });
         held.reached().await;
@@ -102,7 +104,8 @@ async fn what_is_read_while_it_is_removed_is_forgotten_by_the_end() {
         assert!(is_there(&store, &record).await, "it is cached");
         let mut held = proxy.hold(end.command());
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { end.run(&store, &record).await }
         });
         held.reached().await;
@@ -120,7 +123,8 @@ async fn what_may_have_been_removed_is_not_cached_any_more() {
         assert!(is_there(&store, &record).await, "it is cached");
         let mut held = proxy.hold(end.command());
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             // The driver may retry the command or not. Both results are accepted.
             async move { drop(tokio::spawn(async move { end.run(&store, &record).await }).await) }
         });
@@ -154,7 +158,8 @@ async fn who_is_no_longer_the_owner_is_left_alone() {
         let (proxy, store, mut record) = cold().await;
         let mut held = proxy.hold("find");
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { end.run(&store, &record).await }
         });
         held.reached().await;
@@ -172,8 +177,10 @@ async fn who_is_no_longer_the_owner_is_left_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
-    let (kept, anothers) = (log_in(&one, "ferris").await, log_in(&one, "corro").await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
+    let kept = log_in(&one, "ferris").await;
+    let anothers = log_in(&one, "corro").await;
     let mut logged_in_meanwhile = 0;
     for _ in 0..12 {
         let mut before = Vec::new();
@@ -184,10 +191,12 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
         let ended = Arc::new(AtomicBool::new(false));
         let browsers: Vec<_> = (0..6)
             .map(|number| {
-                let (store, ended) = ([&one, &other][number % 2].clone(), Arc::clone(&ended));
+                let store = [&one, &other][number % 2].clone();
+                let ended = Arc::clone(&ended);
                 let mine = before.clone();
                 tokio::spawn(async move {
-                    let (mut version, mut new) = (0, Vec::new());
+                    let mut version = 0;
+                    let mut new = Vec::new();
                     while !ended.load(Ordering::SeqCst) {
                         version += 1;
                         for record in &mine {
@@ -258,7 +267,8 @@ async fn an_owner_from_older_data_is_not_assigned() {
 #[tokio::test]
 async fn two_who_end_the_same_share_the_count() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
     for _ in 0..5 {
         let mut records = Vec::new();
         for _ in 0..20 {

@@ -31,13 +31,13 @@ pub(crate) struct Network {
     refusing: AtomicU32,
     /// Each change ends all connections.
     pub(crate) broken_off: watch::Sender<Ending>,
-    to_server: Lane,
-    to_client: Lane,
+    to_server: DirectionState,
+    to_client: DirectionState,
 }
 
 /// The state of one direction of all connections.
 #[derive(Debug)]
-pub(crate) struct Lane {
+pub(crate) struct DirectionState {
     flow: watch::Sender<Flow>,
     /// How to break off the next messages.
     breaks: Mutex<Vec<Ending>>,
@@ -55,8 +55,8 @@ impl Network {
         Self {
             refusing: AtomicU32::new(0),
             broken_off: watch::Sender::new(Ending::Close),
-            to_server: Lane::new(),
-            to_client: Lane::new(),
+            to_server: DirectionState::new(),
+            to_client: DirectionState::new(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Network {
         self.refusing.load(Ordering::SeqCst) > 0
     }
 
-    pub(crate) fn lane(&self, direction: Direction) -> &Lane {
+    pub(crate) fn state(&self, direction: Direction) -> &DirectionState {
         match direction {
             Direction::ToServer => &self.to_server,
             Direction::ToClient => &self.to_client,
@@ -81,7 +81,7 @@ impl Network {
     }
 }
 
-impl Lane {
+impl DirectionState {
     fn new() -> Self {
         Self { flow: watch::Sender::new(Flow::default()), breaks: Mutex::default() }
     }

@@ -39,7 +39,7 @@ const MARKS: &str = "marks";
 #[derive(Clone, Debug)]
 pub(crate) struct Oplog {
     entries: Arc<Mutex<VecDeque<Entry>>>,
-    ask: mpsc::UnboundedSender<Question>,
+    ask: mpsc::UnboundedSender<ReadRequest>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +50,8 @@ struct Entry {
 
 /// A request to read every entry up to the time that a reply contained.
 #[derive(Debug)]
-struct Question {
-    told: Time,
+struct ReadRequest {
+    until: Time,
     answer: oneshot::Sender<io::Result<Time>>,
 }
 
@@ -61,17 +61,17 @@ impl Oplog {
     pub(crate) async fn follow(server: SocketAddr) -> io::Result<Option<Self>> {
         let entries = Arc::default();
         let Some(stream) = Stream::open(server, &entries).await? else { return Ok(None) };
-        let (ask, questions) = mpsc::unbounded_channel();
-        tokio::spawn(answer(server, entries.clone(), stream, questions));
+        let (ask, requests) = mpsc::unbounded_channel();
+        tokio::spawn(answer(server, entries.clone(), stream, requests));
         Ok(Some(Self { entries, ask }))
     }
 
     /// Waits until all entries are known up to the newest one at the time in a reply. Returns the
     /// time of that entry, which MongoDB calls `lastApplied`.
-    pub(crate) async fn applied(&self, told: Time) -> io::Result<Time> {
+    pub(crate) async fn applied(&self, until: Time) -> io::Result<Time> {
         let (answer, answered) = oneshot::channel();
-        let gone = || io::Error::other("nobody follows the oplog any more");
-        self.ask.send(Question { told, answer }).map_err(|_| gone())?;
+        let gone = || io::Error::other("the task that follows the oplog has ended");
+        self.ask.send(ReadRequest { until, answer }).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -87,26 +87,26 @@ async fn answer(
     server: SocketAddr,
     entries: Arc<Mutex<VecDeque<Entry>>>,
     stream: Stream,
-    mut questions: mpsc::UnboundedReceiver<Question>,
+    mut requests: mpsc::UnboundedReceiver<ReadRequest>,
 ) {
     let mut stream = Some(stream);
-    while let Some(first) = questions.recv().await {
+    while let Some(first) = requests.recv().await {
         // One read of the oplog answers all waiting requests.
         let mut all = vec![first];
-        while let Ok(question) = questions.try_recv() {
-            all.push(question);
+        while let Ok(request) = requests.try_recv() {
+            all.push(request);
         }
-        let told = all.iter().map(|question| question.told).max().unwrap_or_default();
+        let until = all.iter().map(|request| request.until).max().unwrap_or_default();
         let known = match stream.take() {
-            Some(stream) => read(stream, told).await,
+            Some(stream) => read(stream, until).await,
             None => Err(io::ErrorKind::NotConnected.into()),
         };
         let known = match known {
             Ok(known) => Ok(known),
             // The server was probably restarted.
             Err(_) => match Stream::open(server, &entries).await {
-                Ok(Some(stream)) => read(stream, told).await,
-                Ok(None) => Err(io::Error::other("the server has no change streams any more")),
+                Ok(Some(stream)) => read(stream, until).await,
+                Ok(None) => Err(io::Error::other("the server no longer has change streams")),
                 Err(error) => Err(error),
             },
         };
@@ -114,15 +114,15 @@ async fn answer(
             stream = Some(again);
             newest
         });
-        for question in all {
+        for request in all {
             let outcome = outcome.as_ref().map_err(|error| io::Error::from(error.kind()));
-            let _ = question.answer.send(outcome.copied());
+            let _ = request.answer.send(outcome.copied());
         }
     }
 }
 
-async fn read(mut stream: Stream, told: Time) -> io::Result<(Stream, Time)> {
-    let newest = stream.read_to(told).await?;
+async fn read(mut stream: Stream, until: Time) -> io::Result<(Stream, Time)> {
+    let newest = stream.read_to(until).await?;
     Ok((stream, newest))
 }
 
@@ -167,9 +167,9 @@ impl Stream {
 
     /// Reads all entries from before a reply that contained the time `until`. Returns the time of
     /// the newest.
-    async fn read_to(&mut self, told: Time) -> io::Result<Time> {
+    async fn read_to(&mut self, until: Time) -> io::Result<Time> {
         while self.more(0).await? >= SMALL {}
-        if self.newest() < told {
+        if self.newest() < until {
             // Either the clock has ticked at a `hello`, or an entry waits for an earlier one. The
             // entry that follows both decides it.
             self.mark().await?;

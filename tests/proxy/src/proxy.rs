@@ -17,7 +17,7 @@ use crate::fault::{Active, Commands, Injected, Injection, Lasts};
 use crate::hold::{HeldReply, Released, Trap, Traps};
 use crate::likeness::{Likeness, Rewrite};
 use crate::message::{Message, Reader};
-use crate::network::{Direction, Ending, Lane, Network};
+use crate::network::{Direction, DirectionState, Ending, Network};
 
 /// A proxy on loopback. It lives as long as the runtime in which it was started.
 #[derive(Debug)]
@@ -180,17 +180,17 @@ impl Proxy {
 
     /// Holds back all messages in this direction. `false` undoes one call with `true`.
     pub fn stall(&self, direction: Direction, yes: bool) {
-        self.shared.network.lane(direction).stall(yes);
+        self.shared.network.state(direction).stall(yes);
     }
 
     /// Delays each message in this direction.
     pub fn delay(&self, direction: Direction, delay: Duration) {
-        self.shared.network.lane(direction).delay(delay);
+        self.shared.network.state(direction).delay(delay);
     }
 
     /// Ends the connection in the middle of each of the next `count` messages in this direction.
     pub fn break_next(&self, direction: Direction, ending: Ending, count: usize) {
-        self.shared.network.lane(direction).break_next(ending, count);
+        self.shared.network.state(direction).break_next(ending, count);
     }
 }
 
@@ -277,8 +277,8 @@ impl<'a> Connection<'a> {
         Self { shared, open: Mutex::default(), hung_up: watch::Sender::new(false) }
     }
 
-    fn lane(&self, direction: Direction) -> &Lane {
-        self.shared.network.lane(direction)
+    fn state(&self, direction: Direction) -> &DirectionState {
+        self.shared.network.state(direction)
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<i32, Open>> {
@@ -297,11 +297,11 @@ impl<'a> Connection<'a> {
             if matches!(request, Ok(Some(_))) {
                 // A request that a stall holds back arrives afterwards, even if the client has
                 // closed the connection: as on a network that loses its packets for a while.
-                self.lane(Direction::ToServer).pass().await;
+                self.state(Direction::ToServer).pass().await;
             }
             let Ok(Some(request)) = request else {
                 self.hung_up.send_replace(true);
-                self.lane(Direction::ToServer).pass().await;
+                self.state(Direction::ToServer).pass().await;
                 return to.shutdown().await.map_err(|_| Ending::Close);
             };
             let id = request.id();
@@ -357,14 +357,14 @@ impl<'a> Connection<'a> {
                 }
                 reply = from.next() => {
                     let Ok(Some(reply)) = reply else {
-                        self.lane(Direction::ToClient).pass().await;
+                        self.state(Direction::ToClient).pass().await;
                         return to.shutdown().await.map_err(|_| Ending::Close);
                     };
                     self.rewritten(reply).await.map_err(|_| Ending::Close)?
                 }
             };
             let Some(reply) = self.held(reply).await? else { return Err(Ending::Close) };
-            self.lane(Direction::ToClient).pass().await;
+            self.state(Direction::ToClient).pass().await;
             self.carry(&mut to, &reply, Direction::ToClient).await?;
         }
     }
@@ -420,7 +420,7 @@ impl<'a> Connection<'a> {
         direction: Direction,
     ) -> Result<(), Ending> {
         let bytes = message.bytes();
-        if let Some(ending) = self.lane(direction).next_break() {
+        if let Some(ending) = self.state(direction).next_break() {
             // The other side receives a part of a message, and then the end of the connection.
             let _ = to.write_all(&bytes[..bytes.len() / 2]).await;
             return Err(ending);

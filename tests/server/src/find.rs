@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn every_kind_listens_on_loopback_only_and_is_told_what_was_asked() {
-        let (cert, key) = (Path::new("/c.pem"), Path::new("/k.pem"));
+        let cert = Path::new("/c.pem");
+        let key = Path::new("/k.pem");
         let extra = ["--last".into()];
         let mut wanted = Wanted {
             port: 5,

@@ -78,7 +78,8 @@ async fn a_server_with_tls_is_reached_by_tls_alone() {
     let folder = tempfile::tempdir().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
-    let (cert, key) = (folder.path().join("cert"), folder.path().join("key"));
+    let cert = folder.path().join("cert");
+    let key = folder.path().join("key");
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
 

@@ -45,7 +45,8 @@ fn is_dead(pid: u32) -> bool {
 #[test]
 fn a_server_is_ready_and_is_gone_after_drop() {
     let server = TestServer::builder().start().unwrap();
-    let (port, pid) = (server.port().unwrap(), server.pid().unwrap());
+    let port = server.port().unwrap();
+    let pid = server.pid().unwrap();
     let folder = server.folder().unwrap().to_owned();
     assert!(!server.is_external());
     assert!(connects(port));
@@ -62,7 +63,8 @@ fn a_server_is_ready_and_is_gone_after_drop() {
 #[test]
 fn it_starts_again_on_the_same_port_and_data() {
     let mut server = TestServer::builder().durable(true).start().unwrap();
-    let (port, pid) = (server.port(), server.pid());
+    let port = server.port();
+    let pid = server.pid();
     let witness = server.folder().unwrap().join("data/witness");
     std::fs::write(&witness, "").unwrap();
 
@@ -108,8 +110,10 @@ fn a_start_that_fails_tells_the_servers_own_words() {
 #[test]
 fn two_servers_do_not_share_anything() {
     let start = |builder: Builder| std::thread::spawn(|| builder.start().unwrap());
-    let (a, b) = (start(TestServer::builder()), start(TestServer::builder()));
-    let (a, b) = (a.join().unwrap(), b.join().unwrap());
+    let a = start(TestServer::builder());
+    let b = start(TestServer::builder());
+    let a = a.join().unwrap();
+    let b = b.join().unwrap();
     assert_ne!(a.port(), b.port());
     assert_ne!(a.folder(), b.folder());
     drop(a);
@@ -130,7 +134,8 @@ fn the_shared_server_is_one_and_its_databases_are_many() {
 #[test]
 fn an_external_server_is_taken_as_it_is() {
     let server = TestServer::builder().start().unwrap();
-    let (port, uri) = (server.port().unwrap(), server.uri());
+    let port = server.port().unwrap();
+    let uri = server.uri();
     let said = role("shared", |command| command.env("MONGODB_URI", uri)).wait_for_text().unwrap();
     assert_eq!(said, format!("external {uri}"));
     drop(server);

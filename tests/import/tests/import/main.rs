@@ -132,7 +132,8 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     assert_eq!(mongo.length().await.unwrap(), u64::from(MANY) - 2);
     let right = stream::iter(records.iter().enumerate())
         .map(|(serial, record)| {
-            let (mongo, ended) = (&mongo, &ended);
+            let mongo = &mongo;
+            let ended = &ended;
             async move {
                 let found = loaded(mongo, record).await;
                 if ended.contains(&record.id) {
