@@ -1,18 +1,18 @@
-//! How many instructions a cached load takes, counted by valgrind, each with a bound.
+//! The number of instructions of a cached load, counted by valgrind, each with a bound.
 //!
 //! `cargo bench --bench instructions -- [--require] [--only NAME]…`
 //!
-//! Prints `instructions NAME COUNT bound BOUND ok|over` for each and fails if one is over. A count
-//! does not depend on how busy the machine is, and repeats from run to run to within two in a
-//! thousand: what is left is chance in the hash tables' seeds and moka's housekeeping, which looks at
-//! the clock. It does depend on the build, so there is one bound for release builds (`bench`) and one
-//! for debug builds (`--profile dev`, which is what CI has built), and a little on the processor and
-//! the C library, for which the bounds leave some room. Valgrind knows no SHA instructions, so the
-//! digest counts as the portable one, which takes more than a processor of today does.
+//! Prints `instructions NAME COUNT bound BOUND ok|over` for each case, and fails if one is over. A
+//! count does not depend on how busy the machine is. It repeats from run to run to within two in a
+//! thousand: the hash tables' seeds are random, and moka's maintenance reads the clock. It depends
+//! on the build, so there is one bound for release builds (`bench`) and one for debug builds
+//! (`--profile dev`, which CI has built). It depends a little on the processor and the C library,
+//! so the bounds leave some room. Valgrind has no SHA instructions, so the digest counts as the
+//! portable one, which needs more instructions than a modern processor does.
 //!
-//! The program runs itself under callgrind, which counts what happens inside of [`counted_hits`] and
-//! nowhere else, on that one thread: neither the way there nor what the store does beside it.
-//! If there is no valgrind, it says so and succeeds, unless `--require` is given.
+//! The program runs itself under callgrind. That counts only what runs inside of [`counted_hits`]
+//! on that one thread, without the set-up and without the store's background tasks. If valgrind is
+//! not installed, the program prints that and succeeds, unless `--require` is given.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it counted")]
 
 use std::collections::HashMap;
@@ -31,12 +31,12 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
-/// What is loaded, and from where.
+/// The load that is counted, and the cache that serves it.
 struct Case {
     name: &'static str,
     keys: usize,
     from: Source,
-    /// For a release build and a debug build; `None` only to compare with.
+    /// For a release build and a debug build. `None` for a case that is only a comparison.
     bounds: Option<[u64; 2]>,
 }
 
@@ -56,15 +56,15 @@ const CASES: [Case; 5] = [
     Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
 ];
 
-/// The variable that makes this program the one that is counted.
+/// If this variable is set, this program is the one that is counted.
 const CHILD: &str = "SESSION_INSTRUCTIONS_CHILD";
 
-/// Keeps all blocks that a hit frees at hand for the next one. By default glibc keeps seven of a size,
-/// and where the others go depends on what lies beside them: by chance.
+/// Keeps all blocks that a hit frees for the next hit. By default glibc keeps seven blocks of a
+/// size, and the cost of freeing the others depends on their neighbours, which are random.
 const ROOM_FOR_BLOCKS: &str = "glibc.malloc.tcache_count=127";
 
-/// Enough that what only the first one does is no part of the count. A multiple of those after which
-/// moka tidies up.
+/// Enough that the extra work of the first hit does not count. A multiple of the number of hits
+/// after which moka does its maintenance.
 const HITS: u64 = 1_600;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ fn main() -> Result<ExitCode> {
     Ok(if over { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Its version, if it is there.
+/// Its version, if it is installed.
 fn valgrind() -> Option<String> {
     let version = Command::new("valgrind").arg("--version").output().ok()?;
     version.status.success().then(|| String::from_utf8_lossy(&version.stdout).trim().to_owned())
@@ -118,12 +118,13 @@ impl Options {
     fn parse() -> Result<Self> {
         use lexopt::ValueExt;
 
-        let (mut options, mut args) = (Self::default(), lexopt::Parser::from_env());
+        let mut options = Self::default();
+        let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
             match arg {
                 lexopt::Arg::Long("require") => options.required = true,
                 lexopt::Arg::Long("only") => options.only.push(args.value()?.string()?),
-                // Cargo says this to every bench.
+                // Cargo passes this to every bench.
                 lexopt::Arg::Long("bench") => {}
                 other => return Err(other.unexpected().into()),
             }
@@ -153,7 +154,7 @@ impl Child {
         serde_json::from_str(&std::env::var(CHILD).ok()?).ok()
     }
 
-    /// How many instructions all of its hits take.
+    /// The number of instructions of all of its hits.
     fn count(&self) -> Result<u64> {
         let child = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -183,7 +184,7 @@ impl Child {
             return counted_hits(load);
         }
         let store = runtime.block_on(async {
-            // All is slow under valgrind, and the clock goes on as ever.
+            // Valgrind makes everything slow, but not the clock.
             let mongo = MongoStore::builder().uri(&self.uri).operation_timeout(PATIENCE);
             let builder = CachedMongoStore::builder(mongo.build().await?);
             let builder = builder.max_staleness(60 * PATIENCE);
@@ -201,7 +202,7 @@ impl Child {
     }
 }
 
-/// What valgrind counts, by this name.
+/// Valgrind counts the instructions inside of this function, which it finds by its name.
 #[inline(never)]
 fn counted_hits(mut load: impl FnMut() -> Result<()>) -> Result<()> {
     for _ in 0..HITS {
@@ -214,7 +215,7 @@ fn digest(id: Id) -> [u8; 32] {
     Sha256::digest(id.0.to_le_bytes()).into()
 }
 
-/// As those of `cargo bench --bench ratios`.
+/// The same data as in `cargo bench --bench ratios`.
 fn record(keys: usize) -> Record {
     let small = |key: usize| json!({ "id": key, "name": "a visitor's name", "at": [key, 1.5] });
     let data: HashMap<String, Value> =

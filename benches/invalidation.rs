@@ -1,12 +1,12 @@
-//! How long it takes until a log-out on one instance ends a session on another one, beside how long
-//! a bare change stream of the driver takes to deliver the same deletion.
+//! How long it takes until a log-out on one instance ends the session on another instance, beside
+//! how long a bare change stream of the driver takes to deliver the same deletion.
 //!
 //! `cargo bench --bench invalidation -- [--rounds N]`
 //!
 //! Each round deletes one session that the other instance has cached. Both clocks start before the
-//! deletion is sent. One stops when the bare stream hands over its event, the other at the start of
-//! the first load that is not answered with the session. Both are taken in the same rounds, so the
-//! machine's moods are shared.
+//! deletion is sent. One stops when the bare stream delivers its event. The other stops at the
+//! start of the first load that does not return the session. Both are measured in the same rounds,
+//! so changes of the machine's speed affect both.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
 use std::time::{Duration, Instant};
@@ -43,7 +43,8 @@ async fn measure(uri: &str, rounds: u32) -> Result<(Histogram<u64>, Histogram<u6
     let one = MongoStore::connect(uri).await?;
     let other = CachedMongoStore::connect(uri).await?;
     let mut delivered = bare_stream(uri, one.collection().name()).await?;
-    let (mut bare, mut cached) = (Histogram::new(3)?, Histogram::new(3)?);
+    let mut bare = Histogram::new(3)?;
+    let mut cached = Histogram::new(3)?;
     for round in 0..rounds {
         let mut record = Record {
             id: tower_sessions::session::Id::default(),
@@ -69,7 +70,7 @@ async fn measure(uri: &str, rounds: u32) -> Result<(Histogram<u64>, Histogram<u6
     Ok((bare, cached))
 }
 
-/// Loads without a pause until the session is gone; answers with when that was.
+/// Loads without a pause until the session is gone. Returns when that was.
 async fn ends(store: &CachedMongoStore, record: &Record, start: Instant) -> Result<Duration> {
     loop {
         let begun = start.elapsed();
@@ -83,7 +84,7 @@ async fn ends(store: &CachedMongoStore, record: &Record, start: Instant) -> Resu
     }
 }
 
-/// A change stream as an app would open it for the purpose, in a task of its own.
+/// A change stream as an app would open it for this purpose, in a task of its own.
 async fn bare_stream(uri: &str, collection: &str) -> Result<mpsc::UnboundedReceiver<Instant>> {
     let client = mongodb::Client::with_uri_str(uri).await?;
     let database = client.default_database().context("the URI names a database")?;
@@ -108,7 +109,7 @@ fn rounds() -> Result<u32> {
     while let Some(arg) = args.next()? {
         match arg {
             lexopt::Arg::Long("rounds") => rounds = args.value()?.parse()?,
-            // Cargo says this to every bench.
+            // Cargo passes this to every bench.
             lexopt::Arg::Long("bench") => {}
             other => return Err(other.unexpected().into()),
         }

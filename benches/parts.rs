@@ -1,9 +1,9 @@
-//! The parts by themselves: the key, the codec of what is stored, the cache and the rules by which an
-//! entry may stand there.
+//! The parts of the store: the key, the codec of the stored data, the cache, and the versions that
+//! decide whether an entry may be inserted.
 //!
 //! `cargo bench --bench parts -- [FILTER]`
 //!
-//! These are private: the feature `internals` hands them out. Nothing runs that needs a server.
+//! These parts are private: the feature `internals` exports them. This bench needs no server.
 
 use std::hint::black_box;
 
@@ -16,7 +16,7 @@ type Data = std::collections::HashMap<String, serde_json::Value>;
 
 const KEYS: [usize; 3] = [1, 5, 20];
 
-/// As the sessions of `cargo bench --bench ratios`.
+/// The same data as in `cargo bench --bench ratios`.
 fn data(keys: usize) -> Data {
     let small = |key: usize| json!({ "id": key, "name": "a visitor's name", "at": [key, 1.5] });
     (0..keys).map(|key| (format!("key_{key:02}"), small(key))).collect()
@@ -90,7 +90,7 @@ fn rules(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What counting a hit costs by itself, with no recorder installed: as a hit does it.
+/// The cost of counting a hit, with no recorder installed.
 fn counted(criterion: &mut Criterion) {
     let counter = HitCounter::default();
     criterion.bench_function("metrics/hit", |bencher| {

@@ -1,137 +1,73 @@
-//! What the command line asks for.
+//! The command line: its help text and its parser.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
-use serde::{Deserialize, Serialize};
-use tower_sessions_moka_mongodb_store::Coherence;
 
+use crate::kind::Kind;
+use crate::options::{Options, Soak};
 use crate::scenario::Scenario;
-use crate::stores::Kind;
 
 pub(crate) const HELP: &str = "\
 A load test of session stores: an Axum server in a process of its own, clients that keep their
-connections, every answer checked. Runs against MONGODB_URI, or a test server of its own.
+connections, and a check of every response. It uses the server of MONGODB_URI, or starts a test
+server.
 
 cargo bench --bench load -- [OPTIONS]
 
-What is run
-  --stores LIST        in-memory, mongo, naive, ours, compact (all)
+The run
+  --stores LIST        in-memory, mongo, naive, ours, compact (default: all)
   --scenarios LIST     bare, read, read-zipf, read-mostly, write, always-save, log-in, stampede,
-                       tenfold, tenfold-zipf, flood, two-instances (all)
-  --connections N      keep-alive connections, each with sessions of its own (32)
-  --sessions N         sessions, at least one a connection (1000; with --soak 40000)
-  --size BYTES         a session's data as JSON, at least 80 (502)
-  --rounds N           rounds of each store, in turns with the other stores (5)
+                       tenfold, tenfold-zipf, flood, two-instances (default: all)
+  --connections N      keep-alive connections, each with its own sessions (32)
+  --sessions N         sessions, at least one for each connection (1000; with --soak 40000)
+  --size BYTES         size of a session's data as JSON, at least 80 (502)
+  --rounds N           rounds of each store; the stores take turns (5)
   --seconds S          length of a round (1.0)
   --warm-up S          unmeasured time of each store before each of its rounds (1.0)
-  --rate R             open loop: R requests a second, whatever the answers take, and latencies
-                       counted from the moment at which a request was due. Default: closed loop, each
-                       connection sends when it has its answer
-  --zipf S             exponent of the Zipf choices (0.99)
+  --rate R             open loop: R requests a second, however long the responses take. A latency
+                       counts from the time at which the request was due. Default: closed loop, each
+                       connection sends its next request when it has its response
+  --zipf S             exponent of the Zipf distribution (0.99)
   --invented PERCENT   share of invented ids in `flood` (90)
-  --seed N             what sessions and steps are drawn from (1)
-  --client-threads N   threads that the clients run on (1)
-  --server-threads N   threads that the server runs on (one a core)
-  --commands           count MongoDB commands by name as well, for --json; the driver then copies each
-                       command, which costs the server some 12 µs
-  --quick              everything once and shortly: 64 sessions, one round of 0.2 s
+  --seed N             seed of the random sessions and steps (1)
+  --client-threads N   threads of the clients (1)
+  --server-threads N   threads of the server (default: one for each core)
+  --commands           count MongoDB commands by name as well, for --json. The driver then copies each
+                       command, which costs the server about 12 µs
+  --quick              everything once and briefly: 64 sessions, one round of 0.2 s
 
-The store under test (ours and compact); what is left out is the store's own default
-  --max-bytes BYTES    what the cache may hold
-  --max-entries N      the same in sessions (also the naive pair's); `tenfold` sets a tenth of
-                       --sessions for both
+The tested store (ours and compact). Without an option, the store's own default applies
+  --max-bytes BYTES    limit of the cache in bytes
+  --max-entries N      limit of the cache in sessions (also for the naive pair); `tenfold` sets a
+                       tenth of --sessions for both
   --max-staleness S    how old a cached session may be
-  --touch-after S      how long a save that moves nothing but the expiry may wait (60)
-  --max-in-flight N    how many commands keep MongoDB busy (also of `mongo`)
-  --tiny-lfu           keep what is read often, not what was read last; the naive pair does so
-  --no-ttl-index       leave expired sessions to somebody else (also of `mongo`; the naive pair has no
-                       such index in any case)
-  --no-change-stream   do not follow the changes of other instances
-  --exclusive          the only instance; `two-instances` is then left out
+  --touch-after S      how long a save that only changes the expiry may wait (60)
+  --max-in-flight N    how many commands may be in flight (also for `mongo`)
+  --tiny-lfu           evict what is read rarely, not what was read long ago, like the naive pair
+  --no-ttl-index       do not remove expired sessions (also for `mongo`; the naive pair never does)
+  --no-change-stream   do not receive the changes of other instances
+  --exclusive          the store is the only instance; `two-instances` is left out
 
-What comes out: a table, and
+The output: a table, and
   --json FILE          every figure
   --html FILE          a report with plots, in one file
-  --plots DIR          each plot as SVG, and run.md with what was run on what and the medians: the page of
-                       the guide, which has them from src/guide/plots
+  --plots DIR          each plot as SVG, and run.md with the machine and the medians. The page of the
+                       guide includes them from src/guide/plots
 
 Ten million loads and a million saves on one store, in this process
-  --soak               of the first of --stores (ours); ends with a line of figures, `ok` or `grows`:
-                       more than a tenth and 8 MiB more memory, or a task more, than at the start
+  --soak               uses the first of --stores (ours). It ends with a line of figures, `ok` or
+                       `grows`: a tenth and 8 MiB more memory, or one task more, than at the start
   --loads N            (10000000)
   --saves N            (1000000)
 
-  --help               this
+  --help               this text
 
-RUST_LOG=error in the environment shows on stderr what the servers log.
-Exits with 1 if any answer was wrong, or if a soak grows.";
+With RUST_LOG=error in the environment, the log of the servers goes to stderr.
+The exit code is 1 if a response was wrong, or if a soak grows.";
 
-/// The shape of a run.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Options {
-    pub(crate) stores: Vec<Kind>,
-    pub(crate) scenarios: Vec<Scenario>,
-    pub(crate) connections: usize,
-    pub(crate) sessions: usize,
-    pub(crate) size: usize,
-    pub(crate) rounds: usize,
-    pub(crate) seconds: f64,
-    pub(crate) warm_up: f64,
-    pub(crate) rate: Option<f64>,
-    pub(crate) zipf: f64,
-    pub(crate) invented: u32,
-    pub(crate) seed: u64,
-    pub(crate) client_threads: usize,
-    pub(crate) server_threads: Option<usize>,
-    pub(crate) name_commands: bool,
-    pub(crate) store: StoreOptions,
-    #[serde(skip)]
-    pub(crate) json: Option<PathBuf>,
-    #[serde(skip)]
-    pub(crate) html: Option<PathBuf>,
-    #[serde(skip)]
-    pub(crate) plots: Option<PathBuf>,
-    #[serde(skip)]
-    pub(crate) soak: Option<Soak>,
-}
-
-/// How our store is set; `None` leaves its own default.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(clippy::struct_excessive_bools, reason = "switches, each by itself")]
-pub(crate) struct StoreOptions {
-    pub(crate) max_bytes: Option<u64>,
-    pub(crate) max_entries: Option<u64>,
-    pub(crate) max_staleness: Option<Duration>,
-    pub(crate) touch_after: Duration,
-    pub(crate) max_in_flight: Option<u32>,
-    pub(crate) tiny_lfu: bool,
-    pub(crate) ttl_index: bool,
-    pub(crate) change_stream: bool,
-    pub(crate) exclusive: bool,
-}
-
-impl StoreOptions {
-    pub(crate) fn coherence(&self) -> Coherence {
-        if self.exclusive {
-            Coherence::SoleWriter
-        } else if self.change_stream {
-            Coherence::ChangeStream
-        } else {
-            Coherence::TimeBound
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Soak {
-    pub(crate) loads: u64,
-    pub(crate) saves: u64,
-}
-
-/// What is to be done.
+/// What the command line asks for.
 pub(crate) enum Asked {
     Run(Box<Options>),
     /// Be the server, which the load test starts by itself.
@@ -139,47 +75,11 @@ pub(crate) enum Asked {
     Help,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            stores: Kind::ALL.to_vec(),
-            scenarios: Scenario::ALL.to_vec(),
-            connections: 32,
-            sessions: 1_000,
-            size: 502,
-            rounds: 5,
-            seconds: 1.0,
-            warm_up: 1.0,
-            rate: None,
-            zipf: 0.99,
-            invented: 90,
-            seed: 1,
-            client_threads: 1,
-            server_threads: None,
-            name_commands: false,
-            store: StoreOptions {
-                max_bytes: None,
-                max_entries: None,
-                max_staleness: None,
-                touch_after: Duration::from_secs(60),
-                max_in_flight: None,
-                tiny_lfu: false,
-                ttl_index: true,
-                change_stream: true,
-                exclusive: false,
-            },
-            json: None,
-            html: None,
-            plots: None,
-            soak: None,
-        }
-    }
-}
-
 pub(crate) fn parse() -> Result<Asked> {
     let mut parser = lexopt::Parser::from_env();
     let mut options = Options::default();
-    let (mut soaks, mut soak) = (false, Soak { loads: 10_000_000, saves: 1_000_000 });
+    let mut soaks = false;
+    let mut soak = Soak { loads: 10_000_000, saves: 1_000_000 };
     let mut sessions = None;
     while let Some(arg) = parser.next()? {
         match arg {
@@ -203,14 +103,18 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("server-threads") => options.server_threads = Some(parser.value()?.parse()?),
             Long("commands") => options.name_commands = true,
             Long("quick") => {
-                (options.rounds, options.seconds, options.warm_up) = (1, 0.2, 0.05);
+                options.rounds = 1;
+                options.seconds = 0.2;
+                options.warm_up = 0.05;
                 sessions = sessions.or(Some(64));
             }
             Long("max-bytes") => options.store.max_bytes = Some(parser.value()?.parse()?),
             Long("max-entries") => options.store.max_entries = Some(parser.value()?.parse()?),
             Long("max-staleness") => options.store.max_staleness = Some(seconds(&mut parser)?),
             Long("touch-after") => options.store.touch_after = seconds(&mut parser)?,
-            Long("max-in-flight") => options.store.max_in_flight = Some(parser.value()?.parse()?),
+            Long("max-in-flight") => {
+                options.store.max_commands_in_flight = Some(parser.value()?.parse()?)
+            }
             Long("tiny-lfu") => options.store.tiny_lfu = true,
             Long("no-ttl-index") => options.store.ttl_index = false,
             Long("no-change-stream") => options.store.change_stream = false,
@@ -223,7 +127,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("saves") => soak.saves = parser.value()?.parse()?,
             Long("help") | Short('h') => return Ok(Asked::Help),
             Value(word) if word == "server" => return Ok(Asked::Server),
-            // Cargo says this to every bench.
+            // Cargo passes this to every bench.
             Long("bench") => {}
             other => return Err(other.unexpected().into()),
         }
@@ -271,7 +175,7 @@ fn check(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-/// Names from `all`, with commas between.
+/// Names from `all`, separated by commas.
 fn list<T: Copy>(
     parser: &mut lexopt::Parser,
     all: &[T],

@@ -1,4 +1,4 @@
-//! A connection that is kept, over which one request goes out at a time.
+//! A client's connection, which stays open and carries one request at a time.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ pub(crate) struct Connection {
 
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// The session's cookie, if the answer sets it: `id=…`, as a request presents it.
+    /// The session's cookie, if the response sets it: `id=…`, as a request sends it.
     pub(crate) cookie: Option<HeaderValue>,
     pub(crate) body: Bytes,
 }
@@ -30,8 +30,8 @@ impl Connection {
         Ok(Self { address, host, sender: dial(address).await? })
     }
 
-    /// Sends a request and waits for the whole answer. A connection that broke is opened anew for
-    /// the next one.
+    /// Sends a request and waits for the whole response. Reopens a broken connection for the next
+    /// request.
     pub(crate) async fn ask(
         &mut self,
         method: Method,
@@ -62,13 +62,14 @@ async fn dial(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>> {
     stream.set_nodelay(true)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
-        // Whoever waits for an answer hears of it as well.
+        // An error also reaches the request that waits for its response.
         drop(connection.await);
     });
     Ok(sender)
 }
 
-/// The part that comes back: without the attributes, and no cookie if it is an empty one.
+/// The part of the cookie that a request sends back: without attributes. `None` if the cookie is
+/// empty.
 fn session_cookie(set: &HeaderValue) -> Option<HeaderValue> {
     let pair = set.to_str().ok()?.split(';').next()?;
     (!pair.ends_with('=')).then(|| HeaderValue::from_str(pair).ok())?

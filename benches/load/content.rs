@@ -1,4 +1,4 @@
-//! What a session holds: five keys, in the size that was asked for.
+//! The content of a session: five keys, in the requested size.
 
 use std::collections::HashMap;
 
@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 pub(crate) type Data = HashMap<String, Value>;
 
-/// The data of all sessions but for the owner, made once.
+/// The data of all sessions except the owner, made once.
 pub(crate) struct Content {
     data: Data,
 }
 
 impl Content {
-    /// `size` is that of the data as JSON, give or take the owner's digits.
+    /// `size` is the size of the data as JSON, up to the owner's digits.
     pub(crate) fn new(size: usize) -> Self {
         let mut data: Data = [
             ("owner".to_owned(), json!(0)),
@@ -33,7 +33,7 @@ impl Content {
     }
 }
 
-/// A list of texts that is about so many bytes long as JSON.
+/// A list of texts that is about `bytes` long as JSON.
 fn cart(mut bytes: usize) -> Value {
     const ITEM: usize = 36;
     const QUOTES_AND_COMMA: usize = 3;

@@ -1,4 +1,4 @@
-//! One round of load on one store: closed loop, open loop, or all clients at once.
+//! One round of load on one store: closed loop, open loop, or all clients at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,19 +11,20 @@ use tokio::sync::{Barrier, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::fleet::Fleet;
+use crate::number::float;
 use crate::worker::{Verdict, Worker};
 
-/// How many wrong answers are told of in words.
-const TOLD: usize = 3;
+/// How many wrong responses are described.
+const DESCRIBED: usize = 3;
 
-/// What one round, or all of one store, came to.
+/// The results of one round, or of all rounds of one store.
 pub(crate) struct Tally {
     pub(crate) requests: u64,
     pub(crate) wrong: u64,
     pub(crate) stale: u64,
-    /// Requests that were due and never sent; open loop only.
+    /// Requests that were due and never sent. Open loop only.
     pub(crate) unsent: u64,
-    pub(crate) told: Vec<String>,
+    pub(crate) descriptions: Vec<String>,
     /// In nanoseconds.
     pub(crate) latencies: Histogram<u64>,
     pub(crate) elapsed: Duration,
@@ -36,7 +37,7 @@ impl Tally {
             wrong: 0,
             stale: 0,
             unsent: 0,
-            told: Vec::new(),
+            descriptions: Vec::new(),
             latencies: Histogram::new(3)?,
             elapsed: Duration::ZERO,
         })
@@ -47,8 +48,8 @@ impl Tally {
         self.wrong += other.wrong;
         self.stale += other.stale;
         self.unsent += other.unsent;
-        self.told.extend(other.told);
-        self.told.truncate(TOLD);
+        self.descriptions.extend(other.descriptions);
+        self.descriptions.truncate(DESCRIBED);
         self.latencies.add(other.latencies)?;
         self.elapsed += other.elapsed;
         Ok(())
@@ -62,8 +63,8 @@ impl Tally {
             Ok(Verdict::Stale) => self.stale += 1,
             Err(error) => {
                 self.wrong += 1;
-                if self.told.len() < TOLD {
-                    self.told.push(format!("{error:#}"));
+                if self.descriptions.len() < DESCRIBED {
+                    self.descriptions.push(format!("{error:#}"));
                 }
             }
         }
@@ -80,7 +81,7 @@ pub(crate) async fn round(fleet: &mut Fleet, length: Duration, rate: Option<f64>
     }
 }
 
-/// Sends the next request when it has the answer.
+/// Sends the next request when it has the response.
 async fn closed(mut worker: Worker, start: Instant, length: Duration) -> Result<(Worker, Tally)> {
     let mut tally = Tally::new()?;
     while start.elapsed() < length {
@@ -91,18 +92,20 @@ async fn closed(mut worker: Worker, start: Instant, length: Duration) -> Result<
     Ok((worker, tally))
 }
 
-/// Requests are due at fixed moments. One that finds no client at leisure waits, and its latency
-/// counts from the moment at which it was due.
+/// Requests are due at fixed times. If no client is free, a request waits, and its latency counts
+/// from the time at which it was due.
 async fn open(fleet: &mut Fleet, length: Duration, rate: f64) -> Result<Tally> {
-    let (due, taken) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+    let due = Arc::new(Semaphore::new(0));
+    let taken = Arc::new(AtomicU64::new(0));
     let start = Instant::now();
-    let moment = move |index: u64| start + Duration::from_secs_f64(crate::float(index) / rate);
+    let moment = move |index: u64| start + Duration::from_secs_f64(float(index) / rate);
     let pacer = tokio::task::spawn_blocking({
         let due = due.clone();
         move || pace(&due, start, length, rate)
     });
     let mut tally = all(fleet, |mut worker, _| {
-        let (due, taken) = (due.clone(), taken.clone());
+        let due = due.clone();
+        let taken = taken.clone();
         async move {
             let mut tally = Tally::new()?;
             while let Ok(permit) = due.acquire().await {
@@ -116,7 +119,7 @@ async fn open(fleet: &mut Fleet, length: Duration, rate: f64) -> Result<Tally> {
     })
     .await?;
     let all = pacer.await?;
-    // Left out, they would make a store look the quicker the less it gets done.
+    // Without them, a slow store would look faster the fewer requests it completes.
     for index in taken.load(Ordering::Relaxed)..all {
         tally.unsent += 1;
         let waited = (start + length).saturating_duration_since(moment(index));
@@ -125,8 +128,8 @@ async fn open(fleet: &mut Fleet, length: Duration, rate: f64) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Lets as many requests go as are due by now. A thread's sleep ends within a tenth of a millisecond,
-/// which tokio's timer does not.
+/// Releases the requests that are due by now. A thread's sleep is exact to a tenth of a
+/// millisecond, tokio's timer is not.
 fn pace(due: &Semaphore, start: Instant, length: Duration, rate: f64) -> u64 {
     let mut gone = 0;
     while start.elapsed() < length {
@@ -135,23 +138,25 @@ fn pace(due: &Semaphore, start: Instant, length: Duration, rate: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, reason = "a few at a time")]
         due.add_permits((by_now - gone) as usize);
         gone = by_now;
-        let next = start + Duration::from_secs_f64(crate::float(gone) / rate);
+        let next = start + Duration::from_secs_f64(float(gone) / rate);
         std::thread::sleep(next.min(start + length).saturating_duration_since(Instant::now()));
     }
     due.close();
     gone
 }
 
-/// Wave after wave, all clients ask for the same session at the same moment, each session once; the
-/// servers have just started.
+/// In each wave, all clients ask for the same session at the same time. Each session is used once,
+/// and the servers have just started.
 async fn stampede(fleet: &mut Fleet, length: Duration) -> Result<Tally> {
     let sessions: Arc<[(HeaderValue, u64)]> = fleet.sessions().into();
     let barrier = Arc::new(Barrier::new(fleet.workers.len()));
-    // The first wave that does not take place. Who finds that time is up sets it before the barrier
-    // of that very wave, so all see the same.
+    // The first wave that does not take place. The client that finds that the time is over sets it
+    // before the barrier of that wave, so all clients see the same value.
     let end = Arc::new(AtomicU64::new(sessions.len() as u64));
     all(fleet, |mut worker, start| {
-        let (sessions, barrier, end) = (sessions.clone(), barrier.clone(), end.clone());
+        let sessions = sessions.clone();
+        let barrier = barrier.clone();
+        let end = end.clone();
         async move {
             let mut tally = Tally::new()?;
             for (wave, (cookie, owner)) in (0..).zip(sessions.iter()) {
@@ -172,7 +177,7 @@ async fn stampede(fleet: &mut Fleet, length: Duration) -> Result<Tally> {
     .await
 }
 
-/// Runs every client in a task of its own, and adds up what they saw.
+/// Runs every client in a task of its own, and adds up their results.
 async fn all<F, Fut>(fleet: &mut Fleet, run: F) -> Result<Tally>
 where
     F: Fn(Worker, Instant) -> Fut,

@@ -1,4 +1,4 @@
-//! What is known of one store in one scenario after all rounds, and how stores compare.
+//! The figures of one store in one scenario after all rounds, and comparisons of stores.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,11 +7,12 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::drive::Tally;
+use crate::kind::Kind;
+use crate::number::float;
 use crate::scenario::Scenario;
 use crate::stats::Stats;
-use crate::stores::Kind;
 
-/// What one store has come to in one scenario, while its rounds go on.
+/// The results of one store in one scenario, while its rounds continue.
 pub(crate) struct Sum {
     pub(crate) rounds: Vec<f64>,
     pub(crate) tally: Tally,
@@ -20,7 +21,7 @@ pub(crate) struct Sum {
     pub(crate) resident: u64,
 }
 
-/// Time on a processor, by process.
+/// CPU time, by process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cpu {
     pub(crate) server: Duration,
@@ -38,26 +39,26 @@ pub(crate) struct Cell {
     pub(crate) rounds: Vec<f64>,
     pub(crate) requests: u64,
     pub(crate) wrong: u64,
-    /// What the first wrong answers were.
+    /// Descriptions of the first wrong responses.
     pub(crate) wrong_answers: Vec<String>,
-    /// Reads on the other instance that showed an older version.
+    /// Reads on the other instance that returned an older version.
     pub(crate) stale: u64,
-    /// Open loop: requests that were due and never sent.
+    /// Requests that were due and never sent. Open loop only.
     pub(crate) unsent: u64,
     pub(crate) latency_micros: Latency,
     pub(crate) hit_rate: Option<f64>,
     pub(crate) mongo_commands_per_request: f64,
-    /// By name, if that was asked for.
+    /// By name, if the options ask for that.
     pub(crate) mongo_commands: BTreeMap<String, u64>,
     pub(crate) loads: BTreeMap<String, u64>,
-    /// Time on a processor for each request, and how many cores that kept busy.
+    /// CPU time for each request, and how many cores that kept busy.
     pub(crate) server_cpu_micros: f64,
     pub(crate) client_cpu_micros: f64,
     pub(crate) mongo_cpu_micros: Option<f64>,
     pub(crate) server_cores: f64,
     pub(crate) client_cores: f64,
     pub(crate) mongo_cores: Option<f64>,
-    /// Of the server processes, at the end.
+    /// The resident memory of the server processes at the end.
     pub(crate) resident_bytes: u64,
     pub(crate) cache_entries: u64,
     pub(crate) cache_bytes: u64,
@@ -71,11 +72,11 @@ pub(crate) struct Latency {
     pub(crate) p99: f64,
     pub(crate) p999: f64,
     pub(crate) max: f64,
-    /// Share of requests, and what so many of them took at most.
+    /// Pairs of a share of the requests and the longest latency in that share.
     pub(crate) curve: Vec<(f64, f64)>,
 }
 
-/// The medians of two stores, one by the other.
+/// The median of one store divided by the median of another.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) scenario: Scenario,
@@ -98,7 +99,7 @@ impl Sum {
 
     pub(crate) fn cell(self, scenario: Scenario, store: Kind) -> Cell {
         let Self { rounds, tally, stats, cpu, resident } = self;
-        let requests = crate::float(tally.requests.max(1));
+        let requests = float(tally.requests.max(1));
         let elapsed = tally.elapsed.as_secs_f64();
         let each = |used: Duration| used.as_secs_f64() * 1e6 / requests;
         let cores = |used: Duration| used.as_secs_f64() / elapsed;
@@ -109,12 +110,12 @@ impl Sum {
             rounds,
             requests: tally.requests,
             wrong: tally.wrong,
-            wrong_answers: tally.told,
+            wrong_answers: tally.descriptions,
             stale: tally.stale,
             unsent: tally.unsent,
             latency_micros: Latency::of(&tally.latencies),
             hit_rate: stats.hit_rate(),
-            mongo_commands_per_request: crate::float(stats.commands) / requests,
+            mongo_commands_per_request: float(stats.commands) / requests,
             mongo_commands: stats.named,
             loads: stats.loads,
             server_cpu_micros: each(cpu.server),
@@ -133,12 +134,13 @@ impl Sum {
 
 impl Latency {
     fn of(taken: &Histogram<u64>) -> Self {
-        let at = |share: f64| crate::float(taken.value_at_quantile(share)) / 1_000.0;
-        // Nine points to each further nine, from a tenth of the requests, as far as there are requests to speak of.
+        let at = |share: f64| float(taken.value_at_quantile(share)) / 1_000.0;
+        // Nine points to each further nine, from a tenth of the requests, as far as there are
+        // enough requests.
         let nines = (0..5_i32).flat_map(|nines| (0..9_i32).map(move |step| (nines, step)));
         let shares =
             nines.map(|(nines, step)| 1.0 - 0.1_f64.powi(nines) * (1.0 - 0.1 * f64::from(step)));
-        let last = 1.0 - 1.0 / crate::float(taken.len().max(1));
+        let last = 1.0 - 1.0 / float(taken.len().max(1));
         let curve = shares
             .filter(|share| (0.05..=last).contains(share))
             .map(|share| (share, at(share)))
@@ -147,7 +149,7 @@ impl Latency {
     }
 }
 
-/// Every store by the naive pair and by the in-memory store.
+/// Every store divided by the naive pair and by the in-memory store.
 pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for cell in cells {
@@ -158,7 +160,8 @@ pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
             {
                 let goal = cell.scenario.goal(peer).filter(|_| cell.store == Kind::Ours);
                 let value = cell.throughput / other.throughput;
-                let (scenario, store) = (cell.scenario, cell.store);
+                let scenario = cell.scenario;
+                let store = cell.store;
                 ratios.push(Ratio { scenario, store, peer, value, goal });
             }
         }

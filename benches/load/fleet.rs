@@ -1,4 +1,4 @@
-//! The servers of one store in one scenario, and the clients that talk to them.
+//! The servers of one store in one scenario, and their clients.
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -7,13 +7,13 @@ use mongodb::Client;
 use session_test_server::TestServer;
 use tower_sessions_moka_mongodb_store::mongodb;
 
-use crate::args::Options;
 use crate::client::Connection;
+use crate::kind::Kind;
+use crate::options::Options;
 use crate::process::Server;
 use crate::scenario::Scenario;
 use crate::server::Setup;
 use crate::stats::Stats;
-use crate::stores::Kind;
 use crate::worker::{Rules, Worker};
 
 pub(crate) struct Fleet {
@@ -74,7 +74,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends the servers and starts new ones, whose caches are empty.
+    /// Stops the servers and starts new ones, whose caches are empty.
     pub(crate) async fn restart(&mut self) -> Result<()> {
         for server in std::mem::take(&mut self.servers) {
             server.stop().await?;
@@ -106,7 +106,7 @@ impl Fleet {
         Ok(sum)
     }
 
-    /// Ends the servers and removes what they have stored.
+    /// Stops the servers and removes their stored data.
     pub(crate) async fn stop(self) -> Result<()> {
         for server in self.servers {
             server.stop().await?;

@@ -1,4 +1,4 @@
-//! The plots of the guide: files that `src/guide/mod.rs` takes in.
+//! The plots of the guide: files that `src/guide/mod.rs` includes.
 
 use std::fmt::Write;
 use std::fs;
@@ -7,13 +7,16 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::figures::Cell;
-use crate::{Findings, plot, table};
+use crate::findings::Findings;
+use crate::{plot, table};
 
-/// Into `folder`, `<scenario>-throughput.svg` and `<scenario>-latency.svg` for each scenario, and `run.md`.
+/// Writes `<scenario>-throughput.svg` and `<scenario>-latency.svg` for each scenario, and `run.md`,
+/// into `folder`.
 pub(crate) fn write(findings: &Findings, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     for cells in findings.cells.chunk_by(|one, next| one.scenario == next.scenario) {
-        let (key, cells) = (cells[0].scenario.key(), cells.iter().collect::<Vec<_>>());
+        let key = cells[0].scenario.key();
+        let cells = cells.iter().collect::<Vec<_>>();
         fs::write(folder.join(format!("{key}-throughput.svg")), lines(&plot::throughput(&cells)?))?;
         fs::write(folder.join(format!("{key}-latency.svg")), lines(&plot::latency(&cells)?))?;
     }
@@ -27,7 +30,7 @@ fn lines(svg: &str) -> String {
     lines.fold(String::new(), |svg, line| svg + line + "\n")
 }
 
-/// What was run on what, and a line for each store in each scenario.
+/// The command and the machine of the run, and a line for each store in each scenario.
 fn run(findings: &Findings) -> Result<String> {
     let mut text = String::from("| | |\n|---|---|\n");
     for (what, about) in findings.machine.lines() {

@@ -1,4 +1,4 @@
-//! What the figures were measured on and with.
+//! The machine and the software of the run.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,6 +8,8 @@ use serde::Serialize;
 use session_test_server::TestServer;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use crate::number::float;
+
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -16,7 +18,7 @@ pub(crate) struct Machine {
     pub(crate) system: String,
     pub(crate) rustc: String,
     pub(crate) build: &'static str,
-    /// Of this crate and of what has a part in the figures.
+    /// The versions of this crate and of the crates that affect the figures.
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) mongo: String,
     pub(crate) command: String,
@@ -67,9 +69,9 @@ impl Machine {
         }
     }
 
-    /// A line for each part: what it is, and its text.
+    /// A line for each part: its name and its text.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
-        let gigabytes = crate::float(self.memory_bytes) / f64::from(1 << 30);
+        let gigabytes = float(self.memory_bytes) / f64::from(1 << 30);
         let versions: Vec<_> =
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         vec![
@@ -83,14 +85,14 @@ impl Machine {
     }
 }
 
-/// The compiler that is found now, which as a rule has built this.
+/// The compiler on PATH, which usually has built this program.
 fn rustc() -> String {
     let said = Command::new("rustc").arg("--version").output();
     let said = said.ok().and_then(|output| String::from_utf8(output.stdout).ok());
     said.map_or_else(|| "rustc unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-/// Of what is there twice, the newer version, which is the second in the file.
+/// If a crate occurs twice, the newer version, which is the second in the file.
 fn versions() -> BTreeMap<String, String> {
     let quoted = |line: &str, key: &str| -> Option<String> {
         Some(line.strip_prefix(key)?.trim_matches('"').to_owned())

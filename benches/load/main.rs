@@ -1,12 +1,15 @@
-//! The load test: an Axum server in a process of its own, clients on real sockets, every store beside
-//! the others. `cargo bench --bench load -- --help` has every option.
+//! The load test: an Axum server in a process of its own, clients on real sockets, and every store
+//! beside the others. `cargo bench --bench load -- --help` lists all options.
 //!
-//! - `args` what is asked for; `scenario` what clients do; `stores`, `naive` what is compared
-//! - `server` the process under load, `content` its sessions, `stats` what it says of itself
-//! - `process` starts it, `client` talks to it, `worker` checks the answers, `fleet` holds all three
-//! - `drive` one round, `run` a scenario, `figures` what it came to
-//! - `machine`, `table`, `report`, `plot`, `guide` what is shown of it
-//! - `soak` millions of calls on one store
+//! - `options`: the settings of a run; `args` parses them from the command line
+//! - `scenario`: what the clients do; `kind`: the stores that are compared
+//! - `stores`, `naive`: how each store is built
+//! - `server`: the process under load; `content`: its sessions; `stats`: its own figures
+//! - `process`: starts the server; `client`: calls it; `worker`: checks the responses; `fleet`:
+//!   holds all three
+//! - `drive`: one round; `run`: one scenario; `figures`: its results
+//! - `machine`, `table`, `report`, `plot`, `guide`: the output
+//! - `soak`: millions of calls on one store
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
 mod args;
@@ -14,10 +17,14 @@ mod client;
 mod content;
 mod drive;
 mod figures;
+mod findings;
 mod fleet;
 mod guide;
+mod kind;
 mod machine;
 mod naive;
+mod number;
+mod options;
 mod plot;
 mod process;
 mod report;
@@ -36,21 +43,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use session_test_server::TestServer;
 
-use crate::args::{Asked, Options};
-use crate::figures::{Cell, Ratio};
+use crate::args::Asked;
+use crate::figures::Cell;
+use crate::findings::Findings;
 use crate::machine::Machine;
-
-/// All that a run has found, as `--json` writes it.
-#[derive(Debug, Serialize)]
-struct Findings {
-    machine: Machine,
-    options: Options,
-    cells: Vec<Cell>,
-    ratios: Vec<Ratio>,
-}
+use crate::options::Options;
 
 fn main() -> Result<ExitCode> {
     let options = match args::parse()? {
@@ -61,7 +60,8 @@ fn main() -> Result<ExitCode> {
         Asked::Server => return server::run().map(|()| ExitCode::SUCCESS),
         Asked::Run(options) => *options,
     };
-    // Cargo starts a bench in its package's folder. Files of the options are relative to the repository.
+    // Cargo starts a bench in its package's folder. File names in the options are relative to the
+    // repository.
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     let mongo = session_test_server::shared_fast()?;
     let machine = Machine::of(mongo);
@@ -94,7 +94,7 @@ fn main() -> Result<ExitCode> {
     write(&findings)?;
     let wrong: u64 = findings.cells.iter().map(|cell| cell.wrong).sum();
     if wrong > 0 {
-        println!("{wrong} answers were wrong");
+        println!("{wrong} responses were wrong");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -140,10 +140,4 @@ fn write(findings: &Findings) -> Result<()> {
         println!("plots in {}", folder.display());
     }
     Ok(())
-}
-
-/// Counts are far below where a float would lose any of them.
-#[allow(clippy::cast_precision_loss, reason = "counts stay below 2^53")]
-fn float(count: u64) -> f64 {
-    count as f64
 }

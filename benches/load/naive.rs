@@ -1,5 +1,5 @@
-//! The pair that an app puts together in an hour: a moka cache and an upserting MongoDB store, each
-//! as the crates of tower-sessions write them, joined by `CachingSessionStore`.
+//! The pair of stores that an app can assemble in an hour: a moka cache and an upserting MongoDB
+//! store, written as the crates of tower-sessions write them, and joined by `CachingSessionStore`.
 
 use async_trait::async_trait;
 use bson::spec::BinarySubtype;
@@ -15,7 +15,7 @@ use tower_sessions_moka_mongodb_store::mongodb;
 
 pub(crate) type NaivePair = CachingSessionStore<NaiveCache, NaiveMongo>;
 
-/// Joins the two over a collection of the database that the client's URI names.
+/// Joins the two over a collection of the database in the client's URI.
 pub(crate) fn pair(collection: Collection<Stored>, max_entries: Option<u64>) -> NaivePair {
     let cache = match max_entries {
         Some(entries) => moka::future::Cache::new(entries),

@@ -5,7 +5,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::figures::Cell;
-use crate::stores::Kind;
+use crate::kind::Kind;
+use crate::number::float;
 
 const FONT: &str = "sans-serif";
 
@@ -29,7 +30,7 @@ pub(crate) fn throughput(cells: &[&Cell]) -> Result<String> {
         let root = SVGBackend::with_string(&mut svg, (430, height)).into_drawing_area();
         root.fill(&WHITE).map_err(odd)?;
         let most = cells.iter().map(|cell| cell.throughput).fold(1.0, f64::max);
-        let rows = crate::float(cells.len() as u64);
+        let rows = float(cells.len() as u64);
         let mut chart = ChartBuilder::on(&root)
             .margin_right(30)
             .margin_left(5)
@@ -50,7 +51,7 @@ pub(crate) fn throughput(cells: &[&Cell]) -> Result<String> {
         let text = (FONT, 13).into_font().into_text_style(&root);
         let text = text.pos(Pos::new(HPos::Left, VPos::Center));
         for (row, cell) in cells.iter().rev().enumerate() {
-            let low = crate::float(row as u64);
+            let low = float(row as u64);
             let bar = [(0.0, low + 0.1), (cell.throughput, low + 0.9)];
             let fill = colour(cell.store).mix(0.45).filled();
             let said = format!("{}  {}/s", cell.store.title(), count(cell.throughput));
@@ -63,7 +64,7 @@ pub(crate) fn throughput(cells: &[&Cell]) -> Result<String> {
     Ok(svg)
 }
 
-/// A line for each store: which share of requests took at most how long.
+/// A line for each store: which share of the requests took at most how long.
 pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     let points = |cell: &Cell| -> Vec<(f64, f64)> {
         let curve = cell.latency_micros.curve.iter();
@@ -73,7 +74,8 @@ pub(crate) fn latency(cells: &[&Cell]) -> Result<String> {
     let nines = all.iter().map(|point| point.0).fold(1.0, f64::max);
     let lowest = all.iter().map(|point| point.1).fold(1e6, f64::min);
     let highest = all.iter().map(|point| point.1).fold(10.0, f64::max);
-    let (lowest, highest) = (decade(lowest.log10().floor()), decade(highest.log10().ceil()));
+    let lowest = decade(lowest.log10().floor());
+    let highest = decade(highest.log10().ceil());
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (560, 260)).into_drawing_area();
@@ -139,7 +141,7 @@ fn count(value: f64) -> String {
     if value < 10_000.0 { format!("{value:.0}") } else { format!("{:.1} k", value / 1_000.0) }
 }
 
-/// The library's errors borrow what they speak of.
+/// Converts an error of the plot library, which borrows its arguments.
 fn odd(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("draw a plot: {error}")
 }

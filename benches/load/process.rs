@@ -1,4 +1,4 @@
-//! Server processes, as the load test starts, reads and ends them, and what processes use.
+//! Starts, measures and stops the server processes of the load test.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
@@ -14,12 +14,12 @@ use crate::client::Connection;
 use crate::server::Setup;
 use crate::stats::Stats;
 
-/// A server process, which ends when this is dropped.
+/// A server process. It ends when this is dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) pid: u32,
-    /// For `/stats`, beside the clients' own.
+    /// A connection for `/stats`, beside those of the clients.
     connection: Connection,
 }
 
@@ -35,7 +35,7 @@ impl Server {
         let pid = child.id().context("the server process has ended")?;
         let mut line = serde_json::to_vec(setup)?;
         line.push(b'\n');
-        // It stays open in `child`: its end is the server's.
+        // It stays open in `child`: the server ends when it is closed.
         let stdin = child.stdin.as_mut().context("stdin is piped")?;
         stdin.write_all(&line).await?;
         let stdout = child.stdout.take().context("stdout is piped")?;
@@ -61,7 +61,7 @@ impl Server {
     }
 }
 
-/// What processes have used so far.
+/// Reads the resources that processes have used so far.
 pub(crate) struct Usage {
     system: System,
 }
@@ -71,18 +71,19 @@ impl Usage {
         Self { system: System::new() }
     }
 
-    /// Stops these processes or lets them go on, where the system can: what they ask MongoDB for by
-    /// themselves, such as their change streams, is no part of what is measured beside them.
+    /// Stops these processes or lets them continue, if the system supports it. Otherwise their
+    /// background commands to MongoDB, such as those of change streams, would disturb the store
+    /// that is measured.
     pub(crate) fn pause(&mut self, pids: &[u32], pause: bool) {
         let signal = if pause { Signal::Stop } else { Signal::Continue };
         self.of(pids);
         for process in pids.iter().filter_map(|pid| self.system.process(Pid::from_u32(*pid))) {
-            // `None` where there is no such signal.
+            // `None` if the system has no such signal.
             let _ = process.kill_with(signal);
         }
     }
 
-    /// The time on a processor, and the resident bytes, of these processes together.
+    /// The CPU time and the resident bytes of these processes together.
     pub(crate) fn of(&mut self, pids: &[u32]) -> (Duration, u64) {
         let pids: Vec<_> = pids.iter().map(|pid| Pid::from_u32(*pid)).collect();
         let what = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();

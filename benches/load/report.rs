@@ -1,11 +1,12 @@
-//! The report: one HTML file with nothing outside of it.
+//! The report: one HTML file that loads nothing else.
 
 use std::fmt::Write;
 
 use anyhow::Result;
 
 use crate::figures::Cell;
-use crate::{Findings, machine, plot, table};
+use crate::findings::Findings;
+use crate::{machine, plot, table};
 
 const STYLE: &str = "\
 body { font: 15px/1.45 sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
@@ -74,7 +75,7 @@ fn section(html: &mut String, cells: &[&Cell]) -> Result<()> {
     Ok(())
 }
 
-/// A table, of which the first line is the head.
+/// A table. Its first line is the head.
 fn rows(html: &mut String, lines: &[Vec<String>]) -> Result<()> {
     html.push_str("<div class=\"wide\"><table>\n");
     for (index, line) in lines.iter().enumerate() {

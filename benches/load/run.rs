@@ -1,5 +1,5 @@
-//! A scenario: the servers of all its stores stand side by side, and are driven in turns, so that the
-//! machine's moods are shared. Whose turn it is not stands still.
+//! Runs a scenario. The servers of all its stores are started, and take turns under load, so that
+//! changes of the machine's speed affect all of them. A server whose turn it is not is paused.
 
 use std::time::Duration;
 
@@ -7,14 +7,15 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use session_test_server::TestServer;
 
-use crate::args::Options;
 use crate::drive;
 use crate::figures::{Cell, Cpu, Sum};
 use crate::fleet::Fleet;
+use crate::number::float;
+use crate::options::Options;
 use crate::process::Usage;
 use crate::scenario::Scenario;
 
-/// How many steps of progress a scenario is.
+/// The number of progress steps of a scenario.
 pub(crate) fn steps(scenario: Scenario, options: &Options) -> u64 {
     let stores = options.stores.iter().filter(|kind| scenario.suits(**kind)).count();
     (stores * (options.rounds + 1)) as u64
@@ -44,7 +45,8 @@ pub(crate) async fn scenario(
             let (fleet, sum) = &mut fleets[at];
             progress.set_message(format!("{}: {}", scenario.key(), fleet.kind.title()));
             usage.pause(&fleet.pids(), false);
-            // As long, since a lease has lapsed meanwhile and the next fence may take half a second.
+            // As long as the first warm-up: the lease has expired meanwhile, and the next
+            // checkpoint may take half a second.
             warms_up(fleet, sum, warm_up, options).await?;
             measure(fleet, sum, options, mongo, &mut usage).await?;
             usage.pause(&fleet.pids(), true);
@@ -60,7 +62,7 @@ pub(crate) async fn scenario(
     Ok(cells)
 }
 
-/// Drives a store of which the figures know nothing, but for what must not be at any time.
+/// Drives a store without recording figures, except for errors, which may never occur.
 async fn warms_up(
     fleet: &mut Fleet,
     sum: &mut Sum,
@@ -69,7 +71,7 @@ async fn warms_up(
 ) -> Result<()> {
     let tally = drive::round(fleet, time, options.rate).await?;
     sum.tally.wrong += tally.wrong;
-    sum.tally.told.extend(tally.told);
+    sum.tally.descriptions.extend(tally.descriptions);
     Ok(())
 }
 
@@ -95,7 +97,7 @@ async fn measure(
     let [server, client, mongo] = [0, 1, 2].map(|at| after[at].0.saturating_sub(before[at].0));
     let now = fleet.stats().await?;
     let since = now.since(&stats);
-    // Counters add up over the rounds; what is a state is as it is at the end.
+    // Counters add up over the rounds. A state has its last value.
     (sum.stats.entries, sum.stats.bytes, sum.stats.tasks) = (0, 0, 0);
     sum.stats.add(&since);
     sum.resident = after[0].1;
@@ -104,6 +106,6 @@ async fn measure(
         client: sum.cpu.client + client,
         mongo: (!mongo_pid.is_empty()).then(|| sum.cpu.mongo.unwrap_or_default() + mongo),
     };
-    sum.rounds.push(crate::float(tally.requests) / tally.elapsed.as_secs_f64());
+    sum.rounds.push(float(tally.requests) / tally.elapsed.as_secs_f64());
     sum.tally.add(tally)
 }

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use crate::args::Options;
-use crate::stores::Kind;
+use crate::kind::Kind;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -22,10 +21,10 @@ pub(crate) enum Scenario {
     TwoInstances,
 }
 
-/// One thing that a client does.
+/// One step of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A request that asks for no session.
+    /// A request that uses no session.
     Bare,
     /// Reads a session on this instance.
     Read(usize),
@@ -53,7 +52,7 @@ impl Scenario {
         Self::TwoInstances,
     ];
 
-    /// What the command line calls it.
+    /// Its name on the command line.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Bare => "bare",
@@ -71,7 +70,7 @@ impl Scenario {
         }
     }
 
-    /// What it is, for a reader of the report.
+    /// Its description in the report.
     pub(crate) fn about(self) -> &'static str {
         match self {
             Self::Bare => "no session at all: what the clients and HTTP allow at most",
@@ -93,7 +92,7 @@ impl Scenario {
         matches!(self, Self::ReadZipf | Self::TenfoldZipf)
     }
 
-    /// Whether all clients ask for the same session at the same moment.
+    /// Whether all clients ask for the same session at the same time.
     pub(crate) fn is_stampede(self) -> bool {
         self == Self::Stampede
     }
@@ -102,12 +101,12 @@ impl Scenario {
         if self == Self::TwoInstances { 2 } else { 1 }
     }
 
-    /// How many sessions the cache may hold, where the scenario says so.
+    /// How many sessions the cache may hold, if the scenario limits it.
     pub(crate) fn max_entries(self, sessions: usize) -> Option<u64> {
         matches!(self, Self::Tenfold | Self::TenfoldZipf).then_some((sessions as u64 / 10).max(1))
     }
 
-    /// Whether it says anything about this store.
+    /// Whether the scenario is useful for this store.
     pub(crate) fn suits(self, kind: Kind) -> bool {
         match self {
             Self::Bare => kind == Kind::InMemory,
@@ -116,22 +115,23 @@ impl Scenario {
         }
     }
 
-    /// What comes next, by a number that is drawn from 0 to 99.
-    pub(crate) fn step(self, drawn: u32, options: &Options) -> Step {
+    /// The next step, chosen by a random number from 0 to 99. `invented` is the share of invented ids
+    /// in percent.
+    pub(crate) fn step(self, drawn: u32, invented: u32) -> Step {
         match self {
             Self::Bare => Step::Bare,
             Self::ReadMostly if drawn < 5 => Step::Write,
             Self::Write => Step::Write,
             Self::AlwaysSave => Step::Touch,
             Self::LogIn => Step::LogIn,
-            Self::Flood if drawn < options.invented => Step::Invent,
+            Self::Flood if drawn < invented => Step::Invent,
             Self::TwoInstances if drawn < 10 => Step::Write,
             Self::TwoInstances if drawn < 55 => Step::Read(1),
             _ => Step::Read(0),
         }
     }
 
-    /// What the issue that asked for this bench wants of `ours`, held against a peer.
+    /// The goal for the ratio of `ours` to a peer.
     pub(crate) fn goal(self, peer: Kind) -> Option<f64> {
         match (self, peer) {
             (Self::Read | Self::ReadZipf, Kind::InMemory) => Some(0.97),

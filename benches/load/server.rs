@@ -1,8 +1,8 @@
 //! The server process: an Axum app with the session layer over one of the stores.
 //!
-//! The load test starts its own program with the argument `server`. Settings come in as one line of
-//! JSON on stdin (the URI may hold a password, which the arguments would show to everyone), the port
-//! goes out as one line on stdout, and the process ends when stdin does.
+//! The load test starts its own program with the argument `server`. It reads its settings as one
+//! line of JSON on stdin: the URI may contain a password, and arguments are visible to everyone. It
+//! prints the port as one line on stdout. It ends when stdin is closed.
 
 use std::io::{BufRead, Read, Write};
 use std::net::Ipv4Addr;
@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_sessions::{Expiry, Session, SessionManagerLayer, SessionStore};
 
-use crate::args::StoreOptions;
 use crate::content::Content;
+use crate::kind::Kind;
+use crate::options::StoreOptions;
 use crate::stats::{Meters, Stats};
-use crate::stores::{Kind, Store};
+use crate::stores::Store;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
@@ -33,7 +34,7 @@ pub(crate) struct Setup {
     pub(crate) name_commands: bool,
 }
 
-/// Serves until stdin ends. What is logged, with `RUST_LOG` set, goes to stderr.
+/// Serves until stdin is closed. The log goes to stderr if `RUST_LOG` is set.
 pub(crate) fn run() -> Result<()> {
     if std::env::var_os("RUST_LOG").is_some() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
@@ -61,7 +62,7 @@ async fn serve(setup: Setup) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
     let listener = listener.tap_io(|stream| {
-        // It only costs time where it cannot be set.
+        // An error here only costs time.
         let _ = stream.set_nodelay(true);
     });
     let mut out = std::io::stdout();
@@ -71,7 +72,7 @@ async fn serve(setup: Setup) -> Result<()> {
         served = async { axum::serve(listener, app).await } => served?,
         _ = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())) => {}
     }
-    // Nobody is left to be told of anything, so nothing is to be put in order either.
+    // The parent does not read the result, so there is no need for a clean shutdown.
     std::process::exit(0)
 }
 
@@ -106,7 +107,7 @@ async fn read(session: Session) -> Answer {
 }
 
 async fn write(session: Session, Path(version): Path<u64>) -> Answer {
-    // A session that is gone is not to come back by a write.
+    // A write must not bring a deleted session back.
     answer(&session).await?;
     session.insert("version", version).await.map_err(failed)?;
     answer(&session).await
@@ -129,7 +130,7 @@ async fn stats(State(shared): State<Shared>) -> Json<Stats> {
     Json(shared.meters.read())
 }
 
-/// What the session holds, for the client to check: its owner and its version.
+/// The owner and the version in the session, which the client checks.
 async fn answer(session: &Session) -> Answer {
     let owner = session.get::<u64>("owner").await.map_err(failed)?;
     let version = session.get::<u64>("version").await.map_err(failed)?;

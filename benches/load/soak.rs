@@ -1,4 +1,4 @@
-//! Millions of calls on one store, in this process, to see whether anything grows.
+//! Millions of calls on one store, in this process, to see whether memory or tasks grow.
 
 use std::pin::pin;
 use std::process;
@@ -17,19 +17,21 @@ use tokio::task::JoinSet;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
 
-use crate::args::{Options, Soak};
 use crate::content::Content;
+use crate::kind::Kind;
+use crate::number::float;
+use crate::options::{Options, Soak};
 use crate::process::Usage;
 use crate::stats::Meters;
-use crate::stores::{Kind, Store};
+use crate::stores::Store;
 
-/// How many lines of figures there are.
+/// The number of lines of figures.
 const SAMPLES: u64 = 40;
-/// The part of the calls after which the start is taken: by then the caches are at their bound.
+/// The part of the calls after which the first sample is taken: the caches are full by then.
 const WARM_UP: u64 = 10;
-/// One load in so many asks for an id that does not exist, and one is given up at once.
+/// One load in this many asks for an id that does not exist, and one is given up at once.
 const ODD: u32 = 100;
-/// One save in so many ends the session and begins another.
+/// One save in this many ends the session and begins another.
 const RENEWED: u32 = 100;
 /// How long background work may take to end after the last call.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,13 +44,13 @@ struct Shared {
     plan: Soak,
     zipf: f64,
     next: AtomicU64,
-    /// The end of this part.
+    /// The number of the last call of this part.
     until: AtomicU64,
     loads: AtomicU64,
     saves: AtomicU64,
 }
 
-/// A caller, and the sessions that nobody else changes.
+/// A caller, and the sessions that no other caller changes.
 struct Caller {
     shared: Arc<Shared>,
     records: Vec<Record>,
@@ -63,7 +65,7 @@ struct Sample {
     tasks: u64,
 }
 
-/// Answers whether nothing has grown.
+/// Returns whether nothing has grown.
 pub(crate) async fn run(plan: Soak, options: &Options, mongo: &TestServer) -> Result<bool> {
     let meters = Meters::install(false)?;
     let kind = if options.stores == Kind::ALL { Kind::Ours } else { options.stores[0] };
@@ -102,7 +104,7 @@ pub(crate) async fn run(plan: Soak, options: &Options, mongo: &TestServer) -> Re
     Ok(!grows)
 }
 
-/// Has all callers call until the part is over, and shows figures meanwhile.
+/// Runs all callers until the part is over, and shows figures meanwhile.
 async fn part(
     shared: &Arc<Shared>,
     callers: Vec<Caller>,
@@ -133,13 +135,14 @@ async fn part(
 }
 
 fn show(shared: &Shared, meters: &Meters, begun: Instant) {
-    let (stats, sample) = (meters.read(), sample(meters));
+    let stats = meters.read();
+    let sample = sample(meters);
     println!(
         "{:6.1} s  loads {:9}  saves {:8}  RSS {:6.1} MiB  entries {:7}  bytes {:10}  hits {:5.1} %  tasks {}",
         begun.elapsed().as_secs_f64(),
         shared.loads.load(Ordering::Relaxed),
         shared.saves.load(Ordering::Relaxed),
-        crate::float(sample.resident) / crate::float(MIB),
+        float(sample.resident) / float(MIB),
         stats.entries,
         stats.bytes,
         stats.hit_rate().unwrap_or(0.0) * 100.0,
@@ -152,9 +155,10 @@ fn sample(meters: &Meters) -> Sample {
     Sample { resident, tasks: meters.read().tasks }
 }
 
-/// Waits until no more than `tasks` are left, or until none has ended for a while.
+/// Waits until at most `tasks` are left, or until none has ended for a while.
 async fn settle(meters: &Meters, tasks: u64) -> Sample {
-    let (mut least, mut since) = (u64::MAX, Instant::now());
+    let mut least = u64::MAX;
+    let mut since = Instant::now();
     while since.elapsed() < PATIENCE / 10 && least > tasks {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let now = meters.read().tasks;
@@ -172,7 +176,7 @@ impl Caller {
             shared: shared.clone(),
             sessions,
             records: Vec::new(),
-            zipf: Zipf::new(crate::float(sessions as u64), shared.zipf)?,
+            zipf: Zipf::new(float(sessions as u64), shared.zipf)?,
             chance: ChaCha8Rng::seed_from_u64(options.seed.wrapping_add(index as u64)),
         })
     }
@@ -199,7 +203,7 @@ impl Caller {
         loop {
             let call = shared.next.fetch_add(1, Ordering::Relaxed);
             if call >= shared.until.load(Ordering::Relaxed) {
-                // The next part begins with the call that this one did not make.
+                // The next part begins with the call that this part did not make.
                 shared.next.fetch_sub(1, Ordering::Relaxed);
                 return Ok(self);
             }
@@ -224,7 +228,7 @@ impl Caller {
                 ensure!(found.is_none(), "a session under an id that was made up");
             }
             1 => {
-                // Polled once and dropped, as by a visitor who leaves.
+                // Polled once and dropped, as when a visitor disconnects.
                 let given_up = pin!(store.load(&self.records[at].id));
                 drop(futures::poll!(given_up));
             }
@@ -253,7 +257,7 @@ impl Caller {
     }
 }
 
-/// Runs these in tasks of their own.
+/// Runs these futures in tasks of their own.
 async fn join<T: Send + 'static>(
     all: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
 ) -> Result<Vec<T>> {

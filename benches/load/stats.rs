@@ -1,4 +1,4 @@
-//! What a server process says of itself: its store's metrics, the commands that it sent, its tasks.
+//! The figures of a server process: its store's metrics, the commands that it sent, and its tasks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,9 @@ use mongodb::options::ClientOptions;
 use serde::{Deserialize, Serialize};
 use tower_sessions_moka_mongodb_store::mongodb;
 
-/// The counter of sessions asked for, by result; the naive pair's cache counts into it as well.
+use crate::number::float;
+
+/// The counter of loads, by result. The naive pair's cache also counts into it.
 pub(crate) const LOADS: &str = "session_store_loads_total";
 const ENTRIES: &str = "session_store_cache_entries";
 const BYTES: &str = "session_store_cache_bytes";
@@ -21,20 +23,20 @@ const BYTES: &str = "session_store_cache_bytes";
 /// Figures since the process began.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Stats {
-    /// Sessions asked for, by result.
+    /// Loads, by result.
     pub(crate) loads: BTreeMap<String, u64>,
-    /// Commands sent to MongoDB, those by which a cache follows the others' changes included.
+    /// Commands sent to MongoDB, including those of the change stream.
     pub(crate) commands: u64,
-    /// The same by name, without those; empty unless it was asked for.
+    /// The same by name, without those of the change stream. Empty unless the options ask for it.
     pub(crate) named: BTreeMap<String, u64>,
-    /// Sessions in the cache, where the store tells.
+    /// Sessions in the cache, if the store reports them.
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
     pub(crate) tasks: u64,
 }
 
 impl Stats {
-    /// What was counted since `before`; what is not a counter is as it is now.
+    /// The counts since `before`. Values that are not counters are those of now.
     pub(crate) fn since(&self, before: &Self) -> Self {
         let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
             let was = |name| then.get(name).copied().unwrap_or(0);
@@ -61,13 +63,13 @@ impl Stats {
         self.tasks += other.tasks;
     }
 
-    /// The share of loads that the cache answered; `None` where nothing was asked of one.
+    /// The share of loads that the cache answered. `None` if there were no loads.
     pub(crate) fn hit_rate(&self) -> Option<f64> {
         let of = |results: &[&str]| -> u64 {
             results.iter().filter_map(|result| self.loads.get(*result)).sum()
         };
         let all: u64 = self.loads.values().sum();
-        (all > 0).then(|| crate::float(of(&["hit", "absent", "grace"])) / crate::float(all))
+        (all > 0).then(|| float(of(&["hit", "absent", "grace"])) / float(all))
     }
 }
 
@@ -79,7 +81,7 @@ pub(crate) struct Meters {
 }
 
 impl Meters {
-    /// To be called before a store is built: it registers its metrics then.
+    /// Call it before a store is built: a store registers its metrics when it is built.
     pub(crate) fn install(names: bool) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::atomic());
         metrics::set_global_recorder(Recording(registry.clone()))
@@ -99,9 +101,10 @@ impl Meters {
                 loads.insert(result, count.load(Ordering::Relaxed));
             }
         });
-        // A store that keeps no cache registers the series as well, and leaves them at zero.
+        // A store without a cache registers the series as well, and leaves them at zero.
         loads.retain(|_, count| *count > 0);
-        let (mut entries, mut bytes) = (0, 0);
+        let mut entries = 0;
+        let mut bytes = 0;
         self.registry.visit_gauges(|key, value| {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
             let value = f64::from_bits(value.load(Ordering::Relaxed)).max(0.0) as u64;
@@ -117,7 +120,8 @@ impl Meters {
     }
 }
 
-/// Keeps counters and gauges. Durations are dropped: kept, they would be the memory that grows.
+/// Keeps counters and gauges. It drops durations: if they were kept, they would be the memory that
+/// grows.
 struct Recording(Arc<Registry<Key, AtomicStorage>>);
 
 impl Recorder for Recording {
@@ -138,7 +142,7 @@ impl Recorder for Recording {
     }
 }
 
-/// How many commands were sent.
+/// The number of sent commands.
 #[derive(Clone, Default)]
 pub(crate) struct Commands {
     names: bool,
@@ -149,14 +153,14 @@ pub(crate) struct Commands {
 const NAMES: [&str; 7] =
     ["find", "insert", "update", "delete", "bulkWrite", "findAndModify", "aggregate"];
 
-/// By which a cache follows the changes of others, and which no request waits for.
+/// Commands of the change stream and of the driver, for which no request waits.
 const BACKGROUND: [&str; 3] = ["ping", "getMore", "endSessions"];
 
 impl Commands {
-    /// Has a client count into this.
+    /// Counts the commands of a client.
     ///
-    /// Each command takes a connection from the pool, and to count those costs next to nothing. For
-    /// its name the driver makes a copy of the command and of the answer.
+    /// Each command takes a connection from the pool, and counting those costs almost nothing. To
+    /// report a command's name, the driver copies the command and the reply.
     pub(crate) fn count(&self, options: &mut ClientOptions) {
         let sent = self.sent.clone();
         options.cmap_event_handler = Some(EventHandler::callback(move |event| {

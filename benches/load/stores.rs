@@ -1,67 +1,19 @@
-//! The stores that are compared, and how each is built.
+//! Builds each of the compared stores.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use mongodb::Client;
 use mongodb::options::ClientOptions;
-use serde::{Deserialize, Serialize};
 use tower_sessions::{MemoryStore, SessionStore};
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, EvictionPolicy, ExpiredRemoval, MongoStore, mongodb,
 };
 
-use crate::args::StoreOptions;
+use crate::kind::Kind;
 use crate::naive::{self, NaivePair};
+use crate::options::StoreOptions;
 use crate::stats::Commands;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Kind {
-    InMemory,
-    Mongo,
-    Naive,
-    Ours,
-    Compact,
-}
-
-impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::InMemory, Self::Mongo, Self::Naive, Self::Ours, Self::Compact];
-
-    /// What the command line calls it.
-    pub(crate) fn key(self) -> &'static str {
-        match self {
-            Self::InMemory => "in-memory",
-            Self::Mongo => "mongo",
-            Self::Naive => "naive",
-            Self::Ours => "ours",
-            Self::Compact => "compact",
-        }
-    }
-
-    /// What tables and plots call it.
-    pub(crate) fn title(self) -> &'static str {
-        match self {
-            Self::InMemory => "in-memory",
-            Self::Mongo => "Mongo alone",
-            Self::Naive => "naive pair",
-            Self::Ours => "ours",
-            Self::Compact => "ours, compact",
-        }
-    }
-
-    /// Whether a second instance, and a restart, finds what the first one stored.
-    pub(crate) fn is_persistent(self) -> bool {
-        self != Self::InMemory
-    }
-
-    /// Whether the store bounds how stale a read on another instance may be. The naive pair does not:
-    /// what its cache holds there stays.
-    pub(crate) fn bounds_staleness(self) -> bool {
-        self != Self::Naive
-    }
-}
 
 /// Any of the stores.
 pub(crate) enum Store {
@@ -83,7 +35,7 @@ impl Store {
         }
         let mut client = ClientOptions::parse(uri).await?;
         commands.count(&mut client);
-        // What our store sets by itself when it makes the client; the naive pair gets it as well.
+        // The size that our store sets when it creates the client. The naive pair gets it as well.
         client.max_pool_size.get_or_insert(100);
         client.max_connecting.get_or_insert(8);
         let client = Client::with_options(client)?;
@@ -93,7 +45,7 @@ impl Store {
             return Ok(Self::Naive(naive::pair(collection, options.max_entries)));
         }
         let mut mongo = MongoStore::builder().client(client);
-        if let Some(commands) = options.max_in_flight {
+        if let Some(commands) = options.max_commands_in_flight {
             mongo = mongo.max_commands_in_flight(commands);
         }
         if !options.ttl_index {

@@ -1,9 +1,10 @@
-//! What is printed.
+//! The printed tables.
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::figures::{Cell, Ratio};
-use crate::stores::Kind;
+use crate::kind::Kind;
+use crate::number::float;
 
 const HEAD: [&str; 15] = [
     "store",
@@ -28,7 +29,7 @@ requests/s: the median of the rounds. Mongo ops: commands for each request. serv
 a processor for each request. cores s/c/M: kept busy by server, clients and MongoDB.
 stale: reads on B that showed a version before the last that was written on A.";
 
-/// What is known of each store in one scenario.
+/// The figures of each store in one scenario.
 pub(crate) fn figures<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Vec<String>> {
     let head = HEAD.iter().map(|text| (*text).to_owned()).collect();
     [head].into_iter().chain(cells.map(|cell| row(cell).into())).collect()
@@ -40,7 +41,7 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
         if part == 0 {
             return "-".to_owned();
         }
-        format!("{:.2}", crate::float(part) * 100.0 / crate::float(cell.requests.max(1)))
+        format!("{:.2}", float(part) * 100.0 / float(cell.requests.max(1)))
     };
     let count = |n: u64| if n == 0 { "-".to_owned() } else { n.to_string() };
     [
@@ -60,16 +61,17 @@ fn row(cell: &Cell) -> [String; HEAD.len()] {
             cell.client_cores,
             cell.mongo_cores.map_or_else(|| "?".to_owned(), |cores| format!("{cores:.2}"))
         ),
-        format!("{:.1}", crate::float(cell.resident_bytes) / f64::from(1 << 20)),
+        format!("{:.1}", float(cell.resident_bytes) / f64::from(1 << 20)),
         cell.wrong.to_string(),
         percent(cell.stale),
         count(cell.unsent),
     ]
 }
 
-/// A line for each scenario, a column for each two stores.
+/// A line for each scenario, a column for each pair of stores.
 pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
-    let (mut scenarios, mut pairs) = (Vec::new(), Vec::new());
+    let mut scenarios = Vec::new();
+    let mut pairs = Vec::new();
     for ratio in ratios {
         if !scenarios.contains(&ratio.scenario) {
             scenarios.push(ratio.scenario);
@@ -95,7 +97,8 @@ pub(crate) fn ratios(ratios: &[Ratio]) -> Vec<Vec<String>> {
     lines
 }
 
-/// Lines of equal columns: the first the head, in each the first text to the left.
+/// Lines with equal columns. The first line is the head. The first text of each line is aligned to
+/// the left.
 pub(crate) fn plain(lines: &[Vec<String>]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -110,7 +113,7 @@ pub(crate) fn plain(lines: &[Vec<String>]) -> Table {
     table
 }
 
-/// What was asked of `ours`, and whether it is so.
+/// The goals of `ours`, and whether each one is reached.
 pub(crate) fn goals(ratios: &[Ratio]) -> Vec<String> {
     let line = |ratio: &Ratio| {
         let Ratio { scenario, store, peer, value, goal } = ratio;

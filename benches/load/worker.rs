@@ -1,4 +1,4 @@
-//! A client: its connections, its sessions, and what it knows that the answers must be.
+//! A client: its connections, its sessions, and the content that the responses must have.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -11,48 +11,49 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Zipf};
 use tower_sessions::session::Id;
 
-use crate::args::Options;
 use crate::client::{Answer, Connection};
+use crate::number::float;
+use crate::options::Options;
 use crate::scenario::{Scenario, Step};
 
-/// A session that the client holds the cookie of, and nobody else changes.
+/// A session whose cookie this client has, and that no other client changes.
 pub(crate) struct Held {
     pub(crate) cookie: HeaderValue,
     pub(crate) owner: u64,
-    /// The last version that was acknowledged, and when that was.
+    /// The last acknowledged version, and when it was acknowledged.
     version: u64,
     acknowledged: Instant,
-    /// The newest version that the other instance has shown.
+    /// The newest version that the other instance has returned.
     seen_elsewhere: u64,
 }
 
-/// How an answer was right.
+/// In which way a response was correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Fresh,
-    /// An older version, which another instance may show for a while.
+    /// An older version, which another instance may return for a while.
     Stale,
 }
 
-/// What does not change while a scenario runs.
+/// The settings that do not change during a scenario.
 #[derive(Clone)]
 pub(crate) struct Rules {
     pub(crate) scenario: Scenario,
     pub(crate) options: Options,
-    /// How old a session may be that another instance serves; `None` if the store has no bound.
+    /// How old a session may be that another instance serves. `None` if the store has no bound.
     pub(crate) bound: Option<Duration>,
 }
 
 pub(crate) struct Worker {
     rules: Rules,
-    /// One to each instance.
+    /// One connection for each instance.
     connections: Vec<Connection>,
     pub(crate) held: Vec<Held>,
     chance: ChaCha8Rng,
     zipf: Zipf<f64>,
-    /// A session that was created, and is to get another id next.
+    /// A session that was created, and whose id is cycled next.
     logged_in: Option<Held>,
-    /// A cookie whose session has got another id.
+    /// The cookie of an id that was cycled away.
     retired: Option<HeaderValue>,
 }
 
@@ -60,7 +61,7 @@ impl Worker {
     pub(crate) fn new(rules: Rules, connections: Vec<Connection>, index: usize) -> Result<Self> {
         let options = &rules.options;
         let sessions = options.sessions.div_ceil(options.connections);
-        let zipf = Zipf::new(crate::float(sessions as u64), options.zipf)?;
+        let zipf = Zipf::new(float(sessions as u64), options.zipf)?;
         let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64);
         Ok(Self {
             rules,
@@ -73,7 +74,7 @@ impl Worker {
         })
     }
 
-    /// Talks to other instances from now on.
+    /// Uses other instances from now on.
     pub(crate) fn reconnect(&mut self, connections: Vec<Connection>) {
         self.connections = connections;
     }
@@ -85,10 +86,10 @@ impl Worker {
         Ok(())
     }
 
-    /// One request, of which the answer is checked.
+    /// Makes one request, and checks its response.
     pub(crate) async fn step(&mut self) -> Result<Verdict> {
         let drawn = self.chance.random_range(0..100);
-        match self.rules.scenario.step(drawn, &self.rules.options) {
+        match self.rules.scenario.step(drawn, self.rules.options.invented) {
             Step::Bare => {
                 let answer = self.ask(0, Method::GET, uri("/bare"), None).await?;
                 ensure!(answer.body.as_ref() == b"0 0", "an answer with another text");
@@ -105,14 +106,14 @@ impl Worker {
             Step::Write => self.write().await,
             Step::LogIn => self.cycle().await,
             Step::Invent => {
-                // `Id`'s own randomness is not seeded, and need not be: no two are alike.
+                // `Id`'s own randomness is not seeded, and need not be: no two ids are equal.
                 let cookie = HeaderValue::from_str(&format!("id={}", Id::default()))?;
                 self.expect_absent(&cookie).await
             }
         }
     }
 
-    /// Reads one session of all, which need not be this client's own.
+    /// Reads one session of all, which may be another client's.
     pub(crate) async fn read_cookie(&mut self, cookie: &HeaderValue, owner: u64) -> Result<()> {
         let (found, _) = version(&self.ask(0, Method::GET, uri("/read"), Some(cookie)).await?)?;
         ensure!(found == owner, "an answer with another visitor's session");
@@ -155,8 +156,9 @@ impl Worker {
 
     async fn write(&mut self) -> Result<Verdict> {
         let at = self.choice();
-        let (cookie, next) = (self.held[at].cookie.clone(), self.held[at].version + 1);
-        // Should the answer be lost, the write may still have been carried out.
+        let cookie = self.held[at].cookie.clone();
+        let next = self.held[at].version + 1;
+        // If the response is lost, the write may still have been carried out.
         let path = Uri::from_str(&format!("/write/{next}"))?;
         let answer = self.ask(0, Method::POST, path, Some(&cookie)).await?;
         let (owner, written) = version(&answer)?;
@@ -168,7 +170,7 @@ impl Worker {
         Ok(Verdict::Fresh)
     }
 
-    /// The two steps of a log-in in turns, and now and then a look at a cookie that has had its time.
+    /// Alternates between the two steps of a log-in, and sometimes reads an old cookie.
     async fn cycle(&mut self) -> Result<Verdict> {
         if let Some(retired) = self.retired.take()
             && self.chance.random_range(0..16) == 0
@@ -229,7 +231,7 @@ fn uri(path: &'static str) -> Uri {
     Uri::from_static(path)
 }
 
-/// The owner and the version that an answer says.
+/// The owner and the version in a response.
 fn version(answer: &Answer) -> Result<(u64, u64)> {
     let odd = || anyhow!("an answer with another text");
     let text = std::str::from_utf8(&answer.body)?;

@@ -1,31 +1,25 @@
-//! What every figure is given, and what it answers with.
+//! The settings that every figure receives, and the result that it returns.
 
 use std::fmt;
-use std::sync::Arc;
 
 use session_test_server::TestServer;
-use tokio::sync::OnceCell;
-
-use crate::million::Million;
 
 /// The settings of a run. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct Bench {
     pub(crate) server: &'static TestServer,
     pub(crate) rounds: usize,
     pub(crate) quick: bool,
-    /// Taken once for the two figures that need it.
-    pub(crate) million: Arc<OnceCell<Million>>,
 }
 
-/// What came of a figure.
+/// The result of a figure.
 pub(crate) enum Measured {
     Value(f64),
-    /// It cannot be taken here, and why.
+    /// It cannot be measured on this machine. The text says why.
     Skipped(String),
 }
 
-/// What a figure should be.
+/// The goal of a figure.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     AtMost(f64),
@@ -36,15 +30,15 @@ pub(crate) enum Goal {
 
 impl Bench {
     pub(crate) fn new(server: &'static TestServer, rounds: usize, quick: bool) -> Self {
-        Self { server, rounds, quick, million: Arc::default() }
+        Self { server, rounds, quick }
     }
 
-    /// A URI with a database of its own.
+    /// A URI with a new database.
     pub(crate) fn uri(&self) -> String {
         self.server.uri_for(&session_test_server::fresh_database())
     }
 
-    /// A size: that of a measurement, or one that only shows that everything runs.
+    /// `full` for a measurement, `quick` for a run that only shows that everything works.
     pub(crate) fn size(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }

@@ -1,4 +1,4 @@
-//! Many tasks at once, beside as many that use the driver's own operations.
+//! Many tasks at once, beside as many tasks that use the driver's own operations.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -19,18 +19,20 @@ const SEED: u64 = 3;
 const THEIRS: u64 = 103;
 const SHAPE: Shape = Shape::Keys(5);
 const TASKS: usize = 128;
-/// Blocks in a round.
+/// The number of blocks in a round.
 const BLOCKS: usize = 3;
 
 pub(crate) async fn load(bench: Bench) -> Result<Measured> {
-    let (uri, each) = (bench.uri(), bench.size(16, 2));
+    let uri = bench.uri();
+    let each = bench.size(16, 2);
     let driver = fixtures::driver(&uri).await?;
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * BLOCKS + 1) * TASKS * each).await?;
-    let (ours, driver) = (&ours, &driver);
+    let ours = &ours;
+    let driver = &driver;
     let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
         async move {
-            // Each session once, so that each is cold.
+            // Each session once, so that each load is a miss.
             let ids = |task| {
                 let first = (block * TASKS + task) * each;
                 (first..first + each).map(|number| fixtures::id(SEED, number))
@@ -38,7 +40,8 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
             match side {
                 Side::Ours => {
                     let work = (0..TASKS).map(|task| {
-                        let (ours, ids) = (ours.clone(), ids(task).collect::<Vec<_>>());
+                        let ours = ours.clone();
+                        let ids = ids(task).collect::<Vec<_>>();
                         async move {
                             for id in &ids {
                                 black_box(ours.load(id).await?.context("it was stored")?);
@@ -72,7 +75,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     Ok(Measured::Value(rounds.throughput_ratio()))
 }
 
-/// Against updates in the same collection, as where there is one at a time.
+/// Compared with updates in the same collection, as for one task at a time.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
     eprintln!("  against a collection that nobody follows:");
     let uri = bench.uri();
@@ -91,7 +94,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     let ours = &ours;
     let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
         async move {
-            // Never what is there already.
+            // The data always differs from the stored data.
             let changed = |seed, task| {
                 let first = task * each;
                 let data = move |number| SHAPE.data(1_000_000 + block * TASKS * each + number);
@@ -102,7 +105,8 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
                     let work = (0..TASKS).map(|task| {
                         let records =
                             changed(SEED, task).map(|(id, data)| fixtures::record(id, data));
-                        let (ours, records) = (ours.clone(), records.collect::<Vec<_>>());
+                        let ours = ours.clone();
+                        let records = records.collect::<Vec<_>>();
                         async move {
                             for record in &records {
                                 ours.save(record).await?;
@@ -140,8 +144,8 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     Ok(rounds.throughput_ratio())
 }
 
-/// Runs each in a task of its own; how long until the last has ended. What they need is made before
-/// the first one starts.
+/// Runs each future in a task of its own. Returns how long it takes until the last one has ended.
+/// The futures are built before the first one starts.
 async fn together<W>(work: impl Iterator<Item = W>) -> Result<Duration>
 where
     W: Future<Output = Result<()>> + Send + 'static,

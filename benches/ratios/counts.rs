@@ -1,4 +1,4 @@
-//! What is sent to the server, counted.
+//! Counts the commands that are sent to the server.
 
 use std::sync::Arc;
 
@@ -13,19 +13,23 @@ use crate::fixtures::{self, Commands, Shape};
 
 const SEED: u64 = 4;
 
-/// The finds of the worst round.
+/// The number of finds in the worst round.
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 pub(crate) async fn stampede(bench: Bench) -> Result<Measured> {
     const LOADS: usize = 1_000;
-    let (uri, commands) = (bench.uri(), Commands::default());
+    let uri = bench.uri();
+    let commands = Commands::default();
     let ours = CachedMongoStore::builder(commands.mongo(&uri).await?).build().await?;
     fixtures::fill(&fixtures::driver(&uri).await?, SEED, Shape::Keys(5), bench.rounds).await?;
     let mut worst = 0;
     for round in 0..bench.rounds {
-        let (id, before) = (fixtures::id(SEED, round), commands.finds());
-        let (start, mut tasks) = (Arc::new(Barrier::new(LOADS)), JoinSet::new());
+        let id = fixtures::id(SEED, round);
+        let before = commands.finds();
+        let start = Arc::new(Barrier::new(LOADS));
+        let mut tasks = JoinSet::new();
         for _ in 0..LOADS {
-            let (ours, start) = (ours.clone(), Arc::clone(&start));
+            let ours = ours.clone();
+            let start = Arc::clone(&start);
             tasks.spawn(async move {
                 start.wait().await;
                 ours.load(&id).await?.context("it was stored")

@@ -1,4 +1,4 @@
-//! Sessions, stores and collections to measure with.
+//! Sessions, stores and collections for the measurements.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,17 +19,17 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey, mongodb,
 };
 
-/// What an app keeps in a session.
+/// The data of an app in a session.
 pub(crate) type Data = HashMap<String, Value>;
 
-/// What a session holds.
+/// The shape of a session's data.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Shape {
-    /// So many keys, each with `{"id": 17, "name": "a visitor's name", "at": [3, 1.5]}`.
+    /// This number of keys, each with `{"id": 17, "name": "a visitor's name", "at": [3, 1.5]}`.
     Keys(usize),
-    /// One key with a text of so many bytes.
+    /// One key with a text of this many bytes.
     Text(usize),
-    /// One key with a list of so many whole numbers.
+    /// One key with a list of this many whole numbers.
     Numbers(usize),
 }
 
@@ -52,7 +52,7 @@ fn small(serial: usize) -> Value {
     json!({ "id": serial, "name": "a visitor's name", "at": [serial % 97, 1.5] })
 }
 
-/// The id of a session by its number. Another process finds the same one.
+/// The id of a session by its number. Every process computes the same id.
 pub(crate) fn id(seed: u64, number: usize) -> Id {
     let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(number.to_le_bytes());
     let mut bytes = [0; 16];
@@ -64,7 +64,7 @@ pub(crate) fn record(id: Id, data: Data) -> Record {
     Record { id, data, expiry_date: OffsetDateTime::now_utc() + time::Duration::days(14) }
 }
 
-/// A session as the store keeps it.
+/// A session as the store stores it.
 pub(crate) fn document(id: Id, data: &Data) -> Result<Document> {
     let now = DateTime::now();
     Ok(doc! {
@@ -78,7 +78,7 @@ pub(crate) fn document(id: Id, data: &Data) -> Result<Document> {
     })
 }
 
-/// What a save of a session changes.
+/// The update that a save of a session sends.
 pub(crate) fn update(data: &Data) -> Result<Document> {
     Ok(doc! { "$set": {
         "data": serde_json::to_string(data)?,
@@ -104,21 +104,22 @@ fn in_two_weeks() -> DateTime {
     DateTime::from_millis(DateTime::now().timestamp_millis() + 14 * 24 * 3_600 * 1_000)
 }
 
-/// The collection of the sessions, by a client of its own with the driver's defaults, but that its
-/// writes wait for a majority, and its pool is as large, as ours.
+/// The collection of the sessions, by a client of its own with the driver's defaults. Two settings
+/// are those of our store: its writes wait for a majority, and its pool has the same size.
 pub(crate) async fn driver(uri: &str) -> Result<Collection<Document>> {
     plain_collection(uri, "sessions").await
 }
 
-/// Makes the index on the collection of the sessions, which takes long once there are many.
+/// Creates the index on the collection of the sessions, which takes long once there are many
+/// sessions.
 pub(crate) async fn indexed(uri: &str) -> Result<()> {
     MongoStore::connect(uri).await?.shutdown().await;
     Ok(())
 }
 
-/// Another one like it, which no store follows.
+/// Another collection like it, on which no store has a change stream.
 pub(crate) async fn driver_apart(uri: &str) -> Result<Collection<Document>> {
-    // With the index that it would have.
+    // With the same index.
     MongoStore::builder().uri(uri).collection("apart").build().await?.shutdown().await;
     plain_collection(uri, "apart").await
 }
@@ -134,7 +135,7 @@ async fn plain_collection(uri: &str, name: &str) -> Result<Collection<Document>>
     Ok(database.collection_with_options(name, options))
 }
 
-/// A cached store with all defaults, or compact.
+/// A cached store with all defaults, or with the compact form.
 pub(crate) async fn cached(uri: &str, compact: bool) -> Result<CachedMongoStore> {
     let mongo = MongoStore::connect(uri).await?;
     Ok(form(CachedMongoStore::builder(mongo), compact).build().await?)
@@ -144,7 +145,7 @@ pub(crate) fn form(builder: CachedMongoStoreBuilder, compact: bool) -> CachedMon
     builder.compact(compact)
 }
 
-/// Puts the sessions `0..count` of `seed` into the database, past any store.
+/// Inserts the sessions `0..count` of `seed` into the database, without a store.
 pub(crate) async fn fill(
     into: &Collection<Document>,
     seed: u64,
@@ -165,16 +166,16 @@ pub(crate) async fn fill(
     batches.buffer_unordered(4).try_collect().await
 }
 
-/// Sees the commands that a client sends.
+/// Records the commands that a client sends.
 #[derive(Clone, Default)]
 pub(crate) struct Commands(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
     finds: usize,
-    /// Statements, of which a command may hold many.
+    /// Write statements. One command may hold many.
     writes: usize,
-    /// Keys that were asked for, with how often.
+    /// The number of reads of each key.
     asked: HashMap<Vec<u8>, usize>,
 }
 
@@ -187,13 +188,13 @@ impl Commands {
         self.seen(|seen| seen.writes)
     }
 
-    /// How often sessions of these keys were asked for since the last call.
+    /// How often sessions of these keys were read since the last call.
     pub(crate) fn take_asked(&self, keys: &[Vec<u8>]) -> usize {
         let asked = self.seen(|seen| std::mem::take(&mut seen.asked));
         keys.iter().filter_map(|key| asked.get(key)).sum()
     }
 
-    /// A store whose commands are seen.
+    /// A store whose commands are recorded.
     pub(crate) async fn mongo(&self, uri: &str) -> Result<MongoStore> {
         let mut options = ClientOptions::parse(uri).await?;
         let seen = self.clone();
@@ -243,7 +244,7 @@ impl Seen {
     }
 }
 
-/// How long this takes.
+/// How long the future takes.
 pub(crate) async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<Duration> {
     let start = std::time::Instant::now();
     work.await?;

@@ -1,4 +1,4 @@
-//! What invented ids do to the sessions of those who are there.
+//! The effect of invented ids on the cached sessions of visitors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Commands, Shape};
 
 const SEED: u64 = 5;
-/// As many as are held, and the working set, which fits.
+/// The number of cached sessions. The working set is as large, so it fits.
 const HELD: u64 = 1_000;
 const LIVE: usize = 800;
 const TASKS: usize = 32;
-/// Invented ids for each request of somebody who is there.
+/// Invented ids for each request of a visitor.
 const INVENTED: usize = 10;
 
-/// The ratio of the hit rates; the worse one of the eviction policies.
+/// The ratio of the hit rates. It is that of the eviction policy for which it is worse.
 pub(crate) async fn hit_rate(bench: Bench) -> Result<Measured> {
     let mut worst = f64::INFINITY;
     for policy in [EvictionPolicy::Lru, EvictionPolicy::TinyLfu] {
@@ -33,7 +33,8 @@ pub(crate) async fn hit_rate(bench: Bench) -> Result<Measured> {
 
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 async fn of(bench: &Bench, policy: EvictionPolicy) -> Result<f64> {
-    let (uri, commands) = (bench.uri(), Commands::default());
+    let uri = bench.uri();
+    let commands = Commands::default();
     let builder = CachedMongoStore::builder(commands.mongo(&uri).await?);
     let ours = builder.eviction_policy(policy).max_entries(HELD).build().await?;
     fixtures::fill(&fixtures::driver(&uri).await?, SEED, Shape::Keys(2), LIVE).await?;
@@ -43,8 +44,9 @@ async fn of(bench: &Bench, policy: EvictionPolicy) -> Result<f64> {
         ours.load(id).await?.context("it was stored")?;
     }
     commands.take_asked(&keys);
-    // Loads of live sessions, and those of them that went to the server.
-    let (mut loads, mut asked) = ([0_usize; 2], [0_usize; 2]);
+    // Loads of live sessions, and the loads among them that went to the server.
+    let mut loads = [0_usize; 2];
+    let mut asked = [0_usize; 2];
     let each = bench.size(100, 5);
     for _ in 0..bench.rounds {
         for (side, invented) in [0, INVENTED].into_iter().enumerate() {
@@ -60,7 +62,7 @@ async fn of(bench: &Bench, policy: EvictionPolicy) -> Result<f64> {
     Ok(rate(1) / rate(0))
 }
 
-/// So many loads of each task, each followed by so many of ids that nobody has given out.
+/// Each task makes `loads` loads, each followed by loads of ids that no store has issued.
 async fn visitors(
     ours: &CachedMongoStore,
     ids: &Arc<[Id]>,
@@ -69,7 +71,8 @@ async fn visitors(
 ) -> Result<()> {
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
-        let (ours, ids) = (ours.clone(), Arc::clone(ids));
+        let ours = ours.clone();
+        let ids = Arc::clone(ids);
         tasks.spawn(async move {
             for _ in 0..each {
                 let id = &ids[fastrand::usize(..ids.len())];
@@ -77,7 +80,7 @@ async fn visitors(
                 for _ in 0..invented {
                     ensure!(ours.load(&Id::default()).await?.is_none(), "an invented id was found");
                 }
-                // As the think time of a visitor, so that no task has the machine to itself.
+                // Like the think time of a visitor, so that no task monopolizes the machine.
                 tokio::task::yield_now().await;
             }
             anyhow::Ok(())

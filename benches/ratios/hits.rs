@@ -17,17 +17,17 @@ use crate::naive;
 use crate::rounds::{Rounds, Side};
 
 const SEED: u64 = 1;
-/// Few enough that both sides' fit into the processor's own caches, so that the code is measured and
-/// not the memory.
+/// Few enough that the sessions of both sides fit into the processor's caches, so that the code is
+/// measured and not the memory.
 const SESSIONS: usize = 100;
-/// And so few keys in all of them, of which each takes a kilobyte.
+/// For the same reason, this is the number of keys in all sessions. Each key takes a kilobyte.
 const KEYS: usize = 500;
-/// How many loads a block has.
+/// The number of loads in a block.
 const LOADS: usize = 500;
 const BLOCKS: usize = 201;
 
-/// The digest of the id, moka's look-up, the record's copy. A plain cache: no expiry, no weights, and
-/// the standard hasher, which is why a store with a cheaper one may go below it.
+/// The digest of the id, moka's look-up, and the record's copy. A plain cache: no expiry, no
+/// weights, and the standard hasher. A store with a cheaper hasher may be faster.
 struct Floor(Cache<[u8; 32], Record>);
 
 impl Floor {
@@ -44,14 +44,17 @@ pub(crate) async fn against_floor(bench: Bench, keys: usize, compact: bool) -> R
     let (ids, uri) = stored(&bench, keys).await?;
     let ours = fixtures::cached(&uri, compact).await?;
     let floor = Floor(Cache::new(10 * SESSIONS as u64));
-    // Read in the same way and by turns, so that both lie in memory alike.
+    // Read the sessions in the same way and alternately, so that both caches have the same memory
+    // layout.
     let mongo = MongoStore::connect(&uri).await?;
     for id in &ids {
         ours.load(id).await?.context("it was just stored")?;
         let record = mongo.load(id).await?.context("it was just stored")?;
         floor.0.insert(Floor::key(*id), record);
     }
-    let (ours, floor, ids) = (&ours, &floor, &ids);
+    let ours = &ours;
+    let floor = &floor;
+    let ids = &ids;
     let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {
@@ -80,12 +83,14 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
     let ours = fixtures::cached(&uri, false).await?;
     let mongo = MongoStore::connect(&uri).await?;
     let theirs = naive::pair(mongo.clone(), 10 * SESSIONS as u64);
-    // Reads them into both caches.
+    // Reads the sessions into both caches.
     for id in &ids {
         loads(&ours, [id]).await?;
         loads(&theirs, [id]).await?;
     }
-    let (ours, theirs, ids) = (&ours, &theirs, &ids);
+    let ours = &ours;
+    let theirs = &theirs;
+    let ids = &ids;
     let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
     let rounds = Rounds::run(shape, |side, _| {
         async move {
@@ -107,7 +112,7 @@ fn passes(ids: &[Id]) -> impl Iterator<Item = &Id> {
     ids.iter().cycle().take(LOADS)
 }
 
-/// Loads each of these, one after the other, as the session layer would.
+/// Loads each of these, one after the other, as the session layer does.
 pub(crate) async fn loads<'a>(
     store: &impl SessionStore,
     ids: impl IntoIterator<Item = &'a Id>,

@@ -1,4 +1,4 @@
-//! One operation at a time, beside the driver's own on documents of the same kind.
+//! One operation at a time, beside the driver's own operation on documents of the same kind.
 
 use std::hint::black_box;
 
@@ -19,20 +19,22 @@ const THEIRS: u64 = 102;
 const SHAPE: Shape = Shape::Keys(5);
 const BLOCK: usize = 50;
 
-/// How many blocks there are in each round; one more, the first, warms both sides up.
+/// The number of blocks in each round. One more block at the beginning warms both sides up.
 fn blocks(bench: &Bench) -> usize {
     bench.size(21, 2)
 }
 
 pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     let uri = bench.uri();
-    let (driver, blocks) = (fixtures::driver(&uri).await?, blocks(&bench));
+    let driver = fixtures::driver(&uri).await?;
+    let blocks = blocks(&bench);
     let ours = fixtures::cached(&uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, (bench.rounds * blocks + 1) * BLOCK).await?;
-    let (ours, driver) = (&ours, &driver);
+    let ours = &ours;
+    let driver = &driver;
     let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
         async move {
-            // Each session once, so that each is cold.
+            // Each session once, so that each load is a miss.
             let ids: Vec<_> = (block * BLOCK..(block + 1) * BLOCK)
                 .map(|number| fixtures::id(SEED, number))
                 .collect();
@@ -58,8 +60,8 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
     Ok(Measured::Value(rounds.ratio()))
 }
 
-/// Against updates in the same collection, which its change stream reports like ours. What the server
-/// does for that stream is a part of both; for what it is, see the figure on stderr.
+/// Compared with updates in the same collection, which its change stream reports like those of the
+/// store. The server's work for that stream is a part of both. The figure on stderr shows its cost.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
     eprintln!("  against a collection that nobody follows:");
     let uri = bench.uri();
@@ -71,7 +73,8 @@ pub(crate) async fn save(bench: Bench) -> Result<Measured> {
 }
 
 async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
-    let (driver, blocks) = (fixtures::driver(uri).await?, blocks(bench));
+    let driver = fixtures::driver(uri).await?;
+    let blocks = blocks(bench);
     let ours = fixtures::cached(uri, false).await?;
     fixtures::fill(&driver, SEED, SHAPE, 10 * BLOCK).await?;
     fixtures::fill(theirs, THEIRS, SHAPE, 10 * BLOCK).await?;
@@ -79,7 +82,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
         async move {
             let ids = |seed| (0..BLOCK).map(move |n| fixtures::id(seed, block % 10 * BLOCK + n));
-            // Never what is there already.
+            // The data always differs from the stored data.
             let data: Vec<_> =
                 (0..BLOCK).map(|n| SHAPE.data(1_000_000 + block * BLOCK + n)).collect();
             match side {
@@ -118,7 +121,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     Ok(rounds.ratio())
 }
 
-/// Against inserts into the same collection, as with [`save`].
+/// Compared with inserts into the same collection, as for [`save`].
 pub(crate) async fn create(bench: Bench) -> Result<Measured> {
     eprintln!("  against a collection that nobody follows:");
     let uri = bench.uri();
@@ -130,7 +133,8 @@ pub(crate) async fn create(bench: Bench) -> Result<Measured> {
 }
 
 async fn create_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) -> Result<f64> {
-    let (ours, blocks) = (fixtures::cached(uri, false).await?, blocks(bench));
+    let ours = fixtures::cached(uri, false).await?;
+    let blocks = blocks(bench);
     let ours = &ours;
     let rounds = Rounds::run([bench.rounds, blocks, BLOCK], |side, block| {
         async move {

@@ -1,13 +1,14 @@
-//! What the figures were taken on.
+//! The machine of the run.
 
 use crate::bench::Bench;
 
 const VERSIONS: &str = include_str!("../../Cargo.lock");
 
-/// Says it on stderr.
+/// Prints it on stderr.
 pub(crate) fn describe(bench: &Bench) {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let os = std::env::consts::OS;
+    let arch = std::env::consts::ARCH;
     eprintln!("machine: {cpus} CPUs ({}), {os} {arch}", cpu().unwrap_or("unknown".into()));
     if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
         let load: Vec<_> = load.split(' ').take(3).collect();
@@ -39,7 +40,7 @@ fn cpu() -> Option<String> {
 }
 
 fn version(name: &str) -> Option<&'static str> {
-    // The last of several is the newest.
+    // The last of several versions is the newest.
     let (_, after) = VERSIONS.rsplit_once(&format!("name = \"{name}\"\nversion = \""))?;
     after.split('"').next()
 }

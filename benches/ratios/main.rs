@@ -1,13 +1,14 @@
-//! The figures that say how fast and how small the store is, each as a ratio of it (A) to what it is
-//! held against (B): both taken in turns within one run, so that the machine's moods are shared.
+//! The figures that show how fast and how small the store is. Each one is a ratio of the store (A)
+//! to something else (B). Both are measured alternately within one run, so that changes of the
+//! machine's speed affect both.
 //!
 //! `cargo bench --bench ratios -- [--only NAME]… [--rounds N] [--quick]`
 //!
-//! Each figure is one line on stdout, `ratio NAME VALUE goal GOAL ok|short`; all else is on stderr.
-//! Times are taken in blocks, A and B by turns. A round's figure is the median of its blocks, and the
-//! value is the ratio of the medians over the rounds. `--quick` only shows that everything runs: it
-//! takes few rounds and small sizes, and its values say nothing. A `short` is no failure; the exit
-//! code is that of figures which could not be taken.
+//! Each figure is one line on stdout, `ratio NAME VALUE goal GOAL ok|short`. Everything else is
+//! printed on stderr. Times are measured in blocks, A and B alternately. A round's figure is the
+//! median of its blocks, and the value is the ratio of the medians over the rounds. `--quick` only
+//! shows that everything runs: it uses few rounds and small sizes, and its values mean nothing.
+//! `short` is not a failure. The exit code is 1 if a figure could not be measured.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
 mod bench;
@@ -46,9 +47,8 @@ fn main() -> Result<ExitCode> {
     let mut failed = 0;
     for figure in options.chosen {
         eprintln!("\n{}: {}", figure.name, figure.what);
-        // In a task, as a request's handler would be.
-        let measured =
-            runtime.block_on(async { tokio::spawn((figure.measure)(bench.clone())).await });
+        // In a task, like a request handler.
+        let measured = runtime.block_on(async { tokio::spawn((figure.measure)(bench)).await });
         let goal = figure.goal;
         match measured.context("it panicked").and_then(|measured| measured) {
             Ok(Measured::Value(value)) => {
@@ -67,7 +67,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     if failed > 0 {
-        eprintln!("\n{failed} figures could not be taken");
+        eprintln!("\n{failed} figures could not be measured");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -81,14 +81,16 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Self> {
-        let (mut only, mut rounds, mut quick) = (Vec::<String>::new(), None, false);
+        let mut only = Vec::<String>::new();
+        let mut rounds = None;
+        let mut quick = false;
         let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
             match arg {
                 lexopt::Arg::Long("only") => only.push(args.value()?.string()?),
                 lexopt::Arg::Long("rounds") => rounds = Some(args.value()?.parse::<usize>()?),
                 lexopt::Arg::Long("quick") => quick = true,
-                // Cargo says this to every bench.
+                // Cargo passes this to every bench.
                 lexopt::Arg::Long("bench") => {}
                 other => return Err(other.unexpected().into()),
             }

@@ -1,44 +1,48 @@
-//! A million compact sessions: what they take, and how fast one of them is found.
+//! A million sessions in the compact form: their memory, and how fast one of them is found.
 
 use anyhow::{Context, Result};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, internals};
+use tokio::sync::OnceCell;
+use tower_sessions_moka_mongodb_store::internals;
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape};
 use crate::memory::{self, Child, Found};
-use crate::rounds::{Rounds, Side};
-use crate::{hits, resident};
+use crate::resident;
 
 const SEED: u64 = 7;
 const SHAPE: Shape = Shape::Keys(5);
 
-/// moka's own entry, and ours, beside the encoded data.
+/// The memory of moka's own entry and of ours, besides the encoded data.
 const BESIDE: f64 = 450.0;
 
-/// What both figures come from.
+/// Measured once for the two figures that need it.
+static MILLION: OnceCell<Million> = OnceCell::const_new();
+
+/// The measurement for both figures.
 #[derive(Clone, Copy)]
 pub(crate) struct Million {
     found: Found,
-    /// Bytes of a session's data in the form in which it is held, on average.
+    /// Average size of a session's data in the compact form, in bytes.
     encoded: f64,
 }
 
 impl Million {
     async fn of(bench: &Bench) -> Result<Self> {
-        let (uri, count) = (bench.uri(), bench.size(1_000_000, 10_000));
+        let uri = bench.uri();
+        let count = bench.size(1_000_000, 10_000);
         let driver = fixtures::driver(&uri).await?;
         fixtures::indexed(&uri).await?;
         fixtures::fill(&driver, SEED, SHAPE, count).await?;
         let hits = Some((bench.rounds, bench.size(51, 3)));
         let child = Child { uri, seed: SEED, shape: SHAPE, count, compact: true, hits };
         let found = child.start().await?;
-        let packed = |number| internals::compact_len(&SHAPE.data(number));
-        let packed: Option<Vec<_>> = (0..count).map(packed).collect();
-        let packed = packed.context("each can be packed")?;
-        let encoded = memory::count(packed.iter().sum()) / memory::count(count);
-        // Courtesy to a server that stays; it may take longer than the driver waits.
+        let length = |number| internals::compact_len(&SHAPE.data(number));
+        let lengths: Option<Vec<_>> = (0..count).map(length).collect();
+        let lengths = lengths.context("each session has a compact form")?;
+        let encoded = memory::count(lengths.iter().sum()) / memory::count(count);
+        // Clean up in case the server stays. This may take longer than the driver waits.
         if driver.drop().await.is_err() {
-            eprintln!("  the server has not dropped the sessions in time");
+            eprintln!("  the server did not drop the sessions in time");
         }
         Ok(Self { found, encoded })
     }
@@ -48,19 +52,20 @@ async fn taken(bench: &Bench) -> Result<Option<Million>> {
     if resident::resident().is_none() {
         return Ok(None);
     }
-    bench.million.get_or_try_init(|| Million::of(bench)).await.copied().map(Some)
+    MILLION.get_or_try_init(|| Million::of(bench)).await.copied().map(Some)
 }
 
 fn skipped() -> Measured {
-    Measured::Skipped("this system does not say what a process takes".into())
+    Measured::Skipped("this system does not report the memory of a process".into())
 }
 
 pub(crate) async fn memory(bench: Bench) -> Result<Measured> {
     let Some(Million { found, encoded }) = taken(&bench).await? else { return Ok(skipped()) };
-    let (each, held) = (found.resident / found.sessions, found.held / found.sessions);
+    let each = found.resident / found.sessions;
+    let held = found.held / found.sessions;
     eprintln!(
-        "  {each:.0} bytes resident for each of {} sessions of {encoded:.0} bytes encoded; the store \
-         says {held:.0}",
+        "  {each:.0} resident bytes for each of {} sessions of {encoded:.0} encoded bytes; the store \
+         reports {held:.0}",
         found.sessions
     );
     Ok(Measured::Value(each / (encoded + BESIDE)))
@@ -69,41 +74,4 @@ pub(crate) async fn memory(bench: Bench) -> Result<Measured> {
 pub(crate) async fn hit(bench: Bench) -> Result<Measured> {
     let Some(million) = taken(&bench).await? else { return Ok(skipped()) };
     Ok(Measured::Value(million.found.hit.context("the child took the hits")?))
-}
-
-/// Hits on random ones of all that `ours` holds, against random ones of a thousand in a store of
-/// their own.
-pub(crate) async fn hits(
-    child: &Child,
-    ours: &CachedMongoStore,
-    rounds: usize,
-    blocks: usize,
-) -> Result<f64> {
-    const BLOCK: usize = 1_000;
-    const FEW: usize = 1_000;
-    let few = fixtures::cached(&child.uri, true).await?;
-    let mut random = fastrand::Rng::with_seed(child.seed);
-    let mut among = |held: usize| -> Vec<_> {
-        (0..BLOCK).map(|_| fixtures::id(child.seed, random.usize(..held))).collect()
-    };
-    let all_few: Vec<_> = (0..FEW).map(|number| fixtures::id(child.seed, number)).collect();
-    hits::loads(&few, &all_few).await?;
-    let mut measured = Rounds::default();
-    for _ in 0..rounds {
-        for _ in 0..blocks {
-            let (wide, narrow) = (among(child.count), among(FEW));
-            for side in measured.turn() {
-                let time = match side {
-                    Side::Ours => hits::loads(ours, &wide).await?,
-                    Side::Theirs => hits::loads(&few, &narrow).await?,
-                };
-                measured.took(side, time, BLOCK);
-            }
-            tokio::task::yield_now().await;
-        }
-        measured.ends();
-    }
-    measured.tell(&format!("a hit among {}", child.count), "a hit among 1000");
-    few.shutdown().await;
-    Ok(measured.ratio())
 }

@@ -1,5 +1,5 @@
-//! A cache in the way that the published moka store for tower-sessions goes about it: moka's async
-//! cache of records, with an expiry that is looked at on each load.
+//! A cache that works like the published moka store for tower-sessions: moka's async cache of
+//! records, whose expiry each load checks.
 
 use moka::future::Cache;
 use time::OffsetDateTime;
@@ -8,7 +8,7 @@ use tower_sessions::session_store::Result;
 use tower_sessions::{CachingSessionStore, SessionStore};
 use tower_sessions_moka_mongodb_store::MongoStore;
 
-/// The pair that an app would make of it.
+/// The pair of stores that an app would build with it.
 pub(crate) type Naive = CachingSessionStore<NaiveCache, MongoStore>;
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! How much memory this process takes, and how much of it the store says is its cache's.
+//! The memory of this process, and the part of it that the store reports as its cache.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Result, anyhow};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-/// Bytes of memory that are there and not swapped out; `None` where the system does not say.
+/// Bytes of memory that are not swapped out. `None` if the system does not report it.
 pub(crate) fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -15,8 +15,8 @@ pub(crate) fn resident() -> Option<u64> {
     Some(kibibytes * 1_024)
 }
 
-/// The gauges of the stores of this process. Nothing else is kept: what a recorder of the usual kind
-/// keeps of the histograms would count as the cache's.
+/// The gauges of this process's stores. It keeps nothing else: the histograms of a usual recorder
+/// would count as memory of the cache.
 #[derive(Clone, Default)]
 pub(crate) struct Gauges(Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>);
 

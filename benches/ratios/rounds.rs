@@ -1,11 +1,11 @@
-//! A and B by turns, and the median of each.
+//! Measures A and B alternately, and computes the median of each.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-/// Which of the two is measured.
+/// The side that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Ours,
@@ -21,8 +21,8 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// Measures both sides of each block by turns: `blocks` of them in each round, and one before that
-    /// does not count. A block is so many `operations`.
+    /// Measures both sides of each block alternately. Each round has `blocks` blocks, and one
+    /// before them that does not count. A block has `operations` operations.
     pub(crate) async fn run<'a>(
         [rounds, blocks, operations]: [usize; 3],
         measure: impl Fn(Side, usize) -> BoxFuture<'a, Result<Duration>>,
@@ -38,13 +38,13 @@ impl Rounds {
             if block > 0 && block.is_multiple_of(blocks) {
                 this.ends();
             }
-            // What the store does beside its calls has its turn too.
+            // Let the store's background tasks run.
             tokio::task::yield_now().await;
         }
         Ok(this)
     }
 
-    /// Who is measured next: both, and each as often the first.
+    /// The order of the two sides in the next block. Each side comes first equally often.
     pub(crate) fn turn(&mut self) -> [Side; 2] {
         self.turns += 1;
         if self.turns.is_multiple_of(2) {
@@ -54,7 +54,7 @@ impl Rounds {
         }
     }
 
-    /// Takes down a block of so many operations.
+    /// Records the time of a block of `operations` operations.
     #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
     pub(crate) fn took(&mut self, side: Side, time: Duration, operations: usize) {
         self.blocks[side as usize].push(time.as_secs_f64() * 1e9 / operations as f64);
@@ -68,23 +68,24 @@ impl Rounds {
         }
     }
 
-    /// How long ours takes for each unit of time that theirs takes.
+    /// The time of ours divided by the time of theirs.
     pub(crate) fn ratio(&self) -> f64 {
         self.of(Side::Ours) / self.of(Side::Theirs)
     }
 
-    /// How many ours does for each one that theirs does.
+    /// The throughput of ours divided by the throughput of theirs.
     pub(crate) fn throughput_ratio(&self) -> f64 {
         1.0 / self.ratio()
     }
 
-    /// Says what was measured, on stderr.
+    /// Prints the times on stderr.
     pub(crate) fn tell(&self, ours: &str, theirs: &str) {
         for (side, name) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
             let rounds = &self.ended[side as usize];
             let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
             let most = rounds.iter().copied().fold(0.0, f64::max);
-            let (count, median) = (rounds.len(), self.of(side));
+            let count = rounds.len();
+            let median = self.of(side);
             eprintln!("  {name}: {median:.0} ns (rounds: {count}, {least:.0} to {most:.0})");
         }
     }

@@ -1,4 +1,4 @@
-//! Writes of requests that change nothing, where each is told to save.
+//! Writes of requests that change nothing, with a layer that saves on each request.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,12 @@ use crate::fixtures::Commands;
 
 const BROWSERS: usize = 32;
 
-/// All requests from the first one after the log-ins to the end of the time, through the session
-/// layer of tower-sessions and a router of axum.
+/// All requests after the log-ins, through the session layer of tower-sessions and a router of
+/// axum.
 #[allow(clippy::cast_precision_loss, reason = "a figure to read")]
 pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
-    let (uri, commands) = (bench.uri(), Commands::default());
+    let uri = bench.uri();
+    let commands = Commands::default();
     let mongo = commands.mongo(&uri).await?;
     let touch_after = Duration::from_secs(60);
     let ours = CachedMongoStore::builder(mongo).touch_after(touch_after).build().await?;
@@ -33,11 +34,13 @@ pub(crate) async fn writes(bench: Bench) -> Result<Measured> {
     for _ in 0..bench.size(1_000, 100) {
         cookies.push(visit(&app, "/log-in", None).await?.context("a log-in sets a cookie")?);
     }
-    let (before, seconds) = (commands.writes(), bench.size(30, 5) as u64);
+    let before = commands.writes();
+    let seconds = bench.size(30, 5) as u64;
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut browsers = JoinSet::new();
     for share in cookies.chunks(cookies.len().div_ceil(BROWSERS)) {
-        let (app, share) = (app.clone(), share.to_vec());
+        let app = app.clone();
+        let share = share.to_vec();
         browsers.spawn(async move {
             let mut requests = 0_usize;
             while Instant::now() < end {
@@ -68,7 +71,7 @@ async fn view(session: Session) -> Result<String, StatusCode> {
     Ok(user.map_or_else(String::new, |user| user.to_string()))
 }
 
-/// Answers with the cookie that is set.
+/// Makes a request and returns the cookie that the response sets.
 async fn visit(
     app: &Router,
     path: &str,

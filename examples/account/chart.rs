@@ -38,7 +38,8 @@ fn area(below: &[u64], above: &[u64], top: u64) -> String {
         };
         line.iter().enumerate().map(place).collect::<Vec<_>>()
     };
-    let (there, back) = (points(above), points(below));
+    let there = points(above);
+    let back = points(below);
     let mut path = String::new();
     for (index, (x, y)) in there.into_iter().chain(back.into_iter().rev()).enumerate() {
         let _ = write!(path, "{}{x} {y}", if index == 0 { 'M' } else { 'L' });

@@ -115,7 +115,8 @@ fn is_from_here(headers: &HeaderMap) -> bool {
         return site == "same-origin" || site == "none";
     }
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let (origin, host) = (origin.to_str().ok(), headers.get(header::HOST));
+    let origin = origin.to_str().ok();
+    let host = headers.get(header::HOST);
     let origin = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
     origin.is_some() && origin == host.and_then(|host| host.to_str().ok())
 }

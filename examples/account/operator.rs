@@ -138,7 +138,8 @@ impl Changing {
     }
 
     fn add_hit_rate(&mut self, seconds: &[Loads]) {
-        let (memory, all) = (sum(seconds, |it| it.memory), sum(seconds, |it| it.all()));
+        let memory = sum(seconds, |it| it.memory);
+        let all = sum(seconds, |it| it.all());
         let note = format!("of {} in 2 minutes", number(all));
         let share = share(memory, all);
         self.tile(["hit-rate", "hit-rate-note"], percent(share), note);
@@ -198,7 +199,8 @@ fn table(figures: &Figures) -> String {
     let mut rows = String::new();
     let mut until = figures.at;
     for seconds in figures.seconds.rchunks(ROW as usize) {
-        let (memory, mongo) = (sum(seconds, |it| it.memory), sum(seconds, |it| it.mongo));
+        let memory = sum(seconds, |it| it.memory);
+        let mongo = sum(seconds, |it| it.mongo);
         let rate = percent(share(memory, memory + mongo));
         let _ = writeln!(
             rows,

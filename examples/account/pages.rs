@@ -71,8 +71,8 @@ pub(crate) fn page(
     html(title, &account, &main, "")
 }
 
-/// A whole page: `top` stands beside the name of the site, `main` is its main part, and `head` is added to
-/// the HTML head.
+/// A whole page: `top` is beside the name of the site, `main` is its main part, and `head` is added
+/// to the HTML head.
 pub(crate) fn html(title: &str, top: &str, main: &str, head: &str) -> impl IntoResponse + use<> {
     let page = format!(
         r##"<!DOCTYPE html>
@@ -108,7 +108,8 @@ pub(crate) fn moment(at: OffsetDateTime, now: OffsetDateTime) -> String {
         at.hour(),
         at.minute()
     );
-    let (date, time) = (at.date(), at.time());
+    let date = at.date();
+    let time = at.time();
     let (hour, minute, second) = time.as_hms();
     let machine = format!("{date}T{hour:02}:{minute:02}:{second:02}Z");
     let minutes = (now - at).whole_minutes();

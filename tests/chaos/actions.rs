@@ -1,4 +1,4 @@
-//! The operations, each of which notes what it did.
+//! The operations of a run. Each one records its history.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,14 +21,14 @@ pub(crate) struct Run {
     pub(crate) script: Script,
     pub(crate) instances: Vec<CachedMongoStore>,
     pub(crate) ledger: Ledger,
-    /// The sessions in use, and those that are to be judged once nobody uses them.
+    /// The sessions in use, and those that are judged once no task uses them.
     pub(crate) pool: Mutex<Vec<Arc<Session>>>,
     pub(crate) leaving: Mutex<Vec<Arc<Session>>>,
     pub(crate) ended: AtomicBool,
     numbers: AtomicU64,
 }
 
-/// Who waits for how long before giving up: nobody may care for the answer.
+/// How long the caller waits before it gives up. `None`: until the operation ends.
 type Patience = Option<Duration>;
 
 impl Run {
@@ -63,7 +63,8 @@ impl Run {
         &self.instances[usize::from(instance)]
     }
 
-    /// Does one operation: when it began and ended, and its answer if it gave one.
+    /// Runs one operation. Returns when it began and ended, and its result if the caller did not
+    /// give up.
     async fn timed<T>(
         &self,
         patience: Patience,
@@ -88,7 +89,7 @@ impl Run {
         (start, end, answer.and_then(Result::ok))
     }
 
-    /// Creates a session, which is in no pool yet. None if nobody knows whether there is one.
+    /// Creates a session, which is in no pool yet. Returns `None` if the outcome is unknown.
     pub(crate) async fn create(
         &self,
         instance: u8,
@@ -108,7 +109,8 @@ impl Run {
         Some(Arc::new(Session::new(number, record.id, ends, mortal, created)))
     }
 
-    /// Saves new data, or with `touch` the same with a later expiry. Whether it was acknowledged.
+    /// Saves new data, or with `touch` the same data with a later expiry. Returns whether the save
+    /// was acknowledged.
     pub(crate) async fn save(
         &self,
         instance: u8,
@@ -127,7 +129,7 @@ impl Run {
         }
         let state = *turn;
         let least = if touch {
-            // A step is a second of the expiry, and less than `touch_after` is not worth it.
+            // One step is one second of the expiry. A change below `touch_after` is not sent.
             let spare = Settings::touch_after(instance).as_secs().saturating_sub(1);
             let spare = u32::try_from(spare).unwrap_or(u32::MAX);
             let since = session.version_since.load(Ordering::Relaxed);
@@ -147,7 +149,7 @@ impl Run {
         ok
     }
 
-    /// Deletes a session: when that was acknowledged.
+    /// Deletes a session. Returns when the delete was acknowledged.
     pub(crate) async fn delete(
         &self,
         instance: u8,
@@ -155,7 +157,7 @@ impl Run {
         patience: Patience,
     ) -> Option<Nanos> {
         self.ledger.counts.deletes.fetch_add(1, Ordering::Relaxed);
-        // Whatever becomes of it: nobody may count on what is saved from now on.
+        // From now on, the outcome of every write is unknown, whatever this delete does.
         session.undecided.store(true, Ordering::SeqCst);
         let delete = self.store(instance).delete(&session.id);
         let (start, end, answer) = self.timed(patience, delete).await;
@@ -165,13 +167,13 @@ impl Run {
         }
         session.note(Event { start, end, instance, what: What::Delete { ok } });
         if ok {
-            // The first one counts.
+            // The first acknowledgement counts.
             let _ = session.deleted.compare_exchange(0, end, Ordering::SeqCst, Ordering::SeqCst);
         }
         ok.then_some(end)
     }
 
-    /// Loads a session as one of the counted operations.
+    /// Loads a session, and counts the operation.
     pub(crate) async fn load(&self, instance: u8, session: &Session, patience: Patience) -> Event {
         self.ledger.counts.loads.fetch_add(1, Ordering::Relaxed);
         self.look(instance, session, patience).await

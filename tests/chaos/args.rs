@@ -1,4 +1,4 @@
-//! What the command line asks for: a run and its settings, or what a test harness is asked for.
+//! The command line: a run and its settings, or what a test harness asks for.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -37,10 +37,10 @@ Then come these faults, drawn from the seed, of one instance or of several:
 
 What libtest takes is taken as well: a filter that does not match `chaos` runs nothing.";
 
-/// Few enough steps of the expiry, each a second, for some touches to be sent.
+/// Short, so that some touches are sent: one write moves the expiry by one second.
 const TOUCH_AFTER: Duration = Duration::from_secs(3);
 
-/// How a run is set.
+/// The settings of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) seconds: u64,
@@ -65,12 +65,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// `touch_after` of an instance: every other one leaves out what is not worth it.
+    /// `touch_after` of an instance. Every other instance does not send small changes of the
+    /// expiry.
     pub(crate) fn touch_after(instance: u8) -> Duration {
         if instance.is_multiple_of(2) { TOUCH_AFTER } else { Duration::ZERO }
     }
 
-    /// The command that runs the same again.
+    /// The command that repeats this run.
     pub(crate) fn again(&self) -> String {
         format!(
             "cargo test --test chaos -- --seconds {} --instances {} --seed {} \
@@ -85,25 +86,28 @@ impl Settings {
     }
 }
 
-/// What is to be done.
+/// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Run(Settings),
     Help,
-    /// Name the tests that were selected: this one, or none.
+    /// Print the names of the selected tests: this test, or none.
     List(bool),
     /// The filter selects no test of this binary.
     Nothing,
 }
 
-/// Reads the arguments, without the program's name.
+/// Parses the arguments, without the program's name.
 pub(crate) fn parse(
     args: impl IntoIterator<Item = impl Into<OsString>>,
 ) -> Result<Asked, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(Into::into));
     let mut settings = Settings::default();
-    let (mut filters, mut skips) = (Vec::new(), Vec::new());
-    let (mut list, mut exact, mut ignored) = (false, false, false);
+    let mut filters = Vec::new();
+    let mut skips = Vec::new();
+    let mut list = false;
+    let mut exact = false;
+    let mut ignored = false;
     while let Some(arg) = parser.next()? {
         match arg {
             Long("seconds") => settings.seconds = number(&mut parser, "seconds", 3, 1_000_000)?,
@@ -127,7 +131,7 @@ pub(crate) fn parse(
             Long("list") => list = true,
             Long("exact") => exact = true,
             Long("ignored") => ignored = true,
-            // What libtest knows and what changes nothing here.
+            // Options of libtest that have no effect here.
             Long(
                 "test-threads" | "color" | "format" | "logfile" | "report-time" | "shuffle-seed",
             )
@@ -177,7 +181,7 @@ fn number(
     }
 }
 
-/// Tries the parser itself; an error says what it got wrong.
+/// Tests the parser itself. An error says what it parsed wrong.
 pub(crate) fn self_check() -> Result<(), String> {
     let run = |settings| Some(Asked::Run(settings));
     let plain = Settings::default();

@@ -1,14 +1,15 @@
 //! Judges the history of one session.
 //!
-//! The writers of a session take turns, and once the outcome of a write is unknown nobody but a
-//! delete writes any more. So the states of a session in the database only ever go forward, from
-//! step to step and at last to absence, though nobody knows when exactly. A state has *ceased* at
-//! the latest when something newer was acknowledged, or when a load that saw something newer ended.
+//! The writers of a session take turns. Once the outcome of a write is unknown, only a delete may
+//! follow. So the states of a session in the database only go forward, from step to step, and in
+//! the end to absence. The checker does not know the exact time of each change. A state has
+//! *ceased* at the latest when something newer was acknowledged, or when a load that returned
+//! something newer ended.
 //!
-//! No allowance is made anywhere. A load answers with a state that was in the database at some
-//! moment not more than `max_staleness` before the load began (the cache counts an entry's age from
-//! the beginning of its read, and a load that waits for a read joins none that is older). Had the
-//! state ceased before that moment, the rule was broken; both are measured by the same clock.
+//! The checker makes no allowance. A load returns a state that was in the database at some moment
+//! at most `max_staleness` before the load began: the cache counts an entry's age from the
+//! beginning of its read, and a load joins no older read. If the state had ceased before that
+//! moment, the rule was broken. One clock measures both.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,12 +19,12 @@ use crate::history::{Event, Nanos, Seen, State, What, name};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) rule: &'static str,
-    /// Which event of the history shows it; none if the end does.
+    /// The index of the event that shows it. `None` if the end of the history shows it.
     pub(crate) event: Option<usize>,
     pub(crate) text: String,
 }
 
-/// What becomes of a history.
+/// The result of judging a history.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
     pub(crate) violations: Vec<Violation>,
@@ -37,11 +38,12 @@ pub(crate) struct Verdict {
 pub(crate) struct Expected {
     pub(crate) may_live: bool,
     pub(crate) may_be_gone: bool,
-    /// The last acknowledged state, or a later one that was seen, and all that may have come after.
+    /// The last acknowledged state, or a later one that was seen, and every state that may have
+    /// followed.
     pub(crate) states: Vec<State>,
 }
 
-/// By what a state is known to have ceased.
+/// The event that proves that a state has ceased.
 #[derive(Clone, Copy, Debug)]
 enum Proof {
     Write,
@@ -52,7 +54,7 @@ enum Proof {
 
 const ABSENT: u32 = u32::MAX;
 
-/// Tells of a rank when something of a higher rank was first known to be there.
+/// For each rank: when something of a higher rank was first known to exist.
 #[derive(Default)]
 struct Ceased(BTreeMap<u32, (Nanos, Proof)>);
 
@@ -64,7 +66,7 @@ impl Ceased {
         }
     }
 
-    /// For each rank, the earliest of its own and all higher ones.
+    /// Sets each rank to the earliest time of its own rank and all higher ranks.
     fn close(&mut self) {
         let mut earliest = None;
         for (_, own) in self.0.iter_mut().rev() {
@@ -81,7 +83,7 @@ impl Ceased {
 /// The writes and deletes of a history.
 struct Writes {
     steps: HashMap<u32, (State, Nanos)>,
-    /// When the first delete began, and when the first was acknowledged.
+    /// When the first delete began, and when the first delete was acknowledged.
     delete_began: Option<Nanos>,
     deleted: Option<Nanos>,
 }
@@ -106,12 +108,12 @@ impl Writes {
         }
     }
 
-    /// Whether a write that began at this time came too late to have any effect.
+    /// Whether a write that began at this time was too late to have any effect.
     fn is_ghost(&self, start: Nanos) -> bool {
         self.deleted.is_some_and(|deleted| start > deleted)
     }
 
-    /// Why nothing that this load saw can have been there, if so.
+    /// Why nothing that this load returned can have existed, if so.
     fn objection(&self, seen: Seen, end: Nanos) -> Option<(&'static str, String)> {
         match seen {
             Seen::Error => None,
@@ -132,7 +134,7 @@ impl Writes {
     }
 }
 
-/// Judges the events of one session, in whatever order they are.
+/// Judges the events of one session, in any order.
 pub(crate) fn check(events: &[Event], max_staleness: Nanos) -> Verdict {
     let writes = Writes::of(events);
     let mut violations = Vec::new();
@@ -211,7 +213,8 @@ fn elsewhere_rule(proof: Proof, state: State, late: Nanos) -> (&'static str, Str
 }
 
 fn expected(events: &[Event], writes: &Writes) -> Expected {
-    let (mut least, mut gone) = (0, writes.deleted.is_some());
+    let mut least = 0;
+    let mut gone = writes.deleted.is_some();
     for event in events {
         match event.what {
             What::Write { least: stands, ok: true, .. } if !writes.is_ghost(event.start) => {
@@ -234,7 +237,7 @@ fn expected(events: &[Event], writes: &Writes) -> Expected {
 }
 
 impl Expected {
-    /// Whether it is known for sure which data are there.
+    /// Whether the data in the database is known exactly.
     pub(crate) fn is_decided(&self) -> bool {
         let mut versions = self.states.iter().map(|state| state.version);
         let first = versions.next();
@@ -242,8 +245,9 @@ impl Expected {
         !self.may_live || (!self.may_be_gone && same)
     }
 
-    /// Judges what there is in the end, by the database itself or (`cached`) by an instance, whose
-    /// expiry may be an older one: those who only touch a session tell nobody.
+    /// Judges what is there in the end: in the database, or (`cached`) in an instance's cache. The
+    /// expiry in a cache may be an older one, since a touch does not invalidate other instances'
+    /// entries.
     pub(crate) fn check(&self, found: Seen, cached: bool) -> Result<(), Violation> {
         let broken = |rule, text: String| Err(Violation { rule, event: None, text });
         match found {

@@ -1,4 +1,4 @@
-//! What a run is made of: the server, a proxy for each instance, and the instances.
+//! The parts of a run: the server, a proxy for each instance, and the instances.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::faults::Victims;
 
 /// The server of a run, and a database on it.
 pub(crate) struct Server {
-    /// `None` if it is that of `MONGODB_URI`, which is not ours to stop.
+    /// `None` for the server of `MONGODB_URI`, which the run must not stop.
     own: Option<TestServer>,
     uri: String,
     database: String,
 }
 
 impl Server {
-    /// Starts a server, and installs it first if there is none on this machine. Blocks the thread.
+    /// Starts a server, and installs one first if the machine has none. Blocks the thread.
     pub(crate) fn start() -> Result<Self, String> {
         let database = fresh_database();
         match TestServer::builder().fast(true).durable(true).start() {
@@ -40,11 +40,11 @@ impl Server {
     }
 }
 
-/// The instances and what is under them.
+/// The instances, their proxies and their server.
 pub(crate) struct Cluster {
     pub(crate) instances: Vec<CachedMongoStore>,
     pub(crate) victims: Arc<Victims>,
-    /// The connection string past all proxies.
+    /// The connection string that bypasses all proxies.
     pub(crate) direct: String,
     pub(crate) database: String,
 }
@@ -60,10 +60,12 @@ impl Cluster {
         let address = address.map_err(|error| error.to_string())??;
         let upstream = Upstream::like_mongodb(address).await.map_err(|error| error.to_string())?;
 
-        let (mut proxies, mut instances) = (Vec::new(), Vec::new());
+        let mut proxies = Vec::new();
+        let mut instances = Vec::new();
         for instance in 0..settings.instances {
             let proxy = Proxy::start(upstream.clone()).await.map_err(|error| error.to_string())?;
-            // Not even by the server's own word may the driver find the way around the proxy.
+            // A direct connection, so that the driver does not use the server's own address and
+            // bypass the proxy.
             let uri = with_option(&location.through(proxy.port()), "directConnection", "true");
             let mongo = MongoStore::builder().uri(uri).operation_timeout(settings.timeout);
             let mongo = mongo.build().await.map_err(|error| error.to_string())?;

@@ -1,4 +1,5 @@
-//! After the storm: what the database holds in the end, and whether every instance works again.
+//! After the faults: checks what the database holds in the end, and that every instance works
+//! again.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -16,20 +17,21 @@ use crate::cluster::Cluster;
 use crate::history::{Event, Seen, name};
 use crate::ledger::Judged;
 
-/// How long an instance may take to work again once everything is whole.
+/// How long an instance may take to work again after all faults have ended.
 const RECOVERY: Duration = Duration::from_secs(20);
-/// How many sessions each instance is asked for in the end, the latest ones.
+/// How many sessions are loaded through each instance in the end: the latest ones.
 const ASKED: usize = 150;
 
-/// Waits until nothing can be under way any more and no entry of a cache may still be served that
-/// is older than the last write.
+/// Waits until no operation can be in progress, and until no cache may serve an entry that is older
+/// than the last write.
 pub(crate) async fn settle(run: &Run) {
     let settings = &run.settings;
     let longest = (2 * settings.timeout).max(settings.max_staleness);
     tokio::time::sleep(longest + Duration::from_millis(300)).await;
 }
 
-/// Compares all judged sessions with the database, and the latest with what the instances say.
+/// Compares all judged sessions with the database, and the latest ones with what the instances
+/// return.
 pub(crate) async fn check(run: &Run, cluster: &Cluster) -> Result<usize, String> {
     let documents = documents(cluster).await.map_err(|error| error.to_string())?;
     let judged = {
@@ -53,7 +55,8 @@ pub(crate) async fn check(run: &Run, cluster: &Cluster) -> Result<usize, String>
 }
 
 fn agree(expected: &Expected, found: Seen) -> Result<(), Violation> {
-    // Where a write in doubt may have landed this moment, what is cached may be what was before.
+    // If a write of unknown outcome may just have been carried out, the cache may hold the state
+    // before it.
     if expected.is_decided() { expected.check(found, true) } else { Ok(()) }
 }
 
@@ -69,7 +72,7 @@ fn note(run: &Run, session: &Judged, instance: Option<u8>, outcome: Result<(), V
     }
 }
 
-/// Everything that is stored, read past the store and the proxies.
+/// Everything that is stored, read without the store and the proxies.
 async fn documents(cluster: &Cluster) -> mongodb::error::Result<HashMap<Vec<u8>, StoredSession>> {
     let client = Client::with_uri_str(&cluster.direct).await?;
     let sessions = client.database(&cluster.database).collection::<StoredSession>("sessions");
@@ -81,7 +84,7 @@ async fn documents(cluster: &Cluster) -> mongodb::error::Result<HashMap<Vec<u8>,
     Ok(documents)
 }
 
-/// Asks until there is an answer, as somebody would who is told to try again.
+/// Loads until there is a result, as a user retries after an error.
 async fn ask(run: &Run, instance: u8, session: &Judged) -> Result<Seen, String> {
     let store = &run.instances[usize::from(instance)];
     let start = Instant::now();
@@ -100,7 +103,7 @@ async fn ask(run: &Run, instance: u8, session: &Judged) -> Result<Seen, String> 
     }
 }
 
-/// Removes the database where it is not ours to throw away, and ends the instances.
+/// Drops the database if the server stays, and shuts the instances down.
 pub(crate) async fn clean_up(run: &Run, cluster: &Cluster) -> Result<(), String> {
     const PATIENCE: Duration = Duration::from_secs(30);
 

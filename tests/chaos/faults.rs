@@ -1,4 +1,4 @@
-//! What is broken when: drawn from the seed beforehand, and then done.
+//! The faults: planned from the seed before the run, and then carried out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     StallRequests,
     /// Replies are held back for a while.
     StallReplies,
-    /// Everything is late for a while.
+    /// All messages are delayed for a while.
     Delay,
     /// Some connections are reset in the middle of a message.
     ResetMidMessage,
@@ -36,11 +36,11 @@ pub(crate) enum Kind {
     Truncate,
     /// The server is killed with SIGKILL, and restarted on its data.
     Kill,
-    /// The server stands still for a while.
+    /// The server is paused for a while (SIGSTOP).
     Pause,
-    /// The server refuses what it is asked for a while, since it has too much to do.
+    /// The server refuses commands for a while, since it is overloaded.
     Overload,
-    /// The server is no primary for a while. What runs when that begins is interrupted.
+    /// The server is not primary for a while. Commands that run at its beginning are interrupted.
     Election,
 }
 
@@ -55,23 +55,24 @@ const OF_THE_NETWORK: [Kind; 8] = [
     Kind::Truncate,
 ];
 const OF_THE_SERVER: [Kind; 2] = [Kind::Kill, Kind::Pause];
-/// What a server answers, for each instance its own.
+/// Faults in the server's replies. Each instance has its own.
 const OF_THE_ANSWERS: [Kind; 2] = [Kind::Overload, Kind::Election];
 
-/// One fault to come.
+/// One planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     kind: Kind,
     at: Duration,
     lasts: Duration,
-    /// Which instances' networks: a bit for each.
+    /// The instances whose networks it affects: one bit for each.
     instances: u32,
     direction: Direction,
-    /// How many messages, or milliseconds of delay.
+    /// The number of messages, or the milliseconds of delay.
     amount: u32,
 }
 
-/// Every kind at least once: in a long run, bursts of some faults and calm between them.
+/// Plans the faults: every kind at least once. A long run has bursts of some faults, and calm
+/// periods between them.
 pub(crate) fn plan(
     rng: &mut ChaCha8Rng,
     before: Duration,
@@ -108,7 +109,7 @@ pub(crate) fn plan(
             kind,
             at: Duration::from_secs_f64(at),
             lasts: Duration::from_secs_f64(lasts),
-            // Often one instance alone, as when one machine has lost its network.
+            // Often only one instance, as when one machine has lost its network.
             instances: match rng.random_range(0..4) {
                 0 => all,
                 1 => rng.random_range(1..=all),
@@ -122,7 +123,7 @@ pub(crate) fn plan(
     plan
 }
 
-/// Whether it is calm, which others ask.
+/// The faults that are active, which other tasks read to find calm periods.
 #[derive(Default)]
 pub(crate) struct Weather {
     active: AtomicU64,
@@ -132,20 +133,21 @@ pub(crate) struct Weather {
 }
 
 impl Weather {
-    /// No fault now, and none within the last `quiet` (the beginning of the run counts as calm).
+    /// Whether no fault is active, and none was within the last `quiet`. The beginning of the run
+    /// counts as calm.
     pub(crate) fn is_calm(&self, now: Nanos, quiet: Duration) -> bool {
         let ended = self.ended.load(Ordering::SeqCst);
         self.active.load(Ordering::SeqCst) == 0
             && (ended == 0 || u128::from(now.saturating_sub(ended)) > quiet.as_nanos())
     }
 
-    /// A fault begins.
+    /// Records that a fault begins.
     pub(crate) fn begin(&self) {
         self.active.fetch_add(1, Ordering::SeqCst);
         self.faults.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A fault has ended.
+    /// Records that a fault has ended.
     pub(crate) fn end(&self, now: Nanos) {
         self.ended.fetch_max(now, Ordering::SeqCst);
         self.active.fetch_sub(1, Ordering::SeqCst);
@@ -157,27 +159,28 @@ impl Weather {
     }
 }
 
-/// What faults befall.
+/// The parts that faults affect.
 pub(crate) struct Victims {
     pub(crate) proxies: Vec<Proxy>,
-    /// None if the server is not ours to stop.
+    /// `None` if the run must not stop the server.
     pub(crate) server: Option<Arc<Mutex<TestServer>>>,
 }
 
-/// The commands by which sessions are read and changes are received.
+/// The commands that read sessions and receive changes.
 pub(crate) const READS: &[&str] = &["find", "aggregate", "getMore", "count"];
 
 /// `IngressRequestRateLimitExceeded`, `AdmissionQueueOverflow`, `RateLimitExceeded` and
 /// `PooledConnectionAcquisitionRejected`.
 pub(crate) const OVERLOADED: [i32; 4] = [462, 433, 449, 450];
 
-/// Has the server refuse commands of one instance for overload, until that is stopped.
+/// Makes the server refuse commands of one instance for overload, until that is stopped.
 pub(crate) fn overload(proxy: &Proxy, commands: Commands, code: i32) -> Injected {
     proxy.inject(commands, Injection::Refuse(ServerError::new(code)), Lasts::UntilStopped)
 }
 
-/// Has the server step down for one instance: it interrupts what runs, of which nobody knows then
-/// whether it was carried out, ends the cursors, and refuses everything until that is stopped.
+/// Makes the server step down for one instance. The server interrupts the running commands, so
+/// their outcome is unknown. It closes the cursors, and refuses every command until that is
+/// stopped.
 fn election(proxy: &Proxy, running: u32) -> [Injected; 3] {
     // InterruptedAtShutdown, NotWritablePrimary, ShutdownInProgress, InterruptedDueToReplStateChange.
     let codes = [11600, 10107, 91, 11602];
@@ -196,7 +199,8 @@ fn election(proxy: &Proxy, running: u32) -> [Injected; 3] {
     ]
 }
 
-/// Does what was planned and returns when all is whole again: how often each kind was.
+/// Carries out the plan. Returns when all faults have ended, with the number of faults of each
+/// kind.
 pub(crate) async fn carry_out(
     plan: Vec<Fault>,
     victims: Arc<Victims>,
@@ -207,7 +211,8 @@ pub(crate) async fn carry_out(
     let mut done = BTreeMap::new();
     for fault in plan {
         *done.entry(fault.kind).or_default() += 1;
-        let (victims, weather) = (victims.clone(), weather.clone());
+        let victims = victims.clone();
+        let weather = weather.clone();
         running.spawn(async move {
             let now = Duration::from_nanos(clock.now());
             tokio::time::sleep(fault.at.saturating_sub(now)).await;
@@ -289,7 +294,7 @@ impl Victims {
         Ok(())
     }
 
-    /// One after the other: nobody else may have the server meanwhile.
+    /// One fault at a time: no other task may use the server meanwhile.
     async fn server(
         &self,
         begin: impl FnOnce(&mut TestServer) -> Result<(), session_test_server::Error> + Send + 'static,

@@ -1,4 +1,4 @@
-//! What happened to one session: who wrote what when, and who saw what when.
+//! The history of one session: which instance wrote what when, and which instance saw what when.
 
 use std::time::Instant;
 
@@ -19,32 +19,33 @@ impl Clock {
     }
 }
 
-/// A state of a session. Each write makes a new step; one that changes the data, a new version too.
+/// A state of a session. Each write makes a new step. A write that changes the data also makes a
+/// new version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State {
-    /// How many writes there were; it is in the expiry.
+    /// The number of writes so far. The expiry encodes it.
     pub(crate) step: u32,
-    /// It is in the data.
+    /// The number of versions so far. The data contains it.
     pub(crate) version: u32,
-    /// The instance that wrote this version; it is in the data.
+    /// The instance that wrote this version. The data contains it.
     pub(crate) writer: u8,
 }
 
-/// What a load answered.
+/// The result of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     State(State),
     Absent,
     /// An error, which says nothing about the session.
     Error,
-    /// Data that nobody wrote under this id.
+    /// Data that no task wrote under this id.
     Foreign,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// A create, save or touch that would leave this state, or the same data since the step
-    /// `least`, if it is not worth it to store the expiry; `ok` if it was acknowledged.
+    /// A create, save or touch that leaves this state. If its expiry is not worth storing, it
+    /// leaves the same data at any step from `least` on. `ok` if it was acknowledged.
     Write {
         state: State,
         least: u32,
@@ -56,7 +57,7 @@ pub(crate) enum What {
     Load(Seen),
 }
 
-/// One operation, from call to answer.
+/// One operation, from its call to its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) start: Nanos,
@@ -65,8 +66,9 @@ pub(crate) struct Event {
     pub(crate) what: What,
 }
 
-/// Where the events are that tell the story: all but loads that saw what the same instance's loads
-/// before and after them saw. `always` is among them; the last `limit` up to a little after it.
+/// The indexes of the events to show: all events except loads that saw the same as the loads before
+/// and after them on the same instance. `always` is among them. The last `limit` indexes, up to a
+/// little after `always`.
 pub(crate) fn notable(events: &[Event], always: Option<usize>, limit: usize) -> Vec<usize> {
     let mut kept = Vec::new();
     let mut last: [Option<(usize, Seen)>; 256] = [None; 256];

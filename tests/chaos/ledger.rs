@@ -1,4 +1,4 @@
-//! What was found so far: the counts, the judged sessions and what they broke.
+//! The findings so far: the counts, the judged sessions and the rules that they broke.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +17,10 @@ pub(crate) struct Counts {
     pub(crate) touches: AtomicU64,
     pub(crate) deletes: AtomicU64,
     pub(crate) loads: AtomicU64,
-    /// How many of them failed, or ended with nobody waiting.
+    /// How many of them failed, or ended after their caller had given up.
     pub(crate) failed: AtomicU64,
     pub(crate) abandoned: AtomicU64,
-    /// The writes of both.
+    /// The writes among both.
     pub(crate) undecided: AtomicU64,
     /// The longest operation.
     pub(crate) slowest: AtomicU64,
@@ -33,12 +33,12 @@ impl Counts {
     }
 }
 
-/// A session that nobody uses any more and that was judged.
+/// A session that was judged, since no task uses it any longer.
 pub(crate) struct Judged {
     pub(crate) number: u64,
     pub(crate) id: Id,
     pub(crate) expected: Expected,
-    /// The end of its story.
+    /// The end of its history.
     pub(crate) story: Vec<Event>,
 }
 
@@ -56,14 +56,15 @@ pub(crate) struct Findings {
     pub(crate) staleness: Nanos,
 }
 
-/// Collects what is found.
+/// Collects the findings.
 pub(crate) struct Ledger {
     pub(crate) counts: Counts,
     pub(crate) findings: Mutex<Findings>,
     max_staleness: Nanos,
 }
 
-/// How many events of a broken session are shown, and of one that may yet be found broken kept.
+/// How many events of a broken session are shown, and how many events are kept of a session that
+/// may yet be found broken.
 const SHOWN: usize = 200;
 const KEPT: usize = 40;
 
@@ -72,7 +73,7 @@ impl Ledger {
         Self { counts: Counts::default(), findings: Mutex::default(), max_staleness }
     }
 
-    /// Judges a session that nobody uses any more. Its history need not be kept.
+    /// Judges a session that no task uses any longer. After that its history is not needed.
     pub(crate) fn judge(&self, session: &Session) {
         let mut events = std::mem::take(&mut *session.history());
         events.sort_by_key(|event| (event.end, event.start));
@@ -83,7 +84,7 @@ impl Ledger {
         };
         let broken = verdict.violations.into_iter().enumerate().map(|(count, violation)| Broken {
             number: session.number,
-            // A session that is broken is broken again and again: the first times tell why.
+            // A broken session is broken many times: the first times show why.
             story: if count < 2 { story(violation.event, SHOWN) } else { Vec::new() },
             violation,
         });
@@ -100,7 +101,7 @@ impl Ledger {
         findings.judged.push(judged);
     }
 
-    /// Notes what was found broken otherwise.
+    /// Records another broken rule.
     pub(crate) fn broken(&self, number: u64, violation: Violation, story: &[Event]) {
         let broken = Broken { number, violation, story: story.to_vec() };
         let mut findings = self.findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

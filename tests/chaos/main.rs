@@ -1,7 +1,7 @@
-//! Chaos on a real server: instances behind proxies that break their connections, over a server
-//! that is killed and paused, and a checker that judges the history by the invariants of ARCHITECTURE.md.
+//! Chaos on a real server. The instances are behind proxies that break their connections, and the
+//! server is killed and paused. A checker judges the history by the invariants of ARCHITECTURE.md.
 //!
-//! `cargo test --test chaos -- --help` says how to run it.
+//! `cargo test --test chaos -- --help` explains how to run it.
 #![allow(clippy::print_stdout, reason = "it is its own test harness")]
 
 mod actions;
@@ -35,11 +35,11 @@ use self::faults::Weather;
 use self::meters::Meters;
 use self::report::Report;
 
-/// How much longer than its load a run may take, before it is taken to hang.
+/// How much longer than its load a run may take. After that it counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a task may take to end.
 const TASK_END: Duration = Duration::from_secs(60);
-/// In so many seconds calls must have left together, and sessions been touched.
+/// A run of at least this many seconds must have sent batches and touches.
 const LONG_ENOUGH: u64 = 10;
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// All of it; false if a rule was broken, an error if there was no run to speak of.
+/// Runs everything. Returns false if a rule was broken, and an error if the run did not take place.
 fn run(settings: Settings) -> Result<bool, String> {
     println!("\nrunning 1 test\nchaos: {}", settings.again());
     let judged = self_check::run().map_err(|error| format!("the checker is wrong: {error}"))?;
@@ -83,11 +83,12 @@ fn run(settings: Settings) -> Result<bool, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let meters = Arc::new(Meters::install()?);
-    // Before the limit's clock begins: to install a server takes minutes on a new machine.
+    // Start the server before the time limit begins: on a new machine, installing a server takes
+    // minutes.
     let server = Server::start()?;
     let limit = Duration::from_secs(settings.seconds) + PATIENCE;
     let outcome = runtime.block_on(async {
-        // Whatever hangs, the server ends with this process.
+        // Even if the run hangs, the server ends with this process.
         tokio::time::timeout(limit, storm(settings, server, meters)).await
     });
     runtime.shutdown_background();
@@ -110,13 +111,16 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     let mut tasks = JoinSet::new();
     workload::start(&run, &mut tasks);
     let alone = (!settings.calm).then(|| {
-        let (victims, weather) = (cluster.victims.clone(), weather.clone());
-        let (meters, run) = (meters.clone(), run.clone());
+        let victims = cluster.victims.clone();
+        let weather = weather.clone();
+        let meters = meters.clone();
+        let run = run.clone();
         tokio::spawn(async move { overload::alone(&victims, &weather, &meters, &run).await })
     });
     let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
     let storm = tokio::spawn(storm);
-    let (for_prober, sky) = (run.clone(), weather.clone());
+    let for_prober = run.clone();
+    let sky = weather.clone();
     let prober = tokio::task::spawn_blocking(move || {
         prober::probe(&for_prober, &sky, &tokio::runtime::Handle::current())
     });
@@ -174,7 +178,7 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     Ok(ok)
 }
 
-/// A run in which nothing happened proves nothing.
+/// Finds what did not happen: a run in which nothing happened proves nothing.
 fn idle(run: &Run, kinds: &BTreeMap<faults::Kind, u32>, settings: Settings) -> Option<String> {
     let counts = &run.ledger.counts;
     let all = [&counts.creates, &counts.saves, &counts.touches, &counts.deletes, &counts.loads];

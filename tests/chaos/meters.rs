@@ -1,4 +1,4 @@
-//! What the stores count of themselves: whether calls left together, and sessions were touched.
+//! The stores' own metrics: whether calls were sent in batches, and whether sessions were touched.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,28 +16,28 @@ pub(crate) struct Meters {
     so_far: Mutex<Together>,
 }
 
-/// How many commands held several calls, how many calls these were, and what became of touches.
+/// How many commands held several calls, how many calls these were, and how touches were sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Together {
     pub(crate) finds: u64,
     pub(crate) loads: u64,
     pub(crate) bulks: u64,
     pub(crate) saves: u64,
-    /// Those that were sent alone.
+    /// Touches that were sent as single commands.
     pub(crate) touches: u64,
     pub(crate) skipped: u64,
-    /// What has cost the caches their entries.
+    /// The invalidations of the caches' entries.
     pub(crate) lost: Lost,
 }
 
-/// How often a cache has lost entries that it had no reason to doubt.
+/// How often a cache lost entries without a change of the session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lost {
     /// Gaps in change streams.
     pub(crate) gaps: u64,
     /// Caches that were emptied after a gap.
     pub(crate) emptied: u64,
-    /// Single entries after an operation whose outcome nobody knows.
+    /// Entries that were invalidated after an operation with unknown outcome.
     pub(crate) doubted: u64,
 }
 
@@ -49,13 +49,13 @@ impl Meters {
         Ok(Self { snapshotter, so_far: Mutex::default() })
     }
 
-    /// Adds up what was counted since the last time. To be called now and then: until then every
+    /// Adds up what was counted since the last call. Call it now and then: until then every
     /// duration is kept.
     pub(crate) fn read(&self) -> Together {
         let mut so_far = self.so_far();
         for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
             let (_, key) = key.into_parts();
-            // No metric here has both.
+            // No metric here has both labels.
             let label = key.labels().find(|label| ["verb", "cause"].contains(&label.key()));
             let label = label.map_or("", |label| label.value());
             #[allow(
@@ -92,7 +92,7 @@ impl Meters {
 }
 
 impl Together {
-    /// What did not happen, of what a run is to tell something about.
+    /// What did not happen although a run should show it.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         let all = [
             (self.finds, "no loads left together"),

@@ -1,5 +1,6 @@
-//! An overload by itself, before all other faults: a server that has too much to do refuses what it is
-//! asked, and loses nothing. So no cache may lose an entry: all would be read again, from that server.
+//! An overload alone, before all other faults. An overloaded server refuses commands, and loses
+//! nothing. So no cache may lose an entry: otherwise it would read every entry again, from that
+//! same server.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,14 +13,14 @@ use crate::faults::{OVERLOADED, READS, Victims, Weather, overload};
 use crate::history::Clock;
 use crate::meters::{Lost, Meters};
 
-/// How long the load runs before.
+/// How long the load runs before the overload.
 const BEFORE: Duration = Duration::from_millis(700);
-/// Which part of a run reads are refused for, and how long at most. Some 3 s are longer than a stream
-/// takes to be refused three times: the driver waits and sends each command three times.
+/// The part of a run in which reads are refused, and its longest duration. 3 s are longer than a
+/// stream needs to be refused three times: the driver waits, and sends each command three times.
 const PART: u32 = 5;
 const LONGEST: Duration = Duration::from_secs(4);
 const ALL_REFUSED: Duration = Duration::from_millis(700);
-/// How long a stream takes to be open again after the last refusal.
+/// How long a stream takes to open again after the last refusal.
 const AFTER: Duration = Duration::from_millis(600);
 
 /// How long reads are refused in a run of this length.
@@ -27,22 +28,22 @@ fn reads_refused(run: Duration) -> Duration {
     (run / PART).min(LONGEST)
 }
 
-/// When all of it has ended in a run of this length.
+/// When the whole overload has ended in a run of this length.
 pub(crate) fn end(run: Duration) -> Duration {
     BEFORE + reads_refused(run) + AFTER + ALL_REFUSED + AFTER
 }
 
-/// What the server has refused, and what the caches lost by it.
+/// What the server refused, and what the caches lost by it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     refused: u32,
     reads: Lost,
     all: Lost,
-    /// Writes that have failed by the time at which reads are answered again.
+    /// Writes that failed before reads were answered again.
     undecided: u64,
 }
 
-/// Carries it out and measures what the caches lose.
+/// Carries the overload out, and measures what the caches lose.
 pub(crate) async fn alone(
     victims: &Victims,
     weather: &Weather,
@@ -87,14 +88,15 @@ async fn refuse(
 }
 
 impl Outcome {
-    /// What must not be.
+    /// What is wrong with the outcome.
     pub(crate) fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         let Self { refused, reads, all, undecided } = *self;
         if refused == 0 {
             failures.push("the overload has met no command".to_owned());
         }
-        // On a slow machine a write may end in doubt at its deadline, and once more when it ends.
+        // On a slow machine a write may end with unknown outcome at its deadline, and once more
+        // when it ends.
         if (reads.gaps, reads.emptied) != (0, 0) || reads.doubted > 2 * undecided {
             let writes = format!("{undecided} writes failed");
             failures
@@ -112,7 +114,7 @@ impl Outcome {
     }
 }
 
-/// Tries the judgement itself; an error says what it got wrong.
+/// Tests the judgement itself. An error says what it judged wrong.
 pub(crate) fn self_check() -> Result<(), String> {
     let none = Lost::default();
     let gap = Lost { gaps: 1, ..none };

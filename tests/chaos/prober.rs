@@ -1,5 +1,5 @@
-//! Measures, in calm moments, how long a change takes from its acknowledgement on one instance
-//! until the others see it.
+//! Measures in calm moments how long a change takes from its acknowledgement on one instance until
+//! the other instances see it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +14,21 @@ use crate::history::{Nanos, Seen, What};
 use crate::session::Session;
 use crate::workload::random;
 
-/// How long after a fault it is not calm yet.
+/// How long it is not calm after a fault.
 const QUIET: Duration = Duration::from_secs(2);
-/// Between two looks. A thread of its own can wait for less than the runtime's timer.
+/// The pause between two loads. A thread can wait for less than the resolution of the runtime's
+/// timer.
 const LOOK: Duration = Duration::from_micros(200);
-/// After so many of them the change is slow, and the looks get rarer.
+/// After this many loads the change counts as slow, and the loads get rarer.
 const CLOSE_LOOKS: u32 = 500;
 const SLOW_LOOK: Duration = Duration::from_millis(2);
-/// Between two probes.
+/// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(30);
 
 /// Latencies in microseconds.
 pub(crate) type Latencies = Histogram<u64>;
 
-/// Probes until the run has ended. To be called on a thread of its own.
+/// Probes until the run has ended. Call it on a thread of its own.
 pub(crate) fn probe(
     run: &Arc<Run>,
     weather: &Weather,
@@ -38,7 +39,8 @@ pub(crate) fn probe(
     let instances = run.settings.instances;
     while !run.has_ended() {
         std::thread::sleep(PAUSE);
-        let (writer, deletes) = (rng.random_range(0..instances), rng.random());
+        let writer = rng.random_range(0..instances);
+        let deletes = rng.random();
         if instances < 2 || !weather.is_calm(run.clock.now(), QUIET) {
             continue;
         }
@@ -56,7 +58,8 @@ pub(crate) fn probe(
     Ok(latencies)
 }
 
-/// Lets all others cache the session, changes it, and waits for each of them to see that.
+/// Makes all other instances cache the session, changes it, and waits until each of them sees the
+/// change.
 async fn one(run: &Run, session: &Session, writer: u8, deletes: bool) -> Vec<Nanos> {
     let mut waiting: Vec<u8> =
         (0..run.settings.instances).filter(|instance| *instance != writer).collect();
@@ -90,7 +93,7 @@ async fn one(run: &Run, session: &Session, writer: u8, deletes: bool) -> Vec<Nan
         }
         waiting = unseeing;
         looks += 1;
-        // It is a thread of the prober's own.
+        // The prober has its own thread, so it may block it.
         std::thread::sleep(if looks < CLOSE_LOOKS { LOOK } else { SLOW_LOOK });
     }
     latencies

@@ -1,4 +1,4 @@
-//! What is printed.
+//! What the program prints.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,15 +17,16 @@ pub(crate) struct Report {
     pub(crate) kinds: BTreeMap<Kind, u32>,
     pub(crate) latencies: Latencies,
     pub(crate) together: Together,
-    /// What made the run itself fail, beside rules that were broken.
+    /// Why the run itself failed, apart from broken rules.
     pub(crate) failures: Vec<String>,
 }
 
-/// How many broken sessions are shown with their history, and how many lines there are of others.
+/// How many broken sessions are shown with their history, and how many lines are shown of the
+/// others.
 const SHOWN: usize = 3;
 const NAMED: usize = 20;
 
-/// One line about how it goes.
+/// Prints one line of progress.
 pub(crate) fn progress(run: &Run, faults: u64, broken: usize) {
     let seconds = Duration::from_nanos(run.clock.now()).as_secs();
     let operations = run.ledger.counts.operations();
@@ -33,7 +34,7 @@ pub(crate) fn progress(run: &Run, faults: u64, broken: usize) {
 }
 
 impl Report {
-    /// Prints everything; true if nothing was broken.
+    /// Prints everything. Returns true if nothing was broken.
     pub(crate) fn print(&self, run: &Run, findings: &Findings) -> bool {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let counts = &run.ledger.counts;
@@ -91,7 +92,7 @@ impl Report {
     }
 }
 
-/// The rules that were broken, and for the first sessions how.
+/// Prints the rules that were broken, and the history of the first sessions.
 fn show(broken: &[Broken]) {
     let mut times: BTreeMap<(u64, &str), usize> = BTreeMap::new();
     for Broken { number, violation, .. } in broken {
@@ -101,7 +102,8 @@ fn show(broken: &[Broken]) {
     for Broken { number, violation, .. } in broken {
         let case = (*number, violation.rule);
         if named.len() < NAMED && named.insert(case) {
-            let (rule, text) = (violation.rule, &violation.text);
+            let rule = violation.rule;
+            let text = &violation.text;
             println!("VIOLATION of {rule}: session {number}: {text} ({} of these)", times[&case]);
         }
     }
@@ -118,7 +120,7 @@ fn show(broken: &[Broken]) {
     }
 }
 
-/// A line as libtest's, for those who count tests.
+/// A summary line in libtest's form, for tools that count tests.
 pub(crate) fn summary(
     ok: bool,
     passed: usize,

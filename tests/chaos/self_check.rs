@@ -1,4 +1,4 @@
-//! Checks the checker, before each run: it must find what breaks a rule, and nothing else.
+//! Tests the checker before each run: it must find each broken rule, and nothing else.
 
 use crate::args;
 use crate::checker::{Violation, check};
@@ -15,7 +15,7 @@ fn event(instance: u8, start: Nanos, end: Nanos, what: What) -> Event {
     Event { start, end, instance, what }
 }
 
-/// The state after a write of `version` by A that changed the data.
+/// The state after A wrote `version`, which changed the data.
 fn state(version: u32) -> State {
     State { step: version, version, writer: A }
 }
@@ -28,7 +28,7 @@ fn in_doubt(start: Nanos, end: Nanos, version: u32) -> Event {
     event(A, start, end, What::Write { state: state(version), least: version, ok: false })
 }
 
-/// A touch of version 1 that is the step-th write, and stands for no less than the step `least`.
+/// A touch of version 1 that is write number `step`. It may leave any step from `least` on.
 fn touch(start: Nanos, end: Nanos, step: u32, least: u32) -> Event {
     event(A, start, end, What::Write { state: State { step, ..state(1) }, least, ok: true })
 }
@@ -249,7 +249,7 @@ fn ends() -> Vec<(&'static str, Vec<Event>, Seen, Option<&'static str>)> {
     ]
 }
 
-/// Runs all of it: how many histories were judged rightly, or which one was not.
+/// Runs all checks. Returns how many histories were judged correctly, or which one was not.
 pub(crate) fn run() -> Result<usize, String> {
     args::self_check()?;
     overload::self_check()?;

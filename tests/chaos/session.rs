@@ -1,4 +1,4 @@
-//! The sessions of a run, and what their data is, so that whoever reads it can tell who wrote it.
+//! The sessions of a run, and their data, which shows the writer to each reader.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,22 +11,22 @@ use tower_sessions_moka_mongodb_store::StoredSession;
 
 use crate::history::{Event, Nanos, Seen, State};
 
-/// One session, alive or not, and all that happened to it.
+/// One session, alive or not, and its whole history.
 pub(crate) struct Session {
-    /// Tells sessions apart where no id may be shown.
+    /// Tells sessions apart in texts that may not show an id.
     pub(crate) number: u64,
     pub(crate) id: Id,
-    /// The state of the latest write, held by whoever writes.
+    /// The state of the latest write. The task that writes holds the lock.
     pub(crate) turn: tokio::sync::Mutex<State>,
-    /// When nobody writes any more, but for a delete.
+    /// From this time on, only a delete may write.
     pub(crate) ends: Nanos,
-    /// Whether it is deleted then.
+    /// Whether the session is deleted then.
     pub(crate) mortal: bool,
     /// The step at which the present version was written.
     pub(crate) version_since: AtomicU32,
-    /// The outcome of a write is unknown: no more of them.
+    /// The outcome of a write is unknown, so no further writes follow.
     pub(crate) undecided: AtomicBool,
-    /// When a delete was acknowledged; 0 until then.
+    /// When a delete was acknowledged. 0 before that.
     pub(crate) deleted: AtomicU64,
     history: Mutex<Vec<Event>>,
 }
@@ -59,13 +59,13 @@ impl Session {
     }
 }
 
-/// What a create by this instance leaves.
+/// The state that a create by this instance leaves.
 pub(crate) fn first_state(writer: u8) -> State {
     State { step: 1, version: 1, writer }
 }
 
-/// Turns states into records and back: the data says session, version and writer, the expiry the
-/// step.
+/// Turns states into records and back. The data contains session, version and writer, the expiry
+/// contains the step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Script {
     expiry: OffsetDateTime,
@@ -83,7 +83,7 @@ impl Script {
         Record { id, data: data(number, state), expiry_date }
     }
 
-    /// What a record that was loaded as this session's shows.
+    /// The state in a record that was loaded as this session.
     pub(crate) fn seen(&self, number: u64, id: Id, record: &Record) -> Seen {
         let whole = |name| record.data.get(name).and_then(Value::as_u64);
         let state = self.state(whole("version"), whole("writer"), record.expiry_date);
@@ -95,7 +95,7 @@ impl Script {
         }
     }
 
-    /// What a document of the collection shows.
+    /// The state in a document of the collection.
     pub(crate) fn stored(&self, number: u64, document: &StoredSession) -> Seen {
         let stored = || {
             let stored = document.data().ok()?;
@@ -119,11 +119,12 @@ impl Script {
         if after.subsec_nanoseconds() != 0 {
             return None;
         }
-        let (version, writer) = (u32::try_from(version?).ok()?, u8::try_from(writer?).ok()?);
+        let version = u32::try_from(version?).ok()?;
+        let writer = u8::try_from(writer?).ok()?;
         Some(State { step, version, writer })
     }
 }
-/// All of it follows from the number and the state, so a mixture of two states is found out.
+/// All data follows from the number and the state, so a mixture of two states is detected.
 fn data(number: u64, state: State) -> HashMap<String, Value> {
     let State { version, writer, .. } = state;
     let length = 8 + usize::try_from(version % 23).unwrap_or(0) * 16;

@@ -11,28 +11,31 @@ use tokio::task::JoinSet;
 use crate::actions::Run;
 use crate::session::Session;
 
-/// How many sessions are in use at a time; the first few of them are asked for most.
+/// How many sessions are in use at a time. The first few of them are used most.
 const SESSIONS: usize = 120;
 const HOT: usize = 12;
-/// Tasks for each instance. One that waits for a stalled network does nothing else meanwhile.
+/// The number of tasks for each instance. A task that waits for a stalled network does nothing
+/// else.
 const LOADERS: u64 = 16;
 const WRITERS: u64 = 16;
-/// Loads on end, and the pause after them: the timer has a resolution of a millisecond.
+/// The number of loads in a row, and the pause after them: the timer has a resolution of a
+/// millisecond.
 const LOADS: u32 = 4;
 const LOAD_PAUSE: Duration = Duration::from_millis(15);
-/// How often the writers of all instances wake, all at once: so their saves leave together.
+/// How often the writers of all instances wake. They wake at the same time, so that their saves are
+/// batched.
 const BURST: Duration = Duration::from_millis(50);
-/// How long loads of a deleted session go on beyond the time for which it may be served.
+/// How long loads of a deleted session continue after the time for which it may be served.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
-/// Random numbers of their own for each task: what one does does not depend on another's pace.
+/// Each task has its own random numbers, so that no task depends on another task's speed.
 pub(crate) fn random(seed: u64, task: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(task);
     rng
 }
 
-/// Starts all tasks; they end by themselves once the run has ended.
+/// Starts all tasks. They end when the run has ended.
 pub(crate) fn start(run: &Arc<Run>, tasks: &mut JoinSet<()>) {
     let mut stream = 1_000;
     for instance in 0..run.settings.instances {
@@ -60,7 +63,7 @@ async fn loader(run: Arc<Run>, instance: u8, mut rng: ChaCha8Rng) {
     }
 }
 
-/// Three of four times a hot one.
+/// Picks a session: three times of four, one that is used often.
 fn pick(run: &Run, rng: &mut ChaCha8Rng) -> Option<Arc<Session>> {
     let (hot, any): (bool, f64) = (rng.random_ratio(3, 4), rng.random());
     let pool = run.pool();
@@ -75,7 +78,7 @@ fn pick(run: &Run, rng: &mut ChaCha8Rng) -> Option<Arc<Session>> {
     pool.get(index).cloned()
 }
 
-/// Now and then somebody leaves in the middle of an operation.
+/// A caller that gives up in the middle of one operation in `one_in`.
 fn now_and_then(rng: &mut ChaCha8Rng, one_in: u32) -> Option<Duration> {
     let leaves = rng.random_ratio(1, one_in);
     let after = Duration::from_micros(rng.random_range(0..3_000));
@@ -101,7 +104,7 @@ async fn writer(run: Arc<Run>, instance: u8, mut rng: ChaCha8Rng) {
     }
 }
 
-/// One write, as far as the session has room for one.
+/// Makes one write, if the session may still be written.
 async fn write(run: &Run, instance: u8, session: &Session, rng: &mut ChaCha8Rng) {
     let patience = now_and_then(rng, 300);
     let touch = rng.random_ratio(1, 5);
@@ -110,7 +113,7 @@ async fn write(run: &Run, instance: u8, session: &Session, rng: &mut ChaCha8Rng)
     let other = rng.random_range(0..run.settings.instances);
     let Ok(turn) = session.turn.try_lock() else { return };
     if session.deleted().is_some() {
-        // It is gone, and what is saved late must not bring it back.
+        // The session is deleted. A late save must not bring it back.
         if rng.random_ratio(1, 8) {
             run.save(instance, session, turn, touch, patience).await;
         }
@@ -136,7 +139,7 @@ async fn write(run: &Run, instance: u8, session: &Session, rng: &mut ChaCha8Rng)
     }
 }
 
-/// Takes sessions that are done with out of use, and judges them once nobody holds them.
+/// Takes sessions out of use that are finished, and judges them once no task holds them.
 async fn janitor(run: Arc<Run>) {
     while !run.has_ended() {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -144,14 +147,15 @@ async fn janitor(run: Arc<Run>) {
     }
 }
 
-/// One round of it; `all` sessions once nothing goes on any more.
+/// One round of the janitor. With `all`, after every task has ended, it takes all sessions.
 pub(crate) fn sweep(run: &Run, all: bool) {
     let now = run.clock.now();
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2);
     let aftermath = nanos(run.settings.max_staleness + AFTERMATH);
     let is_done = |session: &Session| match session.deleted() {
         Some(deleted) => now > deleted.saturating_add(aftermath),
-        // A mortal one waits for its delete to be acknowledged, but not for ever.
+        // A session that is to be deleted waits for the acknowledgement of its delete, up to a
+        // limit.
         None if session.mortal => now > session.ends.saturating_add(4 * aftermath),
         None => now > session.ends,
     };

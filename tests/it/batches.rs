@@ -1,4 +1,5 @@
-//! Calls that leave together: what one of them, or the command as a whole, can do to the others.
+//! Calls that are sent in one command: what one call, or the command as a whole, can do to the
+//! others.
 
 use futures::poll;
 use serde_json::json;
@@ -26,7 +27,7 @@ fn save(
     tokio::spawn(async move { store.save(&record).await })
 }
 
-/// A store that sends one save at a time, and the others together.
+/// A store that sends one command at a time, so that saves that wait are sent as one batch.
 async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
     MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1).build().await.unwrap()
 }
@@ -36,14 +37,16 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
     let proxy = Proxy::start().await;
     let ours = one_at_a_time(&proxy).await;
     let theirs = other_instance(proxy.direct()).await;
-    let (busy, a, b) = (create(&ours).await, create(&ours).await, create(&ours).await);
+    let busy = create(&ours).await;
+    let a = create(&ours).await;
+    let b = create(&ours).await;
     let mut first = proxy.hold("update");
     let keeps_busy = save(&ours, version(&busy, 1));
     first.reached().await;
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
     assert_eq!(batch.reached().await, 2, "they left together");
-    // The server has carried it out; another instance sees it, and saves on top of it.
+    // The server has carried out the save. Another instance sees it, and saves on top of it.
     let seen = theirs.load(&a.id).await.unwrap().unwrap();
     assert_eq!(seen.data["version"], json!(1));
     theirs.save(&version(&seen, 2)).await.unwrap();
@@ -60,7 +63,9 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     let mongo = one_at_a_time(&proxy).await;
     let ours = CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap();
     let theirs = other_instance(proxy.direct()).await;
-    let (busy, a, b) = (create(&ours).await, create(&ours).await, create(&ours).await);
+    let busy = create(&ours).await;
+    let a = create(&ours).await;
+    let b = create(&ours).await;
     let key = SessionKey::from(a.id).as_bytes().to_vec();
     let id = Binary { subtype: BinarySubtype::Generic, bytes: key };
     let expires = async |at: i64| {
@@ -75,7 +80,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
     assert_eq!(batch.reached().await, 2, "they left together");
-    // A touch of another instance, which found it live, lands late.
+    // Another instance found the session live. Its touch is carried out late.
     expires(DateTime::now().timestamp_millis() + 600_000).await;
     batch.deliver();
     first.deliver();
@@ -88,12 +93,13 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     assert_eq!(ours.load(&b.id).await.unwrap().unwrap().data["version"], json!(1));
 }
 
-/// As `select!` and buffered streams do.
+/// `select!` and buffered streams leave a call like this.
 #[tokio::test]
 async fn a_call_that_nobody_polls_any_more_holds_up_nobody() {
     let mongo = mongo().await;
     let store = CachedMongoStore::builder(mongo.clone()).build().await.unwrap();
-    let (loaded, saved) = (create(&mongo).await, create(&mongo).await);
+    let loaded = create(&mongo).await;
+    let saved = create(&mongo).await;
     let mut held = (Box::pin(store.load(&loaded.id)), Box::pin(store.save(&saved)));
     assert!(poll!(&mut held.0).is_pending() && poll!(&mut held.1).is_pending());
     let load = tokio::time::timeout(PATIENCE, store.load(&loaded.id)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The bounds: how stale and how large the cache may get.
+//! The bounds of the cache: how stale an entry may get, and how large the cache may get.
 
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ async fn without_staleness_every_load_asks_the_database() {
     let store = store.max_staleness(Duration::ZERO).build().await.unwrap();
     let record = create(&store).await;
     for finds in 1..4 {
-        // To the nanosecond, an entry could be as young as it must be.
+        // An entry that is read within the same nanosecond would be young enough.
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(store.load(&record.id).await.unwrap().is_some());
         assert_eq!(commands.sent("find"), finds);
@@ -85,11 +85,12 @@ async fn the_cache_keeps_to_its_bytes_under_ten_thousand_sessions() {
         assert!((meters.value("session_store_cache_limit_bytes") - LIMIT).abs() < 1.0);
         futures::stream::iter(0..10_000)
             .for_each_concurrent(64, |made| {
-                let (store, meters) = (&store, &meters);
+                let store = &store;
+                let meters = &meters;
                 async move {
                     create(store).await;
                     if made % 500 == 499 {
-                        // moka tidies up after some writes, not after each.
+                        // moka does its maintenance after several writes, not after each one.
                         let bytes = meters.value("session_store_cache_bytes");
                         assert!(bytes < 2.0 * LIMIT, "{bytes}");
                     }

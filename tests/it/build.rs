@@ -1,4 +1,4 @@
-//! What `build()` checks of the options, the server and the user, before a session is stored.
+//! What `build()` checks before a session is stored: the options, the server and the user's rights.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -97,7 +97,7 @@ async fn a_user_who_may_not_read_and_write_is_told_the_role_though_no_index_is_m
     let server = TestServer::builder().fast(true).auth(true).start().unwrap();
     let database = fresh_database();
     let uri = server.uri_for(&database);
-    // The indexes are there, so that their creation does not show the missing right.
+    // The indexes already exist. Otherwise their creation would reveal the missing right.
     MongoStore::builder().uri(&uri).owner(|_| Some("ferris")).build().await.unwrap();
     let known = Client::with_uri_str(&uri).await.unwrap().database(&database);
     for (user, roles) in [("nothing", vec![]), ("reader", vec!["read"]), ("all", vec!["readWrite"])]
@@ -126,7 +126,7 @@ async fn the_checks_of_the_user_change_nothing_and_end_by_the_operation_timeout(
     let client = commands.client(&uri()).await;
     let store = MongoStore::builder().client(client).create_indexes(false).build().await.unwrap();
     let database = store.collection().client().database(&store.collection().namespace().db);
-    // One of the test servers makes the collection for an update that finds nothing.
+    // One of the test servers creates the collection for an update that matches nothing.
     for collection in database.list_collection_names().await.unwrap() {
         let documents = database.collection::<Document>(&collection);
         assert_eq!(documents.count_documents(doc! {}).await.unwrap(), 0);
@@ -158,14 +158,14 @@ async fn a_right_that_is_missing_alone_is_told() {
 
 #[tokio::test]
 async fn a_store_is_built_only_after_a_read_that_succeeded() {
-    // Atlas answers a missing right with 8000.
+    // Atlas reports a missing right with the code 8000.
     for (command, doing) in [("find", "read a session"), ("update", "save a session")] {
         let proxy = Proxy::start().await;
         let _refusing = proxy.refuse_all(command, 8000, "AtlasError", &[]);
         let text = format!("error 8000 (AtlasError) when asked to {doing}");
         fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Server, &text).await;
     }
-    // Another engine does not take the first filter, and answers a plain read.
+    // Another database engine rejects the first filter, and answers a plain read.
     let proxy = Proxy::start().await;
     proxy.hold("find").refuse(2);
     MongoStore::connect(proxy.uri()).await.unwrap();
@@ -179,7 +179,7 @@ async fn a_server_that_does_not_understand_a_save_is_refused_and_one_that_is_ful
         let builder = MongoStore::builder().uri(proxy.uri());
         fails(builder, ErrorKind::Server, "MongoDB 4.4.2 or newer").await;
     }
-    // OutOfDiskSpace, UserWritesBlocked, NotWritablePrimary twice, since the driver tries again.
+    // OutOfDiskSpace, UserWritesBlocked, and NotWritablePrimary twice, since the driver retries it.
     for codes in [&[14031][..], &[371], &[10107, 10107]] {
         let log = Log::default();
         let _logs = tracing::subscriber::set_default(log.subscriber());
@@ -192,7 +192,8 @@ async fn a_server_that_does_not_understand_a_save_is_refused_and_one_that_is_ful
     }
 }
 
-/// Stands before the server on `port`: answers a message itself, or changes the server's reply.
+/// Forwards between a client and the server on `port`. It answers a message itself, or changes the
+/// server's reply.
 fn relay(
     server: u16,
     answers: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static,
@@ -234,7 +235,7 @@ fn relay(
     port
 }
 
-/// A message begins with its length.
+/// Reads one message. A message begins with its length.
 fn message(from: &mut TcpStream) -> Option<Vec<u8>> {
     let mut message = vec![0; 4];
     from.read_exact(&mut message).ok()?;
@@ -266,7 +267,8 @@ pub(crate) async fn old_server() -> String {
             }
         },
     );
-    // Directly, or the driver would go to the address that the set has by its own account.
+    // A direct connection. Otherwise the driver would connect to the address that the replica set
+    // reports.
     format!("mongodb://127.0.0.1:{port}/app?directConnection=true")
 }
 
@@ -287,7 +289,7 @@ async fn a_server_without_hello_is_too_old_and_its_version_is_told() {
     let port = relay(
         server_port().await,
         move |request| {
-            // The driver asks `admin`, the store its own database.
+            // The driver sends `hello` to `admin`, the store sends it to its own database.
             let is_hello = request.get(26..)?.starts_with(b"hello\0");
             (is_hello && position(request, own.as_bytes()).is_some()).then(|| {
                 let error = doc! { "ok": 0.0, "errmsg": "no such command", "code": 59 };

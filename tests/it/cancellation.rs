@@ -1,4 +1,5 @@
-//! A caller that leaves at any of its awaits: the cache and the database agree all the same (I6).
+//! A caller drops its future at any of its awaits. The cache and the database agree all the same
+//! (I6).
 
 use std::pin::pin;
 
@@ -8,7 +9,7 @@ use tower_sessions::session::Record;
 
 use crate::common::{PATIENCE, Store, create, eventually, on_both_tiers};
 
-/// So often is a call polled at most before it is dropped.
+/// The largest number of polls before a call is dropped.
 const POLLS: usize = 12;
 
 on_both_tiers! {
@@ -21,14 +22,14 @@ on_both_tiers! {
     after_a_dropped_delete_nothing_is_saved = save_after_dropped_delete;
 }
 
-/// Polls `call` so many times, lets everything else run between, and drops it.
+/// Polls `call` up to `polls` times, lets everything else run between two polls, and drops it.
 async fn poll_and_drop(call: impl Future, polls: usize) {
     let mut call = pin!(call);
     for poll in 0..polls {
         if futures::poll!(&mut call).is_ready() {
             return;
         }
-        // The first polls follow at once, the later ones let the network go on as well.
+        // The first polls follow each other at once. The later ones also let the network proceed.
         for _ in 0..poll {
             tokio::task::yield_now().await;
         }
@@ -78,7 +79,8 @@ async fn dropped_save(store: impl Store) {
 async fn dropped_load(store: impl Store) {
     let other = store.another().await;
     for polls in 0..POLLS {
-        let (gone, kept) = (create(&other).await, create(&other).await);
+        let gone = create(&other).await;
+        let kept = create(&other).await;
         poll_and_drop(store.load(&gone.id), polls).await;
         poll_and_drop(store.load(&kept.id), polls).await;
         store.delete(&gone.id).await.unwrap();
@@ -125,7 +127,7 @@ async fn delete_after_dropped_save(store: impl Store) {
         poll_and_drop(store.save(&changed(&record)), polls).await;
         store.delete(&record.id).await.unwrap();
         assert_eq!(store.load(&record.id).await.unwrap(), None);
-        // Once the save has been answered too, whichever came first.
+        // Wait until the save has been answered too, whichever came first.
         settle(&store).await;
         assert_eq!(store.load(&record.id).await.unwrap(), None);
         assert!(!store.contains(record.id).await.unwrap());
@@ -142,7 +144,7 @@ async fn save_after_dropped_delete(store: impl Store) {
     }
 }
 
-/// Lets what is under way come to its end: as many round trips as there may be calls.
+/// Waits for the calls in progress: makes as many round trips as there may be calls.
 async fn settle(store: &impl Store) {
     let round_trips = async {
         for _ in 0..5 {

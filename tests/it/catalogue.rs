@@ -1,5 +1,5 @@
-//! The catalogue of metrics, on real stores: each series is there from the start and moves when that
-//! happens which it counts. What the stream counts is in `follow`.
+//! The catalogue of metrics, on real stores. Each series exists from the start, and moves when the
+//! event happens that it counts. The series of the change stream are tested in `follow`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn voids(cause: &str) -> String {
     format!("session_store_cache_invalidations_total{{cause={cause}}}")
 }
 
-/// A cache that nobody tells of changes, and the store behind it.
+/// A cache without a change stream, and the store behind it.
 async fn unfollowed(
     uri: &str,
     with: impl FnOnce(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder,
@@ -123,7 +123,8 @@ async fn loads_of_what_has_outlived_its_lease_are_counted_once_each() {
     let (meters, mongo, store) =
         unfollowed(&uri(), |builder| builder.max_staleness(Duration::from_millis(20))).await;
     let record = create(&mongo).await;
-    let (mut loads, expired) = (0.0, "session_store_loads_total{result=expired}");
+    let mut loads = 0.0;
+    let expired = "session_store_loads_total{result=expired}";
     eventually("one comes too late", async || {
         store.load(&record.id).await.unwrap();
         loads += 1.0;
@@ -151,7 +152,8 @@ async fn reads_are_counted_by_what_they_leave() {
     let other = create(&mongo).await;
     let mut held = proxy.hold("find");
     let load = tokio::spawn({
-        let (store, id) = (store.clone(), other.id);
+        let store = store.clone();
+        let id = other.id;
         async move { store.load(&id).await }
     });
     held.reached().await;
@@ -195,7 +197,8 @@ async fn what_becomes_void_is_counted_by_its_cause_and_only_if_it_was_cached() {
     let record = create(&store).await;
     let mut held = proxy.hold("update");
     let save = tokio::spawn({
-        let (store, changed) = (store.clone(), changed(&record));
+        let store = store.clone();
+        let changed = changed(&record);
         async move { store.save(&changed).await }
     });
     held.reached().await;
@@ -219,7 +222,8 @@ async fn another_instances_change_is_counted_where_it_is_cached() {
     let store = CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap();
     drop(guard);
     let other = crate::common::other_instance(&uri).await;
-    let (cached, unknown) = (create(&store).await, create(&other).await);
+    let cached = create(&store).await;
+    let unknown = create(&other).await;
     other.delete(&unknown.id).await.unwrap();
     other.delete(&cached.id).await.unwrap();
     eventually("both are heard of", async || {

@@ -1,4 +1,5 @@
-//! What the tests share: a server, stores on a database of their own, and counters of what they do.
+//! What the tests share: a server, stores on databases of their own, and counters of their commands
+//! and metrics.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,14 +23,14 @@ pub(crate) use session_test_support::PATIENCE;
 
 pub(crate) use crate::proxy::uri;
 
-/// Long enough that no test sees the end of it.
+/// Longer than any test runs.
 pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);
 
 pub(crate) async fn mongo() -> MongoStore {
     patient(uri()).await
 }
 
-/// A store whose calls do not time out, however slow the machine and the server are.
+/// A store whose calls do not time out on a slow machine.
 pub(crate) async fn patient(uri: impl Into<String>) -> MongoStore {
     MongoStore::builder().uri(uri).operation_timeout(PATIENCE).build().await.unwrap()
 }
@@ -38,17 +39,17 @@ pub(crate) async fn cached() -> CachedMongoStore {
     cache_of(&mongo().await).await
 }
 
-/// A cache that keeps what it has: no test waits for an entry to grow old.
+/// A cache whose entries do not expire by age during a test.
 pub(crate) async fn cache_of(mongo: &MongoStore) -> CachedMongoStore {
     CachedMongoStore::builder(mongo.clone()).max_staleness(FOREVER).build().await.unwrap()
 }
 
-/// Another instance of the app: a store on the same collection, with connections of its own.
+/// Another instance of the app: a store on the same collection, with its own connections.
 pub(crate) async fn other_instance(uri: &str) -> MongoStore {
     MongoStore::connect(uri).await.unwrap()
 }
 
-/// What both of our stores have beside the contract.
+/// What both of our stores have beyond the contract.
 pub(crate) trait Store: SessionStore + Clone {
     async fn length(&self) -> Result<u64>;
     async fn estimated_length(&self) -> Result<u64>;
@@ -58,20 +59,20 @@ pub(crate) trait Store: SessionStore + Clone {
     fn all(&self) -> LiveSessions;
     fn collection(&self) -> Collection<StoredSession>;
 
-    /// How many documents there are, whether live or not.
+    /// The number of documents, live or not.
     async fn documents(&self) -> u64 {
         self.collection().count_documents(doc! {}).await.unwrap()
     }
 
     /// Another instance of the app, with the client of this one.
     async fn another(&self) -> MongoStore {
-        let (client, namespace) =
-            (self.collection().client().clone(), self.collection().namespace());
+        let client = self.collection().client().clone();
+        let namespace = self.collection().namespace();
         let builder = MongoStore::builder().client(client).database(namespace.db);
         builder.collection(namespace.coll).build().await.unwrap()
     }
 
-    /// Moves the expiry of every session into the past, unseen by the store.
+    /// Moves the expiry of every session into the past. The store does not notice.
     async fn expire_all(&self) {
         let past = doc! { "$set": { "expires": DateTime::from_millis(1_000) } };
         self.collection().update_many(doc! {}, past).await.unwrap();
@@ -108,7 +109,7 @@ macro_rules! impl_store {
 
 impl_store!(MongoStore CachedMongoStore);
 
-/// The same tests over both of our stores: `name_of_the_test = function;`.
+/// Runs the same tests on both of our stores: `name_of_the_test = function;`.
 macro_rules! on_both_tiers {
     ($($name:ident = $test:ident;)*) => {
         mod uncached {
@@ -121,14 +122,14 @@ macro_rules! on_both_tiers {
 }
 pub(crate) use on_both_tiers;
 
-/// Creates a session and answers with its record.
+/// Creates a session and returns its record.
 pub(crate) async fn create(store: &impl SessionStore) -> Record {
     let mut record = record();
     store.create(&mut record).await.unwrap();
     record
 }
 
-/// A record with some data, under an id that no store has given out.
+/// A record with some data, under an id that no store has issued.
 pub(crate) fn record() -> Record {
     let data = HashMap::from([("name".to_owned(), serde_json::json!({ "serial": serial() }))]);
     Record { id: Id::default(), data, expiry_date: in_the_future() }
@@ -142,7 +143,7 @@ pub(crate) fn in_the_past() -> OffsetDateTime {
     OffsetDateTime::now_utc() - time::Duration::minutes(30)
 }
 
-/// Asks again and again until it is so.
+/// Polls `is_so` until it returns true. Fails after `PATIENCE`.
 pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
@@ -151,7 +152,7 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool)
     }
 }
 
-/// All that an error says in any way.
+/// All texts of an error and its sources: `Display`, `Debug` and pretty `Debug`.
 pub(crate) fn everything_said_by(error: &dyn std::error::Error) -> String {
     let mut said = String::new();
     let mut next = Some(error);
@@ -162,7 +163,7 @@ pub(crate) fn everything_said_by(error: &dyn std::error::Error) -> String {
     said
 }
 
-/// What is logged, in full.
+/// Collects everything that is logged.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -177,7 +178,7 @@ impl Log {
             .finish()
     }
 
-    /// All since the last time.
+    /// Takes what was logged since the last call.
     pub(crate) fn take(&self) -> String {
         String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
     }
@@ -203,7 +204,7 @@ impl Commands {
         self.0.lock().unwrap().get(name).copied().unwrap_or(0)
     }
 
-    /// All but those by which a cache follows the changes of others.
+    /// The number of commands, without those of the connection and the change stream.
     pub(crate) fn all(&self) -> usize {
         let counts = self.0.lock().unwrap();
         let follows = ["hello", "getMore", "killCursors"];
@@ -211,7 +212,7 @@ impl Commands {
         verbs.map(|(_, count)| count).sum()
     }
 
-    /// A client that counts into this.
+    /// A client whose commands are counted.
     pub(crate) async fn client(&self, uri: &str) -> mongodb::Client {
         let mut options = ClientOptions::parse(uri).await.unwrap();
         let counts = self.clone();
@@ -223,10 +224,10 @@ impl Commands {
         mongodb::Client::with_options(options).unwrap()
     }
 
-    /// A store whose commands are counted into this.
+    /// A store whose commands are counted.
     pub(crate) async fn mongo(&self, uri: &str) -> MongoStore {
         let store = MongoStore::builder().client(self.client(uri).await).build().await.unwrap();
-        // What `build` asks does not count.
+        // Do not count the commands of `build`.
         self.0.lock().unwrap().clear();
         store
     }
@@ -235,7 +236,7 @@ impl Commands {
 /// The metrics of the stores that are built while the guard is held.
 pub(crate) struct Meters {
     snapshotter: Snapshotter,
-    // A snapshot sets everything back to zero, gauges too: what is added up here is the value.
+    // A snapshot sets every metric back to zero, gauges too. So the values are added up here.
     values: Mutex<HashMap<String, f64>>,
 }
 
@@ -246,7 +247,8 @@ impl Meters {
         (meters, metrics::set_default_local_recorder(recorder))
     }
 
-    /// The value of a counter or gauge, or how many values a histogram took: `name{label=value,…}`.
+    /// The value of a counter or gauge, or how many values a histogram recorded:
+    /// `name{label=value,…}`.
     pub(crate) fn value(&self, name: &str) -> f64 {
         self.read().get(name).copied().unwrap_or(0.0)
     }

@@ -1,4 +1,4 @@
-//! Every way to say where the sessions are, and what is said when it cannot be.
+//! Every way to say where the sessions are, and the error for each way that cannot work.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tower_sessions_moka_mongodb_store::{
 
 use crate::common::{create, uri};
 
-/// Builds the store, uses it, and answers with its namespace.
+/// Builds the store, uses it, and returns its namespace.
 async fn used(builder: MongoStoreBuilder) -> (String, String) {
     let store = builder.build().await.unwrap();
     let record = create(&store).await;
@@ -25,14 +25,14 @@ async fn used(builder: MongoStoreBuilder) -> (String, String) {
     (namespace.db, namespace.coll)
 }
 
-/// The error of a builder that must not reach any server.
+/// Checks the error of a builder that must not contact any server.
 async fn config_error(builder: MongoStoreBuilder, said: &str) {
     let error = builder.build().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains(said), "{error}");
 }
 
-/// The host and port of the shared server, where it has such.
+/// The host and port of the shared server, if its URI has one address.
 fn address() -> Option<(String, u16)> {
     shared_fast().unwrap().port().map(|port| ("127.0.0.1".to_owned(), port))
 }
@@ -53,7 +53,7 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
         let uri = match (options, uri.split_once('?')) {
             (true, Some((uri, options))) => format!("{uri}{path}?{options}&appName=a/b?c=d"),
             (true, None) => format!("{uri}{path}?appName=a/b"),
-            // A standalone view of the set will do for a store.
+            // A direct connection to the member is enough for a store.
             (false, Some((uri, _))) => format!("{uri}{path}"),
             (false, None) => format!("{uri}{path}"),
         };
@@ -64,7 +64,8 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
 
 #[tokio::test]
 async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
-    let (one, other) = (fresh_database(), fresh_database());
+    let one = fresh_database();
+    let other = fresh_database();
     let uri = shared_fast().unwrap().uri_for(&one);
     let with_path = match uri.split_once('?') {
         Some((uri, options)) => format!("{uri}/logins?{options}"),
@@ -233,7 +234,8 @@ async fn a_tls_file_that_cannot_be_read_is_a_config_error_that_names_the_option(
     config_error(builder().port(1).tls_ca_file(&empty), "holds no certificate").await;
 }
 
-/// Each would be looked up as it is, and be reported as a name that DNS does not know.
+/// Without the check, the driver would look up each of these, and report a name that DNS does not
+/// know.
 #[tokio::test]
 async fn a_malformed_host_is_refused_at_once_however_it_is_given() {
     let builder = MongoStore::builder;
@@ -309,7 +311,7 @@ async fn every_way_to_name_a_collection_has_the_same_rules() {
             config_error(builder, "no name for a collection").await;
         }
     }
-    // The server takes 255 bytes for both names and the dot between them.
+    // The server accepts 255 bytes for both names and the dot between them.
     let database = "d".repeat(63);
     let collection = "c".repeat(192);
     let handle = client.database(&database).collection::<Document>(&collection);
@@ -365,7 +367,8 @@ fn in_a_runtime_without_network_it_is_an_error_and_no_panic() {
     assert!(error.to_string().contains("enable_all()"), "{error}");
 }
 
-/// Nothing may set the environment of a process that has threads, so the test runs itself again.
+/// A process with threads must not change its environment, so the test runs itself as a child
+/// process.
 #[tokio::test]
 async fn the_environment_names_the_uri() {
     const CHILD: &str = "SESSION_STORE_TEST_CHILD";
@@ -409,7 +412,7 @@ fn this_test(name: &str) -> Command {
 
 #[tokio::test]
 async fn an_unreachable_server_is_a_connection_error_by_the_deadline() {
-    // A port that was free a moment ago, and one that takes connections and says nothing.
+    // A port that was free a moment ago, and a port that accepts connections and never answers.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     for port in [free, mute.local_addr().unwrap().port()] {

@@ -1,5 +1,5 @@
-//! One suite for the contract of tower-sessions, over its own `MemoryStore` and both of ours, in each
-//! generation that is in use.
+//! One suite for the contract of tower-sessions. It runs on `MemoryStore` of tower-sessions and on
+//! both of our stores, for each version of tower-sessions that is supported.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
 type Data = HashMap<String, Value>;
 
-/// What tower-sessions asks of every store; its own store's tests are the first five.
+/// What tower-sessions asks of every store. The first five are the tests of its own store.
 macro_rules! contract {
     ($suite:ident, $tower_sessions:ident, $store:expr) => {
         mod $suite {
@@ -65,7 +65,8 @@ macro_rules! contract {
             #[tokio::test]
             async fn a_colliding_id_gives_a_different_id_and_both_sessions_stand() {
                 let store = $store;
-                let (mut first, mut second) = (record(), record());
+                let mut first = record();
+                let mut second = record();
                 store.create(&mut first).await.unwrap();
                 second.id = first.id;
                 store.create(&mut second).await.unwrap();
@@ -88,7 +89,8 @@ macro_rules! contract {
             #[tokio::test]
             async fn an_expired_session_is_none() {
                 let store = $store;
-                let (mut late, mut ended) = (record(), record());
+                let mut late = record();
+                let mut ended = record();
                 late.expiry_date = in_the_past();
                 store.create(&mut late).await.unwrap();
                 assert_eq!(store.load(&late.id).await.unwrap(), None);
@@ -114,7 +116,7 @@ macro_rules! contract {
     };
 }
 
-/// What ours promise beyond it.
+/// What our stores promise beyond the contract.
 macro_rules! our_contract {
     ($suite:ident, $tower_sessions:ident, $store:expr) => {
         mod $suite {
@@ -157,8 +159,8 @@ macro_rules! our_contract {
             #[tokio::test]
             async fn the_expiry_is_kept_to_the_millisecond() {
                 let uri = uri();
-                let (store, plain) =
-                    ($store(uri.clone()).await, MongoStore::connect(uri).await.unwrap());
+                let store = $store(uri.clone()).await;
+                let plain = MongoStore::connect(uri).await.unwrap();
                 for nanos in [0, 1, 999_999, 1_000_000, 123_456_789, 999_999_999] {
                     let mut record = record();
                     record.expiry_date = record.expiry_date.replace_nanosecond(nanos).unwrap();
@@ -196,7 +198,8 @@ macro_rules! our_contract {
             #[tokio::test]
             async fn delete_expired_removes_the_expired_alone() {
                 let store = $store(uri()).await;
-                let (mut live, mut ended) = (record(), record());
+                let mut live = record();
+                let mut ended = record();
                 store.create(&mut live).await.unwrap();
                 ended.expiry_date = in_the_past();
                 store.create(&mut ended).await.unwrap();
@@ -273,7 +276,7 @@ fn some_data() -> Data {
     HashMap::from([("name".to_owned(), json!({ "serial": crate::common::serial() }))])
 }
 
-/// Equal, and equal in what `==` on numbers does not tell apart.
+/// Asserts that both are equal, also where `==` on numbers sees no difference.
 fn same(a: &Data, b: &Data) {
     assert_eq!(a, b);
     for (key, value) in a {

@@ -1,4 +1,4 @@
-//! Passwords and certificates, right and wrong; and no error that tells a password.
+//! Passwords and certificates, right and wrong. No error shows a password.
 
 use std::path::Path;
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn the_right_password_connects_and_a_wrong_one_is_an_authentication_error(
     assert!(kinds.contains(&error.kind()), "{error:?}");
 }
 
-/// An authority, and a certificate for loopback that it signed.
+/// Writes a certificate authority, and a certificate for loopback that it signed.
 pub(crate) fn certificates(folder: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -57,10 +57,12 @@ pub(crate) fn certificates(folder: &Path) {
 
 #[tokio::test]
 async fn tls_connects_with_the_right_authority_alone() {
-    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
     certificates(folder.path());
     certificates(other.path());
-    let (right, wrong) = (folder.path().join("authority.pem"), other.path().join("authority.pem"));
+    let right = folder.path().join("authority.pem");
+    let wrong = other.path().join("authority.pem");
     let server = TestServer::builder()
         .fast(true)
         .tls(folder.path().join("server.pem"), folder.path().join("key.pem"))
@@ -92,7 +94,8 @@ async fn tls_connects_with_the_right_authority_alone() {
     }
 }
 
-/// Passwords with what must be escaped in a URI, and was not. No part of them may be told.
+/// Passwords with characters that must be escaped in a URI, and are not. No error may show a part
+/// of them.
 const PASSWORDS: [&str; 18] = [
     "S3cr3tA@S3cr3tB",
     "S3cr3tA/S3cr3tB",
@@ -155,7 +158,7 @@ async fn no_error_tells_a_password_that_was_not_escaped() {
     assert!(told.is_empty(), "{} are told:\n{}", told.len(), told.join("\n"));
 }
 
-/// What is said about the URI, if it has a part of the password.
+/// Returns the error about the URI if it shows a part of the password.
 async fn what_is_told(builder: MongoStoreBuilder, uri: &str) -> Option<String> {
     let built = builder.operation_timeout(Duration::from_millis(20)).build().await;
     let error = built.expect_err("nothing listens there");

@@ -1,4 +1,4 @@
-//! What a stream of events tells, on the real server.
+//! What a stream of events reports, on the real server.
 
 use futures::{FutureExt, StreamExt};
 use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
@@ -25,7 +25,8 @@ async fn told(events: &mut Events) -> (EventKind, SessionKey, Option<bool>) {
     }
 }
 
-/// Alone with its sessions, so that the stream of events is the only one that is asked for.
+/// A store without a change stream of its own, so that the stream of events is the only one that is
+/// opened.
 async fn alone(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::connect(uri).await.unwrap();
     CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap()
@@ -40,18 +41,18 @@ async fn every_kind_is_told_on_both_instances() {
     let [here, there] = [cache_of(&mongo).await, cache_of(&other_instance(&uri).await).await];
     let early = create(&here).await;
     let mut all = [here.events().await.unwrap(), there.events().await.unwrap()];
-    // A second one of a clone hears the same.
+    // A second stream, from a clone of the store, reports the same events.
     let mut again = here.clone().events().await.unwrap();
 
     let mut one = create(&here).await;
     one.data.insert("more".to_owned(), 1.into());
     here.save(&one).await.unwrap();
-    // Only prolonged: not told.
+    // A save that only prolongs the session is not reported.
     one.expiry_date += time::Duration::minutes(5);
     here.save(&one).await.unwrap();
     let two = create(&there).await;
     here.delete(&one.id).await.unwrap();
-    // By hand, and it ends in the past.
+    // An operator changes it by hand, so that it expires in the past.
     let documents = here.collection().clone_with_type::<Document>();
     let id = Binary {
         subtype: BinarySubtype::Generic,
@@ -62,7 +63,7 @@ async fn every_kind_is_told_on_both_instances() {
     documents.update_one(doc! { "_id": id }, edit).await.unwrap();
     there.delete(&two.id).await.unwrap();
     there.delete(&early.id).await.unwrap();
-    // Of something else in the same collection nothing is told.
+    // Other documents in the same collection are not reported.
     documents.insert_one(doc! { "_id": "another" }).await.unwrap();
     documents.delete_one(doc! { "_id": "another" }).await.unwrap();
     let last = create(&there).await;
@@ -105,7 +106,7 @@ async fn the_owners_that_an_instance_assigns_are_its_own_changes() {
     let [here, there] = &stores[..] else { panic!("two stores") };
     let mut all = [here.events().await.unwrap(), there.events().await.unwrap()];
     assert_eq!(here.assign_owners().await.unwrap(), 1);
-    // Data without an owner, beside an owner that does not belong there.
+    // Data without an owner, beside an owner field that does not match it.
     set.data.remove("user");
     plain.save(&set).await.unwrap();
     assert_eq!(there.assign_owners().await.unwrap(), 1);
@@ -133,7 +134,8 @@ async fn an_event_shows_no_byte_of_a_key_and_has_the_time() {
 async fn a_slow_consumer_is_told_how_many_it_missed() {
     const WAITING: u64 = 4_096;
     let store = alone(&uri()).await;
-    let (mut slow, mut quick) = (store.events().await.unwrap(), store.events().await.unwrap());
+    let mut slow = store.events().await.unwrap();
+    let mut quick = store.events().await.unwrap();
     let documents = store.collection().clone_with_type::<Document>();
     let later = DateTime::from_millis(4_102_444_800_000);
     let many = WAITING + 904;
@@ -161,14 +163,15 @@ async fn a_slow_consumer_is_told_how_many_it_missed() {
 #[tokio::test]
 async fn a_connection_that_breaks_off_loses_nothing() {
     let proxy = Proxy::start().await;
-    let (store, past_it) = (alone(proxy.uri()).await, other_instance(proxy.direct()).await);
+    let store = alone(proxy.uri()).await;
+    let past_it = other_instance(proxy.direct()).await;
     let mut events = store.events().await.unwrap();
     let mut expected = Vec::new();
     for at_once in [true, false, true, false, false] {
         let mut held = proxy.hold("getMore");
         held.reached().await;
         expected.push(SessionKey::from(create(&past_it).await.id));
-        // Else the first try to go on breaks off too.
+        // Otherwise the first attempt to resume breaks off too.
         let resumes = (!at_once).then(|| proxy.hold("aggregate"));
         held.cut();
         if let Some(mut resumes) = resumes {
@@ -188,7 +191,8 @@ async fn a_connection_that_breaks_off_loses_nothing() {
 #[tokio::test]
 async fn a_history_that_is_lost_is_told_as_a_gap() {
     let proxy = Proxy::start().await;
-    let (store, past_it) = (alone(proxy.uri()).await, other_instance(proxy.direct()).await);
+    let store = alone(proxy.uri()).await;
+    let past_it = other_instance(proxy.direct()).await;
     let mut events = store.events().await.unwrap();
     let known = create(&past_it).await;
     assert_eq!(told(&mut events).await.0, EventKind::Created);
@@ -197,10 +201,10 @@ async fn a_history_that_is_lost_is_told_as_a_gap() {
     // ChangeStreamHistoryLost.
     held.refuse(286);
     assert_eq!(next(&mut events).await, Event::Gap);
-    // What was known before is not relied on.
+    // After a gap, what was known before is not used.
     past_it.delete(&known.id).await.unwrap();
     assert_eq!(told(&mut events).await.0, EventKind::Removed);
-    // Nor is there a word on what became of each when all are gone.
+    // A dropped collection reports no event for each session either.
     store.collection().drop().await.unwrap();
     assert_eq!(next(&mut events).await, Event::Gap);
     let after = create(&past_it).await;
@@ -228,12 +232,12 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
         async move { store.events().await.map(drop) }
     });
     held.reached().await;
-    // As a standalone server says.
+    // The error of a standalone server.
     held.refuse(40573);
     let error = asks.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("has no change streams"), "{error}");
-    // It may have them the next time.
+    // The next attempt may find that the server has change streams.
     let mut events = store.events().await.unwrap();
     create(&store).await;
     assert_eq!(told(&mut events).await.0, EventKind::Created);
@@ -249,7 +253,8 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
 async fn the_stream_is_open_while_somebody_listens_and_no_longer() {
     use crate::common::{Commands, eventually};
 
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let mongo = commands.mongo(&uri).await;
     let store =
         CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap();

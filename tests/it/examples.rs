@@ -1,4 +1,4 @@
-//! The sample apps from end to end: real processes, on one server, asked over HTTP.
+//! The example apps from end to end: real processes on one server, called over HTTP.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
@@ -79,13 +79,14 @@ async fn a_log_out_ends_the_session_and_kills_its_cookie() {
 #[tokio::test]
 async fn two_apps_share_their_sessions() {
     let uri = common::uri();
-    let (first, second) = (App::start("counter", &uri).await, App::start("counter", &uri).await);
+    let first = App::start("counter", &uri).await;
+    let second = App::start("counter", &uri).await;
     let visitor = Visitor::new();
     for views in 1..=3 {
         assert_eq!(visitor.me(&first).await["views"], views);
     }
-    // The second app has not seen this session, so it holds nothing of it that could be old. The
-    // first app is not asked again: it may go on from 3 for as long as `max_staleness`.
+    // The second app has not loaded this session, so it has no old entry of it. The first app is
+    // not called again: it may continue from 3 for as long as `max_staleness`.
     for views in 4..=5 {
         assert_eq!(visitor.me(&second).await["views"], views);
     }
@@ -100,7 +101,8 @@ async fn two_apps_share_their_sessions() {
 #[tokio::test]
 async fn a_log_out_on_one_app_ends_the_session_that_the_other_has_cached() {
     let uri = common::uri();
-    let (first, second) = (App::start("counter", &uri).await, App::start("counter", &uri).await);
+    let first = App::start("counter", &uri).await;
+    let second = App::start("counter", &uri).await;
     let visitor = Visitor::new();
     visitor.me(&first).await;
     assert_eq!(visitor.me(&second).await["views"], 2);
@@ -131,7 +133,7 @@ async fn half_a_request_does_not_keep_the_app_from_ending() {
     let app = App::start("counter", &common::uri()).await;
     let mut slow = TcpStream::connect(app.url("").strip_prefix("http://").unwrap()).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
-    // The app has taken the slow visitor's connection before this one's, which came later.
+    // The app has accepted the slow visitor's connection before this one, which came later.
     Visitor::new().me(&app).await;
     let (status, log) = app.end("TERM").await;
     assert_eq!(status.code(), Some(0), "{status}\n{log}");
@@ -218,7 +220,7 @@ mod login {
     async fn sessions_of_before_and_after_are_worth_nothing() {
         let app = App::start("login", &common::uri()).await;
         let visitor = Visitor::new();
-        // A message waits for the visitor, so there is a session before there is a user.
+        // A message is stored for the visitor, so the session exists before a user logs in.
         visitor.post(&app, "/login", &[("name", "ferris"), ("password", "")]).await;
         let before = visitor.cookie().unwrap();
         visitor.post(&app, "/login", &RIGHT).await;

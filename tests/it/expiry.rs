@@ -62,7 +62,8 @@ async fn without_a_ttl_index_there_is_one_to_count_by() {
 
 #[tokio::test]
 async fn no_index_is_made_when_none_is_wanted() {
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     let builder = MongoStore::builder().client(commands.client(&uri).await).create_indexes(false);
     let store = builder.build().await.unwrap();
     assert_eq!((commands.sent("createIndexes"), commands.sent("listIndexes")), (0, 0));
@@ -71,7 +72,7 @@ async fn no_index_is_made_when_none_is_wanted() {
     assert_eq!(expire_after(&index(&store).await), Some(Duration::ZERO));
 }
 
-/// An index that stands before the store comes, what the store wants, and what mends it.
+/// An index that already exists, what the store expects, and the command that repairs it.
 struct Standing {
     options: Document,
     wanted: ExpiredRemoval,
@@ -104,7 +105,8 @@ async fn an_index_with_other_options_is_an_error_with_the_command_that_mends_it(
             by_coll_mod: false,
         },
     ] {
-        let (client, name) = (Commands::default().client(&uri()).await, "by_expiry");
+        let client = Commands::default().client(&uri()).await;
+        let name = "by_expiry";
         let database = client.default_database().unwrap();
         let mut spec = doc! { "key": { "expires": 1 }, "name": name };
         spec.extend(standing.options);
@@ -154,7 +156,7 @@ async fn an_index_that_has_the_name_is_an_error_with_the_command_that_mends_it()
     mended(builder).await;
 }
 
-/// The mend as mongosh takes it, and as the driver does.
+/// The command that repairs the index: in mongosh's form, and in the driver's form.
 fn mend(database: &Database, index: &str, by_coll_mod: bool) -> (String, Document) {
     let database = format!("db.getSiblingDB({:?})", database.name());
     if by_coll_mod {
@@ -215,7 +217,8 @@ async fn a_sweep_survives_an_outage() {
 #[tokio::test]
 async fn a_sweep_ends_with_the_store() {
     let sweep = ExpiredRemoval::Sweep(Duration::from_millis(10));
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     for by_drop in [true, false] {
         let builder = MongoStore::builder().client(commands.client(&uri).await);
         let store = builder.expired_removal(sweep).build().await.unwrap();
@@ -243,7 +246,7 @@ async fn off_removes_nothing_until_it_is_told_to() {
     create_expired(&store).await;
     let live = create(&store).await;
     assert_eq!(expire_after(&index(&store).await), None, "the server will not");
-    // Another store's sweeper has had its turns meanwhile, so this one would have.
+    // The sweeper of another store has run several times meanwhile, so this one would have run too.
     let sweep = ExpiredRemoval::Sweep(Duration::from_millis(10));
     let other = MongoStore::builder().uri(uri()).expired_removal(sweep).build().await.unwrap();
     for _ in 0..2 {

@@ -1,7 +1,9 @@
-//! Generated filters over sessions that are stored as texts and as documents, against a model.
+//! Generated filters over sessions that are stored as texts and as documents, compared with a
+//! model.
 //!
-//! The model knows of each session what MongoDB can see of it. A condition on the data of a text is unknown
-//! (`None`), and a filter finds a session only if it is true (`Some(true)`).
+//! For each session, the model knows what MongoDB can see of it. MongoDB cannot see the data of a
+//! text: a condition on it is unknown (`None`). A filter finds a session only if it is true
+//! (`Some(true)`).
 
 use std::collections::HashSet;
 
@@ -21,7 +23,7 @@ use crate::common::{record, uri};
 const FILTERS: usize = 250;
 const VALUES: [&str; 3] = ["x", "y", "z"];
 
-/// What a filter asks of one field.
+/// A condition of a filter on one field.
 #[derive(Clone, Debug)]
 enum Condition {
     Equal(&'static str),
@@ -65,7 +67,7 @@ enum Expression {
     Not(Box<Expression>),
 }
 
-/// A session, and what it holds.
+/// A stored session and its content.
 struct Stored {
     handle: SessionHandle,
     is_document: bool,
@@ -74,7 +76,7 @@ struct Stored {
 }
 
 impl Stored {
-    /// What MongoDB sees of a field: nothing of the data of a text.
+    /// What MongoDB sees of a field: nothing if the data is a text.
     fn see<T>(&self, field: Field, then: impl FnOnce(Option<&str>) -> T) -> Option<T> {
         match field {
             Field::Owner => Some(then(self.owner)),
@@ -291,14 +293,14 @@ async fn a_filter_finds_what_it_is_known_to_be_true_of_and_no_more() {
             }
         }
         if let Some(error) = refused {
-            // The test server need not know every operator of MongoDB.
+            // The test server does not support every operator of MongoDB.
             assert_eq!(error.kind(), ErrorKind::Server, "{}: {error}", filter.bson());
             continue;
         }
         compared += 1;
         assert_eq!(found, wanted, "{}", filter.bson());
 
-        // Where all are texts, a filter has nothing to do with the data, or is refused.
+        // If all sessions are texts, a filter does not read the data, or is rejected.
         let reads_data = filter.bson().to_string().contains("data");
         let refused = texts.find(filter.bson()).next().await;
         let refused = matches!(refused, Some(Err(error)) if error.kind() == ErrorKind::Config);

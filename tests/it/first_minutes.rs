@@ -1,5 +1,6 @@
-//! The guide's page on troubleshooting quotes each message of an error and a warning in the source, and quotes
-//! nothing else. The mistakes of the first minutes are made on purpose: each message is one of those quoted.
+//! The guide's page on troubleshooting quotes each error message and each warning of the source,
+//! and quotes nothing else. The tests provoke each message that a server can provoke, and compare
+//! it with its quote.
 
 mod calls;
 mod messages;
@@ -24,10 +25,10 @@ use crate::proxy::Proxy;
 
 const GUIDE: &str = include_str!("../../src/guide/troubleshooting.md");
 
-/// How long nobody is waited for. Long enough for a server on loopback.
+/// The timeout for servers that never answer. Long enough for a server on loopback.
 const SOON: Duration = Duration::from_millis(500);
 
-/// What the guide quotes: its `text` blocks, with `…` for what differs.
+/// The quotes of the guide: its `text` blocks, with `…` in place of the parts that differ.
 struct Quotes {
     all: Vec<String>,
     said: RefCell<BTreeSet<usize>>,
@@ -40,7 +41,7 @@ impl Quotes {
         Self { all, said: RefCell::default() }
     }
 
-    /// The message is one of those quoted: of two that fit, the longer one.
+    /// Asserts that the message is quoted. If two quotes fit, the longer one is marked as shown.
     #[track_caller]
     fn have(&self, what: &str, message: &str) {
         let message = in_one_line(message);
@@ -51,7 +52,7 @@ impl Quotes {
         self.said.borrow_mut().insert(quote);
     }
 
-    /// One of the lines is, behind its time, level and module.
+    /// Asserts that one of the lines is quoted. Its time, level and module are skipped.
     #[track_caller]
     fn have_one_of(&self, what: &str, lines: &str) {
         let fits = |quote| lines.lines().any(|line| fits(&format!("… {quote}"), line));
@@ -60,7 +61,7 @@ impl Quotes {
         self.said.borrow_mut().extend(fitting);
     }
 
-    /// Takes the quotes with this part for said: the server cannot bring them about.
+    /// Marks the quotes that contain `part` as shown: this server cannot provoke them.
     fn leave_out(&self, part: &str) {
         let found = (0..self.all.len()).filter(|at| self.all[*at].contains(part));
         self.said.borrow_mut().extend(found);
@@ -81,7 +82,7 @@ impl Quotes {
             Err(error) => {
                 assert_eq!(error.kind(), kind, "{what}: {error}");
                 self.have(what, &error.to_string());
-                // What a `main` shows that returns it.
+                // `main` prints this if it returns the error.
                 assert_eq!(format!("{error:?}"), format!("{kind:?}: {error}"));
             }
         }
@@ -149,7 +150,7 @@ async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
     while_it_runs(&quotes).await;
     #[cfg(unix)]
     examples(&quotes);
-    // Those of keys are said where there are keys.
+    // The messages about keys can be shown only with the feature for encryption.
     if cfg!(feature = "encryption") {
         quotes.were_all_said();
     }
@@ -196,7 +197,8 @@ async fn uris(quotes: &Quotes) {
     {
         quotes.of_builder(uri, ErrorKind::Connection, MongoStore::builder().uri(uri)).await;
     }
-    // Said in the unit tests of src/mongo/connection.rs: the driver's name server cannot be chosen.
+    // The unit tests in `src/mongo/connect` provoke this message: a test cannot choose the driver's
+    // name server.
     quotes.have(
         "a silent name server",
         "the host of the mongodb+srv:// URI was not resolved, since no name server answered within \
@@ -209,7 +211,8 @@ async fn uris(quotes: &Quotes) {
 
 const CHILD: &str = "SESSION_STORE_FIRST_MINUTES_CHILD";
 
-/// Nothing may set the environment of a process that has threads, so the test runs itself again.
+/// A process with threads must not change its environment, so the test runs itself as a child
+/// process.
 fn in_a_child(role: &str, value: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "first_minutes::in_a_process_of_its_own", "--nocapture"]);
@@ -226,13 +229,13 @@ fn in_a_child(role: &str, value: Option<&str>) -> String {
 async fn in_a_process_of_its_own() {
     match std::env::var(CHILD).as_deref() {
         Ok("app") => println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err()),
-        // As `unwrap` shows it.
+        // Print the error as `unwrap` would.
         Ok("tests") => println!("\nsaid: {:?}", session_test_server::shared_fast().unwrap_err()),
         _ => {}
     }
 }
 
-/// A port on which somebody answers everything with this, or with nothing and the connection's end.
+/// A port that answers everything with `answer`. If `answer` is empty, it closes the connection.
 fn stranger(answer: &'static [u8]) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -343,7 +346,7 @@ fn runtimes(quotes: &Quotes) {
         assert_eq!(error.kind(), ErrorKind::Config);
         error.to_string()
     };
-    // On threads of their own, which know nothing of this test's runtime.
+    // Threads of their own, which are not in this test's runtime.
     let none = std::thread::spawn(move || said(futures::executor::block_on(connect())));
     quotes.have("no runtime", &none.join().unwrap());
     for what in ["no timer", "no I/O"] {
@@ -458,7 +461,7 @@ async fn dropped_indexes(quotes: &Quotes, log: &Log) {
     quotes.have_one_of("a changed index", &said.borrow());
 }
 
-/// The trait's error has a text of its own in front.
+/// The text of our error, without the text that the trait's error puts in front of it.
 fn said_by_the_trait(error: &tower_sessions::session_store::Error) -> String {
     use tower_sessions::session_store::Error::{Backend, Decode, Encode};
 

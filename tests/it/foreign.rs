@@ -9,7 +9,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ExpiredRemoval, MongoS
 
 use crate::common::{Commands, Log, Store, cached, create, mongo, on_both_tiers, uri};
 
-/// The last moment that a server in Python can read.
+/// The last moment that a server written in Python can read.
 const FAR: i64 = 253_402_300_799_000;
 
 fn binary(length: usize, subtype: BinarySubtype) -> Bson {
@@ -32,7 +32,7 @@ fn ids() -> Vec<Bson> {
     ]
 }
 
-/// Binaries that are no session's key.
+/// Binary values that are not the key of a session.
 fn binaries() -> Vec<Bson> {
     vec![
         binary(16, BinarySubtype::Uuid),
@@ -42,8 +42,8 @@ fn binaries() -> Vec<Bson> {
     ]
 }
 
-/// Whether the server orders binaries by their length first, as MongoDB does. Only then can it tell, by a
-/// range of an index, a session's key from a binary of another length.
+/// Whether the server orders binary values by their length first, as MongoDB does. Only then can a
+/// range of an index separate a session's key from a binary value of another length.
 async fn orders_by_length(store: &impl Store) -> bool {
     let other = store.collection().client().database(&store.collection().namespace().db);
     let other = other.collection::<Document>("orders_by_length");
@@ -63,13 +63,13 @@ fn all_ids() -> Vec<Bson> {
     [ids(), binaries()].concat()
 }
 
-/// Those that this server can tell from a session's key.
+/// The ids that this server can tell from a session's key.
 async fn told_apart(store: &impl Store) -> Vec<Bson> {
     if orders_by_length(store).await { all_ids() } else { ids() }
 }
 
-/// For each of these a document with a live expiry. Where the type has more values, one that has expired
-/// and one without an expiry as well.
+/// Inserts a document with a live expiry for each id. If the type has more values, it also inserts
+/// an expired document and one without an expiry.
 async fn insert_theirs(store: &impl Store, ids: Vec<Bson>) -> u64 {
     let theirs = store.collection().clone_with_type::<Document>();
     let mut number = 0;
@@ -176,7 +176,7 @@ async fn a_warm_up_is_for_sessions_alone() {
     create(&store).await;
     insert_theirs(&store, told_apart(&store).await).await;
     let other = CachedMongoStore::builder(store.another().await).build().await.unwrap();
-    // More of theirs have a later `updated` than are asked for.
+    // More documents of other programs have a later `updated` than the warm-up asks for.
     let warmed = other.warm(1).await.unwrap();
     assert_eq!(warmed.sessions, 1);
 }

@@ -1,8 +1,8 @@
-//! Documents that released code wrote, and that every later release reads to the same data.
+//! Documents that released code wrote. Every later release reads them to the same data.
 //!
-//! Each file of `frozen/` has a document as extended JSON, the id of its session, and what was saved.
-//! They are never changed. A new form of the stored document gets files of its own: add to
-//! [`the_documents_of_today`], and run `cargo test --test it -- --ignored writes_the_frozen`.
+//! Each file of `frozen/` has a document as extended JSON, the id of its session, and the data that
+//! was saved. The files never change. A new form of the stored document gets its own files: add it
+//! to [`the_documents_of_today`], and run `cargo test --test it -- --ignored writes_the_frozen`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use tower_sessions_moka_mongodb_store::MongoStore;
 
 use crate::common::{cache_of, uri};
 
-/// How many there are of today's form, so that one that is lost is missed.
+/// The number of documents in today's form, so that a lost file is noticed.
 const FROZEN: usize = 14;
 
 fn folder() -> PathBuf {
@@ -73,7 +73,7 @@ fn the_documents_of_today() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// So that one is the same as another only if it is so to the sign of a zero.
+/// Compares as text, so that 0.0 and -0.0 differ.
 fn text(data: &HashMap<String, Value>) -> String {
     serde_json::to_string(&data.iter().collect::<BTreeMap<_, _>>()).unwrap()
 }
@@ -106,7 +106,7 @@ async fn what_was_written_once_is_read_by_every_release() {
         let mut listed: Vec<_> = mongo.all().try_collect().await.unwrap();
         let listed = listed.pop().unwrap();
         assert_eq!(text(&listed.data), text(&expected), "{path:?}");
-        // What is read can be written.
+        // A document that can be read can also be written.
         let save = Record { id, data: expected, expiry_date: expires.unwrap() };
         mongo.save(&save).await.unwrap();
         let found = mongo.load(&id).await.unwrap().unwrap();
@@ -117,8 +117,8 @@ async fn what_was_written_once_is_read_by_every_release() {
     assert_eq!(files, FROZEN);
 }
 
-/// Extended JSON that keeps the types of numbers. Not by the feature `serde_json-1` of `bson`: with that,
-/// the driver has to be built again wherever `serde_json` has other features.
+/// Extended JSON that keeps the types of numbers. The feature `serde_json-1` of `bson` is not used:
+/// with it, Cargo builds the driver again for each set of `serde_json`'s features.
 fn extended(value: Bson) -> Value {
     match value {
         Bson::Int32(number) => json!({ "$numberInt": number.to_string() }),

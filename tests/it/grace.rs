@@ -1,4 +1,4 @@
-//! What is served while MongoDB does not answer, and how it ends.
+//! The outage grace: what is served while MongoDB does not answer, and how the grace ends.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn on(server: &TestServer, grace: Duration) -> (Meters, CachedMongoStore) 
         let uri = server.uri_for(&fresh_database());
         match MongoStore::builder().uri(uri).operation_timeout(TIMEOUT).build().await {
             Ok(mongo) => break mongo,
-            // A busy machine may need more than so short a time for the first connection.
+            // On a busy machine, the first connection may take longer than the short timeout.
             Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
         }
     };
@@ -36,8 +36,9 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Result<Option<Record
 async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server_is_back() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (meters, store) = on(&server, FOREVER).await;
-    let (record, gone, doubtful) =
-        (create(&store).await, create(&store).await, create(&store).await);
+    let record = create(&store).await;
+    let gone = create(&store).await;
+    let doubtful = create(&store).await;
     store.delete(&gone.id).await.unwrap();
     server.pause().unwrap();
 
@@ -83,8 +84,8 @@ async fn without_a_grace_a_load_past_the_bound_is_an_error() {
     loop {
         let begun = Instant::now();
         let loaded = load(&store, &record).await;
-        // That it is there at the deadline is tested in paused time; here, that it is the store's
-        // deadline and not the driver's own patience of 30 s, on a machine however busy.
+        // A test with paused time shows that the error comes at the deadline. This test only shows
+        // that it is the store's deadline, and not the driver's 30 s.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         match loaded {
             Ok(found) => {

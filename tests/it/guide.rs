@@ -1,5 +1,5 @@
-//! Two pages of the guide are complete: the page for users of another store has a row for each option
-//! and method of that store, and the page on metrics has a row for each value of each label.
+//! Two pages of the guide are complete. The page for users of another store has a row for each
+//! option and method of that store. The page on metrics has a row for each value of each label.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! A client that the app has made, gives to a store, and shuts down by itself.
+//! A client that the app creates, gives to a store, and shuts down itself.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::proxy::Proxy;
 
 const SAID: &str = "the app has shut down the MongoDB client that it handed to this store";
 
-/// Each way in which an app can hand its client to a store.
+/// Each way in which an app can give its client to a store.
 fn handed_in(client: &Client) -> [MongoStoreBuilder; 3] {
     let database = client.default_database().unwrap();
     let builder = MongoStore::builder;
@@ -62,7 +62,8 @@ fn fails_by_the_trait<T>(what: &str, outcome: std::result::Result<T, TraitError>
 
 macro_rules! every_verb_fails {
     ($store:expr, $known:expr) => {
-        let (store, known) = ($store, $known);
+        let store = $store;
+        let known = $known;
         fails_by_the_trait("create", store.create(&mut record()).await);
         fails_by_the_trait("save", store.save(&record()).await);
         fails_by_the_trait("load", store.load(&record().id).await);
@@ -96,7 +97,7 @@ async fn an_app_shuts_down_its_client_while_stores_live_and_is_told_so_by_each_v
         let cached = CachedMongoStore::builder(mongo.clone()).max_staleness(FOREVER);
         let store = cached.build().await.unwrap();
         let mut events = store.events().await.unwrap();
-        // Calls that overlap have a driver session each.
+        // Each of several calls at the same time has its own driver session.
         let records = join_all((0..16).map(|_| create(&store))).await;
         join_all(records.iter().map(|record| mongo.load(&record.id))).await;
         assert_eq!(store.all().try_collect::<Vec<_>>().await.unwrap().len(), 16);
@@ -104,7 +105,7 @@ async fn an_app_shuts_down_its_client_while_stores_live_and_is_told_so_by_each_v
 
         shut_down(&client).await;
 
-        // What was reported before comes first.
+        // Events that were reported before come first.
         while tokio::time::timeout(PATIENCE, events.next()).await.unwrap().is_some() {}
         fails("events", store.events().await);
         fails("warm", store.warm(1).await);
@@ -112,7 +113,7 @@ async fn an_app_shuts_down_its_client_while_stores_live_and_is_told_so_by_each_v
         every_verb_fails!(&store, &records[2]);
         assert!(!store.health().is_serving(), "{:?}", store.health());
         fails("build", MongoStore::builder().client(client).build().await);
-        // The store itself still ends as always, and is another error then.
+        // The store itself still ends as usual, and then reports another error.
         store.shutdown().await;
         let error = store.length().await.unwrap_err();
         assert_eq!(error.to_string(), "the session store has been shut down");
@@ -127,7 +128,8 @@ async fn a_cached_store_on_a_client_that_was_shut_down_is_refused() {
     fails("build", CachedMongoStore::builder(mongo).build().await);
 }
 
-/// Two stores on one client, each with a change stream, and several rounds: whatever each of them is at.
+/// Two stores on one client, each with a change stream. Several rounds shut the client down at
+/// different moments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_several_stores_is_shut_down_at_any_moment() {
     for round in 0..20 {
@@ -152,7 +154,8 @@ async fn a_client_of_several_stores_is_shut_down_at_any_moment() {
     }
 }
 
-/// A store without a change stream, whose calls leave nothing behind that a client would wait for.
+/// A store without a change stream. Its calls leave nothing open that `Client::shutdown` would wait
+/// for.
 #[tokio::test]
 async fn no_call_leaves_anything_behind_on_the_apps_client() {
     let client = client(&uri()).await;
@@ -187,7 +190,7 @@ async fn background_tasks_end_with_the_apps_client_and_warn_once() {
         let sent = names.filter(|name| name.starts_with("session_store_mongo_operations_total"));
         sent.map(|name| meters.value(&name)).sum::<f64>()
     };
-    // Each task notices at its next step; after that nothing is sent any more.
+    // Each task notices at its next step. After that it sends nothing.
     let mut before = operations();
     let mut quiet = 0;
     eventually("nothing is sent any more", async || {
@@ -216,7 +219,7 @@ async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
         let uri = uri();
         let mut options = ClientOptions::parse(&uri).await.unwrap();
         options.max_pool_size = pool;
-        // Whatever the app has for a name.
+        // The name of the app may contain anything.
         options.app_name = Some(r#"a\", max_pool_size: Some(1), "#.to_owned());
         let client = Client::with_options(options).unwrap();
         for builder in handed_in(&client) {
@@ -226,7 +229,7 @@ async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
                 let error = built.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Config);
                 assert_eq!(error.to_string(), refusal.to_string());
-                // One that needs no connection for itself.
+                // A cache that needs no connection for itself.
                 let store = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound);
                 create(&store.build().await.unwrap()).await;
                 continue;
@@ -243,7 +246,7 @@ async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
     }
 }
 
-/// A reply that is on its way while the app shuts its client down.
+/// The app shuts its client down while a reply is on its way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_under_way_ends_before_the_client_does() {
     let proxy = Proxy::start().await;

@@ -1,4 +1,4 @@
-//! What a store says of itself, and that it asks nobody for it.
+//! `health()` returns a snapshot of the store's state, without I/O.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
     is_fresh(&store).await;
 
     proxy.cut();
-    // Nobody asks for a session: the stream and its fences notice it.
+    // No session is loaded: the stream and its checkpoints notice the outage.
     eventually("the stream is lost", async || {
         matches!(store.health().stream, StreamHealth::Lost { .. })
     })

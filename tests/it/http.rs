@@ -1,4 +1,4 @@
-//! The life of a session over HTTP, through tower-sessions' own layer, in process.
+//! The life of a session over HTTP, through the layer of tower-sessions, in one process.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ async fn value(session: Session) -> (StatusCode, String) {
     }
 }
 
-/// What an app does at a log-in that must not inherit anything.
+/// What an app does at a log-in that must not keep anything of the session before.
 async fn renew(session: Session) {
     session.flush().await.unwrap();
     session.insert("key", "renewed").await.unwrap();
@@ -84,7 +84,7 @@ async fn slow_change(Extension(gate): Extension<Gate>, session: Session) {
     gate.hold().await;
 }
 
-/// A browser: keeps the cookie that it is given.
+/// A browser: it keeps the cookie that it receives.
 #[derive(Clone)]
 struct Browser {
     app: Router,
@@ -96,7 +96,7 @@ impl Browser {
         Self { app, cookie: None }
     }
 
-    /// A browser of somebody who made the cookie's value up.
+    /// A browser whose cookie was invented.
     fn with(app: &Router, cookie: impl Into<String>) -> Self {
         Self { app: app.clone(), cookie: Some(Cookie::new("id", cookie.into())) }
     }
@@ -133,7 +133,7 @@ impl Browser {
     }
 }
 
-/// Cookies that no store gave out and that are no ids.
+/// Cookies that no store issued and that are not ids.
 fn malformed() -> Vec<String> {
     let overlong = "A".repeat(4_000);
     [
@@ -221,7 +221,8 @@ macro_rules! suite {
                     browser.body("/get").await == "nothing"
                 })
                 .await;
-                // To the millisecond, and a wall clock may be set meanwhile.
+                // The expiry is exact to a millisecond, and the wall clock may be adjusted
+                // meanwhile.
                 assert!(start.elapsed() >= std::time::Duration::from_millis(990));
                 assert!(browser.cookie.is_none(), "the cookie goes too");
             }
@@ -353,7 +354,7 @@ macro_rules! suite {
     };
 }
 
-/// What ours promise where the layer leaves a hole: no client chooses an id.
+/// What our stores promise where the layer has a hole: no client chooses an id.
 macro_rules! our_suite {
     ($suite:ident, $store:expr) => {
         mod $suite {
@@ -386,7 +387,7 @@ macro_rules! our_suite {
                     assert_eq!(store.load(&id).await.unwrap(), None, "{path}");
                     assert!(!store.contains(id).await.unwrap(), "{path}");
                 }
-                // To the layer the last two are sessions; they got an id of ours.
+                // The layer takes the last two for sessions. They received an id from our store.
                 assert_eq!(store.collection().count_documents(doc! {}).await.unwrap(), 2);
             }
 
@@ -398,7 +399,7 @@ macro_rules! our_suite {
             async fn a_slow_request_does_not_bring_a_logged_out_session_back() {
                 let store = $store;
                 let gate = Gate::default();
-                // With `always_save` the layer saves after the request that only reads, too.
+                // With `always_save` the layer also saves after a request that only reads.
                 let sessions = SessionManagerLayer::new(store.clone()).with_always_save(true);
                 let app = routes()
                     .route("/slow-read", get(slow_read))

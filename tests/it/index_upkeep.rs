@@ -9,7 +9,7 @@ use tower_sessions_moka_mongodb_store::{MongoStore, MongoStoreBuilder, mongodb};
 
 use crate::common::{Commands, Log, PATIENCE, create, uri};
 
-/// A store with an owner, its database by another client, and what the store has sent.
+/// A store with an owner, its database by another client, and the commands that the store has sent.
 async fn store(
     with: impl Fn(MongoStoreBuilder) -> MongoStoreBuilder,
 ) -> (MongoStore, Database, Commands) {
@@ -33,7 +33,8 @@ async fn fields(database: &Database) -> Vec<String> {
     fields
 }
 
-/// Lets a minute pass, and then the calls that begin with it. Until it is so.
+/// Advances the time minute by minute, and waits for the calls of each minute, until `is_so`
+/// returns true.
 pub(crate) async fn by_the_minute(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = std::time::Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! The proxy in front of the test server, seen by a driver: what it holds, and that change streams behave as
-//! MongoDB's.
+//! The proxy in front of the test server, as a driver sees it: which replies it holds, and that
+//! change streams behave like those of MongoDB.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -27,7 +27,8 @@ async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
     insert.await.unwrap().unwrap();
 }
 
-/// What MongoDB's change streams do, and through the proxy the test server's.
+/// The change streams of MongoDB behave like this, and so do those of the test server behind the
+/// proxy.
 #[tokio::test]
 async fn a_change_stream_behaves_as_mongodbs() {
     if !crate::proxy::is_like_mongodb() {
@@ -84,14 +85,14 @@ async fn a_change_stream_behaves_as_mongodbs() {
     assert_eq!(time_of(&of_event), (change.time, change.increment));
     assert_eq!(more(cursor).await, (vec![], of_event.clone()));
 
-    // From each place, all that came after it is reported, once.
+    // From each resume token, every later change is reported once.
     for (place, reported) in [(&first, 1), (&moved, 1), (&of_event, 0)] {
         let (_, (events, _)) = open(doc! { "resumeAfter": { "_data": place } }).await;
         assert_eq!(events.len(), reported, "after {place}");
     }
 }
 
-/// The tokens of a batch's events, and its own.
+/// The tokens of the events in a batch, and the token of the batch.
 fn read(reply: &Document, batch: &str) -> (Vec<String>, String) {
     let cursor = reply.get_document("cursor").unwrap();
     let token = |token: &Document| token.get_str("_data").unwrap().to_owned();
@@ -101,7 +102,7 @@ fn read(reply: &Document, batch: &str) -> (Vec<String>, String) {
     (events, token(cursor.get_document("postBatchResumeToken").unwrap()))
 }
 
-/// The seconds and the increment in a token of MongoDB's.
+/// The seconds and the increment in a resume token of MongoDB.
 fn time_of(token: &str) -> (u32, u32) {
     let digits = token.strip_prefix("82").unwrap();
     let part = |range| u32::from_str_radix(&digits[range], 16).unwrap();
@@ -129,6 +130,6 @@ async fn a_driver_takes_the_server_for_routers_behind_a_load_balancer() {
     let database = client.default_database().unwrap();
     let hello = database.run_command(doc! { "hello": 1 }).await.unwrap();
     assert_eq!(hello.get_str("msg").unwrap(), "isdbgrid");
-    // A driver in this mode refuses any server whose hello has no such id.
+    // In load-balanced mode, a driver rejects a server whose `hello` has no such id.
     assert!(hello.get_object_id("serviceId").is_ok());
 }

@@ -1,4 +1,4 @@
-//! The integration tests: one binary, since each relinks the driver.
+//! The integration tests. They are one binary, since each binary links the driver again.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod batches;

@@ -1,4 +1,4 @@
-//! The metrics: what they count, under which names.
+//! The metrics: their names, and what they count.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn metered(uri: &str) -> (Meters, MongoStore, CachedMongoStore) {
     (meters, mongo, cached)
 }
 
-/// Compares counts, which are whole.
+/// Compares counts, which are whole numbers.
 #[track_caller]
 pub(crate) fn assert_count(meters: &Meters, name: &str, expected: u32) {
     let value = meters.value(name);
@@ -47,7 +47,8 @@ fn durations(verb: &str) -> String {
 #[tokio::test]
 async fn loads_are_counted_by_their_result() {
     let (meters, mongo, store) = metered(&uri()).await;
-    let (warm, cold) = (create(&store).await, create(&mongo).await);
+    let warm = create(&store).await;
+    let cold = create(&mongo).await;
     store.load(&warm.id).await.unwrap();
     store.load(&warm.id).await.unwrap();
     assert_count(&meters, HITS, 2);
@@ -172,7 +173,7 @@ async fn the_gauges_go_up_and_come_back_to_zero() {
     }
     let full = meters.value(BYTES);
     assert!(full > 20.0 * 400.0 && full < 20.0 * 20_000.0, "{full}");
-    // Another version takes the place of the one before, and a removed one gives its place back.
+    // A new version of an entry replaces the old one, and a removed entry frees its memory.
     records[0].data.insert("more".to_owned(), "x".repeat(10_000).into());
     store.save(&records[0]).await.unwrap();
     store.delete(&records[1].id).await.unwrap();
@@ -224,7 +225,7 @@ async fn no_metric_has_an_id_or_a_database_in_its_labels() {
     }
 }
 
-/// moka looks after what was removed and what has expired when it is used.
+/// Runs moka's maintenance, which removes expired entries when the cache is used.
 async fn tidy(store: &CachedMongoStore) {
     let gone = create(store).await;
     store.delete(&gone.id).await.unwrap();

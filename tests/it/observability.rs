@@ -1,8 +1,8 @@
-//! `examples/observability` in front of a real Prometheus: what it scrapes, its rules and alerts, and
-//! the dashboard.
+//! `examples/observability` with a real Prometheus: what it scrapes, its rules and alerts, and the
+//! dashboard.
 //!
-//! Where there is no `prometheus` and no `promtool`, which Debian has in the package `prometheus`, these
-//! tests say so and do nothing, unless `REQUIRE_PROMETHEUS` is set.
+//! If `prometheus` and `promtool` are not installed (Debian's package is `prometheus`), these tests
+//! print that and do nothing, unless `REQUIRE_PROMETHEUS` is set.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
@@ -81,15 +81,16 @@ async fn every_metric_that_is_named_exists() {
 #[tokio::test]
 async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
     let Some(prometheus) = tool("prometheus") else { return };
-    // No lease ends in this test, so each load's result is known.
+    // No lease expires in this test, so the result of each load is known.
     let app = App::start_with("observability", &common::uri(), &[("MAX_STALENESS", "3600")]).await;
     let prometheus = Prometheus::start(&prometheus, &app).await;
-    // Seen at zero, so that every increase is in its rates.
+    // Prometheus scrapes the series at zero first, so that each increase counts in its rates.
     let zero = async || prometheus.value("sum(session_store_loads_total)").await == Some(0.0);
     eventually("Prometheus has scraped the app", zero).await;
 
     let load = Load::of(&app).await;
-    let (all, from_memory) = (f64::from(load.all()), f64::from(load.without_a_read()));
+    let all = f64::from(load.all());
+    let from_memory = f64::from(load.without_a_read());
     let total = async || {
         let total = prometheus.value("sum(session_store_loads_total)").await.unwrap_or(0.0);
         assert!(total <= all, "{total} loads were counted of {all}");
@@ -107,7 +108,8 @@ async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
     for (title, expression) in dashboard() {
         prometheus.query(&expression).await;
         if names(&expression).iter().all(|name| name.contains(':') || emitted.contains(name)) {
-            // What is left out, such as the causes of gaps that there were not, is zero.
+            // A panel leaves out series that are zero, such as the causes of gaps that did not
+            // occur.
             let values = prometheus.query(&expression.replace("> 0", "")).await;
             assert!(!values.is_empty(), "{title} shows nothing: {expression}");
         }
@@ -119,7 +121,7 @@ async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
     prometheus.every_rule_is_well_and_no_alert_fires().await;
 }
 
-/// What the visitors of an app have asked of its store, one after the other.
+/// Loads that the visitors of an app make, one after the other.
 struct Load {
     hits: u32,
     misses: u32,
@@ -128,10 +130,12 @@ struct Load {
 
 impl Load {
     async fn of(app: &App) -> Self {
-        let (mut hits, mut misses, mut absent) = (0, 0, 0);
+        let mut hits = 0;
+        let mut misses = 0;
+        let mut absent = 0;
         for _ in 0..5 {
             let visitor = Visitor::new();
-            // The first has no cookie, so there is nothing to load.
+            // The first visitor has no cookie, so there is nothing to load.
             visitor.page(app, "/").await;
             for _ in 0..9 {
                 assert_eq!(visitor.page(app, "/views").await, "1\n");
@@ -145,7 +149,7 @@ impl Load {
             misses += 1;
         }
         for _ in 0..5 {
-            // A browser of its own each time, since the answer takes the cookie back.
+            // A new browser each time, since the response removes the cookie.
             let again = Visitor::with_cookie(app, "0AAAAAAAAAAAAAAAAAAAAA");
             assert_eq!(again.page(app, "/views").await, "0\n");
             absent += 1;
@@ -161,7 +165,7 @@ impl Load {
         self.hits + self.absent
     }
 
-    /// What the app shows after this load, which is not without an effect on it.
+    /// The app's metrics after these loads. The scrape itself may change them.
     async fn scrape(&self, app: &App) -> String {
         let scrape = Visitor::new().page(app, "/metrics").await;
         let loads = scrape.lines().filter(|line| line.starts_with("session_store_loads_total{"));
@@ -177,8 +181,8 @@ fn emitted(scrape: &str) -> BTreeSet<String> {
     types.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
 }
 
-/// The store's metrics that a text names, histograms by what they are called as a whole, and what is
-/// recorded of them.
+/// The store's metrics that a text names. A histogram counts under its own name, without the
+/// suffixes of its series.
 fn names(text: &str) -> BTreeSet<String> {
     let tokens = text.split(|it: char| !it.is_ascii_alphanumeric() && it != '_' && it != ':');
     let named = tokens.filter(|token| token.contains("session_store_"));
@@ -189,7 +193,8 @@ fn names(text: &str) -> BTreeSet<String> {
     whole.collect()
 }
 
-/// Each title and expression of the dashboard, as Grafana sends it with its variables at their defaults.
+/// Each title and expression of the dashboard, as Grafana sends it with the default values of its
+/// variables.
 fn dashboard() -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
@@ -218,7 +223,7 @@ fn in_example(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/observability").join(file)
 }
 
-/// The program, if it is there. Told past the test's captured output.
+/// The program, if it is installed. Prints past the test's captured output if it is not.
 fn tool(name: &str) -> Option<String> {
     let said = std::process::Command::new(name).arg("--version").output();
     if said.is_ok_and(|said| said.status.success()) {
@@ -231,12 +236,12 @@ fn tool(name: &str) -> Option<String> {
     None
 }
 
-/// Whether two numbers are the same but for rounding.
+/// Whether two numbers are equal up to rounding.
 fn is(one: f64, other: f64) -> bool {
     (one - other).abs() < 1e-9
 }
 
-/// A Prometheus that scrapes one app, four times a second, and ends with this.
+/// A Prometheus that scrapes one app four times a second. It ends when it is dropped.
 struct Prometheus {
     base: String,
     client: reqwest::Client,
@@ -245,7 +250,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts with the example's own configuration but for the target and the intervals.
+    /// Starts with the example's configuration. Only the target and the intervals differ.
     async fn start(program: &str, app: &App) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = read("prometheus.yml");
@@ -284,7 +289,7 @@ impl Prometheus {
             panic!("Prometheus ended at once: {said}");
         };
         let address = tokio::time::timeout(PATIENCE, listens).await.expect("it listens");
-        // Nobody reads on, and nothing is left to wait for that.
+        // Reads the rest of the log, so that Prometheus never blocks on it.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         let base = format!("http://{address}");

@@ -1,4 +1,4 @@
-//! Writes of one session keep their order, though callers leave; lists and removals are whole.
+//! Writes of one session keep their order, even if callers leave. Lists and removals are complete.
 
 use futures::{StreamExt, poll};
 use mongodb::bson::{Document, doc};
@@ -25,7 +25,7 @@ fn version(record: &Record, version: u64) -> Record {
     record
 }
 
-/// Begins a save and leaves, as a handler does whose client has gone.
+/// Begins a save and drops it, as a handler does when its client disconnects.
 async fn abandon(save: impl Future<Output = session_store::Result<()>>) {
     let mut save = Box::pin(save);
     assert!(poll!(&mut save).is_pending());
@@ -58,7 +58,7 @@ async fn unstorable_saves_keep_the_order(store: impl Store) {
     }
 }
 
-/// What the cache holds is what is saved last, while another save is under way.
+/// The last save decides what the cache holds, while another save is in progress.
 async fn old_data_stays_last(store: impl Store) {
     for round in 0..50 {
         let record = create(&store).await;

@@ -1,4 +1,4 @@
-//! Servers that crash, hang and come back. Each test has a server of its own to end.
+//! Servers that crash, hang and come back. Each test has its own server.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore}
 
 use crate::common::{FOREVER, Store, cache_of, create, eventually, record};
 
-/// Short, so that an outage is soon seen, and no shorter than a slow machine needs for a call.
+/// Short, so that an outage is noticed soon. Long enough for one call on a slow machine.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn on(server: &TestServer, database: &str) -> (MongoStore, CachedMongoStore) {
@@ -59,7 +59,8 @@ async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itse
 async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
-    let (cold, warm) = (create(&mongo).await, create(&store).await);
+    let cold = create(&mongo).await;
+    let warm = create(&store).await;
     server.kill().unwrap();
 
     every_verb_fails(&mongo, &cold.id).await;
@@ -92,8 +93,9 @@ async fn a_clear_that_failed_leaves_nothing_cached() {
 async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
-    let (cold, written, deleted) =
-        (create(&mongo).await, create(&store).await, create(&store).await);
+    let cold = create(&mongo).await;
+    let written = create(&store).await;
+    let deleted = create(&store).await;
     let before = store.load(&written.id).await.unwrap().unwrap();
     server.pause().unwrap();
 
@@ -105,7 +107,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
         let start = Instant::now();
         let error = store.load(&cold.id).await.unwrap_err();
         assert!(error.to_string().contains("did not answer within 500ms"), "{error}");
-        // A task may be late on a busy machine; the driver's own patience would be 30 s.
+        // A task may be late on a busy machine. The driver's own timeout would be 30 s.
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
     every_verb_fails(&mongo, &cold.id).await;
@@ -120,7 +122,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
     server.resume().unwrap();
     eventually("the store recovers", async || store.load(&cold.id).await.is_ok()).await;
     assert_eq!(store.load(&cold.id).await.unwrap().unwrap().data, cold.data);
-    // A write that was given up may still be carried out; the cache follows the database.
+    // The server may still carry out a write that was given up. The cache follows the database.
     eventually("cache and database agree", async || {
         let stored = mongo.load(&deleted.id).await.ok().map(|found| found.is_some());
         let seen = store.load(&deleted.id).await.ok().map(|found| found.is_some());

@@ -1,4 +1,4 @@
-//! The sessions of an owner: listed, ended, and what is stored for that.
+//! The sessions of an owner: how they are listed and deleted, and which field is stored.
 
 mod in_flight;
 mod index;
@@ -25,7 +25,7 @@ use crate::common::{
     on_both_tiers, record, uri,
 };
 
-/// What both of our stores have where owners are stored.
+/// What both of our stores have for owners.
 pub(crate) trait Owned: Store + 'static {
     async fn over(mongo: MongoStore) -> Self;
     fn find_by_owner(&self, owner: &str) -> LiveSessions;
@@ -39,8 +39,8 @@ pub(crate) trait Owned: Store + 'static {
 
     /// A store on the same collection, built with more options.
     async fn with(&self, options: impl FnOnce(MongoStoreBuilder) -> MongoStoreBuilder) -> Self {
-        let (client, namespace) =
-            (self.collection().client().clone(), self.collection().namespace());
+        let client = self.collection().client().clone();
+        let namespace = self.collection().namespace();
         let builder = MongoStore::builder().client(client).database(namespace.db);
         Self::over(options(builder.collection(namespace.coll)).build().await.unwrap()).await
     }
@@ -85,7 +85,7 @@ impl_owned! {
     CachedMongoStore: |mongo| cache_of(&mongo).await;
 }
 
-/// The user in a session, if somebody is logged in.
+/// The user of a session, if a user is logged in.
 fn user(data: &std::collections::HashMap<String, Value>) -> Option<Owner> {
     Owner::from_value(data.get("user")?)
 }
@@ -139,14 +139,15 @@ on_both_tiers! {
 
 async fn find_by_owner(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user)).await;
-    let (first, second) = (log_in(&store, "ferris").await, log_in(&store, "ferris").await);
+    let first = log_in(&store, "ferris").await;
+    let second = log_in(&store, "ferris").await;
     let other = log_in(&store, "corro").await;
     drop(create(&store).await);
     let mut ended = of("ferris");
     ended.expiry_date = in_the_past();
     store.create(&mut ended).await.unwrap();
 
-    // Whoever was seen last comes first.
+    // The most recently updated session comes first.
     eventually("the clock moves", async || {
         let mut used = first.clone();
         used.data.insert("used".to_owned(), json!(true));
@@ -180,14 +181,14 @@ async fn follows_the_data(plain: impl Owned) {
     }
     assert!(handles(store.find_by_owner("ferris")).await.is_empty());
 
-    // A save that only prolongs the session, and the save of a store that knows of no owners.
+    // A save that only prolongs the session, and the save of a store without owners.
     record.expiry_date += time::Duration::minutes(5);
     store.save(&record).await.unwrap();
     record.data.insert("more".to_owned(), json!(1));
     plain.save(&record).await.unwrap();
     assert_eq!(stored_owner(&store, &record).await.as_deref(), Some("corro"));
 
-    // A log-out without a new id; what another program has put beside it stays.
+    // A log-out without a new id. A field that another program has added stays.
     let extra = doc! { "$set": { "note": "by hand" } };
     store.collection().update_one(by_key(&record), extra).await.unwrap();
     record.data.remove("user");
@@ -238,7 +239,8 @@ async fn everywhere_else(plain: impl Owned) {
     assert_eq!(ended, 2);
     for record in [&mine[0], &mine[2]] {
         assert!(!is_there(&store, record).await);
-        // A cache that may keep all for an hour: nothing but the change stream tells it.
+        // The cache may keep all entries for an hour, so only the change stream can remove this
+        // one.
         eventually("it ends there", async || !is_there(&other, record).await).await;
         assert!(returned.elapsed() < Duration::from_secs(5), "the bound by default");
         store.save(record).await.unwrap();
@@ -249,7 +251,7 @@ async fn everywhere_else(plain: impl Owned) {
     }
     assert_eq!(handles(other.find_by_owner("ferris")).await, these([kept]));
 
-    // By its handle, as a form would say it.
+    // Parse the handle, as an app does with a form's value.
     let handle = SessionHandle::of(kept.id).to_string().parse::<SessionHandle>().unwrap();
     assert_eq!(store.delete_by_owner_except("ferris", handle.into()).await.unwrap(), 0);
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 1);
@@ -258,17 +260,19 @@ async fn everywhere_else(plain: impl Owned) {
 
 async fn many(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user).operation_timeout(PATIENCE)).await;
-    let (mut template, kept) = (log_in(&store, "ferris").await, log_in(&store, "corro").await);
+    let mut template = log_in(&store, "ferris").await;
+    let kept = log_in(&store, "corro").await;
     let documents = store.collection().clone_with_type::<Document>();
     let document = documents.find_one(by_key(&template)).await.unwrap().unwrap();
     let copies = (0..2_500_u32).map(|n| {
-        let (mut copy, mut key) = (document.clone(), [7; 32].to_vec());
+        let mut copy = document.clone();
+        let mut key = [7; 32].to_vec();
         key[..4].copy_from_slice(&n.to_be_bytes());
         copy.insert("_id", Binary { subtype: BinarySubtype::Generic, bytes: key });
         copy
     });
     documents.insert_many(copies.collect::<Vec<_>>()).await.unwrap();
-    // Not one of ours, though it says whose it is.
+    // Not a session, although it has an owner.
     documents.insert_one(doc! { "_id": "settings", "owner": "ferris" }).await.unwrap();
     assert_eq!(store.find_by_owner("ferris").count().await, 2_501);
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 2_501);
@@ -291,7 +295,8 @@ async fn expired_go_too(plain: impl Owned) {
 async fn revoke(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.owner(user)).await;
     let other = store.with(|mongo| mongo.owner(user)).await;
-    let (mine, anothers) = (log_in(&store, "ferris").await, log_in(&store, "corro").await);
+    let mine = log_in(&store, "ferris").await;
+    let anothers = log_in(&store, "corro").await;
     for record in [&mine, &anothers] {
         assert!(is_there(&other, record).await);
     }
@@ -346,7 +351,8 @@ async fn too_long(plain: impl Owned) {
 }
 
 async fn assign_owners(plain: impl Owned) {
-    let (old, anonymous) = (log_in(&plain, "ferris").await, create(&plain).await);
+    let old = log_in(&plain, "ferris").await;
+    let anonymous = create(&plain).await;
     let broken = log_in(&plain, "ferris").await;
     let store = plain.with(|mongo| mongo.owner(user)).await;
     let new = log_in(&store, "ferris").await;
@@ -382,7 +388,7 @@ async fn shutdown(plain: impl Owned) {
     }
 }
 
-/// A store that nothing but the change stream tells of what others do.
+/// A store that learns of other instances' changes only by the change stream.
 async fn instance(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::builder().uri(uri).owner(user).build().await.unwrap();
     CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap()

@@ -1,7 +1,7 @@
-//! How a process ends in which a store lives: without a word.
+//! A process that has a store ends without a panic or a message.
 //!
-//! The driver panics if the runtime ends under a command. So a store that is dropped sends nothing at
-//! once, since a process that drops its stores often ends right after that.
+//! The driver panics if the runtime ends while it runs a command. So a dropped store sends nothing
+//! at once: a process that drops its stores often ends right after that.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, mongodb};
 
 use crate::common::{cache_of, create, eventually, uri};
 
-/// What a client has sent, and when.
+/// The commands that a client has sent, and the time of each one.
 type Sent = Arc<Mutex<Vec<(String, Instant)>>>;
 
 async fn client(sent: &Sent) -> Client {
@@ -62,11 +62,11 @@ async fn a_shutdown_closes_the_cursor_before_it_returns() {
 }
 
 const CHILD: &str = "SESSION_STORE_PROCESS_END_CHILD";
-/// Runtimes that end in one process.
+/// The number of runtimes that end in one process.
 const ENDS: usize = 60;
 
-/// Ends many runtimes under their stores. To be run by hand: a panic needs a worker that stands still
-/// in the middle of a command, and cannot be ruled out where a stream happens to send one just then.
+/// Ends many runtimes under their stores. Run it by hand: a worker that pauses in the middle of a
+/// command still panics, and no store can rule that out while a change stream sends a command.
 #[test]
 #[ignore = "counts what happens now and then"]
 fn runtimes_that_end_with_their_stores_cause_hardly_a_panic() {
@@ -97,7 +97,7 @@ fn in_a_process_of_its_own() {
         shown(panic);
     }));
     for _ in 0..ENDS {
-        // More workers than processors: one may stand still at any point while the others end.
+        // More workers than processors, so that one may pause at any point while the others end.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(8).enable_all().build().unwrap();
         let lives = runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! What operators ask of the stored sessions, and end by it.
+//! Filters of operators: which stored sessions they find, and which ones they delete.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ async fn find(plain: impl Owned) {
     let filter = doc! { "$and": [{ data_path(&["a.b%", "$c"]): "x" }] };
     assert_eq!(found(store.find(filter)).await, [SessionHandle::of(odd.id)]);
     assert_eq!(store.find(doc! {}).count().await, 4, "all of them");
-    // A condition of one's own on what the store asks for as well.
+    // The caller's condition on a field on which the store has a condition too.
     let soon = mongodb::bson::DateTime::from_millis(1_000);
     assert_eq!(store.find(doc! { "expires": { "$lt": soon } }).count().await, 0);
     let far = doc! { "expires": { "$gt": soon }, "$and": [{ &total: { "$lt": 1_000 } }] };
@@ -98,7 +98,8 @@ async fn not_queryable(store: impl Owned) {
 async fn delete_where(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.queryable(true)).await;
     let other = store.with(|mongo| mongo.queryable(true)).await;
-    let (mut old, mut new) = (Vec::new(), Vec::new());
+    let mut old = Vec::new();
+    let mut new = Vec::new();
     for version in 0..6 {
         let made = with(&store, "version", json!(version)).await;
         assert!(is_there(&other, &made).await, "it is cached there");
@@ -144,7 +145,8 @@ async fn errors(plain: impl Owned) {
     }
 }
 
-/// Filters that read the data, or may. Each has ended sessions that it should not find, or would.
+/// Filters that read the data, or may read it. Each one has deleted sessions that it must not find,
+/// or would delete them.
 fn read_data() -> Vec<Document> {
     let role = doc! { "$getField": { "field": "role", "input": "$data" } };
     vec![
@@ -183,7 +185,7 @@ fn read_data() -> Vec<Document> {
         doc! { "$expr": [{ "$not": ["$data.role"] }] },
         doc! { "$expr": "$data" },
         doc! { "$expr": { "$gt": [{ "$meta": "textScore" }, 1] } },
-        // No session has these: a `$ne` of them finds all.
+        // No session has these fields, so a `$ne` of them would find all sessions.
         doc! { "role": { "$ne": "admin" } },
         doc! { "user_id": { "$exists": false } },
         doc! { "database": 1 },
@@ -262,7 +264,7 @@ async fn owner_or_data(plain: impl Owned) {
     }
 }
 
-/// Filters that are true of every session, or of none, whatever it holds.
+/// Filters that are true of every session or of no session, whatever the session holds.
 fn constant() -> Vec<Document> {
     let expressions: Vec<mongodb::bson::Bson> = vec![
         true.into(),
@@ -319,7 +321,7 @@ async fn with_cart(store: &impl SessionStore, user: i64, cart: Value) -> Session
     SessionHandle::of(record.id)
 }
 
-/// Conditions that are an error of the server for a value of another type.
+/// Conditions that are a server error for a value of another type.
 async fn expressions_over_both_forms(plain: impl Owned) {
     let owner = |data: &std::collections::HashMap<String, Value>| data.get("user")?.as_i64();
     let texts = plain.with(|mongo| mongo.owner(owner)).await;
@@ -354,7 +356,7 @@ async fn expressions_over_both_forms(plain: impl Owned) {
     assert_eq!(store.documents().await, 2);
 }
 
-/// As the documentation of `find` says.
+/// The form that the documentation of `find` recommends.
 async fn guarded_by_the_caller(plain: impl Owned) {
     let store = plain.with(|mongo| mongo.queryable(true)).await;
     let large = with(&store, "cart", json!([1, 2, 3])).await;
@@ -385,7 +387,7 @@ async fn untrusted(plain: impl Owned) {
         json!({}),
         json!([]),
         json!("$data.cart.id"),
-        // What is not there is not null.
+        // A missing field is not null.
         Value::Null,
     ] {
         let filter = data_equals(&["cart", "id"], attack.clone()).unwrap();

@@ -1,4 +1,5 @@
-//! Calls that overlap, in the order a test tells: the invariants I1 to I6 of `ARCHITECTURE.md`.
+//! Calls that overlap in the order that the test chooses: the invariants I1 to I6 of
+//! `ARCHITECTURE.md`.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore}
 use crate::common::{Commands, FOREVER, PATIENCE, cache_of, create, eventually, other_instance};
 use crate::proxy::Proxy;
 
-/// A session that the store behind the proxy has not seen yet.
+/// A session that the store behind the proxy has not cached yet.
 async fn cold() -> (Proxy, CachedMongoStore, MongoStore, Record) {
     let proxy = Proxy::start().await;
     let other = other_instance(proxy.direct()).await;
@@ -27,7 +28,8 @@ fn changed(record: &Record) -> Record {
 }
 
 async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
-    let (store, id) = (store.clone(), record.id);
+    let store = store.clone();
+    let id = record.id;
     tokio::spawn(async move { SessionStore::load(&store, &id).await.unwrap() }).await.unwrap()
 }
 
@@ -36,7 +38,8 @@ async fn a_slow_read_that_overlaps_a_delete_leaves_nothing_behind() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -52,7 +55,8 @@ async fn a_slow_read_that_overlaps_a_clear_leaves_nothing_behind() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -68,7 +72,8 @@ async fn a_slow_read_that_overlaps_a_save_hides_it_from_nobody() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let record = record.clone();
         async move { load(&store, &record).await }
     });
     held.reached().await;
@@ -85,7 +90,8 @@ async fn a_slow_save_that_a_delete_overtakes_leaves_nothing_behind() {
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("update");
     let slow = tokio::spawn({
-        let (store, record) = (store.clone(), changed(&record));
+        let store = store.clone();
+        let record = changed(&record);
         async move { SessionStore::save(&store, &record).await.unwrap() }
     });
     held.reached().await;
@@ -100,7 +106,8 @@ async fn of_two_saves_that_overlap_the_second_waits_for_the_answer_to_the_first(
     let (proxy, store, other, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let save = |version: &'static str| {
-        let (store, mut record) = (store.clone(), record.clone());
+        let store = store.clone();
+        let mut record = record.clone();
         record.data.insert("changed".to_owned(), json!(version));
         tokio::spawn(async move { SessionStore::save(&store, &record).await.unwrap() })
     };
@@ -127,7 +134,8 @@ async fn a_slow_delete_lets_nobody_see_the_session_once_it_has_returned() {
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("delete");
     let slow = tokio::spawn({
-        let (store, id) = (store.clone(), record.id);
+        let store = store.clone();
+        let id = record.id;
         async move { SessionStore::delete(&store, &id).await.unwrap() }
     });
     held.reached().await;
@@ -143,7 +151,7 @@ async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
     let commands = Commands::default();
     let short = Duration::from_millis(300);
     let client = commands.client(proxy.uri()).await;
-    // With so short a timeout a slow machine may need more than one try, here and below.
+    // With this short timeout a slow machine may need several attempts, here and below.
     let mongo = loop {
         let builder = MongoStore::builder().client(client.clone()).operation_timeout(short);
         match builder.build().await {
@@ -181,7 +189,9 @@ async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
         assert!(load(&store, &record).await.is_some());
         let mut held = proxy.hold(command);
         let write = tokio::spawn({
-            let (store, record, command) = (store.clone(), changed(&record), command);
+            let store = store.clone();
+            let record = changed(&record);
+            let command = command;
             async move {
                 match command {
                     "update" => SessionStore::save(&store, &record).await,
@@ -191,7 +201,7 @@ async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
         });
         held.reached().await;
         held.cut();
-        // The driver may have tried again, with success; then it is Ok.
+        // The driver may have retried it with success. Then the result is `Ok`.
         drop(write.await.unwrap());
         let stored = SessionStore::load(&other, &record.id).await.unwrap();
         let seen = load(&store, &record).await;

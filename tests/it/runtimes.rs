@@ -1,5 +1,5 @@
-//! Calls that are polled where there is no timer, or no runtime at all, while the runtime that the
-//! store was built on goes on elsewhere.
+//! Calls that are polled outside of a runtime with a timer, or outside of any runtime, while the
+//! store's runtime runs on other threads.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tower_sessions_moka_mongodb_store::{
 
 use crate::common::{PATIENCE, Store, create, record, uri};
 
-/// A place to poll a future that has less than the store's own runtime has.
+/// A thread that polls a future with less than the store's own runtime offers.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     /// A thread without a runtime.
@@ -28,7 +28,7 @@ enum Place {
 const PLACES: [Place; 2] = [Place::PlainThread, Place::BareRuntime];
 
 impl Place {
-    /// Polls `call` here, on a thread of its own. Fails if that panics or takes too long.
+    /// Polls `call` on a new thread of this kind. Fails if the call panics or takes too long.
     fn poll<T: Send + 'static>(
         self,
         what: &'static str,
@@ -68,7 +68,7 @@ macro_rules! calls {
     };
 }
 
-/// What both stores have.
+/// The calls that both stores have.
 macro_rules! calls_of_both {
     () => {
         calls! { store, record:
@@ -154,7 +154,8 @@ fn all_work<S: Store + Send + 'static>(store: &S, own: &Runtime, place: Place, c
 #[test]
 fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
     for place in PLACES {
-        let (own, uri) = (runtime(), uri());
+        let own = runtime();
+        let uri = uri();
         let store = own.block_on(async {
             CachedMongoStore::builder(owned(&uri).await).build().await.unwrap()
         });
@@ -165,13 +166,15 @@ fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
 #[test]
 fn every_call_of_an_uncached_store_works_where_there_is_no_timer() {
     for place in PLACES {
-        let (own, uri) = (runtime(), uri());
+        let own = runtime();
+        let uri = uri();
         let store = own.block_on(owned(&uri));
         all_work(&store, &own, place, calls_of_an_uncached_store());
     }
 }
 
-/// With `outage_grace`, an own timeout and a server that does not answer: the paths that wait longest.
+/// The calls that wait longest: `outage_grace`, a timeout of its own, and a server that does not
+/// answer.
 #[test]
 fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
     use std::time::Duration;
@@ -208,7 +211,8 @@ fn a_cached_store_on_a_runtime_that_is_gone_is_an_error_and_no_hang() {
     for place in PLACES {
         for coherence in [Coherence::ChangeStream, Coherence::TimeBound] {
             let own = runtime();
-            let mongo = own.block_on(owned(&uri()));
+            let uri = uri();
+            let mongo = own.block_on(owned(&uri));
             drop(own);
             let build = CachedMongoStore::builder(mongo.clone()).coherence(coherence).build();
             let error = place.poll("build", build).unwrap_err();
@@ -229,8 +233,8 @@ fn building_where_there_is_no_timer_says_what_to_do() {
     }
 }
 
-/// The build has begun where it can go on, and is then moved to where it is polled no more by the
-/// runtime: all of it that needs one runs there anyway.
+/// The build begins in a runtime. Then another thread polls it without a runtime. Everything in it
+/// that needs a runtime stays in the first one.
 #[test]
 fn a_build_goes_on_though_it_is_polled_elsewhere_after_its_first_step() {
     let own = runtime();

@@ -95,7 +95,8 @@ async fn a_sign_out_does_not_wait_for_the_end_of_a_long_removal() {
     for _ in 0..1_001 {
         session_of(7, &store).await;
     }
-    let (one, other) = (session_of(8, &store).await, session_of(9, &store).await);
+    let one = session_of(8, &store).await;
+    let other = session_of(9, &store).await;
     let mut page = proxy.hold("delete");
     let long = tokio::spawn({
         let store = store.clone();
@@ -172,7 +173,9 @@ async fn a_session_that_is_prolonged_stands_in_a_list_once() {
         create(&store).await;
     }
     let documents = store.collection().clone_with_type::<Document>();
-    let (mut all, mut seen, mut twice) = (store.all(), std::collections::HashSet::new(), 0);
+    let mut all = store.all();
+    let mut seen = std::collections::HashSet::new();
+    let mut twice = 0;
     let mut number = 0;
     while let Some(session) = all.try_next().await.unwrap() {
         number += 1;

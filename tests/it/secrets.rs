@@ -1,4 +1,4 @@
-//! No id, data or credential in what is shown or logged (I9).
+//! No id, data or credential is shown or logged (I9).
 
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
@@ -9,7 +9,7 @@ use crate::common::{
     Log, Store, cache_of, create, everything_said_by, mongo, on_both_tiers, record, uri,
 };
 
-/// All the ways in which a session could be told by what is shown.
+/// Asserts that the text contains no part of the session, in any of its forms.
 #[track_caller]
 fn shows_nothing_of(shown: &str, record: &Record) {
     let bytes = record.id.0.to_le_bytes();
@@ -70,7 +70,7 @@ async fn errors(store: impl Store) {
     let error = store.save(&record).await.unwrap_err();
     shows_nothing_of(&everything_said_by(&error), &record);
 
-    // A server's answer to a duplicate key quotes the key and its value.
+    // A server's reply to a duplicate key quotes the key and its value.
     let unique = doc! { "createIndexes": "sessions", "indexes": [
     { "key": { "data.card-number": 1 }, "name": "one", "unique": true }] };
     store.clear().await.unwrap();
@@ -78,7 +78,8 @@ async fn errors(store: impl Store) {
     let queryable = MongoStore::builder().collection_handle(sessions.clone()).queryable(true);
     let store = queryable.build().await.unwrap();
     sessions.client().database(&sessions.namespace().db).run_command(unique).await.unwrap();
-    let (mut first, mut second) = (secret_record(), create(&store).await);
+    let mut first = secret_record();
+    let mut second = create(&store).await;
     store.create(&mut first).await.unwrap();
     second.data.clone_from(&first.data);
     let error = store.save(&second).await.unwrap_err();

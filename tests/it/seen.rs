@@ -1,4 +1,4 @@
-//! What the store traces while a test looks.
+//! Collects the spans and events that a test's thread traces.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 pub(crate) const OURS: &str = "tower_sessions_moka_mongodb_store";
 
-/// What this thread has traced.
+/// The spans and events of this thread.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) spans: Vec<SeenSpan>,
@@ -43,9 +43,11 @@ thread_local! {
 }
 
 impl Seen {
-    /// What is traced by this thread while `work` goes on; the runtime has no other.
+    /// Collects what this thread traces while `work` runs. The runtime of the test has no other
+    /// thread.
     ///
-    /// One subscriber for all threads, which other threads' tests cannot make forget its interests.
+    /// There is one subscriber for all threads: a subscriber of each thread would be disturbed by
+    /// other threads' tests, which reset the cached interests.
     pub(crate) async fn during(work: impl Future<Output = ()>) -> Self {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
@@ -62,8 +64,8 @@ impl Seen {
         self.spans.iter().find(|span| span.name == name)
     }
 
-    /// They are those of a verb and, right below it, of these commands on its collection; and no more
-    /// than that is said.
+    /// Asserts that there is the span of a verb, directly below it the spans of these commands on
+    /// its collection, and nothing else.
     #[track_caller]
     pub(crate) fn are_of(&self, verb: &str, commands: &[&str], on: &Namespace) {
         let name = verb;
@@ -138,7 +140,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
             attributes.record(&mut fields);
             let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
             let metadata = attributes.metadata();
-            let (id, level) = (id.into_u64(), *metadata.level());
+            let id = id.into_u64();
+            let level = *metadata.level();
             seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
         });
     }

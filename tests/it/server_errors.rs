@@ -1,6 +1,6 @@
-//! What the stores make of each error of the server: see the table in `src/mongo/server_errors.rs`.
+//! What the stores do with each error of the server: see the table in `src/mongo/server_errors.rs`.
 //!
-//! A proxy answers in the server's place, with the code and the labels that MongoDB gives.
+//! A proxy answers in the server's place, with the code and the labels that MongoDB sends.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use crate::common::{Commands, FOREVER, Log, Meters, PATIENCE, create, eventually
 use crate::proxy::{HeldReply, Proxy};
 
 const OVERLOADED: &str = "SystemOverloadedError";
-/// With the label, and for those who have it, the one that says that nothing was carried out.
+/// The label of an overload alone, and together with the label that says that nothing was carried
+/// out.
 const LABELS: [&[&str]; 2] = [&[OVERLOADED, "RetryableError"], &[OVERLOADED]];
 const RATE_LIMIT: (i32, &str) = (462, "IngressRequestRateLimitExceeded");
 const SHORT: Duration = Duration::from_millis(200);
@@ -34,7 +35,7 @@ struct World {
     store: CachedMongoStore,
 }
 
-/// A store behind a proxy, which sends one save at a time.
+/// A store behind a proxy. It sends one command at a time.
 async fn world(with: impl FnOnce(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder) -> World {
     let proxy = Proxy::start().await;
     let commands = Commands::default();
@@ -53,7 +54,7 @@ impl World {
         assert!(count.abs() < 0.5, "{metric} is {count}");
     }
 
-    /// Asserts that the session is served as it is here, without a look at the database.
+    /// Asserts that the cache returns this session, without a command.
     async fn has_cached(&self, record: &Record) {
         let finds = self.commands.sent("find");
         let loaded = self.store.load(&record.id).await.unwrap().unwrap();
@@ -88,7 +89,7 @@ async fn an_overloaded_stream_goes_on_from_its_place_and_empties_nothing() {
         let record = create(&world.store).await;
         let past_it = MongoStore::connect(world.proxy.direct()).await.unwrap();
         let (code, name) = RATE_LIMIT;
-        // Until more than three attempts were turned away, the driver's repetitions aside.
+        // Wait until more than three attempts were refused, not counting the driver's retries.
         let refusing = ["getMore", "aggregate"];
         let refusing = refusing.map(|command| world.proxy.refuse_all(command, code, name, labels));
         eventually("the stream is turned away", async || refusing[1].times() > 12).await;
@@ -98,7 +99,7 @@ async fn an_overloaded_stream_goes_on_from_its_place_and_empties_nothing() {
         eventually("the stream goes on", async || world.meters.value(RESUMES) > 0.5).await;
         world.has_cached(&record).await;
         world.never(EMPTIED);
-        // It hears of changes again.
+        // The stream reports changes again.
         assert!(world.store.load(&other.id).await.unwrap().is_some());
         past_it.delete(&other.id).await.unwrap();
         eventually("the log-out is heard of", async || {
@@ -115,7 +116,7 @@ async fn a_start_on_an_overloaded_server_is_not_taken_for_one_without_streams() 
     let mongo = loop {
         match mongo.clone().build().await {
             Ok(mongo) => break mongo,
-            // A busy machine may need more than so short a time for the first connection.
+            // On a busy machine, the first connection may take longer than the short timeout.
             Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
         }
     };
@@ -133,7 +134,8 @@ async fn a_start_on_an_overloaded_server_is_not_taken_for_one_without_streams() 
 
 #[tokio::test]
 async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves_it() {
-    // Overload, an election, a router that does not reach the shard, and the server's own limit.
+    // Overload, an election, a router that does not reach the shard, and the server's own time
+    // limit.
     for (code, name, labels) in [
         (462, "IngressRequestRateLimitExceeded", LABELS[0]),
         (462, "IngressRequestRateLimitExceeded", LABELS[1]),
@@ -267,8 +269,8 @@ async fn a_batch_that_is_turned_away_leaves_the_entry_of_each_save() {
     keeps_busy.await.unwrap().unwrap();
 }
 
-/// The answer to a batch says how many sessions it changed. If that is not all, a read looks which: a read
-/// that is turned away says nothing about the saves.
+/// The reply to a batch says how many sessions it changed. If that is not all of them, a read finds
+/// out which ones. If that read is refused, nothing is known about the saves.
 #[tokio::test]
 async fn a_batch_whose_outcome_is_turned_away_leaves_no_entry() {
     let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
@@ -297,7 +299,8 @@ async fn a_save_that_an_overload_may_have_interrupted_leaves_no_entry() {
     let record = create(&world.store).await;
     let saved = changed(&record);
     let saving = save(&world.store, saved.clone());
-    // Carried out, and then answered with an error that no table knows and that says nothing about it.
+    // The server carries out the command. The reply is an error that no table has, and that says
+    // nothing about the command.
     held(&world.proxy, "update").await.refuse_with(999, "Interrupted", LABELS[1]);
     assert!(saving.await.unwrap().unwrap_err().contains("overloaded"));
     assert_eq!(world.store.load(&record.id).await.unwrap().unwrap().data, saved.data);
@@ -323,16 +326,16 @@ async fn a_batch_in_the_middle_of_which_the_server_shuts_down_leaves_no_entry() 
         }
         first.deliver();
         keeps_busy.await.unwrap().unwrap();
-        // The server had carried them out all the same.
+        // The server has carried them out all the same.
         for record in after {
             assert_eq!(world.store.load(&record.id).await.unwrap().unwrap().data, record.data);
         }
     }
-    // The same for the store without a cache: an error, and not a save that was dropped.
+    // The store without a cache also returns an error: it does not ignore the save.
     let record = create(&world.mongo).await;
     let saving = save(&world.mongo, changed(&record));
     held(&world.proxy, "update").await.refuse(91);
-    // The driver has repeated it if it could.
+    // The driver has retried it if it could.
     let repeated = saving.await.unwrap();
     assert!(repeated.is_ok() || repeated.unwrap_err().contains("91"));
 }
@@ -356,7 +359,7 @@ async fn a_stream_that_an_election_or_a_migration_breaks_off_is_resumed_without_
         (43, &[]),
         (10107, RESUMABLE),
         (11600, RESUMABLE),
-        // One that no table knows.
+        // A code that no table has.
         (999, RESUMABLE),
     ] {
         held(&world.proxy, "getMore").await.refuse_with(code, "Named", labels);
@@ -439,7 +442,8 @@ async fn events_that_the_server_refuses_later_tell_those_who_ask_why() {
     let _listens = store.events().await.unwrap();
     let refusing = proxy.refuse_all("aggregate", 115, "CommandNotSupported", &[]);
     held(&proxy, "getMore").await.refuse(1);
-    // Two attempts to go on, which with the refusal before them give the position up. Then two without.
+    // The first refusal and two refused resumes give up the token. Two attempts without a token
+    // follow.
     eventually("it is given up", async || refusing.times() >= 4).await;
     let start = Instant::now();
     eventually("who asks is told", async || match store.events().await {

@@ -1,5 +1,5 @@
-//! What is stored of a session's data: it comes back as it was, on every instance and in every form, and
-//! a session that cannot be read stands alone.
+//! The data of a session is stored and comes back unchanged, on every instance and in every form. A
+//! session that cannot be read affects no other session.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -49,7 +49,8 @@ fn object(value: Value) -> serde_json::Map<String, Value> {
     }
 }
 
-/// Objects in arrays, each with the next as a text that `serde_json` may take for a value of its own.
+/// Objects in arrays, each with the next one as a text that `serde_json` may take for a value of
+/// its own.
 fn bomb(levels: usize) -> Value {
     let mut value = json!(1);
     for _ in 0..levels {
@@ -60,7 +61,7 @@ fn bomb(levels: usize) -> Value {
     value
 }
 
-/// So that `0.0` and `-0.0` differ.
+/// As text, so that `0.0` and `-0.0` differ.
 fn text(data: &Data) -> String {
     serde_json::to_string(&data.iter().collect::<BTreeMap<_, _>>()).unwrap()
 }
@@ -88,7 +89,8 @@ async fn data_that_serde_json_misreads_comes_back_on_every_instance_and_in_every
                 store.build().await.unwrap()
             };
             let here = cached(mongo().await).await;
-            let (memory, mut records) = (MemoryStore::default(), Vec::new());
+            let memory = MemoryStore::default();
+            let mut records = Vec::new();
             for data in hostile() {
                 let mut record =
                     Record { id: Id::default(), data: Data::new(), expiry_date: in_the_future() };
@@ -122,7 +124,7 @@ async fn data_that_serde_json_misreads_comes_back_on_every_instance_and_in_every
     }
 }
 
-/// What might be stored in the place of data, by whatever means.
+/// Values that are not readable data, by whatever means they were stored.
 fn unreadable() -> Vec<Bson> {
     let brackets =
         |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
@@ -175,7 +177,7 @@ async fn a_session_that_cannot_be_read_stands_alone() {
         assert_eq!((listed.len(), errors.len()), (records.len(), bad.len()));
         assert!(errors.iter().all(|error| error.kind() == ErrorKind::Decode), "{errors:?}");
         assert_eq!(mongo.assign_owners().await.unwrap(), 0, "those that can be read have theirs");
-        // Together, so that they are sent as one command.
+        // Load them at the same time, so that they are sent as one command.
         let loads =
             futures::future::join_all(records.iter().map(|record| mongo.load(&record.id))).await;
         for (nth, load) in loads.into_iter().enumerate() {
@@ -184,7 +186,7 @@ async fn a_session_that_cannot_be_read_stands_alone() {
         for record in good {
             assert!(store.load(&record.id).await.unwrap().is_some());
         }
-        // They can be written over, and ended.
+        // They can be overwritten and deleted.
         for record in bad {
             store.save(record).await.unwrap();
             assert_eq!(mongo.load(&record.id).await.unwrap().unwrap().data, record.data);

@@ -1,4 +1,5 @@
-//! Sessions whose stored fields have a type that no store has written: another program or an operator did.
+//! Sessions whose stored fields have a type that no store writes: another program or an operator
+//! changed them.
 
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::spec::BinarySubtype;
@@ -19,7 +20,7 @@ use crate::common::{
 };
 use crate::proxy::Proxy;
 
-/// A value of each type that the driver can send, and of lists one with a date in the future.
+/// A value of each type that the driver can send. One list contains a date in the future.
 fn values() -> Vec<Bson> {
     let far = DateTime::from_millis(253_402_300_799_000);
     let binary = |subtype| Binary { subtype, bytes: vec![1; 16] };
@@ -54,7 +55,7 @@ fn values() -> Vec<Bson> {
     ]
 }
 
-/// A value for a field, or none: the field is missing.
+/// Each value, and `None` for a missing field.
 fn values_and_none() -> Vec<Option<Bson>> {
     values().into_iter().map(Some).chain([None]).collect()
 }
@@ -90,7 +91,7 @@ fn is_of_the_expiry(outcome: &session_store::Result<()>) -> bool {
     matches!(outcome, Err(Error::Decode(said)) if said.contains("`expires`"))
 }
 
-/// A store that sends one save at a time, and the others together.
+/// A store that sends one command at a time, so that saves that wait are sent as one batch.
 async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
     let builder = MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1);
     builder.create_indexes(false).build().await.unwrap()
@@ -132,7 +133,7 @@ on_both_tiers! {
     a_save_over_data_or_a_rev_of_any_type_is_stored = saves_over_data_and_rev;
 }
 
-/// Without an index on `expires`: the test server does not keep each type in one.
+/// A store without an index on `expires`: the test server does not keep every type in an index.
 async fn unindexed(uri: &str) -> MongoStore {
     MongoStore::builder().uri(uri).create_indexes(false).build().await.unwrap()
 }
@@ -146,7 +147,7 @@ async fn a_save_over_an_expiry_that_is_no_date_fails_as_a_load_does() {
 }
 
 async fn saves_over_an_expiry(uri: &str, store: impl Store) {
-    // As another instance sees it, whatever is cached here.
+    // Another instance, which does not use this cache.
     let other = unindexed(uri).await;
     for value in values_and_none() {
         let record = create(&store).await;
@@ -218,7 +219,7 @@ async fn in_a_batch_a_save_over_data_or_a_rev_of_any_type_is_stored() {
             change(&mongo, &record, field, value.as_ref()).await;
             records.push(with_new_data(&record));
         }
-        // It had expired, so the answer does not tell which of them were saved.
+        // It had expired, so the reply does not say which of the sessions were saved.
         let expired = create(&mongo).await;
         change(&mongo, &expired, "expires", Some(&DateTime::from_millis(0).into())).await;
         records.push(expired);
@@ -233,7 +234,8 @@ async fn in_a_batch_a_save_over_data_or_a_rev_of_any_type_is_stored() {
     }
 }
 
-/// A save of the same data is a touch. The store does not hear of what it does not look at.
+/// A save of the same data is a touch. Without a change stream, the store does not learn of the
+/// changed expiry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_touch_of_an_expiry_that_is_no_date_fails_and_the_session_is_not_served_on() {
     for together in [false, true] {
@@ -261,7 +263,7 @@ async fn a_touch_of_an_expiry_that_is_no_date_fails_and_the_session_is_not_serve
     }
 }
 
-/// A session under a `rev` of any type belongs to its owner, so it must end with the others of its owner.
+/// A session with a `rev` of any type belongs to its owner, so a sign-out must delete it too.
 #[tokio::test]
 async fn an_owner_is_assigned_whatever_type_the_rev_has() {
     let log = Log::default();
@@ -273,7 +275,8 @@ async fn an_owner_is_assigned_whatever_type_the_rev_has() {
         change(&plain, &record, "rev", value.as_ref()).await;
         records.push((record, value));
     }
-    let (client, namespace) = (plain.collection().client().clone(), plain.collection().namespace());
+    let client = plain.collection().client().clone();
+    let namespace = plain.collection().namespace();
     let store =
         MongoStore::builder().client(client).database(namespace.db).owner(|_| Some("ferris"));
     let store = store.build().await.unwrap();
@@ -297,7 +300,8 @@ async fn an_owner_is_assigned_whatever_type_the_rev_has() {
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), assigned);
 }
 
-/// Each `rev` that was read is compared as it is: one that has become another one meanwhile is left alone.
+/// Each `rev` is compared as it was read. A session whose `rev` has changed meanwhile is left
+/// alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_is_not_assigned_over_a_save_that_came_first() {
     for value in values_and_none() {
@@ -309,8 +313,8 @@ async fn an_owner_is_not_assigned_over_a_save_that_came_first() {
             Some(if data.contains_key("saved") { "new" } else { "old" })
         };
         let connect = |uri: &str| MongoStore::builder().uri(uri).owner(owner).build();
-        let (here, there) =
-            (connect(proxy.uri()).await.unwrap(), connect(proxy.direct()).await.unwrap());
+        let here = connect(proxy.uri()).await.unwrap();
+        let there = connect(proxy.direct()).await.unwrap();
         let mut read = proxy.hold("find");
         let assigns = tokio::spawn(async move { here.assign_owners().await });
         read.reached().await;

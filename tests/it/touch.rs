@@ -1,4 +1,4 @@
-//! Saves that change no data store the expiry alone, if that.
+//! Saves that change no data store only the expiry, or nothing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::common::{FOREVER, create, mongo, uri};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A cache that nobody tells anything: what it does not see for itself it does not know.
+/// A cache without a change stream: it knows only its own writes and reads.
 async fn caching(mongo: MongoStore, touch_after: Duration) -> CachedMongoStore {
     let cached =
         CachedMongoStore::builder(mongo).max_staleness(FOREVER).coherence(Coherence::TimeBound);
@@ -36,14 +36,13 @@ async fn ends(store: &CachedMongoStore) -> i64 {
 #[tokio::test]
 async fn of_two_touches_the_longer_lasts_whichever_comes_last() {
     let uri = uri();
-    let (ours, theirs) = (
-        caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await,
-        caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await,
-    );
+    let ours = caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await;
+    let theirs = caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await;
     let record = create(&ours).await;
     theirs.load(&record.id).await.unwrap().unwrap();
     let before = stored(&ours).await;
-    let (sooner, later) = (record.expiry_date + HOUR, record.expiry_date + 2 * HOUR);
+    let sooner = record.expiry_date + HOUR;
+    let later = record.expiry_date + 2 * HOUR;
     save_until(&ours, &record, later).await;
     save_until(&theirs, &record, sooner).await;
     assert_eq!(ends(&ours).await, later.unix_timestamp());

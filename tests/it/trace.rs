@@ -1,4 +1,4 @@
-//! The spans of verbs and commands, and the warnings of what an operator must know.
+//! The spans of verbs and commands, and the warnings that an operator must see.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -53,7 +53,7 @@ async fn verbs(store: impl Store + ExpiredDeletion) {
     has_spans!(another.ensure_indexes(), "ensure_indexes", ["listIndexes"]);
 }
 
-/// The verbs that both tiers have under the same names, and not from a trait.
+/// The verbs that both tiers have under the same names, and that no trait defines.
 macro_rules! of_owners {
     ($store:expr) => {
         let store = $store;
@@ -80,7 +80,7 @@ macro_rules! of_owners {
         of_seven().await;
         let filter = doc! { "owner": "7" };
         has_spans!(store.delete_where(filter), "delete_where", ["find", "delete", "find"]);
-        // One that is refused before anything is sent is a failure of the verb all the same.
+        // A call that is refused before anything is sent is still a failure of the verb.
         let seen = Seen::during(async { drop(store.delete_where(doc! {}).await.unwrap_err()) });
         let seen = seen.await;
         assert_eq!(seen.span("session_store.delete_where").unwrap().fields["error.type"], "config");
@@ -106,7 +106,8 @@ async fn each_verb_of_owners_has_a_span_cached() {
 async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
     let mongo = mongo().await;
     create(&mongo).await;
-    let (store, namespace) = (cache_of(&mongo).await, mongo.collection().namespace());
+    let store = cache_of(&mongo).await;
+    let namespace = mongo.collection().namespace();
     let seen = Seen::during(async { _ = store.warm(10).await.unwrap() }).await;
     seen.are_of("warm", &["aggregate", "find"], &namespace);
     let seen = Seen::during(async { drop(store.events().await.unwrap()) }).await;
@@ -122,7 +123,7 @@ async fn an_import_has_a_span() {
     let old = mongo.collection().client().database(&fresh_database()).collection::<()>("old");
     let run = import::tower_sessions_mongodb_store(&old).into_store(&mongo).run();
     let seen = Seen::during(async { _ = run.await.unwrap() }).await;
-    // What had expired on its way is removed.
+    // The documents that expired during the import are removed.
     seen.are_of("import", &["delete"], &mongo.collection().namespace());
 }
 
@@ -146,7 +147,7 @@ async fn a_hit_has_a_span_of_its_own_and_nothing_below_it() {
     assert_eq!(names, ["session_store.load"]);
 }
 
-/// Counts what is at info or above.
+/// Counts the events at the level info or above.
 struct Loud<'a>(&'a AtomicUsize);
 
 impl<S: Subscriber> Layer<S> for Loud<'static> {
@@ -177,7 +178,7 @@ async fn the_verbs_are_silent_at_info() {
     store.delete(&record.id).await.unwrap();
     store.length().await.unwrap();
     assert_eq!(SEEN.load(Ordering::Relaxed), 0);
-    // It would have been seen.
+    // The recorder above would see this save.
     store.save(&record).await.unwrap();
     assert_eq!(SEEN.load(Ordering::Relaxed), 1, "a dropped save");
 }
@@ -226,7 +227,7 @@ async fn saves_that_leave_together_say_how_many_they_are() {
         let mut all = Box::pin(futures::future::join(first, others));
         assert!(futures::poll!(&mut all).is_pending());
         held.reached().await;
-        // Nobody waits for long, so the others may have left by now.
+        // A queued call waits only briefly, so the other saves may have been sent by now.
         held.deliver();
         let (first, (second, third)) = all.await;
         first.and(second).and(third).unwrap();
@@ -245,7 +246,8 @@ async fn saves_that_leave_together_say_how_many_they_are() {
 async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
     let uri = uri();
     let plain = MongoStore::builder().uri(&uri).create_indexes(false).build().await.unwrap();
-    let (indexes, database) = (plain.collection(), plain.collection().namespace().db);
+    let indexes = plain.collection();
+    let database = plain.collection().namespace().db;
     let seen = Seen::during(async { plain.ensure_indexes().await.unwrap() }).await;
     assert_eq!(seen.warned(INDEX), 0);
     let other = doc! { "collMod": indexes.name(), "index": {
@@ -264,7 +266,7 @@ async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
 async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let mongo = MongoStore::connect(server.uri_for(&fresh_database())).await.unwrap();
-    // Another store on the same client, whose calls end sooner.
+    // Another store on the same client, whose calls have a shorter timeout.
     let short = Duration::from_millis(300);
     let client = mongo.collection().client().clone();
     let mongo = MongoStore::builder().client(client).database(mongo.collection().namespace().db);

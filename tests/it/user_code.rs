@@ -15,7 +15,7 @@ use crate::common::{FOREVER, create, record, uri};
 
 const SAID: &str = "the `owner` function panicked";
 
-/// Stands for a bug of the app.
+/// A bug of the app.
 fn owner_that_panics(data: &HashMap<String, Value>) -> Option<i64> {
     assert!(!data.contains_key("bug"), "on purpose");
     data.get("user")?.as_i64()
@@ -54,7 +54,7 @@ async fn a_panic_in_the_owner_function_is_an_error_of_that_call_alone() {
     broken.data.insert("bug".to_owned(), json!(1));
     assert!(said(cached.save(&broken).await.unwrap_err()).contains(SAID));
     assert!(said(mongo.save(&broken).await.unwrap_err()).contains(SAID));
-    // What was stored is what is served, and the next save works.
+    // The cache serves what was stored, and the next save works.
     assert_eq!(cached.load(&kept.id).await.unwrap().unwrap().data, kept.data);
     kept.data.insert("more".to_owned(), json!(true));
     cached.save(&kept).await.unwrap();
@@ -121,7 +121,7 @@ mod import {
     }
 }
 
-/// A recorder whose every handle panics, once it is told to.
+/// A recorder whose every handle panics while the flag is set.
 #[derive(Clone, Default)]
 struct Breaks(Arc<AtomicBool>);
 
@@ -219,7 +219,7 @@ async fn a_metrics_recorder_that_panics_costs_its_figures_and_nothing_else() {
         changed.data.insert("more".to_owned(), json!(1));
         cached.save(&changed).await.unwrap();
         assert_eq!(cached.load(&kept.id).await.unwrap().unwrap().data, changed.data);
-        // The change stream goes on as well.
+        // The change stream continues as well.
         mongo.delete(&kept.id).await.unwrap();
         crate::common::eventually("another's delete is heard of", async || {
             cached.load(&kept.id).await.unwrap().is_none()

@@ -51,7 +51,7 @@ async fn save_of_what_another_expired(store: impl Store) {
     assert_eq!(store.length().await.unwrap(), 0);
 }
 
-// Nobody can make ids collide, but another unique index answers with the same error.
+// No test can make ids collide, but another unique index returns the same error.
 async fn no_free_id(store: impl Store) {
     let unique = doc! { "createIndexes": "sessions", "indexes": [
     { "key": { "format": 1 }, "name": "one", "unique": true }] };
@@ -204,7 +204,8 @@ async fn what_cannot_be_stored_sends_nothing() {
     for _ in 0..99 {
         deep = json!([deep]);
     }
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     let plain = commands.mongo(&uri).await;
     let cached = cache_of(&plain).await;
     let mut standing = record();
@@ -229,12 +230,14 @@ async fn what_cannot_be_stored_sends_nothing() {
 
 #[tokio::test]
 async fn a_thousand_loads_of_one_cold_session_are_one_find() {
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     let record = create(&other_instance(&uri).await).await;
     let store = cache_of(&commands.mongo(&uri).await).await;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
-        let (store, id) = (store.clone(), record.id);
+        let store = store.clone();
+        let id = record.id;
         tasks.spawn(async move { SessionStore::load(&store, &id).await.unwrap().unwrap().data });
     }
     for loaded in tasks.join_all().await {
@@ -245,7 +248,8 @@ async fn a_thousand_loads_of_one_cold_session_are_one_find() {
 
 #[tokio::test]
 async fn a_cached_session_is_loaded_without_a_command() {
-    let (commands, uri) = (Commands::default(), uri());
+    let commands = Commands::default();
+    let uri = uri();
     let store = cache_of(&commands.mongo(&uri).await).await;
     let mut record = create(&store).await;
     let before = commands.all();
@@ -287,7 +291,8 @@ async fn data_is_a_text_or_a_document_and_every_store_reads_both() {
     let texts = MongoStore::connect(uri()).await.unwrap();
     let builder = MongoStore::builder().collection_handle(texts.collection()).queryable(true);
     let documents = builder.build().await.unwrap();
-    let (mut one, mut other) = (record(), record());
+    let mut one = record();
+    let mut other = record();
     one.data.insert("plan.name".to_owned(), json!("pro"));
     other.data.insert("plan.name".to_owned(), json!("free"));
     texts.create(&mut one).await.unwrap();
@@ -304,7 +309,7 @@ async fn data_is_a_text_or_a_document_and_every_store_reads_both() {
     assert!(stored.iter().all(|it| [&one.data, &other.data].contains(&&it.data().unwrap())));
     assert_eq!(stored.iter().filter(|it| it.data.as_str().is_some()).count(), 1);
 
-    // Each save stores it as its own store does.
+    // A save through each store changes the form back to that of the store.
     texts.save(&other).await.unwrap();
     assert_eq!(sessions.count_documents(by_plan).await.unwrap(), 0);
 }

@@ -1,4 +1,4 @@
-//! A cache that is filled before anybody asks, on the real server.
+//! The warm-up: a cache that is filled before the first load, on the real server.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn id(record: &Record) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes }
 }
 
-/// Sessions, the first one written last.
+/// Sessions. The first one was written last.
 async fn sessions(store: &impl Store, count: i64) -> Vec<Record> {
     let documents = store.collection().clone_with_type::<Document>();
     let mut records = Vec::new();
@@ -41,7 +41,7 @@ async fn a_warm_cache_answers_without_a_question() {
     let other = other_instance(&uri).await;
     let records = sessions(&other, 130).await;
     let documents = other.collection().clone_with_type::<Document>();
-    // One has expired, and one nobody can read.
+    // One session has expired, and one cannot be read.
     let past = doc! { "$set": { "expires": DateTime::from_millis(1_000) } };
     documents.update_one(doc! { "_id": id(&records[3]) }, past).await.unwrap();
     let broken = doc! { "$set": { "data": 5 } };
@@ -66,7 +66,7 @@ async fn a_warm_cache_answers_without_a_question() {
         assert_eq!(commands.sent("find"), before);
         assert!(store.load(&records[121].id).await.unwrap().is_some());
         assert_eq!(commands.sent("find"), before + 1, "the rest is asked for");
-        // All that is there already is left alone.
+        // Entries that are already in the cache are left alone.
         let again = store.warm(120).await.unwrap();
         assert_eq!((again.sessions, again.bytes), (0, 0));
         assert_eq!(store.warm(0).await.unwrap().sessions, 0);
@@ -84,7 +84,7 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
         store.max_bytes(64 << 10).build().await.unwrap()
     };
     let store = build().await;
-    // The oldest is in use.
+    // The oldest session is in use.
     let used = records.last().unwrap();
     store.load(&used.id).await.unwrap();
     let first = store.warm(1_000).max_bytes(8 << 10).await.unwrap();
@@ -100,7 +100,7 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
     let third = store.warm(1_000).max_bytes(u64::MAX).await.unwrap();
     assert_eq!(third.limit, WarmUpLimit::Bytes, "never more than the cache may hold");
     assert!(evicted().abs() < f64::EPSILON, "{}", evicted());
-    // The latest are what stays when others come: the cache is full now.
+    // The latest sessions stay when others are loaded: the cache is full now.
     let fresh = build().await;
     let warmed = fresh.warm(1_000).max_bytes(u64::MAX).await.unwrap().sessions;
     assert!((31..120).contains(&warmed), "{warmed}");
@@ -163,7 +163,7 @@ async fn it_keeps_to_its_time() {
     assert_eq!(store.warm(10).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
-/// A warm-up whose read is held, of two sessions.
+/// A warm-up of two sessions whose read is held.
 async fn held_up() -> (
     CachedMongoStore,
     Vec<Record>,
@@ -212,7 +212,7 @@ async fn what_another_instance_changes_meanwhile_is_not_left() {
     let (store, records, held, warm) = held_up().await;
     let other = store.another().await;
     other.delete(&records[0].id).await.unwrap();
-    // Once this has been heard, so has the other.
+    // If this change has been reported, the other one has been reported too.
     let probe = create(&store).await;
     let mut changed = probe.clone();
     changed.data.insert("more".to_owned(), json!(1));
@@ -231,7 +231,7 @@ async fn a_request_does_not_wait_for_it() {
     let (store, records, held, warm) = held_up().await;
     let load = tokio::time::timeout(PATIENCE, store.load(&records[0].id)).await.unwrap();
     assert_eq!(load.unwrap().unwrap().data, records[0].data);
-    // Nor does anything hang on who waits for it.
+    // Dropping the warm-up has no effect on others either.
     warm.abort();
     assert!(warm.await.unwrap_err().is_cancelled());
     held.deliver();

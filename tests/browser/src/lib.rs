@@ -1,1 +1,1 @@
-//! Nothing but tests: see `tests/account`.
+//! This package has only tests: see `tests/account`.

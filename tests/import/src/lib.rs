@@ -1,1 +1,1 @@
-//! Nothing by itself: see `tests/import`.
+//! This package has only tests: see `tests/import`.

@@ -1,4 +1,4 @@
-//! Encryption at rest: what stands in the collection, and who reads it.
+//! Encryption at rest: what is in the collection, and which store can read it.
 
 mod reencrypt;
 
@@ -44,7 +44,7 @@ async fn stored(store: &MongoStore, record: &Record) -> StoredSession {
     sessions.find_one(by_key(record)).await.unwrap().unwrap()
 }
 
-/// Which key a stored session is encrypted with.
+/// The number of the key that encrypts a stored session.
 fn key_of(stored: &StoredSession) -> Option<u32> {
     match &stored.data {
         mongodb::bson::Bson::Binary(envelope) => {
@@ -54,7 +54,7 @@ fn key_of(stored: &StoredSession) -> Option<u32> {
     }
 }
 
-/// That loading it is an error of decoding, which says this and tells no data.
+/// Asserts that a load fails to decode with this message, which shows no data.
 async fn refuses(store: &impl SessionStore, record: &Record, said: &str) {
     let error = store.load(&record.id).await.unwrap_err();
     let shown = everything_said_by(&error);
@@ -64,7 +64,7 @@ async fn refuses(store: &impl SessionStore, record: &Record, said: &str) {
     }
 }
 
-/// All that stands in the database.
+/// All bytes that are in the database.
 async fn dump(store: &MongoStore) -> Vec<u8> {
     let namespace = store.collection().namespace();
     let database = store.collection().client().database(&namespace.db);
@@ -92,7 +92,8 @@ async fn a_dump_holds_no_plain_text() {
             MongoStore::connect(&uri).await.unwrap()
         };
         let cached = cache_of(&store).await;
-        let (mut one, other) = (secret(&store).await, secret(&cached).await);
+        let mut one = secret(&store).await;
+        let other = secret(&cached).await;
         one.data.insert("added".to_owned(), json!("by a save"));
         store.save(&one).await.unwrap();
         cached.save(&Record { expiry_date: in_the_future(), ..other.clone() }).await.unwrap();
@@ -110,7 +111,8 @@ async fn a_dump_holds_no_plain_text() {
 async fn data_that_was_moved_to_another_document_is_refused() {
     let uri = uri();
     let store = with_keys(&uri, Keys::new(1, key(1))).await;
-    let (victim, thief) = (secret(&store).await, create(&store).await);
+    let victim = secret(&store).await;
+    let thief = create(&store).await;
     let stolen = stored(&store, &victim).await;
     let change = doc! { "$set": { "data": stolen.data.clone(), "rev": stolen.rev.clone() } };
     store.collection().update_one(by_key(&thief), change).await.unwrap();
@@ -120,7 +122,7 @@ async fn data_that_was_moved_to_another_document_is_refused() {
         assert_eq!(cache.load(&victim.id).await.unwrap().unwrap().data, victim.data);
     }
 
-    // The whole document under another `_id`, and then in its own place again.
+    // The whole document under another `_id`, and then under its own `_id` again.
     store.collection().delete_one(by_key(&thief)).await.unwrap();
     let mut moved = stolen.clone();
     moved.key = stored_key(&thief);
@@ -163,7 +165,7 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     let wrong = with_keys(&uri, Keys::new(2026, key(9))).await;
     refuses(&wrong, &record, "cannot be decrypted with key 2026").await;
 
-    // In a list, each in its place.
+    // In a list, an unreadable session is an error in its own place.
     let readable = secret(&unknown).await;
     let mut listed = unknown.all().collect::<Vec<_>>().await;
     listed.sort_by_key(Result::is_ok);
@@ -171,7 +173,7 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     assert_eq!(listed[0].as_ref().unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(listed[1].as_ref().unwrap().data, readable.data);
 
-    // Whoever cannot read it can still end it.
+    // A store that cannot read the session can still delete it.
     plain.delete(&record.id).await.unwrap();
     assert!(store.load(&record.id).await.unwrap().is_none());
 }
@@ -221,7 +223,7 @@ async fn a_key_is_shown_by_no_builder_and_no_store() {
     }
 }
 
-/// A touch, a batch, a delete and a clear ask for no key.
+/// A touch, a batch, a delete and a clear need no key.
 #[tokio::test]
 async fn the_verbs_are_those_of_a_plain_store() {
     let store = with_keys(&uri(), Keys::new(1, key(1))).await;
@@ -238,6 +240,7 @@ async fn the_verbs_are_those_of_a_plain_store() {
     cold.delete(&records[0].id).await.unwrap();
     assert!(!store.contains(records[0].id).await.unwrap());
     assert_eq!(store.clear().await.unwrap(), 63);
-    let (mongo, cached) = (mongo().await, cached().await);
+    let mongo = mongo().await;
+    let cached = cached().await;
     assert_eq!(Store::documents(&mongo).await + Store::documents(&cached).await, 0);
 }

@@ -1,4 +1,4 @@
-//! The walk to the newest key, beside all that may happen meanwhile.
+//! `reencrypt` beside everything that may happen at the same time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,13 +48,14 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
     store.collection().update_one(by_key(&expired), past).await.unwrap();
     let before = stored(&store, &records[0]).await;
 
-    // Left off in between, it goes on another time.
+    // A walk that is interrupted can be continued later.
     let mut walk = store.reencrypt();
     let first = walk.next().await.unwrap().unwrap();
     assert!(first.done > 0 && first.done <= 500 && first.remaining >= 700, "{first:?}");
     drop(walk);
     let mut walk = store.reencrypt();
-    let (mut last, mut pages) = (Reencrypted::default(), 0);
+    let mut last = Reencrypted::default();
+    let mut pages = 0;
     while let Some(page) = walk.next().await {
         let page = page.unwrap();
         assert!(page.remaining <= 1_302 && page.done >= last.done);
@@ -84,7 +85,8 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
 
 #[tokio::test]
 async fn no_cache_loses_what_was_encrypted_anew() {
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let plain = patient(&uri).await;
     let record = secret(&plain).await;
     let client = commands.client(&uri).await;
@@ -101,7 +103,7 @@ async fn no_cache_loses_what_was_encrypted_anew() {
     }
     assert_eq!(key_of(&stored(&store, &record).await), Some(2));
 
-    // What an operator changes by hand is heard of all the same, and comes after it.
+    // A change that an operator makes by hand is also reported, and comes after the walk's change.
     let by_hand = doc! { "$set": { "data": "{\"by\":\"hand\"}" } };
     let sessions = store.collection().clone_with_type::<Document>();
     let other = create(&plain).await;
@@ -122,7 +124,7 @@ async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
     let uri = uri();
     let plain = patient(&uri).await;
     let mut records = many(&plain, 10).await;
-    // More than a page has, and one more than a condition.
+    // One session exceeds the size of a page, and one exceeds the size of a condition.
     for bytes in [400 << 10, 600 << 10, 1_200 << 10] {
         let mut record = crate::common::record();
         record.data.insert("large".to_owned(), json!("x".repeat(bytes)));
@@ -149,8 +151,10 @@ async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
 async fn what_was_changed_since_it_was_read_is_not_overwritten() {
     let proxy = Proxy::start().await;
     let plain = patient(proxy.direct()).await;
-    let (mut saved, by_hand) = (secret(&plain).await, secret(&plain).await);
-    let (gone, still) = (secret(&plain).await, secret(&plain).await);
+    let mut saved = secret(&plain).await;
+    let by_hand = secret(&plain).await;
+    let gone = secret(&plain).await;
+    let still = secret(&plain).await;
     let store = with_keys(proxy.uri(), newest()).await;
     let mut page = proxy.hold("find");
     let walk = tokio::spawn({
@@ -165,7 +169,7 @@ async fn what_was_changed_since_it_was_read_is_not_overwritten() {
     plain.delete(&gone.id).await.unwrap();
     page.deliver();
     let walked = walk.await.unwrap();
-    // What came in between is encrypted in its turn.
+    // A session that was written in between is encrypted in its turn.
     assert_eq!((walked.done, walked.skipped, walked.failed), (3, 1, 0), "{walked:?}");
     assert_eq!(store.load(&saved.id).await.unwrap().unwrap().data, saved.data);
     assert_eq!(store.load(&still.id).await.unwrap().unwrap().data, still.data);
@@ -190,11 +194,12 @@ async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some
     });
     page.reached().await;
     for record in &mut records {
-        // Twice that, as the condition and as what is written.
+        // The document is sent twice: as the condition and as the new data.
         record.data.insert("large".to_owned(), json!("x".repeat(500 << 10)));
         plain.save(record).await.unwrap();
     }
-    let (mut late, mut again) = (proxy.hold("update"), proxy.hold("update"));
+    let mut late = proxy.hold("update");
+    let mut again = proxy.hold("update");
     page.deliver();
     assert_eq!(late.reached().await, 10);
     late.deliver();
@@ -215,7 +220,7 @@ async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mi
     let queryable = builder.queryable(true).build().await.unwrap();
     for _ in 0..6 {
         let mut record = crate::common::record();
-        // A byte each, and six as JSON.
+        // Each character is one byte in BSON and six bytes in JSON.
         record.data.insert("large".to_owned(), json!("\u{1}".repeat(200 << 10)));
         queryable.create(&mut record).await.unwrap();
     }
@@ -228,8 +233,8 @@ async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mi
     assert_eq!((walked.done, walked.failed), (6, 0), "{walked:?}");
 }
 
-/// Two instances with different newest keys, each of which encrypts anew what the other has written,
-/// while requests go on through both.
+/// Two instances have different newest keys. Each one reencrypts what the other has written, while
+/// requests use both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_under_load_loses_nothing() {
     const SAVERS: usize = 8;
@@ -240,7 +245,8 @@ async fn a_rotation_under_load_loses_nothing() {
     let before = with_keys(&uri, Keys::new(1, key(1)).and_old(2, key(2))).await;
     let after = with_keys(&uri, newest()).await;
     let stores = [cache_of(&before).await, cache_of(&after).await];
-    let (stop, saves) = (AtomicBool::new(false), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    let saves = AtomicU64::new(0);
     let apps = futures::future::join_all((0..SAVERS).map(async |saver| {
         let mut records = many(&plain, OF_EACH).await;
         let mut at = saver;
@@ -258,7 +264,7 @@ async fn a_rotation_under_load_loses_nothing() {
         while done.0 < 500 || done.1 < 500 || saves.load(Ordering::Relaxed) < 2_000 {
             let (one, other) = tokio::join!(walked(&before), walked(&after));
             for failure in [&one, &other].map(|walk| &walk.last_failure).into_iter().flatten() {
-                // It may have come too late again and again, and that is all.
+                // Its changes may have come too late every time. Nothing else may fail.
                 assert_eq!(failure.kind(), ErrorKind::Overloaded, "{failure}");
             }
             done = (done.0 + one.done, done.1 + other.done);
@@ -268,7 +274,7 @@ async fn a_rotation_under_load_loses_nothing() {
     let load = async { tokio::join!(apps, rotation).0 };
     let records = tokio::time::timeout(FOREVER, load).await.unwrap();
 
-    // From here on there is one key.
+    // From here on there is only one key.
     let last = walked(&after).await;
     assert_eq!((last.failed, last.remaining), (0, 0), "{last:?}");
     let only = with_keys(&uri, Keys::new(2, key(2)).require_encrypted()).await;
@@ -292,7 +298,7 @@ async fn a_walk_without_a_key_or_a_store_says_so() {
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     let store = with_keys(&uri, newest()).await;
     many(&store, 3).await;
-    // Held and not polled, it does not hold up the end.
+    // A walk that is held and not polled does not delay the shutdown.
     let held = store.reencrypt();
     tokio::time::timeout(Duration::from_secs(60), store.shutdown()).await.unwrap();
     assert_eq!(store.reencrypt().finish().await.unwrap_err().kind(), ErrorKind::Closed);

@@ -1,4 +1,4 @@
-//! The mistakes in calls that not every app has: owners, filters, keys, events.
+//! Mistakes in calls that not every app makes: owners, filters, keys and events.
 
 use futures::TryStreamExt;
 use tower_sessions_moka_mongodb_store::{Owner, SessionHandle, data_equals};
@@ -51,7 +51,8 @@ pub(super) async fn owners(quotes: &Quotes) {
     quotes.of_builder("another index of owners", ErrorKind::Index, builder(client)).await;
 }
 
-/// MongoDB lists it with the index on `_id`. Of the test servers, secantusd-py 0.7.0b3 does not.
+/// MongoDB lists the collation with the index on `_id`. The test server secantusd-py 0.7.0b3 does
+/// not.
 async fn lists_the_default_collation(client: &Client) -> bool {
     let sessions = client.default_database().unwrap().collection::<Document>("sessions");
     let indexes: Vec<_> = sessions.list_indexes().await.unwrap().try_collect().await.unwrap();
@@ -74,7 +75,7 @@ pub(super) async fn filters(quotes: &Quotes) {
         config(quotes, what, store.delete_where(filter).await);
     }
     config(quotes, "no key to look under", data_equals(&[""; 0], "ferris"));
-    // A server may look at the filter only when there is a session to compare with it.
+    // A server may check the filter only if there is a session to compare with it.
     create(&store).await;
     let no_list = doc! { "created": { "$in": 1 } };
     is(quotes, "no list in a condition", ErrorKind::Server, store.delete_where(no_list).await);
@@ -99,7 +100,8 @@ pub(super) async fn keys(quotes: &Quotes) {
     config(quotes, "no key", Key::from_hex(""));
     config(quotes, "a key that is cut", Key::from_base64("c2VjcmV0"));
     let key = |byte| Key::from_bytes(&[byte; 32]);
-    let (uri, builder) = (uri(), MongoStore::builder);
+    let uri = uri();
+    let builder = MongoStore::builder;
     for (what, keys, queryable) in [
         ("one id twice", Keys::new(1, key(1)).and_old(1, key(2)), false),
         ("queryable too", Keys::new(1, key(1)), true),

@@ -1,4 +1,4 @@
-//! The messages of errors and warnings, as the source has them.
+//! Extracts the messages of errors and warnings from the source.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ const CALLS: [&str; 5] = [
     "tracing::error!(",
 ];
 
-/// Each message with its file, and with `…` for what is filled in. One with fewer than three words of its own
-/// is left out: it only joins others.
+/// Each message with its file, and with `…` in place of the filled-in parts. Messages with fewer
+/// than three words of their own are left out: they only join others.
 pub(super) fn in_source() -> Vec<(String, String)> {
     let mut messages = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../src")];
@@ -40,7 +40,7 @@ fn messages_of(code: &str) -> Vec<String> {
     texts.filter(|text| text.replace('…', " ").split_whitespace().count() >= 3).collect()
 }
 
-/// The texts between here and the parenthesis that ends the call.
+/// The string literals between here and the parenthesis that ends the call.
 fn texts_of(arguments: &str) -> Vec<String> {
     let mut texts = Vec::new();
     let mut depth = 1;

@@ -1,4 +1,5 @@
-//! No read goes back behind what was written here, heard of, or known to be in the database.
+//! Causal reads: no read returns older data than what was written here, was reported by the stream,
+//! or is known to be in the database.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +15,7 @@ use tower_sessions_moka_mongodb_store::{MongoStore, mongodb};
 use super::{OTHER, changed, load, reaches, sees};
 use crate::common::{Meters, cache_of, create, eventually, other_instance, uri};
 
-/// What a client has asked, and what it was answered.
+/// The commands that a client has sent, and the replies.
 #[derive(Clone, Default)]
 struct Wire {
     asked: Arc<Mutex<Vec<Document>>>,
@@ -46,7 +47,7 @@ impl Wire {
         last.get_document("readConcern").unwrap().get_timestamp("afterClusterTime").ok()
     }
 
-    /// The time that the database told with the last answer to a command of this name.
+    /// The operation time in the last reply to a command of this name.
     fn told_by(&self, command: &str) -> Option<Timestamp> {
         let answered = self.answered.lock().unwrap();
         let (_, last) = answered.iter().rfind(|(name, _)| name == command)?;
@@ -63,7 +64,7 @@ impl Wire {
     }
 }
 
-/// Writes something that no store hears of, and answers with the time of that.
+/// Writes a document that no store reads, and returns the operation time of the write.
 async fn unheard_of(uri: &str) -> Option<Timestamp> {
     let wire = Wire::default();
     let database = wire.client(uri).await.default_database().unwrap();
@@ -76,7 +77,8 @@ async fn unheard_of(uri: &str) -> Option<Timestamp> {
 
 #[tokio::test]
 async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let one = cache_of(&other_instance(&uri).await).await;
     let record = create(&one).await;
@@ -99,8 +101,8 @@ async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
     let saved = changed(&record);
     one.save(&saved).await.unwrap();
     reaches(&meters, OTHER, before + 1.0).await;
-    // Not the time with which that save was answered: it is the latest of all that the server has
-    // done by then, for others as well.
+    // Not the operation time in the reply to the save: that is the time of the newest operation on
+    // the server, which may be another client's.
     let save = wire.heard_of();
     assert!(save > last, "{last:?} {save:?}");
     sees(&store, &record, Some(&saved)).await;
@@ -110,7 +112,8 @@ async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
 
 #[tokio::test]
 async fn a_read_is_no_older_than_the_stream_and_its_fences() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let before = unheard_of(&uri).await;
     let store = cache_of(&mongo).await;
@@ -129,7 +132,8 @@ async fn a_read_is_no_older_than_the_stream_and_its_fences() {
 
 #[tokio::test]
 async fn clear_contains_and_length_read_no_older_than_that_either() {
-    let (uri, wire) = (uri(), Wire::default());
+    let uri = uri();
+    let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let record = create(&mongo).await;
     let written = wire.told_by("insert");

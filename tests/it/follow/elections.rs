@@ -1,5 +1,5 @@
-//! Elections: what a member of a replica set answers while it loses or looks for its place as primary.
-//! No change goes unheard, no acknowledged write is lost, and nothing stale is served.
+//! Elections: what a member of a replica set answers while it steps down, or before it is primary.
+//! No change is missed, no acknowledged write is lost, and no stale session is served.
 
 use session_test_proxy::{Commands, Injection, Lasts, Role, ServerError};
 use tower_sessions::SessionStore;
@@ -13,7 +13,7 @@ use crate::proxy::Proxy;
 /// `QueryPlanKilled`, `NotWritablePrimary`, `InterruptedAtShutdown`, `ShutdownInProgress`.
 const CODES: [i32; 4] = [175, 10107, 11600, 91];
 
-/// More failures in a row than a position survives that the server refuses.
+/// More failures in a row than a resume token survives if the server refuses it.
 const BURST: u32 = 5;
 
 // | the other instance's stream  | this instance |
@@ -82,7 +82,7 @@ async fn a_load_during_an_election_answers_with_the_session_or_an_error() {
     .await;
 }
 
-/// How the server comes to lose a write's reply.
+/// How the server loses the reply to a write.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Moment {
     BeforeTheWrite,
@@ -130,7 +130,7 @@ async fn a_save_during_an_election_is_acknowledged_and_kept_or_fails_and_is_in_d
     .await;
 }
 
-/// Runs a test with all codes at once: after each error, the driver waits for half a second.
+/// Runs a test with all codes at once: the driver waits half a second after each error.
 async fn at_once(test: impl AsyncFn(i32)) {
     futures::future::join_all(CODES.map(|code| test(code))).await;
 }

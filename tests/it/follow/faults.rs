@@ -1,4 +1,4 @@
-//! Streams that break off, stall, are refused or cannot be had.
+//! Change streams that break off, stall, are refused or cannot be opened.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use super::{EMPTIED, OPEN, OTHER, RESUMES, builder, instance, load, metered, rea
 use crate::common::{FOREVER, Meters, create, eventually};
 use crate::proxy::Proxy;
 
-/// An instance whose stream a test holds in its hand, one that nothing holds up, and a session that
-/// both have cached.
+/// An instance whose stream the test controls, an instance whose stream it does not control, and a
+/// session that both have cached.
 pub(super) async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, CachedMongoStore, Record)
 {
     let proxy = Proxy::start().await;
@@ -152,7 +152,7 @@ async fn without_change_streams_the_bound_alone_holds() {
 /// `PooledConnectionAcquisitionRejected`.
 #[tokio::test]
 async fn an_overload_costs_a_stream_neither_its_place_nor_the_cache_its_entries() {
-    /// The driver sends a command three times, and a position survived three refusals.
+    /// The driver sends each command three times. Then the token survived three refusals.
     const REFUSED: u32 = 15;
 
     let overload = async |code| {

@@ -1,5 +1,6 @@
-//! What one instance changes, another one stops serving. The age of entries is no help here: all
-//! caches may keep what they have for an hour, unless a test says otherwise.
+//! One instance changes a session, and the other instances stop serving the old state. The age of
+//! entries does not help here: each cache may keep its entries for an hour, unless a test says
+//! otherwise.
 
 mod causal;
 mod elections;
@@ -46,7 +47,7 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
     SessionStore::load(store, &record.id).await.unwrap()
 }
 
-/// Waits until `store` serves the session in no other state than this.
+/// Waits until `store` serves the session in this state.
 async fn sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>) {
     let data = state.map(|record| &record.data);
     eventually("it reaches the other instance", async || {
@@ -74,7 +75,8 @@ fn by_key(record: &Record) -> Document {
 #[tokio::test]
 async fn a_save_and_a_log_out_reach_the_other_instance() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
     let record = create(&one).await;
     sees(&other, &record, Some(&record)).await;
     let saved = changed(&record);
@@ -87,7 +89,8 @@ async fn a_save_and_a_log_out_reach_the_other_instance() {
 #[tokio::test]
 async fn a_clear_reaches_the_other_instance() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
     let records = [create(&one).await, create(&one).await, create(&one).await];
     for record in &records {
         sees(&other, record, Some(record)).await;
@@ -100,7 +103,8 @@ async fn a_clear_reaches_the_other_instance() {
 
 #[tokio::test]
 async fn the_echo_of_an_own_save_evicts_nothing() {
-    let (proxy, commands) = (Proxy::start().await, Commands::default());
+    let proxy = Proxy::start().await;
+    let commands = Commands::default();
     let mongo = commands.mongo(proxy.uri()).await;
     let (meters, guard) = Meters::install();
     let store = cache_of(&mongo).await;
@@ -108,7 +112,7 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
     let record = create(&store).await;
     let finds = commands.sent("find");
 
-    // The stream stands still until the save has been answered.
+    // The stream reports nothing until the save has been answered.
     let mut stream = proxy.hold("getMore");
     stream.reached().await;
     let saved = changed(&record);
@@ -119,11 +123,12 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
     assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
     assert_eq!(commands.sent("find"), finds, "served from the cache");
 
-    // The answer is held until the save has been reported.
+    // The reply is held until the stream has reported the save.
     let mut answer = proxy.hold("update");
     let saved = changed(&record);
     let save = tokio::spawn({
-        let (store, saved) = (store.clone(), saved.clone());
+        let store = store.clone();
+        let saved = saved.clone();
         async move { store.save(&saved).await }
     });
     answer.reached().await;
@@ -211,7 +216,8 @@ async fn a_stream_ends_with_its_store() {
 
 #[tokio::test]
 async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let mongo = commands.mongo(&uri).await;
     let store = cache_of(&mongo).await;
     assert_eq!(commands.sent("killCursors"), 0);
@@ -221,7 +227,8 @@ async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
 
 #[tokio::test]
 async fn a_store_that_needs_no_change_stream_opens_none_and_sends_no_checkpoint() {
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
     for builder in [
         cached.clone().max_staleness(Duration::ZERO).coherence(Coherence::SoleWriter),
@@ -240,15 +247,18 @@ async fn a_store_that_needs_no_change_stream_opens_none_and_sends_no_checkpoint(
 async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
     const BOUND: Duration = Duration::from_millis(500);
 
-    let (uri, commands) = (uri(), Commands::default());
+    let uri = uri();
+    let commands = Commands::default();
     let (meters, guard) = Meters::install();
     let mongo = commands.mongo(&uri).await;
     let builder = CachedMongoStore::builder(mongo).max_staleness(BOUND);
     let store = builder.build().await.unwrap();
     drop(guard);
-    let (record, busy) = (create(&store).await, create(&store).await);
+    let record = create(&store).await;
+    let busy = create(&store).await;
     let flood = tokio::spawn({
-        let (sessions, busy) = (store.collection().clone_with_type::<Document>(), by_key(&busy));
+        let sessions = store.collection().clone_with_type::<Document>();
+        let busy = by_key(&busy);
         async move {
             for n in 0_i64.. {
                 let change = doc! { "$set": { "data": { "n": n } } };
@@ -256,7 +266,8 @@ async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
             }
         }
     });
-    let (mut finds, mut read) = (commands.sent("find"), Instant::now());
+    let mut finds = commands.sent("find");
+    let mut read = Instant::now();
     eventually("a session is served long after it was read", async || {
         assert!(load(&store, &record).await.is_some());
         if commands.sent("find") > finds {

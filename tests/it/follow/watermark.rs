@@ -1,5 +1,5 @@
-//! The watermark: up to when a cache is known to have received all changes, by the times that MongoDB's
-//! resume tokens hold.
+//! The watermark: the point up to which a cache is known to have received all changes, by the times
+//! in MongoDB's resume tokens.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use super::{instance, load};
 use crate::common::{Commands, create, eventually, uri};
 use crate::proxy::Proxy;
 
-/// What the replies to a client tell of the server's time.
+/// The replies to a client, which contain the server's times.
 #[derive(Clone, Default)]
 struct Replies(Arc<Mutex<Vec<(String, Document)>>>);
 
@@ -36,7 +36,7 @@ impl Replies {
         Client::with_options(options).unwrap()
     }
 
-    /// The last of the replies to this command that tell something.
+    /// What `read` returns for the last reply to this command for which it returns something.
     fn last<T>(&self, command: &str, tells: impl Fn(&Document) -> Option<T>) -> Option<T> {
         let replies = self.0.lock().unwrap();
         replies.iter().filter(|(name, _)| name == command).rev().find_map(|(_, it)| tells(it))
@@ -50,7 +50,7 @@ impl Replies {
         })
     }
 
-    /// What the last `hello` of the application was answered: the time of the newest entry.
+    /// The time of the newest oplog entry, from the last reply to an application's `hello`.
     fn applied(&self) -> Option<Timestamp> {
         self.last("hello", |reply| reply.get_timestamp("operationTime").ok())
     }
@@ -102,33 +102,41 @@ async fn the_tests_of_this_process_see_mongodbs_tokens() {
     .await;
 }
 
-// T is the time of the newest entry when the stream is opened. Another instance deletes a session in the
-// very next tick.
+// T is the time of the newest entry when the stream is opened. Another instance deletes a session
+// at the next time, T + 1.
 //
-// | the stream                                | the other instance | the fences                     |
+// | the stream                                | the other instance | the checkpoints
+// |
 // |-------------------------------------------|--------------------|--------------------------------|
-// | opened at T: its token is of T + 1        |                    |                                |
-// | getMore: empty, token T + 1, reply held   |                    |                                |
-// |                                           | delete at T + 1    |                                |
-// |                                           |                    | asked: T + 1 is the newest     |
-// | the reply arrives                         |                    |                                |
-// | stalls                                    |                    |                                |
+// | opened at T: its token is of T + 1        |                    |
+// |
+// | getMore: empty, token T + 1, reply held   |                    |
+// |
+// |                                           | delete at T + 1    |
+// |
+// |                                           |                    | requested: T + 1 is the newest
+// |
+// | the reply arrives                         |                    |
+// |
+// | stalls                                    |                    |
+// |
 //
-// The token is of T + 1, and still nothing of that time was examined: the reply is from before the delete.
-// Taken as a proof, it would renew the lease up to the moment at which the fence was asked for, and the
-// deleted session would be served for the whole bound from then on.
+// The token is of T + 1, but the server has examined nothing of that time: the reply is older than
+// the delete. If the cache took the token as a proof, it would renew the lease up to the moment at
+// which the checkpoint was requested. Then it would serve the deleted session for another
+// `max_staleness`.
 #[tokio::test]
 async fn the_first_token_of_a_stream_does_not_vouch_for_its_own_time() {
     const BOUND: Duration = Duration::from_secs(2);
-    /// The clock's seconds and new connections can part the two ticks.
+    /// The clock's seconds and new connections can separate the two times.
     const ATTEMPTS: u32 = 30;
-    /// Questions for the time, a tenth of the bound apart.
+    /// The number of checkpoints. A checkpoint is requested every tenth of the bound.
     const FENCES: u32 = 6;
 
     if !crate::proxy::is_like_mongodb() {
         return;
     }
-    // A server without other tests' writes.
+    // A server without writes of other tests.
     let server = TestServer::builder().fast(true).start().unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port().unwrap()));
     let upstream = Upstream::like_mongodb(address).await.unwrap();

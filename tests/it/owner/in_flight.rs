@@ -1,5 +1,5 @@
-//! A sign-out while a write of the same session is in flight: MongoDB has carried the write out, and this
-//! instance does not have the answer yet.
+//! A sign-out while a write of the same session is in flight: MongoDB has carried out the write,
+//! and this instance has not received the reply yet.
 //!
 //! ```text
 //! this instance                     MongoDB
@@ -23,12 +23,12 @@ use super::{is_there, log_in, user};
 use crate::common::{FOREVER, PATIENCE};
 use crate::proxy::Proxy;
 
-/// What keeps the cache true.
+/// What keeps the cache coherent.
 #[derive(Clone, Copy, Debug)]
 enum Mode {
     SoleWriter,
     TimeBound,
-    /// A change stream that brings nothing for a while.
+    /// A change stream that reports nothing for a while.
     StalledStream,
 }
 
@@ -51,7 +51,7 @@ impl Mode {
     }
 }
 
-/// The calls that end sessions by what MongoDB finds.
+/// The calls that delete the sessions that MongoDB finds.
 #[derive(Clone, Copy, Debug)]
 enum SignOut {
     Owner,
@@ -125,7 +125,7 @@ async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_t
     }
 }
 
-/// Two saves in one command, behind a third that keeps the only free place.
+/// Two saves wait for a third one that has the only permit. Then they are sent in one command.
 #[tokio::test]
 async fn saves_that_are_sent_together_are_in_flight_too() {
     let proxy = Proxy::start().await;
@@ -155,7 +155,8 @@ async fn saves_that_are_sent_together_are_in_flight_too() {
     }
 }
 
-/// A load that began before the sign-out may return what it has read. A later one does not wait for it.
+/// A load that began before the sign-out may return what it has read. A later load does not join
+/// it.
 #[tokio::test]
 async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
     let proxy = Proxy::start().await;
@@ -183,7 +184,8 @@ async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
     save.await.unwrap();
 }
 
-/// Another call has removed the session, and does not know it yet. The second call finds nothing.
+/// Another call has removed the session, and does not have the reply yet. The second call finds
+/// nothing.
 #[tokio::test]
 async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_removed() {
     for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {

@@ -1,4 +1,4 @@
-//! The index on the owner, and what may stand in its place.
+//! The index on the owner, and indexes that conflict with it.
 
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};

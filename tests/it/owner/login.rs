@@ -1,4 +1,4 @@
-//! Two instances of an app with axum-login, and one user on three browsers.
+//! Two instances of an app with axum-login, and one user with three browsers.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl AuthUser for User {
     }
 }
 
-/// Takes everybody for whom they say they are.
+/// An authentication backend that accepts every name.
 #[derive(Clone)]
 struct Anybody;
 
@@ -65,7 +65,8 @@ async fn log_in(mut auth: AuthSession, number: String) -> String {
 }
 
 async fn end_others(auth: AuthSession, State(store): State<CachedMongoStore>) -> String {
-    let (user, here) = (auth.user.unwrap(), auth.session.id().unwrap());
+    let user = auth.user.unwrap();
+    let here = auth.session.id().unwrap();
     let this_one = SessionHandle::of(here);
     let listed: Vec<LiveSession> = store.find_by_owner(user.0).try_collect().await.unwrap();
     assert_eq!(listed.iter().filter(|session| session.handle == this_one).count(), 1);

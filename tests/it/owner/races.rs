@@ -1,4 +1,4 @@
-//! The sessions of an owner end while they are loaded, saved and made.
+//! The sessions of an owner are deleted while they are loaded, saved and created.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::{instance, is_there, log_in, user};
 use crate::common::{PATIENCE, cache_of, eventually, uri};
 use crate::proxy::Proxy;
 
-/// Each way in which a session is ended, other than `delete`.
+/// Each way to delete a session, other than `delete`.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Owner,
@@ -25,7 +25,7 @@ enum End {
 impl End {
     const ALL: [Self; 4] = [Self::Owner, Self::Else, Self::Handle, Self::Filter];
 
-    /// The command that removes it.
+    /// The command that removes the session.
     fn command(self) -> &'static str {
         match self {
             Self::Handle => "findAndModify",
@@ -47,7 +47,7 @@ impl End {
     }
 }
 
-/// A session that the store behind the proxy has not seen yet.
+/// A session that the store behind the proxy has not cached yet.
 async fn cold() -> (Proxy, CachedMongoStore, Record) {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
@@ -63,7 +63,8 @@ async fn a_slow_read_that_overlaps_leaves_nothing_behind() {
         let (proxy, store, record) = cold().await;
         let mut held = proxy.hold("find");
         let slow = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { is_there(&store, &record).await }
         });
         held.reached().await;
@@ -83,7 +84,8 @@ async fn a_slow_save_that_is_overtaken_leaves_nothing_behind() {
         let mut held = proxy.hold("update");
         record.data.insert("changed".to_owned(), json!(true));
         let slow = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { SessionStore::save(&store, &record).await.unwrap() }
         });
         held.reached().await;
@@ -102,7 +104,8 @@ async fn what_is_read_while_it_is_removed_is_forgotten_by_the_end() {
         assert!(is_there(&store, &record).await, "it is cached");
         let mut held = proxy.hold(end.command());
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { end.run(&store, &record).await }
         });
         held.reached().await;
@@ -120,8 +123,9 @@ async fn what_may_have_been_removed_is_not_cached_any_more() {
         assert!(is_there(&store, &record).await, "it is cached");
         let mut held = proxy.hold(end.command());
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
-            // The driver may try again, or not: either is an answer.
+            let store = store.clone();
+            let record = record.clone();
+            // The driver may retry the command or not. Both results are accepted.
             async move { drop(tokio::spawn(async move { end.run(&store, &record).await }).await) }
         });
         held.reached().await;
@@ -147,14 +151,15 @@ async fn a_caller_that_leaves_ends_no_removal() {
     }
 }
 
-/// A session that a filter has found, and that changes before it is removed.
+/// A filter has found a session, and the session changes before it is removed.
 #[tokio::test]
 async fn who_is_no_longer_the_owner_is_left_alone() {
     for end in [End::Owner, End::Else, End::Filter] {
         let (proxy, store, mut record) = cold().await;
         let mut held = proxy.hold("find");
         let ends = tokio::spawn({
-            let (store, record) = (store.clone(), record.clone());
+            let store = store.clone();
+            let record = record.clone();
             async move { end.run(&store, &record).await }
         });
         held.reached().await;
@@ -167,12 +172,15 @@ async fn who_is_no_longer_the_owner_is_left_alone() {
     }
 }
 
-/// Everywhere else, again and again, while the user's browsers load, save and log in on two instances.
+/// Signs the user out everywhere else, many times, while the user's browsers load, save and log in
+/// on two instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
-    let (kept, anothers) = (log_in(&one, "ferris").await, log_in(&one, "corro").await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
+    let kept = log_in(&one, "ferris").await;
+    let anothers = log_in(&one, "corro").await;
     let mut logged_in_meanwhile = 0;
     for _ in 0..12 {
         let mut before = Vec::new();
@@ -183,10 +191,12 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
         let ended = Arc::new(AtomicBool::new(false));
         let browsers: Vec<_> = (0..6)
             .map(|number| {
-                let (store, ended) = ([&one, &other][number % 2].clone(), Arc::clone(&ended));
+                let store = [&one, &other][number % 2].clone();
+                let ended = Arc::clone(&ended);
                 let mine = before.clone();
                 tokio::spawn(async move {
-                    let (mut version, mut new) = (0, Vec::new());
+                    let mut version = 0;
+                    let mut new = Vec::new();
                     while !ended.load(Ordering::SeqCst) {
                         version += 1;
                         for record in &mine {
@@ -203,7 +213,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
             .collect();
         let count = one.delete_by_owner_except("ferris", kept.id).await.unwrap();
         assert!(count >= 12, "{count}");
-        // At once, and while the others go on.
+        // Check at once, while the others continue.
         for record in &before {
             assert!(!is_there(&one, record).await);
         }
@@ -216,7 +226,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
             assert!(!is_there(&one, record).await, "no save brings it back");
             eventually("it ends there", async || !is_there(&other, record).await).await;
         }
-        // Of those that came meanwhile each is there for both, or gone for both.
+        // Each session that was created meanwhile exists for both instances, or for neither.
         for record in &new {
             let stays = one.contains(record.id).await.unwrap();
             logged_in_meanwhile += u32::from(stays);
@@ -231,7 +241,7 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
     assert_eq!(one.length().await.unwrap(), 1, "corro's");
 }
 
-/// A session whose owner was derived from data that is replaced before the owner is stored.
+/// The owner was derived from data that is replaced before the owner is stored.
 #[tokio::test]
 async fn an_owner_from_older_data_is_not_assigned() {
     let proxy = Proxy::start().await;
@@ -253,11 +263,12 @@ async fn an_owner_from_older_data_is_not_assigned() {
     assert_eq!(store.delete_by_owner("corro").await.unwrap(), 1);
 }
 
-/// Each session is counted by one of those who end it.
+/// Each session is counted by exactly one of the calls that delete it.
 #[tokio::test]
 async fn two_who_end_the_same_share_the_count() {
     let uri = uri();
-    let (one, other) = (instance(&uri).await, instance(&uri).await);
+    let one = instance(&uri).await;
+    let other = instance(&uri).await;
     for _ in 0..5 {
         let mut records = Vec::new();
         for _ in 0..20 {

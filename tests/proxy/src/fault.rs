@@ -1,4 +1,4 @@
-//! Errors that a MongoDB server sends, and how a proxy puts them in.
+//! Errors that a MongoDB server sends, and how a proxy injects them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use tokio::sync::watch;
 
 use crate::message::number;
 
-/// An error of the server: a code with its name, and the labels by which drivers judge it.
+/// An error of the server: a code with its name, and the labels by which drivers classify it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerError {
     code: i32,
     name: String,
-    /// `None`: those that MongoDB sets for the code and the command.
+    /// `None`: the labels that MongoDB sets for the code and the command.
     labels: Option<Vec<String>>,
 }
 
@@ -29,14 +29,14 @@ impl ServerError {
         Self { code, name, labels: None }
     }
 
-    /// With exactly these labels.
+    /// Sets exactly these labels.
     #[must_use]
     pub fn with_labels<'a>(mut self, labels: impl IntoIterator<Item = &'a str>) -> Self {
         self.labels = Some(labels.into_iter().map(str::to_owned).collect());
         self
     }
 
-    /// With another name than MongoDB's.
+    /// Sets another name than MongoDB's.
     #[must_use]
     pub fn with_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
@@ -128,12 +128,12 @@ const NAMES: [(i32, &str); 37] = [
     (13436, "NotPrimaryOrSecondary"),
 ];
 
-/// The codes of a server that has more work than it takes on.
+/// The codes of an overloaded server.
 const OVERLOADED: [i32; 4] = [433, 449, 450, 462];
 /// The codes after which a write may be sent again.
 const RETRYABLE: [i32; 12] = [6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
-/// The codes after which a change stream goes on from its token: the categories `RetriableError`,
-/// `NetworkError` and `NeedRetargettingError`, and what a step-down does to a cursor.
+/// The codes after which a change stream resumes from its token: the categories `RetriableError`,
+/// `NetworkError` and `NeedRetargettingError`, and the errors of a cursor after a step-down.
 const RESUMABLE: [i32; 23] = [
     6, 7, 63, 89, 91, 133, 134, 150, 175, 189, 234, 262, 402, 406, 407, 412, 9001, 10107, 11600,
     11602, 13388, 13435, 13436,
@@ -159,14 +159,14 @@ fn labels_of(code: i32, command: &Document) -> Vec<&'static str> {
 
 pub(crate) fn is_of_a_change_stream(command: &Document) -> bool {
     if command.contains_key("getMore") {
-        // Only a cursor that waits for data takes a time limit on `getMore`.
+        // `getMore` accepts a time limit only for a cursor that waits for data.
         return command.contains_key("maxTimeMS");
     }
     let first = command.get_array("pipeline").ok().and_then(|stages| stages.first());
     first.and_then(|stage| stage.as_document()).is_some_and(|it| it.contains_key("$changeStream"))
 }
 
-/// What becomes of a command that is not simply answered.
+/// What happens to a command that is not simply answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Injection {
     /// The server refuses the command and does not carry it out.
@@ -180,7 +180,7 @@ pub enum Injection {
 }
 
 impl Injection {
-    /// The reply, if the server is not to get the command at all.
+    /// The reply, if the server does not receive the command at all.
     pub(crate) fn instead(&self, command: &Document, statements: usize) -> Option<Document> {
         match self {
             Self::Refuse(error) => Some(error.reply(command)),
@@ -189,7 +189,7 @@ impl Injection {
         }
     }
 
-    /// What becomes of the server's own reply.
+    /// The reply that the client gets instead of the server's own reply.
     pub(crate) fn afterwards(&self, command: &Document, reply: Document) -> Document {
         match self {
             Self::RefuseAfterwards(error) => error.reply(command),
@@ -201,13 +201,13 @@ impl Injection {
     }
 }
 
-/// Which commands an [`Injection`] is for.
+/// The commands to which an [`Injection`] applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Commands {
-    /// All of an application, but not what keeps the connections: `hello`, log-ins, the end of
-    /// sessions. A real server lets those through when it is overloaded.
+    /// All commands of an application, but not those that keep the connections: `hello`, log-ins,
+    /// the end of sessions. A real server answers those even if it is overloaded.
     All,
-    /// Those of these names.
+    /// The commands of these names.
     Named(Vec<&'static str>),
 }
 
@@ -245,15 +245,15 @@ impl Commands {
 /// How long an [`Injection`] lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasts {
-    /// For so many commands.
+    /// For this number of commands.
     Times(u32),
-    /// For so long.
+    /// For this time.
     For(Duration),
     /// Until it is [stopped](Injected::stop).
     UntilStopped,
 }
 
-/// An injection that goes on, or has ended.
+/// An injection that is active, or has ended.
 #[derive(Debug)]
 pub(crate) struct Active {
     commands: Commands,
@@ -277,7 +277,7 @@ impl Active {
             || self.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// The injection, if it is for this command.
+    /// The injection, if it applies to this command.
     pub(crate) fn hits(&self, command: &str) -> Option<&Injection> {
         if self.has_ended() || !self.commands.has(command) {
             return None;
@@ -289,22 +289,22 @@ impl Active {
     }
 }
 
-/// The test's end of an injection. Dropped, the injection goes on.
+/// The test's handle of an injection. If it is dropped, the injection stays active.
 #[derive(Debug)]
 pub struct Injected(pub(crate) std::sync::Arc<Active>);
 
 impl Injected {
-    /// How many commands it has hit.
+    /// The number of commands that it was applied to.
     #[must_use]
     pub fn count(&self) -> u32 {
         *self.0.hits.borrow()
     }
 
-    /// Waits until it has hit so many commands.
+    /// Waits until it was applied to `count` commands.
     ///
     /// # Panics
     ///
-    /// If it has not within a minute.
+    /// If that takes more than a minute.
     pub async fn reached(&self, count: u32) {
         let mut hits = self.0.hits.subscribe();
         let reached = tokio::time::timeout(crate::PATIENCE, hits.wait_for(|hits| *hits >= count));
@@ -312,7 +312,7 @@ impl Injected {
         assert!(found.is_ok(), "it hit {} commands and not {count}", self.count());
     }
 
-    /// Ends it.
+    /// Ends the injection.
     pub fn stop(&self) {
         self.0.left.store(0, Ordering::SeqCst);
     }

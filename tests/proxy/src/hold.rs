@@ -1,4 +1,4 @@
-//! Replies that a test holds: it makes races happen in the order that the test wants.
+//! Replies that a test holds, to make races happen in the order that the test needs.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,20 +9,20 @@ use tokio::time::timeout;
 use crate::PATIENCE;
 use crate::fault::ServerError;
 
-/// The commands whose replies are to be held. The requests of all connections look here.
+/// The commands whose replies are held. A `Mutex`, since the requests of all connections read it.
 #[derive(Debug, Default)]
 pub(crate) struct Traps(Mutex<Vec<(&'static str, Trap)>>);
 
 /// The proxy's end of a reply that is to be held.
 #[derive(Debug)]
 pub(crate) struct Trap {
-    /// Gets the number of the command's statements.
+    /// Receives the number of the command's statements.
     reached: oneshot::Sender<usize>,
     abandoned: oneshot::Sender<()>,
     verdict: oneshot::Receiver<Verdict>,
 }
 
-/// A reply that the server has given and that the client has not got.
+/// A reply that the server has sent and that the client has not received.
 #[derive(Debug)]
 pub struct HeldReply {
     reached: oneshot::Receiver<usize>,
@@ -38,7 +38,7 @@ enum Verdict {
 }
 
 impl Traps {
-    /// Sets a trap for the next command of this name that no other trap is set for.
+    /// Sets a trap for the next command of this name for which no other trap is set.
     pub(crate) fn set(&self, command: &'static str) -> HeldReply {
         let (reached, is_reached) = oneshot::channel();
         let (abandoned, is_abandoned) = oneshot::channel();
@@ -48,7 +48,7 @@ impl Traps {
         HeldReply { reached: is_reached, abandoned: is_abandoned, verdict }
     }
 
-    /// The trap that this command falls into.
+    /// Removes the trap for this command, if there is one.
     pub(crate) fn spring(&self, command: &str) -> Option<Trap> {
         let mut traps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = traps.iter().position(|(name, _)| *name == command)?;
@@ -56,17 +56,17 @@ impl Traps {
     }
 }
 
-/// What comes of a reply that was held.
+/// What happens to a reply that was held.
 #[derive(Debug)]
 pub(crate) enum Released {
     AsItWas,
     Instead(Document),
-    /// The client has hung up, or the test wants the connection cut.
+    /// The client has closed the connection, or the test closes it.
     Cut,
 }
 
 impl Trap {
-    /// Holds the reply to `command` until the test decides, or the client hangs up.
+    /// Holds the reply to `command` until the test decides, or the client closes the connection.
     pub(crate) async fn hold(
         self,
         command: &Document,
@@ -84,7 +84,7 @@ impl Trap {
         match verdict {
             Ok(Verdict::Cut) => Released::Cut,
             Ok(Verdict::Refuse(error)) => Released::Instead(error.reply(command)),
-            // A test that drops its end does not care any more.
+            // If the test drops its end, the reply is delivered.
             Ok(Verdict::Deliver) | Err(_) => Released::AsItWas,
         }
     }
@@ -102,27 +102,27 @@ impl HeldReply {
         reached.unwrap_or_default()
     }
 
-    /// Waits until the client has closed the connection on which it had asked.
+    /// Waits until the client has closed the connection of this request.
     ///
     /// # Panics
     ///
-    /// If it does not within a minute.
+    /// If that takes more than a minute.
     pub async fn abandoned(&mut self) {
         let abandoned = timeout(PATIENCE, &mut self.abandoned).await.ok().and_then(Result::ok);
         assert!(abandoned.is_some(), "the client still waits for the reply");
     }
 
-    /// Hands the reply to the client.
+    /// Delivers the reply to the client.
     pub fn deliver(self) {
         let _ = self.verdict.send(Verdict::Deliver);
     }
 
-    /// Closes the connection instead: the client never learns how the command ended.
+    /// Closes the connection instead: the client never learns the outcome of the command.
     pub fn cut(self) {
         let _ = self.verdict.send(Verdict::Cut);
     }
 
-    /// Replaces the reply by an error of this code, without labels and with a name that says nothing.
+    /// Replaces the reply by an error of this code, without labels and with the name `Refused`.
     pub fn refuse(self, code: i32) {
         self.refuse_with(code, "Refused", &[]);
     }

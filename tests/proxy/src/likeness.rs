@@ -1,10 +1,12 @@
-//! Makes the test server's replies what MongoDB's would be, where a change stream is concerned.
+//! Changes the test server's replies to those of MongoDB, where they concern change streams.
 //!
 //! | | the test server | MongoDB, and through the proxy |
 //! |---|---|---|
 //! | a token | a BSON document in hexadecimal digits | a key string that begins with the time |
-//! | the first token of a fresh stream | the time of its clock | the newest entry's time and one tick more |
-//! | the token of an empty batch | the time of its clock | the newest *examined* entry's, once that is later than the last token |
+//! | the first token of a new stream | the time of its clock | the newest entry's time and one tick
+//! more |
+//! | the token of an empty batch | the time of its clock | the time of the newest *examined* entry,
+//! once that is later than the last token |
 //! | `operationTime` of `hello` | a tick of its own | the newest entry's |
 //! | a command with `afterClusterTime` | a tick of its own | no tick |
 //!
@@ -39,23 +41,23 @@ struct Known {
     tokens: HashMap<i64, Document>,
 }
 
-/// How the reply to a request is to be rewritten.
+/// How to rewrite the reply to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Rewrite {
-    /// The request was a `hello` of the application, and the server was asked for a `ping`.
+    /// The request was a `hello` of the application. The server received a `ping` instead.
     Hello,
-    /// The same for one by which a driver begins a connection, or has a first look at the server.
+    /// The same for a `hello` by which a driver begins a connection or first contacts the server.
     Handshake { legacy: bool },
-    /// The request opens a change stream, after this token or else from now on.
+    /// The request opens a change stream, after this token or from now on.
     Opens(Option<Document>),
-    /// The request asks for more of this cursor.
+    /// The request is a `getMore` of this cursor.
     More(i64),
-    /// Not at all, but a `hello` is to be learned from.
+    /// The reply stays, but the proxy learns from this `hello`.
     Learn,
 }
 
 impl Likeness {
-    /// `None` for a server that needs no rewriting: one with MongoDB's own tokens, or without change
+    /// `None` for a server that needs no rewriting: it has MongoDB's own tokens, or no change
     /// streams.
     pub(crate) async fn of(server: SocketAddr) -> io::Result<Option<Self>> {
         let Some(oplog) = Oplog::follow(server).await? else { return Ok(None) };
@@ -75,15 +77,16 @@ impl Likeness {
             || request.waits_for_a_time()
     }
 
-    /// How the reply to this command is to be rewritten; the command itself is changed as needed.
+    /// How to rewrite the reply to this command. Changes the command itself as needed.
     pub(crate) fn request(&self, command: &mut Document) -> Option<Rewrite> {
         let name = command.keys().next()?.clone();
         if let Ok(concern) = command.get_document_mut("readConcern") {
-            // A single server need not wait, and the question alone would move its clock.
+            // A single server need not wait for the time, and this field alone would advance its
+            // clock.
             concern.remove(AFTER_CLUSTER_TIME);
         }
         match &*name {
-            // The driver's own `hello`s are in no session.
+            // The driver's own `hello`s have no session.
             "hello" if command.contains_key("lsid") => {
                 let rest = std::mem::take(command);
                 command.insert("ping", 1);
@@ -109,7 +112,7 @@ impl Likeness {
                 else {
                     return Some(Rewrite::Opens(None));
                 };
-                // A token of another form is the server's to judge.
+                // The server judges a token of another form.
                 let after = stream.get_document(field).ok()?.clone();
                 stream.insert(field, own_in(&after)?);
                 Some(Rewrite::Opens(Some(after)))
@@ -150,7 +153,8 @@ impl Likeness {
                 }
             }
             Rewrite::Opens(after) => {
-                // Until then nobody knows of which time the entry is at which the stream begins.
+                // Before that, the proxy does not know the time of the entry at which the stream
+                // begins.
                 self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
                 let last = after.clone();
                 self.stream(reply, "firstBatch", last);
@@ -169,8 +173,8 @@ impl Likeness {
         Ok(())
     }
 
-    /// Makes the reply to a `ping` one to a `hello`; `applied` is the time of the newest entry, if that
-    /// is to be told.
+    /// Turns the reply to a `ping` into one to a `hello`. `applied` is the time of the newest
+    /// entry, if the reply should contain it.
     fn hello(&self, reply: &mut Document, applied: Option<Time>) {
         let told = applied.or_else(|| told_by(reply)).unwrap_or_default();
         let told = Bson::Timestamp(timestamp(told));
@@ -190,7 +194,8 @@ impl Likeness {
         *reply = hello;
     }
 
-    /// Rewrites the tokens of a batch that comes after this token, or is a fresh stream's first.
+    /// Rewrites the tokens of a batch. `last` is the token before the batch, `None` for a new
+    /// stream.
     fn stream(&self, reply: &mut Document, batch: &str, last: Option<Document>) {
         let Ok(cursor) = reply.get_document_mut("cursor") else { return };
         let mut of_last_event = None;
@@ -217,13 +222,13 @@ impl Likeness {
     }
 }
 
-/// A `hello` with one of these is for the server itself: it waits for a change, or logs in.
+/// A `hello` with one of these fields is for the server itself: it waits for a change, or logs in.
 const ONLY_THE_SERVER_ANSWERS: [&str; 4] =
     ["topologyVersion", "compression", "saslSupportedMechs", "speculativeAuthenticate"];
 
-/// What a `hello` would have been answered, by the reply to one or to its predecessor `isMaster`.
+/// The reply to a `hello`, learned from the reply to one or to its predecessor `isMaster`.
 fn learned(mut reply: Document) -> Document {
-    // What is said to a new connection alone.
+    // Fields that only the reply on a new connection contains.
     for field in ["helloOk", "compression", "saslSupportedMechs", "speculativeAuthenticate"] {
         reply.remove(field);
     }
@@ -233,13 +238,13 @@ fn learned(mut reply: Document) -> Document {
     reply
 }
 
-/// The token after a batch: the server's `own`, where the newest entry up to there is of the time
-/// `examined`, and the token before it was `last`, which a fresh stream has none of.
+/// The token after a batch. `own` is the server's token. `examined` is the time of the newest entry
+/// up to there. `last` is the token before it, `None` for a new stream.
 fn after_batch(own: &Own, examined: Option<Time>, last: Option<Document>) -> Document {
     match last {
-        // One tick after the newest entry, though there may be no entry of that time yet.
+        // One tick after the newest entry, although there may be no entry of that time yet.
         None => own.at(examined.unwrap_or(own.time).saturating_add(1)),
-        // It moves only past what was examined.
+        // It advances only past what was examined.
         Some(last) => match examined {
             Some(examined) if Some(examined) > time_of(&last) => own.at(examined),
             _ => last,
@@ -252,8 +257,8 @@ mod tests {
     use super::*;
     use crate::token::made_by_hand;
 
-    /// The oplog's entries are at positions 5 and 8. Whatever the test server's clock says, their times
-    /// are these.
+    /// The oplog's entries are at the positions 5 and 8. These are their times, whatever the test
+    /// server's clock shows.
     const FIRST: Time = 0x63C1_E0A4_0000_0002;
     const SECOND: Time = 0x63C1_E0A4_0000_0006;
     /// The clock, which ticks at each `hello`.
@@ -294,7 +299,7 @@ mod tests {
         let likeness = likeness();
         let first = token(&likeness, "firstBatch", batch("firstBatch", vec![], mark(5)));
         assert_eq!(begins(&first), "8263C1E0A400000003", "the entry's time and one tick");
-        // Nothing new: the token stays, to the letter, however far the clock is.
+        // If nothing is new, the token stays the same, even if the clock has advanced.
         let second = token(&likeness, "nextBatch", batch("nextBatch", vec![], mark(5)));
         assert_eq!(second, first);
         let third = token(&likeness, "nextBatch", batch("nextBatch", vec![], mark(7)));
@@ -332,7 +337,7 @@ mod tests {
         assert_eq!(cursor.get_document("postBatchResumeToken").unwrap(), &ids[1]);
         assert_eq!(events[1].as_document().unwrap().get_i32("rev").unwrap(), 1, "all else stays");
         assert_eq!(likeness.known().tokens.get(&3), Some(&ids[1]));
-        // The test server says the same again, or a mark, if nothing came since.
+        // The test server sends the same token again, or a mark, if nothing came since.
         for own in [last, mark(8)] {
             assert_eq!(token(&likeness, "nextBatch", batch("nextBatch", vec![], own)), ids[1]);
         }

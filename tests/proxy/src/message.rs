@@ -15,10 +15,10 @@ const CHECKSUM_PRESENT: u32 = 1;
 /// MongoDB's `maxMessageSizeBytes`, with room for the header.
 const LONGEST: usize = 48_000_000 + HEADER;
 
-/// The field of a read concern that has the server wait for a time.
+/// The field of a read concern that makes the server wait for a time.
 pub(crate) const AFTER_CLUSTER_TIME: &str = "afterClusterTime";
 
-/// A whole message, as it is on the wire.
+/// A whole message, as it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Message(Vec<u8>);
 
@@ -40,7 +40,7 @@ impl Message {
         Self::of(bytes)
     }
 
-    /// The same message with another body. The other sections stay, a checksum goes.
+    /// The same message with another body. The other sections stay, the checksum is removed.
     pub(crate) fn with_body(&self, body: &Document) -> io::Result<Self> {
         let mut bytes = self.0[..HEADER].to_vec();
         bytes.extend((self.flags() & !CHECKSUM_PRESENT).to_le_bytes());
@@ -73,7 +73,7 @@ impl Message {
         word(&self.0, 4)
     }
 
-    /// The id of the request that this message answers.
+    /// The id of the request to which this message is the reply.
     pub(crate) fn answers(&self) -> i32 {
         word(&self.0, 8)
     }
@@ -138,18 +138,18 @@ impl Message {
         Some(name.as_str())
     }
 
-    /// The command or the reply; `None` for what cannot be read.
+    /// The command or the reply. `None` if it cannot be read.
     pub(crate) fn body(&self) -> Option<Document> {
         Document::try_from(self.raw_body()?).ok()
     }
 
-    /// Whether the command is to wait for a time of the server.
+    /// Whether the command must wait for a time of the server.
     pub(crate) fn waits_for_a_time(&self) -> bool {
         let concern = self.raw_body().and_then(|body| body.get_document("readConcern").ok());
         concern.is_some_and(|concern| concern.get_timestamp(AFTER_CLUSTER_TIME).is_ok())
     }
 
-    /// How many inserts, updates or deletes a command carries.
+    /// The number of inserts, updates or deletes in a command.
     pub(crate) fn statements(&self) -> usize {
         const FIELDS: [&str; 3] = ["documents", "updates", "deletes"];
 
@@ -170,7 +170,7 @@ impl Message {
     }
 }
 
-/// How many documents follow each other in `bytes`.
+/// The number of consecutive documents in `bytes`.
 fn count(mut bytes: &[u8]) -> usize {
     let mut count = 0;
     while bytes.len() >= 4 {
@@ -194,8 +194,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Self { from, buffer: Vec::new() }
     }
 
-    /// The next message; `None` at the end of the connection. Cancel safe: what was read of a
-    /// message stays in the buffer.
+    /// The next message, or `None` at the end of the connection. Cancel safe: the bytes of an
+    /// incomplete message stay in the buffer.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Message>> {
         loop {
             if self.buffer.len() >= 4 {
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(absurd.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
-    /// A reader that gets its bytes in these pieces.
+    /// A reader that receives its bytes in these pieces.
     fn tokio_pieces(pieces: Vec<io::Result<Vec<u8>>>) -> Reader<tokio::io::DuplexStream> {
         let (mut to, from) = tokio::io::duplex(64);
         tokio::spawn(async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Which way a message goes.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Requests.
@@ -18,7 +18,7 @@ pub enum Direction {
 /// How a connection is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// In good order, as far as TCP is concerned.
+    /// By closing it in both directions, as TCP normally ends.
     Close,
     /// By a reset, on both sides.
     Reset,
@@ -27,25 +27,25 @@ pub enum Ending {
 /// The state of all connections of a proxy.
 #[derive(Debug)]
 pub(crate) struct Network {
-    /// How many faults want new connections to be refused.
+    /// The number of faults that refuse new connections.
     refusing: AtomicU32,
     /// Each change ends all connections.
     pub(crate) broken_off: watch::Sender<Ending>,
-    to_server: Lane,
-    to_client: Lane,
+    to_server: DirectionState,
+    to_client: DirectionState,
 }
 
-/// One direction of all connections.
+/// The state of one direction of all connections.
 #[derive(Debug)]
-pub(crate) struct Lane {
+pub(crate) struct DirectionState {
     flow: watch::Sender<Flow>,
-    /// How the next messages are to be broken off.
+    /// How to break off the next messages.
     breaks: Mutex<Vec<Ending>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
-    /// How many faults want it to stand still.
+    /// The number of faults that stall this direction.
     stalls: u32,
     delay: Duration,
 }
@@ -55,8 +55,8 @@ impl Network {
         Self {
             refusing: AtomicU32::new(0),
             broken_off: watch::Sender::new(Ending::Close),
-            to_server: Lane::new(),
-            to_client: Lane::new(),
+            to_server: DirectionState::new(),
+            to_client: DirectionState::new(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Network {
         self.refusing.load(Ordering::SeqCst) > 0
     }
 
-    pub(crate) fn lane(&self, direction: Direction) -> &Lane {
+    pub(crate) fn state(&self, direction: Direction) -> &DirectionState {
         match direction {
             Direction::ToServer => &self.to_server,
             Direction::ToClient => &self.to_client,
@@ -81,7 +81,7 @@ impl Network {
     }
 }
 
-impl Lane {
+impl DirectionState {
     fn new() -> Self {
         Self { flow: watch::Sender::new(Flow::default()), breaks: Mutex::default() }
     }
@@ -102,7 +102,7 @@ impl Lane {
         breaks.resize(count, ending);
     }
 
-    /// Waits as long as a message takes that goes this way, and while everything stands still.
+    /// Waits for the delay of a message in this direction, and while the direction is stalled.
     pub(crate) async fn pass(&self) {
         let delay = self.flowing().await;
         if !delay.is_zero() {
@@ -111,14 +111,14 @@ impl Lane {
         }
     }
 
-    /// Waits while it stands still, and returns the delay.
+    /// Waits while the direction is stalled, and returns the delay.
     async fn flowing(&self) -> Duration {
         let mut flow = self.flow.subscribe();
         let flowing = flow.wait_for(|flow| flow.stalls == 0).await;
         flowing.map(|flow| flow.delay).unwrap_or_default()
     }
 
-    /// How the next message is to be broken off, if it is.
+    /// How to break off the next message, if at all.
     pub(crate) fn next_break(&self) -> Option<Ending> {
         self.breaks.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }

@@ -1,9 +1,10 @@
-//! At which time the test server has written what is at which position of its oplog.
+//! The time of each entry in the test server's oplog.
 //!
-//! MongoDB's tokens and fences speak of the times of oplog entries. The test server's do not: its
-//! clock also ticks at each `hello`, and the time in the token of an empty batch is that of its clock
-//! and not that of the newest entry that was examined. So the proxy follows the oplog itself, by a
-//! change stream over the whole server, whose events have both the position and the time.
+//! MongoDB's tokens and the times in its `hello` are times of oplog entries. Those of the test
+//! server are not: its clock also ticks at each `hello`, and the token of an empty batch has the
+//! time of its clock instead of the time of the newest examined entry. So the proxy follows the
+//! oplog itself, by a change stream over the whole server, whose events have both the position and
+//! the time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,23 +22,24 @@ use tokio::sync::{mpsc, oneshot};
 use crate::message::{Message, Reader, number};
 use crate::token::{self, Own, Time};
 
-/// More entries than lie between what any stream has read and the newest one.
+/// More entries than lie between the position of any stream and the newest entry.
 const KEPT: usize = 100_000;
-/// Events at most in one batch.
+/// The largest number of events in one batch.
 const BATCH: i64 = 10_000;
 /// Longer than the server takes to report an entry on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A batch of fewer events has reached the end of the oplog: the test server looks at 1,000 entries.
+/// A batch of fewer events has reached the end of the oplog: the test server examines 1,000
+/// entries.
 const SMALL: usize = 500;
 /// The collection of the proxy's own marks.
 const MARKS_DATABASE: &str = "session_test_proxy";
 const MARKS: &str = "marks";
 
-/// Knows the times of the oplog's entries. Clones share a connection of their own to the server.
+/// Knows the times of the oplog's entries. Clones share one connection to the server.
 #[derive(Clone, Debug)]
 pub(crate) struct Oplog {
     entries: Arc<Mutex<VecDeque<Entry>>>,
-    ask: mpsc::UnboundedSender<Question>,
+    ask: mpsc::UnboundedSender<ReadRequest>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,30 +48,30 @@ struct Entry {
     time: Time,
 }
 
-/// Asks for every entry up to the time that a reply has told.
+/// A request to read every entry up to the time that a reply contained.
 #[derive(Debug)]
-struct Question {
-    told: Time,
+struct ReadRequest {
+    until: Time,
     answer: oneshot::Sender<io::Result<Time>>,
 }
 
 impl Oplog {
-    /// Starts to follow the oplog. `None` for a server that has no change streams, or whose tokens are
-    /// not the test server's.
+    /// Starts to follow the oplog. Returns `None` for a server that has no change streams, or whose
+    /// tokens are not those of the test server.
     pub(crate) async fn follow(server: SocketAddr) -> io::Result<Option<Self>> {
         let entries = Arc::default();
         let Some(stream) = Stream::open(server, &entries).await? else { return Ok(None) };
-        let (ask, questions) = mpsc::unbounded_channel();
-        tokio::spawn(answer(server, entries.clone(), stream, questions));
+        let (ask, requests) = mpsc::unbounded_channel();
+        tokio::spawn(answer(server, entries.clone(), stream, requests));
         Ok(Some(Self { entries, ask }))
     }
 
-    /// Waits until all entries are known up to the one that was the newest when a reply told this time;
-    /// returns the time of the newest. MongoDB calls that `lastApplied`.
-    pub(crate) async fn applied(&self, told: Time) -> io::Result<Time> {
+    /// Waits until all entries are known up to the newest one at the time in a reply. Returns the
+    /// time of that entry, which MongoDB calls `lastApplied`.
+    pub(crate) async fn applied(&self, until: Time) -> io::Result<Time> {
         let (answer, answered) = oneshot::channel();
-        let gone = || io::Error::other("nobody follows the oplog any more");
-        self.ask.send(Question { told, answer }).map_err(|_| gone())?;
+        let gone = || io::Error::other("the task that follows the oplog has ended");
+        self.ask.send(ReadRequest { until, answer }).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -85,26 +87,26 @@ async fn answer(
     server: SocketAddr,
     entries: Arc<Mutex<VecDeque<Entry>>>,
     stream: Stream,
-    mut questions: mpsc::UnboundedReceiver<Question>,
+    mut requests: mpsc::UnboundedReceiver<ReadRequest>,
 ) {
     let mut stream = Some(stream);
-    while let Some(first) = questions.recv().await {
-        // One look at the oplog answers all that ask.
+    while let Some(first) = requests.recv().await {
+        // One read of the oplog answers all waiting requests.
         let mut all = vec![first];
-        while let Ok(question) = questions.try_recv() {
-            all.push(question);
+        while let Ok(request) = requests.try_recv() {
+            all.push(request);
         }
-        let told = all.iter().map(|question| question.told).max().unwrap_or_default();
+        let until = all.iter().map(|request| request.until).max().unwrap_or_default();
         let known = match stream.take() {
-            Some(stream) => read(stream, told).await,
+            Some(stream) => read(stream, until).await,
             None => Err(io::ErrorKind::NotConnected.into()),
         };
         let known = match known {
             Ok(known) => Ok(known),
-            // The server was restarted, perhaps.
+            // The server was probably restarted.
             Err(_) => match Stream::open(server, &entries).await {
-                Ok(Some(stream)) => read(stream, told).await,
-                Ok(None) => Err(io::Error::other("the server has no change streams any more")),
+                Ok(Some(stream)) => read(stream, until).await,
+                Ok(None) => Err(io::Error::other("the server no longer has change streams")),
                 Err(error) => Err(error),
             },
         };
@@ -112,15 +114,15 @@ async fn answer(
             stream = Some(again);
             newest
         });
-        for question in all {
+        for request in all {
             let outcome = outcome.as_ref().map_err(|error| io::Error::from(error.kind()));
-            let _ = question.answer.send(outcome.copied());
+            let _ = request.answer.send(outcome.copied());
         }
     }
 }
 
-async fn read(mut stream: Stream, told: Time) -> io::Result<(Stream, Time)> {
-    let newest = stream.read_to(told).await?;
+async fn read(mut stream: Stream, until: Time) -> io::Result<(Stream, Time)> {
+    let newest = stream.read_to(until).await?;
     Ok((stream, newest))
 }
 
@@ -130,7 +132,7 @@ struct Stream {
     connection: Connection,
     cursor: i64,
     entries: Arc<Mutex<VecDeque<Entry>>>,
-    /// The `_id` of this stream's marks, and how many of them have come by.
+    /// The `_id` of this stream's marks, and the number of marks that the stream has reported.
     mark: ObjectId,
     marks: u64,
 }
@@ -154,7 +156,7 @@ impl Stream {
         let Ok(cursor) = reply.get_document("cursor") else { return Ok(None) };
         let token = cursor.get_document("postBatchResumeToken").ok().and_then(Own::read);
         let (Some(_), Some(cursor)) = (token, number(cursor.get("id"))) else { return Ok(None) };
-        // What is known from before may be of a history that a killed server has lost.
+        // The entries known so far may belong to a history that a killed server has lost.
         entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let entries = entries.clone();
         let mut stream = Self { connection, cursor, entries, mark: ObjectId::new(), marks: 0 };
@@ -163,19 +165,20 @@ impl Stream {
         Ok(Some(stream))
     }
 
-    /// Reads all entries from before a reply that told this time; returns the time of the newest.
-    async fn read_to(&mut self, told: Time) -> io::Result<Time> {
+    /// Reads all entries from before a reply that contained the time `until`. Returns the time of
+    /// the newest.
+    async fn read_to(&mut self, until: Time) -> io::Result<Time> {
         while self.more(0).await? >= SMALL {}
-        if self.newest() < told {
-            // The clock has ticked at a `hello`, or an entry waits for an earlier one to be written.
-            // What comes after both shows which.
+        if self.newest() < until {
+            // Either the clock has ticked at a `hello`, or an entry waits for an earlier one. The
+            // entry that follows both decides it.
             self.mark().await?;
         }
         Ok(self.newest())
     }
 
-    /// Writes an entry of the proxy's own, and reads up to it: entries come in their order, so all from
-    /// before it are known then. On MongoDB, periodic no-op entries do the same.
+    /// Writes an entry of the proxy's own, and reads up to it. Entries come in their order, so all
+    /// earlier entries are known then. On MongoDB, periodic no-op entries have the same effect.
     async fn mark(&mut self) -> io::Result<()> {
         let began = Instant::now();
         let before = self.marks;
@@ -197,7 +200,8 @@ impl Stream {
         entries.back().map_or(0, |entry| entry.time)
     }
 
-    /// Takes what comes next, for which the server waits so many milliseconds; returns how much it was.
+    /// Reads the next batch, for which the server waits `wait` milliseconds. Returns its number of
+    /// events.
     async fn more(&mut self, wait: i64) -> io::Result<usize> {
         let more = doc! {
             "getMore": self.cursor,
@@ -222,7 +226,7 @@ impl Stream {
     }
 }
 
-/// A connection of the proxy's own.
+/// The proxy's own connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     from: Reader<OwnedReadHalf>,
@@ -238,7 +242,7 @@ impl Connection {
     }
 
     pub(crate) async fn ask(&mut self, command: Document) -> io::Result<Document> {
-        // A request answers nothing.
+        // A request is a message that answers no other one.
         let request = Message::reply(0, &command)?;
         self.to.write_all(request.bytes()).await?;
         let reply = self.from.next().await?.and_then(|reply| reply.body());
@@ -248,7 +252,7 @@ impl Connection {
 
 #[cfg(test)]
 impl Oplog {
-    /// An oplog of these entries, each a position and a time, and nobody who could be asked.
+    /// An oplog with these entries, each a position and a time, without a connection to a server.
     pub(crate) fn made_by_hand(entries: &[(i64, Time)]) -> Self {
         let entry = |(position, time): &(i64, Time)| Entry { position: *position, time: *time };
         let entries = entries.iter().map(entry).collect();
@@ -256,7 +260,7 @@ impl Oplog {
     }
 }
 
-/// The time that a reply tells.
+/// The operation time in a reply.
 pub(crate) fn told_by(reply: &Document) -> Option<Time> {
     reply.get_timestamp("operationTime").ok().map(token::time)
 }

@@ -17,7 +17,7 @@ use crate::fault::{Active, Commands, Injected, Injection, Lasts};
 use crate::hold::{HeldReply, Released, Trap, Traps};
 use crate::likeness::{Likeness, Rewrite};
 use crate::message::{Message, Reader};
-use crate::network::{Direction, Ending, Lane, Network};
+use crate::network::{Direction, DirectionState, Ending, Network};
 
 /// A proxy on loopback. It lives as long as the runtime in which it was started.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
-/// A server that proxies stand in front of. Clones share what they know of it.
+/// A server behind proxies. Clones share what they know of it.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     address: SocketAddr,
@@ -35,7 +35,7 @@ pub struct Upstream {
 
 impl Upstream {
     /// Makes the change streams of the test server look like MongoDB's. A server with MongoDB's own
-    /// tokens, or without change streams, is left as it is. It works as long as this runtime lives.
+    /// tokens, or without change streams, is not changed. It works as long as this runtime lives.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl Upstream {
         Ok(Self { address, likeness: Likeness::of(address).await? })
     }
 
-    /// Whether replies are made what MongoDB's would be.
+    /// Whether the proxy changes replies to those of MongoDB.
     #[must_use]
     pub fn is_rewritten(&self) -> bool {
         self.likeness.is_some()
@@ -52,7 +52,7 @@ impl Upstream {
 }
 
 impl From<SocketAddr> for Upstream {
-    /// The server as it is.
+    /// A server whose replies are not changed.
     fn from(address: SocketAddr) -> Self {
         Self { address, likeness: None }
     }
@@ -64,21 +64,21 @@ struct Shared {
     server: Upstream,
     network: Network,
     traps: Traps,
-    /// A `Mutex` and no lock-free list: the lock is held for moments, and only if there are any.
+    /// A `Mutex` suffices: it is held briefly, and only if the test has injections.
     injections: Mutex<Vec<Arc<Active>>>,
-    /// A `Mutex`, since it is a value of three and read once for each reply.
+    /// A `Mutex`, since it is one small value that is read once for each reply.
     role: Mutex<Role>,
 }
 
-/// As what the server introduces itself in its replies to `hello`.
+/// What the server says that it is in its replies to `hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// As what it is.
+    /// What it really is.
     ItsOwn,
-    /// As a member of a replica set that takes no writes, with no primary known.
+    /// A member of a replica set that accepts no writes and knows no primary.
     Secondary,
-    /// As routers behind a load balancer.
+    /// A router behind a load balancer.
     LoadBalancer,
 }
 
@@ -94,7 +94,8 @@ impl Role {
                 reply.insert("secondary", true);
                 reply.remove("primary");
                 reply.remove("electionId");
-                // With it, the driver would wait up to 10 s for the server to report the next change.
+                // With this field, the driver would wait up to 10 s for the server to report the
+                // next change.
                 reply.remove("topologyVersion");
             }
             Self::LoadBalancer => {
@@ -111,7 +112,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// If the system has no port on loopback to spare.
+    /// If the system has no free port on loopback.
     pub async fn start(server: impl Into<Upstream>) -> io::Result<Self> {
         let server = server.into();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -139,7 +140,7 @@ impl Proxy {
         self.shared.traps.set(command)
     }
 
-    /// Puts errors of the server in, from the next command on.
+    /// Injects errors of the server, from the next command on.
     pub fn inject(
         &self,
         commands: impl Into<Commands>,
@@ -151,7 +152,7 @@ impl Proxy {
         Injected(active)
     }
 
-    /// Has the server introduce itself as something else from now on.
+    /// Changes the role of the server in its replies to `hello` from now on.
     pub fn introduce_as(&self, role: Role) {
         *self.shared.role() = role;
     }
@@ -172,24 +173,24 @@ impl Proxy {
         self.shared.network.broken_off.send_replace(ending);
     }
 
-    /// Refuses new connections, until called with `false` as often as with `true`.
+    /// Refuses new connections. `false` undoes one call with `true`.
     pub fn refuse(&self, yes: bool) {
         self.shared.network.refuse(yes);
     }
 
-    /// Holds back everything that goes this way, until called with `false` as often as with `true`.
+    /// Holds back all messages in this direction. `false` undoes one call with `true`.
     pub fn stall(&self, direction: Direction, yes: bool) {
-        self.shared.network.lane(direction).stall(yes);
+        self.shared.network.state(direction).stall(yes);
     }
 
-    /// Delays each message that goes this way.
+    /// Delays each message in this direction.
     pub fn delay(&self, direction: Direction, delay: Duration) {
-        self.shared.network.lane(direction).delay(delay);
+        self.shared.network.state(direction).delay(delay);
     }
 
-    /// Breaks the next `count` messages that go this way off in the middle, with their connections.
+    /// Ends the connection in the middle of each of the next `count` messages in this direction.
     pub fn break_next(&self, direction: Direction, ending: Ending, count: usize) {
-        self.shared.network.lane(direction).break_next(ending, count);
+        self.shared.network.state(direction).break_next(ending, count);
     }
 }
 
@@ -198,15 +199,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         if let Ok((client, _)) = listener.accept().await {
             tokio::spawn(connect(shared.clone(), client));
         } else {
-            // Out of file descriptors, perhaps: the next one may work.
+            // The process may be out of file descriptors. The next attempt may work.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-/// Carries messages both ways until one side ends the connection, or a fault does.
+/// Forwards messages both ways until one side ends the connection, or a fault does.
 async fn connect(shared: Arc<Shared>, mut client: TcpStream) {
-    // Before the first wait: what ends connections from now on ends this one.
+    // Subscribe before the first wait, so that a fault from now on ends this connection too.
     let mut broken_off = shared.network.broken_off.subscribe();
     if shared.network.is_refusing() {
         return reset(&client);
@@ -238,21 +239,21 @@ async fn connect(shared: Arc<Shared>, mut client: TcpStream) {
     }
 }
 
-/// Once the stream is dropped, the other end gets a reset.
+/// When the stream is dropped, the other end receives a reset.
 fn reset(stream: &TcpStream) {
-    // A connection that is gone already cannot be reset any more.
+    // A closed connection cannot be reset, so ignore the error.
     let _ = stream.set_zero_linger();
 }
 
-/// A connection of a client, and the one of the proxy's own to the server.
+/// A client's connection, and the proxy's own connection to the server.
 struct Connection<'a> {
     shared: &'a Shared,
-    /// The requests whose replies are not simply passed on, by their ids.
+    /// The requests whose replies are not simply forwarded, by their ids.
     open: Mutex<HashMap<i32, Open>>,
     hung_up: watch::Sender<bool>,
 }
 
-/// A request, and what is to become of its reply.
+/// A request, and what happens to its reply.
 #[derive(Debug, Default)]
 struct Open {
     command: Document,
@@ -262,10 +263,10 @@ struct Open {
     injection: Option<Injection>,
 }
 
-/// A reply of the proxy's own.
+/// A reply that the proxy sends instead of the server.
 type OwnReply = (i32, Document);
 
-/// What becomes of a request.
+/// What the proxy does with a request.
 enum Taken {
     Forward(Message),
     Answer(Document),
@@ -276,8 +277,8 @@ impl<'a> Connection<'a> {
         Self { shared, open: Mutex::default(), hung_up: watch::Sender::new(false) }
     }
 
-    fn lane(&self, direction: Direction) -> &Lane {
-        self.shared.network.lane(direction)
+    fn state(&self, direction: Direction) -> &DirectionState {
+        self.shared.network.state(direction)
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<i32, Open>> {
@@ -294,13 +295,13 @@ impl<'a> Connection<'a> {
         loop {
             let request = from.next().await;
             if matches!(request, Ok(Some(_))) {
-                // What a stall holds back arrives after it, though the client may have hung up: as
-                // on a network that loses its packets for a while.
-                self.lane(Direction::ToServer).pass().await;
+                // A request that a stall holds back arrives afterwards, even if the client has
+                // closed the connection: as on a network that loses its packets for a while.
+                self.state(Direction::ToServer).pass().await;
             }
             let Ok(Some(request)) = request else {
                 self.hung_up.send_replace(true);
-                self.lane(Direction::ToServer).pass().await;
+                self.state(Direction::ToServer).pass().await;
                 return to.shutdown().await.map_err(|_| Ending::Close);
             };
             let id = request.id();
@@ -315,7 +316,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Notes what is to become of the reply to a request, and decides who answers it.
+    /// Records what happens to the reply to a request, and decides who answers it.
     fn take(&self, request: Message) -> io::Result<Taken> {
         let Some(name) = request.command() else { return Ok(Taken::Forward(request)) };
         let trap = self.shared.traps.spring(name);
@@ -356,19 +357,19 @@ impl<'a> Connection<'a> {
                 }
                 reply = from.next() => {
                     let Ok(Some(reply)) = reply else {
-                        self.lane(Direction::ToClient).pass().await;
+                        self.state(Direction::ToClient).pass().await;
                         return to.shutdown().await.map_err(|_| Ending::Close);
                     };
                     self.rewritten(reply).await.map_err(|_| Ending::Close)?
                 }
             };
             let Some(reply) = self.held(reply).await? else { return Err(Ending::Close) };
-            self.lane(Direction::ToClient).pass().await;
+            self.state(Direction::ToClient).pass().await;
             self.carry(&mut to, &reply, Direction::ToClient).await?;
         }
     }
 
-    /// The server's reply as MongoDB would give it, with what is put in.
+    /// The server's reply as MongoDB would send it, with the injected errors.
     async fn rewritten(&self, reply: Message) -> io::Result<Message> {
         let (rewrite, injected) = match self.open().get_mut(&reply.answers()) {
             None => (None, None),
@@ -392,8 +393,8 @@ impl<'a> Connection<'a> {
         reply.with_body(&body)
     }
 
-    /// The reply once the test releases it, if it is one that a test holds; `None` if the connection is
-    /// to be cut.
+    /// The reply, once the test releases it if a test holds it. `None` if the connection must be
+    /// cut.
     async fn held(&self, reply: Message) -> Result<Option<Message>, Ending> {
         let open = self.open().remove(&reply.answers());
         let Some(Open { command, statements, trap: Some(trap), .. }) = open else {
@@ -419,8 +420,8 @@ impl<'a> Connection<'a> {
         direction: Direction,
     ) -> Result<(), Ending> {
         let bytes = message.bytes();
-        if let Some(ending) = self.lane(direction).next_break() {
-            // The other side gets a part of a message, and then the end.
+        if let Some(ending) = self.state(direction).next_break() {
+            // The other side receives a part of a message, and then the end of the connection.
             let _ = to.write_all(&bytes[..bytes.len() / 2]).await;
             return Err(ending);
         }
@@ -437,7 +438,7 @@ impl Shared {
         self.injections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first injection that is for this command.
+    /// The first injection that applies to this command.
     fn injection(&self, command: &str) -> Option<Injection> {
         let mut injections = self.injections();
         injections.retain(|active| !active.has_ended());

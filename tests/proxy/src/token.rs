@@ -1,9 +1,11 @@
-//! Resume tokens, as MongoDB writes them and as the test server does.
+//! Resume tokens, in MongoDB's form and in the test server's form.
 //!
-//! MongoDB's are [key strings](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/resume_token.h)
-//! in hexadecimal digits: a timestamp, the version of the format, the kind of token, and what tells
-//! events of one time apart. The test server's are a BSON document in hexadecimal digits. The proxy
-//! puts those into the last part of MongoDB's form. So it keeps no list: it can take any token back.
+//! MongoDB's tokens are [key
+//! strings](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/resume_token.h) in
+//! hexadecimal digits: a timestamp, the version of the format, the kind of token, and a part that
+//! tells events of one time apart. The test server's tokens are a BSON document in hexadecimal
+//! digits. The proxy puts that document into the last part of MongoDB's form, so it keeps no list,
+//! and can translate every token back.
 
 use bson::{Bson, Document, Timestamp};
 
@@ -22,13 +24,13 @@ const END: &str = "04";
 /// From this length on, the length itself takes 4 more bytes.
 const LONG: usize = 0xFF;
 
-/// What a token of the test server says.
+/// The content of the test server's token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Own {
     /// The position in the oplog.
     pub(crate) position: i64,
     pub(crate) time: Time,
-    /// Of which namespace the event is; empty for a high-water mark.
+    /// The namespace of the event. Empty for a high-water mark.
     namespace: String,
     /// The `_id` of the document that the event is about.
     pub(crate) key: Option<Bson>,
@@ -36,7 +38,7 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// `None` if the token is of another form.
+    /// Parses a token. `None` if the token has another form.
     pub(crate) fn read(token: &Document) -> Option<Self> {
         let data = token.get_str("_data").ok()?;
         let inner = Document::from_reader(&*bytes(data)?).ok()?;
@@ -125,7 +127,8 @@ mod tests {
         for (own, begins) in [
             (own("app.sessions", "k"), "8263C1E0A4000000022B042C0100296E5A"),
             (own("app.sessions", &long), "8263C1E0A4000000022B042C0100296E5AFF"),
-            // As a high-water mark of MongoDB 6, 8263C1E0A4000000022B0229296E04, of a later version.
+            // A high-water mark of MongoDB 6, 8263C1E0A4000000022B0229296E04, and one of a later
+            // version.
             (own("", "k"), "8263C1E0A4000000022B0429296E5A"),
         ] {
             let token = own.at(0x63C1_E0A4_0000_0002);
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn tokens_of_other_forms_are_left_alone() {
-        // A real server's, and what is no token at all.
+        // A token of a real server, and texts that are not tokens.
         for data in ["8263C1E0A4000000022B0229296E04", "82", "", "0", "zz", "8263C1E0A400000002"] {
             let token = doc! { "_data": data };
             assert_eq!((own_in(&token), Own::read(&token)), (None, None), "{data}");

@@ -11,12 +11,12 @@ pub struct Location {
 }
 
 impl Location {
-    /// Takes a connection string apart.
+    /// Parses a connection string.
     ///
     /// # Errors
     ///
-    /// Why the server cannot be reached through a proxy: its certificate would not be the proxy's, or
-    /// there is more than one host.
+    /// If the server cannot be reached through a proxy: the proxy does not have the server's
+    /// certificate, or there is more than one host.
     pub fn of(uri: &str) -> Result<Self, &'static str> {
         let Some(rest) = uri.strip_prefix("mongodb://") else {
             return Err("it does not begin with mongodb://");
@@ -37,7 +37,7 @@ impl Location {
         })
     }
 
-    /// The server's address. Looks the name up, which may block.
+    /// The server's address. Resolves the host name, which may block.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl Location {
         found.ok_or_else(|| format!("{host} has no address"))
     }
 
-    /// The same connection string with the proxy of this port instead of the host.
+    /// The same connection string with a proxy on this port instead of the host.
     #[must_use]
     pub fn through(&self, port: u16) -> String {
         format!("{}127.0.0.1:{port}{}", self.before, self.after)

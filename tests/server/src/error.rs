@@ -1,15 +1,15 @@
-//! What can go wrong, in words that say what to do.
+//! The errors of this crate. Each message says what to do.
 
 use std::fmt;
 use std::path::Path;
 
-/// Why there is no server to run on.
+/// Why there is no server.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// No server program was found and none could be installed; one line for each thing tried.
+    /// No server program was found and none could be installed. There is one line for each attempt.
     NoServer {
-        /// What was tried, in order, and why each did not do.
+        /// The attempts, in order, and why each one failed.
         tried: Vec<String>,
     },
     /// `MONGODB_URI` is set, but it is not a connection string or nothing answers there.
@@ -27,22 +27,22 @@ pub enum Error {
     Command {
         /// The command's name.
         command: &'static str,
-        /// What the server answered.
+        /// The server's error message.
         reason: String,
     },
-    /// What was asked for cannot be done with this server or on this system.
+    /// This server or this system cannot do what the caller asked for.
     Unsupported(String),
     /// An operation of the system failed.
     Io {
-        /// What was being done.
+        /// The operation.
         doing: String,
-        /// What the system said.
+        /// The system's error message.
         reason: String,
     },
 }
 
 impl Error {
-    /// An [`Error::Io`] of `error`, met while `doing` something.
+    /// An [`Error::Io`] of `error`, which occurred while `doing` something.
     #[cfg_attr(not(unix), allow(dead_code, reason = "only own servers do system calls"))]
     pub(crate) fn io(doing: impl Into<String>, error: impl fmt::Display) -> Self {
         Self::Io { doing: doing.into(), reason: error.to_string() }
@@ -81,7 +81,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// As `Display`: it is what a test shows that unwraps, and so the first that a newcomer sees.
+/// The same text as `Display`: `unwrap` prints it in a test, so it is the first text that a
+/// newcomer sees.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -90,7 +91,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// The last `lines` lines of the file, or nothing where it cannot be read.
+/// The last `lines` lines of the file. Empty if the file cannot be read.
 #[cfg_attr(not(unix), allow(dead_code, reason = "only own servers have a log"))]
 pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Which server program to run, and what each kind wants to be told.
+//! Finds the server program to run, and builds the command line for each kind of server.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -10,37 +10,37 @@ use crate::Kind;
 use crate::error::Error;
 use crate::install;
 
-/// A server program that is there.
+/// A server program that exists.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     pub(crate) kind: Kind,
-    /// The program and the arguments which come before all others.
+    /// The program, and the arguments that come before all others.
     pub(crate) command: Vec<OsString>,
     /// Its name and version.
     pub(crate) title: String,
-    /// Why it is this one, for the line that says what was done.
+    /// Why it was chosen, for the line on stderr.
     pub(crate) why: String,
 }
 
-/// What a start asks for.
+/// The settings of a start.
 pub(crate) struct Wanted<'a> {
     pub(crate) port: u16,
     pub(crate) folder: &'a Path,
     pub(crate) durable: bool,
     pub(crate) test_commands: bool,
     pub(crate) auth: bool,
-    /// Files of the certificate chain and the key.
+    /// The files of the certificate chain and of the key.
     pub(crate) tls: Option<(&'a Path, &'a Path)>,
     pub(crate) extra: &'a [OsString],
 }
 
 /// The folder of the server's own files inside its temporary folder.
 pub(crate) const DATA: &str = "data";
-/// An empty configuration, so that no file of the user's is found instead.
+/// An empty configuration, so that the server reads no configuration file of the user.
 pub(crate) const CONFIG: &str = "empty.toml";
-/// The shared secret without which a `mongod` in a replica set will not ask for passwords.
+/// The shared secret that a `mongod` in a replica set needs if it requires passwords.
 pub(crate) const KEY_FILE: &str = "keyfile";
-/// Certificate and key in one file, as `mongod` wants them.
+/// Certificate and key in one file, which `mongod` requires.
 pub(crate) const TLS_FILE: &str = "server.pem";
 
 impl Program {
@@ -55,7 +55,7 @@ impl Program {
             add(&["--port".as_ref(), &port]);
             add(&["--dbpath".as_ref(), &file(DATA)]);
             add(&["--replSet".as_ref(), "rs0".as_ref()]);
-            // Its socket would stay behind in the folder of all temporary files.
+            // Its socket file would stay in the folder of all temporary files.
             add(&["--nounixsocket".as_ref()]);
             if wanted.test_commands {
                 add(&["--setParameter".as_ref(), "enableTestCommands=1".as_ref()]);
@@ -66,7 +66,8 @@ impl Program {
             if wanted.tls.is_some() {
                 add(&["--tlsMode".as_ref(), "requireTLS".as_ref()]);
                 add(&["--tlsCertificateKeyFile".as_ref(), &file(TLS_FILE)]);
-                // It also speaks to itself, and a test's certificate may not be fit for that.
+                // `mongod` also connects to itself, and a test's certificate may not be valid for
+                // that.
                 add(&["--tlsCAFile".as_ref(), &file(TLS_FILE)]);
                 add(&["--tlsAllowConnectionsWithoutCertificates".as_ref()]);
                 add(&["--tlsAllowInvalidCertificates".as_ref()]);
@@ -78,7 +79,8 @@ impl Program {
             add(&["--port".as_ref(), &port]);
             add(&["--storage-path".as_ref(), &file(DATA)]);
             if self.kind == Kind::SecantusRs {
-                // It fills its log file in full beforehand; the default is 128 MB for each server.
+                // The server allocates its whole log file at the start. The default is 128 MB for
+                // each server.
                 add(&["--log-file-max".as_ref(), "64MB".as_ref()]);
             }
             if wanted.durable {
@@ -99,10 +101,10 @@ impl Program {
         line
     }
 
-    /// What the program writes once the port is its own.
+    /// The text in the log that shows that the program owns the port.
     ///
-    /// Asking the port alone is not enough: where two servers were given the same port, the one
-    /// that got it would answer for the one that did not.
+    /// A successful connection is not enough: if two servers were given the same port, the one that
+    /// got it would answer for the other one.
     pub(crate) fn listening_mark(&self) -> &'static str {
         match self.kind {
             Kind::Mongod => "Waiting for connections",
@@ -111,7 +113,7 @@ impl Program {
     }
 }
 
-/// The variable that names the kind to use where the caller names none.
+/// The variable that names the kind of server if the caller names none.
 const KIND: &str = "SESSION_TEST_SERVER";
 
 /// One way to get a program.
@@ -127,8 +129,8 @@ enum Way {
 impl Way {
     /// The ways for `kind`, or for any kind, in the order in which they are tried.
     ///
-    /// What is there comes first. Then comes pip, which takes a minute, and then cargo, which takes
-    /// some minutes. With `fast` the faster server comes first.
+    /// Installed programs come first. Then comes pip, which takes a minute, and then cargo, which
+    /// takes some minutes. With `fast`, the faster server comes first.
     fn all(kind: Option<Kind>, fast: bool) -> &'static [Self] {
         use Way::{BuildRust, FindMongod, FindPython, FindRust, InstallPython};
 
@@ -141,7 +143,7 @@ impl Way {
         }
     }
 
-    /// The program, or why this way does not lead to one. `last` is the reason of the way before.
+    /// The program, or why this way fails. `last` is why the way before failed.
     fn go(self, last: &str) -> Result<Program, String> {
         match self {
             Self::FindMongod => mongod(),
@@ -157,7 +159,7 @@ impl Way {
     }
 }
 
-/// The program to use: of `kind`, else of the kind that the environment names, else the first that
+/// The program to use: one of `kind`, else of the kind in the environment, else the first one that
 /// is found or can be installed.
 pub(crate) fn program(kind: Option<Kind>, fast: bool) -> Result<Program, Error> {
     let named = env::var_os(KIND).filter(|name| !name.is_empty());
@@ -223,7 +225,7 @@ fn found_python() -> Result<Program, String> {
     }
 }
 
-/// The Python twin, run by the Python of its virtual environment.
+/// The Python server, run by the Python of its virtual environment.
 fn twin(python: PathBuf, why: &str) -> Program {
     Program {
         kind: Kind::SecantusPy,
@@ -244,7 +246,7 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
-/// The first line of `--version`, or the bare name where the program does not say.
+/// The first line of `--version`, or only the name if the program prints no version.
 fn version(path: &Path, name: &str) -> String {
     let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
     let text = output.map(|output| output.stdout).unwrap_or_default();
@@ -253,7 +255,7 @@ fn version(path: &Path, name: &str) -> String {
     if first.contains(name) {
         first.to_owned()
     } else {
-        // mongod says only `db version v8.0.4`.
+        // mongod prints only `db version v8.0.4`.
         format!("{name} {}", first.trim_start_matches("db version ")).trim_end().to_owned()
     }
 }
@@ -275,7 +277,8 @@ mod tests {
 
     #[test]
     fn every_kind_listens_on_loopback_only_and_is_told_what_was_asked() {
-        let (cert, key) = (Path::new("/c.pem"), Path::new("/k.pem"));
+        let cert = Path::new("/c.pem");
+        let key = Path::new("/k.pem");
         let extra = ["--last".into()];
         let mut wanted = Wanted {
             port: 5,

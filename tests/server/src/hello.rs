@@ -1,4 +1,5 @@
-//! Talking to a server that is being set up: is it ready, and the commands that make it so.
+//! Commands to a server during its set-up: whether it is ready, and the commands that make it
+//! ready.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -13,10 +14,10 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 use crate::error::Error;
 use crate::wire::{self, Doc, Reply};
 
-/// How long one question may take; a server that has just bound its port may be slow.
+/// The timeout of one command. A server that has just started may be slow.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks the server on loopback `port` one thing.
+/// Sends one command to the server on loopback `port`.
 pub(crate) fn ask(port: u16, tls: bool, command: Doc) -> io::Result<Reply> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -24,18 +25,18 @@ pub(crate) fn ask(port: u16, tls: bool, command: Doc) -> io::Result<Reply> {
     if tls { wire::ask(&mut encrypted(stream)?, command) } else { wire::ask(&mut stream, command) }
 }
 
-/// The question whether anybody is there.
+/// The command `hello`, which checks that a server answers.
 pub(crate) fn hello() -> Doc {
     Doc::default().int("hello", 1)
 }
 
-/// Whether the server answers `hello` and says that it takes writes.
+/// Whether the server answers `hello` and accepts writes.
 pub(crate) fn is_ready(port: u16, tls: bool) -> bool {
     ask(port, tls, hello())
         .is_ok_and(|reply| reply.is_true("ok") && reply.is_true("isWritablePrimary"))
 }
 
-/// Gives the server its first user, who may do everything; it must not ask for a password yet.
+/// Creates the first user, who may do everything. The server must not require a password yet.
 pub(crate) fn create_user(port: u16, user: &str, password: &str) -> Result<(), Error> {
     let command = Doc::default()
         .text("createUser", user)
@@ -44,7 +45,8 @@ pub(crate) fn create_user(port: u16, user: &str, password: &str) -> Result<(), E
     done("createUser", ask(port, false, command))
 }
 
-/// Makes a new `mongod --replSet rs0` a set of one: only sets have change streams.
+/// Makes a new `mongod --replSet rs0` a replica set of one member: only replica sets have change
+/// streams.
 pub(crate) fn initiate(port: u16) -> Result<(), Error> {
     let member = Doc::default().int("_id", 0).text("host", &format!("127.0.0.1:{port}"));
     let config =
@@ -67,7 +69,7 @@ fn done(command: &'static str, reply: io::Result<Reply>) -> Result<(), Error> {
 }
 
 fn encrypted(stream: TcpStream) -> io::Result<impl Read + Write> {
-    // Named, not the process's default: the tests' own choice is none of this crate's business.
+    // Named explicitly: the tests choose the process's default provider.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -80,8 +82,8 @@ fn encrypted(stream: TcpStream) -> io::Result<impl Read + Write> {
     Ok(StreamOwned::new(client, stream))
 }
 
-/// Takes any certificate: the question is whether this very process's server is up, nothing
-/// secret is said, and whose certificate it is the test that made it will check.
+/// Accepts any certificate. This client only checks that this process's own server is up, and sends
+/// no secret. The test that made the certificate checks it.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Putting a server program into the user's cache folder, once for all projects and processes.
+//! Installs a server program into the user's cache folder, once for all projects and processes.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,18 +16,18 @@ use crate::error::tail;
 use crate::find::{is_executable, on_path};
 use crate::say;
 
-/// The crate that has `secantusd-rs`, and the version all tests are run against.
+/// The crate that has `secantusd-rs`, and the version with which all tests run.
 const CRATE: &str = "secantus-mdb";
 const CRATE_VERSION: &str = "0.5.3-beta.196";
-/// The wheel of the same server's Python twin.
+/// The wheel of the same server in Python.
 const WHEEL: &str = "secantusdb";
 pub(crate) const WHEEL_VERSION: &str = "0.7.0b3";
 
-/// How often a long installation says that it is still at it.
+/// How often a long installation reports that it still runs.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
-/// What the Python twin needs of the machine's Python. Says what is missing, for the list of what
-/// was tried. Debian and Ubuntu have a `python3` without `ensurepip`.
+/// Checks what the Python server needs of the machine's Python. Prints what is missing, for the
+/// list of attempts. On Debian and Ubuntu, `python3` may lack `ensurepip`.
 const PYTHON_PROBE: &str = "
 import sys
 if sys.version_info < (3, 10):
@@ -44,7 +44,7 @@ pub(crate) fn cached_rust() -> Result<Option<PathBuf>, String> {
     Ok(Some(cache.rust()).filter(|program| is_executable(program)))
 }
 
-/// The Python that has the twin, if that is in the cache.
+/// The Python that has the Python server, if it is in the cache.
 pub(crate) fn cached_python() -> Result<Option<PathBuf>, String> {
     let cache = Cache::open().map_err(|reason| format!("secantusd-py: {reason}"))?;
     Ok(cache.python().ready())
@@ -70,8 +70,8 @@ pub(crate) fn cargo(reason: &str) -> Result<PathBuf, String> {
         cache.folder.display(),
         log.display()
     ));
-    // Beside its place and moved there when whole, so a build that was cut off is never used. The
-    // objects stay on the other hand, so the next try goes on where that one ended.
+    // Build in a temporary folder and move it when it is complete, so that an interrupted build is
+    // never used. The object files stay, so that the next build continues from there.
     let half = tempfile::Builder::new()
         .prefix("half-")
         .tempdir_in(&cache.folder)
@@ -80,7 +80,7 @@ pub(crate) fn cargo(reason: &str) -> Result<PathBuf, String> {
     let mut command = toolchain.command(&cache.folder);
     command
         .args(["install", CRATE, "--version", CRATE_VERSION])
-        // It asks for a newer Rust than it needs.
+        // The crate requires a newer Rust than it needs.
         .args(["--ignore-rust-version", "--no-track", "--root"])
         .arg(half.path())
         .env("CARGO_TARGET_DIR", &objects);
@@ -90,12 +90,12 @@ pub(crate) fn cargo(reason: &str) -> Result<PathBuf, String> {
         Err(_) if is_executable(&program) => {}
         Err(error) => return Err(failed(format!("could not move it into place: {error}"))),
     }
-    // Hundreds of megabytes that are of no more use; and only a matter of space.
+    // Hundreds of megabytes that are not needed any longer. An error only costs disk space.
     let _ = fs::remove_dir_all(&objects);
     Ok(program)
 }
 
-/// Installs the Python twin into the cache, unless it is there.
+/// Installs the Python server into the cache, unless it is there.
 pub(crate) fn pip() -> Result<PathBuf, String> {
     let failed = |reason: String| format!("{WHEEL} {WHEEL_VERSION} with pip: {reason}");
     let cache = Cache::open().map_err(failed)?;
@@ -132,7 +132,7 @@ pub(crate) fn pip() -> Result<PathBuf, String> {
     Ok(twin.program)
 }
 
-/// Where the Python twin is, or will be.
+/// The place of the Python server, installed or not.
 struct Twin {
     /// A virtual environment. It cannot be moved, so `marker` is written when it is complete.
     home: PathBuf,
@@ -146,7 +146,7 @@ impl Twin {
     }
 }
 
-/// The folder all installations are in.
+/// The folder of all installations.
 struct Cache {
     folder: PathBuf,
 }
@@ -166,7 +166,7 @@ impl Cache {
             return Some(own.into());
         }
         let base = match variable("XDG_CACHE_HOME").map(PathBuf::from) {
-            // The standard says that a relative one is to be ignored.
+            // The XDG standard says that a relative path must be ignored.
             Some(xdg) if xdg.is_absolute() => xdg,
             _ => PathBuf::from(variable("HOME")?).join(".cache"),
         };
@@ -193,7 +193,7 @@ impl Cache {
     }
 
     /// Waits until no other process installs with `tool`. The system releases the lock of a process
-    /// that dies. Each tool has its own lock, so that pip need not wait for a build of minutes.
+    /// that dies. Each tool has its own lock, so pip need not wait for a build of several minutes.
     fn lock(&self, tool: &str) -> Result<File, String> {
         let path = self.folder.join(format!("{tool}-install.lock"));
         let file = File::options()
@@ -216,10 +216,10 @@ impl Cache {
     }
 }
 
-/// The cargo to build with.
+/// The cargo that builds the server.
 struct Toolchain {
     cargo: PathBuf,
-    /// The variables of an outer cargo which are kept from it.
+    /// The variables of an outer cargo that this cargo must not see.
     hidden: Vec<OsString>,
 }
 
@@ -233,8 +233,8 @@ impl Toolchain {
             .filter(|name| name.to_str().is_some_and(is_of_outer_build))
             .collect();
         let mut toolchain = Self { cargo, hidden };
-        // The project's own toolchain may be an old one, so the user's default is better; but there
-        // need not be one.
+        // The project's own toolchain may be old, so the user's default toolchain is better, if
+        // there is one.
         let toolchain_name = OsString::from("RUSTUP_TOOLCHAIN");
         toolchain.hidden.push(toolchain_name);
         let works = toolchain
@@ -252,7 +252,7 @@ impl Toolchain {
 
     fn command(&self, folder: &Path) -> Command {
         let mut command = Command::new(&self.cargo);
-        // Where no project's .cargo/config.toml and rust-toolchain.toml is looked for.
+        // A folder where cargo finds no project's .cargo/config.toml or rust-toolchain.toml.
         command.current_dir(folder);
         for name in &self.hidden {
             command.env_remove(name);
@@ -261,7 +261,7 @@ impl Toolchain {
     }
 }
 
-/// Whether the variable is about the build which this runs in, and not about the machine.
+/// Whether the variable concerns the outer build and not the machine.
 fn is_of_outer_build(name: &str) -> bool {
     const MACHINE: [&str; 6] = [
         "CARGO_HOME",
@@ -286,8 +286,8 @@ fn is_of_outer_build(name: &str) -> bool {
 
 /// Starts `command` with all output in the file `log`.
 ///
-/// Its standard input is the lock's empty file. So the command itself holds the lock too: if this
-/// process is killed, nobody else installs while the command still writes.
+/// Its standard input is the lock's empty file, so the command itself holds the lock too. If this
+/// process is killed, no other process installs while the command still writes.
 fn spawn(mut command: Command, log: &Path, lock: &File) -> Result<Child, String> {
     let input = lock.try_clone().map_err(|error| error.to_string())?;
     let file = File::create(log).map_err(|error| error.to_string())?;
@@ -298,7 +298,7 @@ fn spawn(mut command: Command, log: &Path, lock: &File) -> Result<Child, String>
     })
 }
 
-/// Runs `command` to its end as [`spawn`] does, and says now and then that it still runs.
+/// Runs `command` to its end like [`spawn`], and reports now and then that it still runs.
 fn run(command: Command, log: &Path, lock: &File, doing: &str) -> Result<(), String> {
     let begun = Instant::now();
     let mut child = spawn(command, log, lock)?;

@@ -1,15 +1,16 @@
-//! A MongoDB server for tests, examples and benches to run on, found or made without being asked.
+//! A MongoDB server for tests, examples and benches. The crate finds or installs one automatically.
 //!
-//! In this order:
+//! It tries these, in this order:
 //!
 //! 1. the server of `MONGODB_URI`, if that is set,
 //! 2. a `mongod` on PATH,
 //! 3. `secantusd-rs` on PATH or in the cache,
-//! 4. its Python twin in the cache,
-//! 5. the twin, installed into the cache with pip, which takes about a minute,
+//! 4. `secantusd-py`, the same server in Python, in the cache,
+//! 5. `secantusd-py`, installed into the cache with pip, which takes about a minute,
 //! 6. `secantusd-rs`, built into the cache with cargo, which takes some minutes and needs `cmake`.
 //!
-//! With [`Builder::fast`], which tests and benches use, 6 comes before 4 and 5. A way that fails leads to the next one. One line on stderr says what was done and why. The variable
+//! With [`Builder::fast`], which tests and benches use, 6 comes before 4 and 5. If one fails, the
+//! crate tries the next one. One line on stderr says what was done and why. The variable
 //! `SESSION_TEST_SERVER` names one kind to use: `mongod`, `rust` or `python`. The cache is
 //! `$SESSION_TEST_SERVER_CACHE`, else `tower-sessions-moka-mongodb-store` in `$XDG_CACHE_HOME` or
 //! `~/.cache`.
@@ -22,11 +23,11 @@
 //! # }
 //! ```
 //!
-//! A server that was started listens on loopback only, shows itself as a replica set of one node
-//! (so that change streams and transactions work), and ends with the process, however that ends.
+//! A started server listens on loopback only, and acts as a replica set of one member, so change
+//! streams and transactions work. It ends with the process, however the process ends.
 //!
-//! All functions block the thread. In a `#[tokio::test]`, which has a runtime to itself, that is
-//! no matter; elsewhere call them inside `tokio::task::spawn_blocking`.
+//! All functions block the thread. That does not matter in a `#[tokio::test]`, which has its own
+//! runtime. Elsewhere, call them inside `tokio::task::spawn_blocking`.
 
 #![allow(clippy::doc_markdown, reason = "MongoDB is a name and not code")]
 
@@ -64,11 +65,11 @@ pub use uri::with_option;
 
 /// The user of a server with [`Builder::auth`].
 pub const USER: &str = "tester";
-/// The password of [`USER`]; no secret, it only guards test data on loopback.
+/// The password of [`USER`]. It is not secret: it only protects test data on loopback.
 pub const PASSWORD: &str = "loopback-only";
 
-/// What [`fresh_database`] begins all names with, so that leftovers on a server which is kept
-/// (`MONGODB_URI`) can be told from real data.
+/// The prefix of all names of [`fresh_database`]. It tells leftovers on a server that stays
+/// (`MONGODB_URI`) from real data.
 pub const DATABASE_PREFIX: &str = "session_test_";
 
 /// The kinds of servers this crate can start.
@@ -77,20 +78,20 @@ pub const DATABASE_PREFIX: &str = "session_test_";
 pub enum Kind {
     /// MongoDB's own server.
     Mongod,
-    /// `secantusd-rs`, the compatible server in Rust.
+    /// `secantusd-rs`, a compatible server in Rust.
     SecantusRs,
-    /// `secantusd-py`, the same one's Python twin.
+    /// `secantusd-py`, the same server in Python.
     SecantusPy,
 }
 
-/// The server that all users in this process share, started at the first call.
+/// The server that all users in this process share. The first call starts it.
 ///
-/// It cannot be stopped or paused; [`TestServer::builder`] makes one that can.
+/// It cannot be stopped or paused. [`TestServer::builder`] makes a server that can.
 ///
 /// # Errors
 ///
-/// If `MONGODB_URI` is set and nothing answers there, or no server could be found, installed or
-/// started. All later calls give the same error.
+/// If `MONGODB_URI` is set and no server answers there, or no server could be found, installed or
+/// started. All later calls return the same error.
 pub fn shared() -> Result<&'static TestServer, Error> {
     shared_of(TestServer::builder())
 }
@@ -99,7 +100,7 @@ pub fn shared() -> Result<&'static TestServer, Error> {
 ///
 /// # Errors
 ///
-/// As [`shared`].
+/// Those of [`shared`].
 pub fn shared_fast() -> Result<&'static TestServer, Error> {
     shared_of(TestServer::builder().fast(true))
 }
@@ -122,7 +123,7 @@ fn shared_of(builder: Builder) -> Result<&'static TestServer, Error> {
 ///
 /// # Errors
 ///
-/// As [`shared`].
+/// Those of [`shared`].
 pub fn uri() -> Result<String, Error> {
     shared().map(|server| server.uri().to_owned())
 }
@@ -133,8 +134,8 @@ pub fn fresh_database() -> String {
     static PROCESS: OnceLock<u64> = OnceLock::new();
     static COUNT: AtomicU32 = AtomicU32::new(0);
 
-    // The standard library's one source of randomness; the id and the time are for systems where it
-    // is a weak one.
+    // The standard library has only this source of randomness. The id and the time are for systems
+    // where it is weak.
     let process = PROCESS.get_or_init(|| {
         RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
     });
@@ -142,8 +143,8 @@ pub fn fresh_database() -> String {
     format!("{DATABASE_PREFIX}{process:016x}_{count}")
 }
 
-/// Finds the program that an own server of this kind (or of the best kind) would be, and installs
-/// it if need be, but starts nothing. Returns its name and version.
+/// Finds the program of an own server of this kind, or of the best kind, and installs it if needed.
+/// Does not start it. Returns its name and version.
 ///
 /// # Errors
 ///
@@ -157,8 +158,8 @@ pub fn install(kind: Option<Kind>) -> Result<String, Error> {
 
 /// Writes one line to stderr.
 ///
-/// Not with `eprintln!`: the test harness keeps that back until the test has failed, and an
-/// installation of minutes is to be told of while it goes on.
+/// It does not use `eprintln!`: the test harness would capture that until the test fails, but the
+/// user should see an installation of several minutes while it runs.
 fn say(text: &str) {
     let line = format!("session-test-server: {text}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());

@@ -72,7 +72,7 @@ fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
     }
-    // A pipe's reader that went away must not end the server.
+    // If the reader closes the pipe, the server must not end.
     let _ = writeln!(out, "{}", server.uri()).and_then(|()| out.flush());
     server.wait()?;
     Err("the server ended".into())

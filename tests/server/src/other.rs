@@ -1,11 +1,11 @@
-//! Where there is no Unix there is no server of our own, only that of `MONGODB_URI`.
+//! On systems without Unix signals there is no server of our own, only the server of `MONGODB_URI`.
 
 use std::path::Path;
 
 use crate::error::Error;
 use crate::{Builder, Kind};
 
-/// No value of this is ever made.
+/// No value of this type exists.
 #[derive(Debug)]
 pub(crate) enum Own {}
 

@@ -1,4 +1,4 @@
-//! A server process of our own: how it starts, is ready, ends and starts again.
+//! A server process of our own: how it starts, becomes ready, ends and starts again.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,11 +18,11 @@ use crate::find::{CONFIG, DATA, KEY_FILE, Program, TLS_FILE, Wanted};
 use crate::{Builder, Kind, PASSWORD, USER, find, hello, shell};
 
 const LOG: &str = "server.log";
-/// Longest start; it takes about a second, but a machine may have much else to do.
+/// The longest start. It takes about a second, but the machine may be busy.
 const START: Duration = Duration::from_secs(60);
-/// Longest graceful end, before it is made an end.
+/// The longest graceful stop. After that the server is killed.
 const STOP: Duration = Duration::from_secs(15);
-/// Between two tries to get a port back.
+/// The pause between two attempts to bind the same port again.
 const RETRY: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -39,7 +39,7 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Finds (or installs) a program and starts it as `options` say.
+    /// Finds or installs a program, and starts it with `options`.
     pub(crate) fn start(options: Builder) -> Result<Self, Error> {
         let program = find::program(options.kind, options.fast)?;
         let mut own = Self::without_server(program, options)?;
@@ -47,7 +47,7 @@ impl Own {
         loop {
             tries += 1;
             match own.first_start() {
-                // Between our look for a free port and the server's bind somebody else took it.
+                // Another process took the free port before the server bound it.
                 Err(Error::Start { log, .. }) if tries < 5 && is_port_taken(&log) => own.kill()?,
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(own),
@@ -74,7 +74,7 @@ impl Own {
         })
     }
 
-    /// A start on a new port with new data.
+    /// Starts on a new port with new data.
     fn first_start(&mut self) -> Result<(), Error> {
         self.prepare_files().map_err(|error| Error::io("write the server's files", error))?;
         self.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -84,8 +84,8 @@ impl Own {
         let is_mongod = self.program.kind == Kind::Mongod;
         let guarded = self.options.auth || self.options.tls.is_some();
         if is_mongod || self.options.auth {
-            // The first user and the set are made while nothing is asked for yet: the one way that
-            // is the same for all kinds (the Python twin has no exception for localhost).
+            // Create the first user and the replica set before the server requires passwords. All
+            // kinds support this way: the Python server has no exception for localhost.
             self.spawn(false)?;
             self.wait_until("answer", |port| {
                 hello::ask(port, false, hello::hello()).is_ok_and(|reply| reply.is_true("ok"))
@@ -105,7 +105,7 @@ impl Own {
         self.run()
     }
 
-    /// Starts the server as it was asked for and waits until it is ready.
+    /// Starts the server with its options, and waits until it is ready.
     fn run(&mut self) -> Result<(), Error> {
         let tls = self.options.tls.is_some();
         self.spawn(true)?;
@@ -137,7 +137,7 @@ impl Own {
         self.folder.join(LOG)
     }
 
-    /// Starts the program, with passwords and TLS or not yet.
+    /// Starts the program. `guarded`: with passwords and TLS.
     fn spawn(&mut self, guarded: bool) -> Result<(), Error> {
         let options = &self.options;
         let tls = options.tls.as_ref().filter(|_| guarded);
@@ -167,7 +167,7 @@ impl Own {
     fn wait_until(&mut self, what: &str, ready: impl Fn(u16) -> bool) -> Result<(), Error> {
         let deadline = Instant::now() + START;
         let reason = loop {
-            // Its own word first: the port alone could be another server's.
+            // Check the program's own log first: another server could answer on the port.
             let bound = fs::read(self.log())
                 .is_ok_and(|log| contains(&log, self.program.listening_mark().as_bytes()));
             if bound && ready(self.port) {
@@ -188,7 +188,7 @@ impl Own {
         })
     }
 
-    /// Takes note of an end that nobody asked for.
+    /// Checks whether the process has ended by itself.
     fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         let Some(server) = &mut self.server else {
             return Ok(None);
@@ -201,11 +201,12 @@ impl Own {
         Ok(status)
     }
 
-    /// The process is collected: its id may become another's, so the reaper must not use it.
+    /// Forgets the process: it is collected, so its id may become another process's, and the reaper
+    /// must not use it.
     fn forget(&mut self) {
         self.server = None;
         if let Some(pipe) = &mut self.pipe {
-            // Without its reaper there is nobody to tell, and nothing to fear.
+            // If the reaper is gone, it cannot kill anything, so ignore the error.
             let _ = pipe.write_all(b"-\n");
         }
     }
@@ -234,7 +235,7 @@ impl Own {
         if self.exited()?.is_some() || self.server.is_none() {
             return Ok(());
         }
-        // Were it paused, it would not hear the other.
+        // A paused process would not react to the other signal.
         self.signal(Signal::CONT)?;
         self.signal(Signal::TERM)?;
         let deadline = Instant::now() + STOP;
@@ -257,8 +258,9 @@ impl Own {
         loop {
             tries += 1;
             match self.run() {
-                // Meanwhile a client's outgoing connection may have been given this very port (even
-                // one to itself, when it tries to reach the dead server); it will give up.
+                // Meanwhile the system may have given this port to an outgoing connection of a
+                // client, even to one that connects to itself when it looks for the dead server.
+                // That client gives up soon.
                 Err(Error::Start { log, .. }) if tries < 10 && is_port_taken(&log) => {
                     thread::sleep(RETRY);
                 }
@@ -269,7 +271,8 @@ impl Own {
 
     pub(crate) fn pause(&self) -> Result<(), Error> {
         self.signal(Signal::STOP)?;
-        // The signal returns before the last thread has stopped, which may still answer a request.
+        // The signal returns before the last thread has stopped. That thread may still answer a
+        // request.
         let Some(pid) = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
             return Ok(());
         };
@@ -317,11 +320,11 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // The data goes too, so there is no use in a graceful end.
+        // The data is removed too, so a graceful stop has no use.
         let _ = self.kill();
         drop(self.pipe.take());
         let _ = self.reaper.wait();
-        // The reaper did it, unless somebody killed the reaper.
+        // The reaper removes the folder, unless the reaper was killed.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -337,7 +340,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// A file that only its owner may read: `mongod` takes no other.
+/// Writes a file that only its owner may read: `mongod` accepts no other.
 fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::OpenOptions::new()
         .write(true)

@@ -10,17 +10,17 @@ use crate::error::Error;
 use crate::process::Own;
 use crate::{Kind, PASSWORD, USER, say, uri, with_option};
 
-/// A MongoDB server to run on: that of `MONGODB_URI`, or a process of its own.
+/// A MongoDB server: the server of `MONGODB_URI`, or a process of its own.
 ///
-/// One of its own ends, and its data is removed, when this is dropped or when the process ends in
-/// whatever way.
+/// If it is a process of its own, it ends, and its data is removed, when this is dropped or when
+/// the test process ends in any way.
 #[derive(Debug)]
 pub struct TestServer {
     uri: String,
     own: Option<Own>,
 }
 
-/// How an own server is to be started; made by [`TestServer::builder`].
+/// The options of an own server. [`TestServer::builder`] creates it.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
@@ -35,48 +35,49 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Only this kind of server, not the first that is found.
+    /// Uses only this kind of server, not the first one that is found.
     pub fn kind(mut self, kind: Kind) -> Self {
         self.kind = Some(kind);
         self
     }
 
-    /// Whether the faster server is preferred to the one that is ready sooner; off by default.
+    /// Whether the faster server is preferred to the one that is ready sooner. Off by default.
     ///
-    /// Tests and benches switch this on. It matters only where no server is installed yet, or only the Python
-    /// twin is: the server in Rust is then built, which takes some minutes. If that fails, the twin
-    /// is used.
+    /// Tests and benches switch this on. It only matters if no server is installed yet, or only the
+    /// Python server. Then the server in Rust is built, which takes some minutes. If the build
+    /// fails, the Python server is used.
     pub fn fast(mut self, fast: bool) -> Self {
         self.fast = fast;
         self
     }
 
-    /// Whether what was acknowledged must survive [`TestServer::kill`]; off by default, for speed.
+    /// Whether acknowledged writes must survive [`TestServer::kill`]. Off by default, for speed.
     ///
-    /// A `mongod` keeps its journal in any case.
+    /// A `mongod` always keeps its journal.
     pub fn durable(mut self, durable: bool) -> Self {
         self.durable = durable;
         self
     }
 
-    /// Whether clients need a password (SCRAM-SHA-256); [`USER`] may then do everything.
+    /// Whether clients need a password (SCRAM-SHA-256). [`USER`] may then do everything.
     ///
-    /// [`TestServer::uri`] holds the credentials. Takes a second start, so some time.
+    /// [`TestServer::uri`] contains the credentials. The start takes longer, since the server
+    /// starts twice.
     pub fn auth(mut self, auth: bool) -> Self {
         self.auth = auth;
         self
     }
 
-    /// TLS only, with this certificate (chain) and key, two PEM files.
+    /// Accepts only TLS, with this certificate (chain) and key, two PEM files.
     ///
-    /// [`TestServer::uri`] then has `tls=true`; say whom to trust with
-    /// `with_option(&uri, "tlsCAFile", path)`.
+    /// [`TestServer::uri`] then has `tls=true`. Set the trusted authority with `with_option(&uri,
+    /// "tlsCAFile", path)`.
     pub fn tls(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls = Some((certificate.into(), key.into()));
         self
     }
 
-    /// Whether commands for tests, `configureFailPoint` above all, are allowed.
+    /// Whether commands for tests are allowed, such as `configureFailPoint`.
     pub fn test_commands(mut self, allowed: bool) -> Self {
         self.test_commands = allowed;
         self
@@ -88,8 +89,8 @@ impl Builder {
         self
     }
 
-    /// Starts the server and waits until it is ready: about a second, but minutes where it has to
-    /// be installed first. Blocks the thread for that long.
+    /// Starts the server and waits until it is ready. That takes about a second, and minutes if it
+    /// must be installed first. Blocks the thread for that time.
     ///
     /// # Errors
     ///
@@ -119,20 +120,20 @@ impl Builder {
 }
 
 impl TestServer {
-    /// A server process of its own, whatever `MONGODB_URI` says: for tests which end it, pause it,
+    /// A server process of its own, even if `MONGODB_URI` is set: for tests that stop it, pause it,
     /// or need passwords or TLS.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The server of a connection string, if one answers there.
+    /// The server of a connection string, if it answers.
     pub(crate) fn external(uri: String) -> Result<Self, Error> {
         const PATIENCE: Duration = Duration::from_secs(5);
 
         let addresses = uri::addresses(&uri).ok_or_else(|| {
             Error::External("it does not begin with mongodb:// and a host".to_owned())
         })?;
-        // A driver would try for half a minute in every single test.
+        // A driver would retry for half a minute in every single test.
         let mut reasons = Vec::new();
         for address in &addresses {
             let reached = address.to_socket_addrs().and_then(|mut all| {
@@ -161,7 +162,7 @@ impl TestServer {
         Ok(server)
     }
 
-    /// The connection string; of an own server with the credentials, and without a database.
+    /// The connection string, without a database. That of an own server contains the credentials.
     #[must_use]
     pub fn uri(&self) -> &str {
         &self.uri
@@ -169,20 +170,20 @@ impl TestServer {
 
     /// The connection string with this database as its default one.
     ///
-    /// Hosts, options and credentials stay, also where the credentials were to be looked up in the
-    /// database which the connection string named before.
+    /// Hosts, options and credentials stay, and so does the database in which the server looks up
+    /// the credentials.
     #[must_use]
     pub fn uri_for(&self, database: &str) -> String {
         uri::with_database(&self.uri, database)
     }
 
-    /// The port on loopback, if the server is an own one.
+    /// The port on loopback of an own server.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.own.as_ref().map(Own::port)
     }
 
-    /// The process id, if the server is an own one and runs.
+    /// The process id of an own server that runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.own.as_ref().and_then(Own::pid)
@@ -194,7 +195,7 @@ impl TestServer {
         self.own.as_ref().map(Own::folder)
     }
 
-    /// Which kind of program an own server is.
+    /// The kind of an own server.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
         self.own.as_ref().map(Own::kind)
@@ -206,8 +207,8 @@ impl TestServer {
         self.own.is_none()
     }
 
-    /// One line on what server this is: the program and its version, or the hosts of
-    /// `MONGODB_URI`; no secrets.
+    /// One line that describes the server: the program and its version, or the hosts of
+    /// `MONGODB_URI`. It contains no secrets.
     #[must_use]
     pub fn description(&self) -> String {
         match &self.own {
@@ -216,7 +217,7 @@ impl TestServer {
         }
     }
 
-    /// Ends the server with SIGKILL, as a crash would; the data stays for [`restart`](Self::restart).
+    /// Kills the server with SIGKILL, like a crash. The data stays for [`restart`](Self::restart).
     ///
     /// # Errors
     ///
@@ -225,17 +226,17 @@ impl TestServer {
         self.own_mut()?.kill()
     }
 
-    /// Ends the server as an operator would; the data stays for [`restart`](Self::restart).
+    /// Stops the server as an operator would. The data stays for [`restart`](Self::restart).
     ///
     /// # Errors
     ///
-    /// If it is not an own server, or it does not end by itself (it is then killed).
+    /// If it is not an own server, or it does not stop by itself. Then it is killed.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.own_mut()?.stop()
     }
 
-    /// Starts the server again on the same port and the same data and waits until it is ready; one
-    /// that still runs is killed first.
+    /// Starts the server again on the same port with the same data, and waits until it is ready. A
+    /// server that still runs is killed first.
     ///
     /// # Errors
     ///
@@ -244,7 +245,7 @@ impl TestServer {
         self.own_mut()?.restart()
     }
 
-    /// Freezes the server (SIGSTOP): connections stay open and nothing answers.
+    /// Freezes the server (SIGSTOP): connections stay open and get no replies.
     ///
     /// # Errors
     ///
@@ -253,7 +254,7 @@ impl TestServer {
         self.own_mut()?.pause()
     }
 
-    /// Lets a frozen server go on (SIGCONT).
+    /// Lets a frozen server continue (SIGCONT).
     ///
     /// # Errors
     ///

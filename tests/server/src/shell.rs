@@ -1,10 +1,10 @@
-//! The server's process, and the small shell which outlives us to end it.
+//! The server's process, and a small shell that outlives this process to end the server.
 //!
-//! The server is a child of this process, in a process group of its own (so Ctrl-C on the terminal
-//! reaches the tests and not the server). Beside it runs a shell, the reaper, whose standard input
-//! is a pipe that this process holds the other end of. However this process ends (return, panic,
-//! abort, Ctrl-C, `kill -9`, or a `static` that is never dropped), the system closes the pipe; the
-//! reaper then kills the server and removes the temporary folder.
+//! The server is a child of this process, in its own process group, so Ctrl-C on the terminal
+//! reaches the tests and not the server. Beside it runs a shell, the reaper. Its standard input is
+//! a pipe, and this process holds the other end. However this process ends (return, panic, abort,
+//! Ctrl-C, `kill -9`, or a `static` that is never dropped), the system closes the pipe. Then the
+//! reaper kills the server and removes the temporary folder.
 
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter};
@@ -12,10 +12,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Reads process ids until the pipe is closed, `-` for none; then ends the last one of them.
+/// Reads process ids until the pipe is closed, where `-` means none. Then kills the last one.
 ///
-/// A killed process is gone at once but for what the system still does for it, and that is waited
-/// for; where nobody collects orphans it stays listed as dead (`Z`) for ever.
+/// The system may still work for a killed process, and the reaper waits for that. If no process
+/// collects orphans, the process stays listed as dead (`Z`) forever.
 const REAPER: &str = r#"
 trap '' HUP INT TERM
 pid=-
@@ -30,11 +30,11 @@ fi
 rm -rf -- "$0"
 "#;
 
-/// Tells the reaper its process id before it becomes the server, so there is no moment in which a
-/// server runs that the reaper does not know. The redirection also closes the pipe in the server.
+/// Sends the process id to the reaper before the shell becomes the server, so the reaper knows
+/// every server that runs. The redirection also closes the pipe in the server.
 const LAUNCHER: &str = r#"echo "$$"; exec "$@" >>"$0" 2>&1"#;
 
-/// Starts the shell that will remove `folder` (and the server) once all writers of `end` are gone.
+/// Starts the shell that removes `folder` (and the server) once all writers of `end` are gone.
 pub(crate) fn reaper(folder: &Path, end: PipeReader) -> io::Result<Child> {
     Command::new("sh")
         .args(["-c", REAPER])
@@ -47,7 +47,7 @@ pub(crate) fn reaper(folder: &Path, end: PipeReader) -> io::Result<Child> {
         .spawn()
 }
 
-/// Starts the server with this command line; all it writes goes to the file `log`.
+/// Starts the server with this command line. The file `log` receives all its output.
 pub(crate) fn launch(
     line: &[OsString],
     log: &Path,

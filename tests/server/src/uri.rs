@@ -1,6 +1,6 @@
-//! Connection strings: another database, another option, all else as it was.
+//! Connection strings: changes the database or one option, and keeps everything else.
 
-/// The parts of a connection string; joined again they give the same text.
+/// The parts of a connection string. Joined again they give the same text.
 struct Parts<'a> {
     /// `mongodb` or `mongodb+srv`.
     scheme: &'a str,
@@ -10,7 +10,7 @@ struct Parts<'a> {
     hosts: &'a str,
     /// The database of the path, or empty.
     database: &'a str,
-    /// What follows the `?`, or empty.
+    /// The part after the `?`, or empty.
     query: &'a str,
 }
 
@@ -20,7 +20,7 @@ impl<'a> Parts<'a> {
         if !matches!(scheme, "mongodb" | "mongodb+srv") {
             return None;
         }
-        // The slash before the question mark may be left out: `mongodb://host?opt=1`.
+        // The slash before the question mark may be missing: `mongodb://host?opt=1`.
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
         let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
@@ -37,7 +37,7 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The value of an option; names of options have no case.
+    /// The value of an option. Names of options have no case.
     fn option(&self, name: &str) -> Option<&'a str> {
         self.query
             .split('&')
@@ -45,7 +45,7 @@ impl<'a> Parts<'a> {
             .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
     }
 
-    /// Where the user was looked up before the path changed, if that has to be said now.
+    /// The database of the credentials before the path changed, if the new URI must name it.
     fn auth_source(&self) -> Option<&'a str> {
         self.user.filter(|user| !user.is_empty())?;
         if self.option("authSource").is_some() {
@@ -54,20 +54,21 @@ impl<'a> Parts<'a> {
         let own = (!self.database.is_empty()).then_some(self.database);
         let mechanism = self.option("authMechanism").unwrap_or_default().to_ascii_uppercase();
         match mechanism.as_str() {
-            // Always `$external`, whatever the path says.
+            // Always `$external`, whatever the path is.
             "MONGODB-X509" | "MONGODB-AWS" | "MONGODB-OIDC" | "GSSAPI" => None,
             "PLAIN" => Some(own.unwrap_or("$external")),
-            // The TXT record of an SRV name usually says it (Atlas does), and an option written
-            // here would override that record.
+            // The TXT record of an SRV name usually contains it (Atlas has one), and an option in
+            // the URI would override that record.
             _ if self.scheme == "mongodb+srv" => None,
             _ => Some(own.unwrap_or("admin")),
         }
     }
 }
 
-/// `uri` with `database` as its path; credentials keep being looked up where they were.
+/// `uri` with `database` as its path. The server still looks up the credentials in the same
+/// database.
 ///
-/// A text which is not a connection string is given back as it is, for the driver to refuse.
+/// A text that is not a connection string is returned unchanged: the driver refuses it.
 pub(crate) fn with_database(uri: &str, database: &str) -> String {
     let Some(parts) = Parts::of(uri) else {
         return uri.to_owned();
@@ -81,9 +82,9 @@ pub(crate) fn with_database(uri: &str, database: &str) -> String {
     format!("{}://{user}{}/{}{mark}{query}", parts.scheme, parts.hosts, encode(database))
 }
 
-/// `uri` with one more option; one of the same name is replaced.
+/// `uri` with one more option. It replaces an option of the same name.
 ///
-/// The value is percent-encoded as needed, so a path of a file can be given as it is:
+/// The value is percent-encoded as needed, so a path can be given unchanged:
 ///
 /// ```
 /// let uri = session_test_server::with_option("mongodb://localhost/x", "tlsCAFile", "/a b/ca.pem");
@@ -105,7 +106,7 @@ pub fn with_option(uri: &str, name: &str, value: &str) -> String {
     format!("{base}{slash}?{kept}")
 }
 
-/// `host:port` of each server named, where that can be told without DNS look-ups of its own.
+/// `host:port` of each named server, if that is known without a DNS look-up.
 pub(crate) fn addresses(uri: &str) -> Option<Vec<String>> {
     let parts = Parts::of(uri)?;
     if parts.scheme == "mongodb+srv" {
@@ -114,7 +115,7 @@ pub(crate) fn addresses(uri: &str) -> Option<Vec<String>> {
     let plain = parts
         .hosts
         .split(',')
-        // A percent sign is a Unix socket's path.
+        // A host with a percent sign is the path of a Unix socket.
         .filter(|host| !host.contains('%'))
         .map(|host| {
             let named = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -123,7 +124,7 @@ pub(crate) fn addresses(uri: &str) -> Option<Vec<String>> {
     Some(plain.collect())
 }
 
-/// The hosts alone: what may be shown of a connection string that holds a password.
+/// Only the hosts: the part that may be shown of a connection string with a password.
 pub(crate) fn shown(uri: &str) -> String {
     Parts::of(uri).map_or_else(String::new, |parts| parts.hosts.to_owned())
 }

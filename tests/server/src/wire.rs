@@ -1,11 +1,11 @@
-//! One command and its answer over MongoDB's wire protocol, by hand.
+//! One command and its reply over MongoDB's wire protocol, without a driver.
 //!
-//! Three plain commands are all that a server's set-up asks for (`hello` above all), so this saves
-//! the crate a driver and an async runtime.
+//! A server's set-up needs only three plain commands (mostly `hello`), so this spares the crate a
+//! driver and an async runtime.
 
 use std::io::{self, Read, Write};
 
-/// A BSON document in the making.
+/// A BSON document that is being built.
 #[derive(Default)]
 pub(crate) struct Doc(Vec<u8>);
 
@@ -51,16 +51,16 @@ impl Doc {
     }
 }
 
-/// Lengths here are of messages this file makes: a few hundred bytes.
+/// The lengths of the messages of this file: a few hundred bytes.
 fn length(len: usize) -> [u8; 4] {
     u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes()
 }
 
-/// An answer's document.
+/// The document of a reply.
 pub(crate) struct Reply(Vec<u8>);
 
 impl Reply {
-    /// Whether the top-level field `key` is there and true, or a number that is not nought.
+    /// Whether the top-level field `key` is true, or a number other than 0.
     pub(crate) fn is_true(&self, key: &str) -> bool {
         match self.field(key) {
             Some((0x08, value)) => value.first() == Some(&1),
@@ -79,7 +79,7 @@ impl Reply {
         (kind == 0x02).then(|| String::from_utf8_lossy(text).into_owned())
     }
 
-    /// The top-level number field `key`, where it is a 32-bit one.
+    /// The top-level number field `key`, if it has 32 bits.
     pub(crate) fn int(&self, key: &str) -> Option<i32> {
         match self.field(key)? {
             (0x10, value) => Some(i32::from_le_bytes(value.try_into().ok()?)),
@@ -87,7 +87,7 @@ impl Reply {
         }
     }
 
-    /// Type and value of a top-level field; nothing too if one before it is of an unknown type.
+    /// Type and value of a top-level field. `None` also if a field before it has an unknown type.
     fn field(&self, key: &str) -> Option<(u8, &[u8])> {
         let mut rest = self.0.get(4..)?;
         loop {
@@ -120,10 +120,10 @@ fn int_at(bytes: &[u8]) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(bytes)).ok()
 }
 
-/// Sends `command` (without its `$db`) to the admin database and reads the answer.
+/// Sends `command` (without its `$db`) to the admin database and reads the reply.
 pub(crate) fn ask(stream: &mut (impl Read + Write), command: Doc) -> io::Result<Reply> {
     const OP_MSG: [u8; 4] = 2013_u32.to_le_bytes();
-    // Far more than any answer to the commands of a set-up.
+    // Far more than any reply during the set-up.
     const LONGEST: usize = 1 << 20;
 
     let body = command.text("$db", "admin").bytes();

@@ -1,4 +1,4 @@
-//! What the project's tests need of a server, seen by the driver.
+//! What the project's tests need of a server, as the driver sees it.
 #![cfg(unix)]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -26,7 +26,7 @@ async fn write_and_read(uri: &str) -> Result<Option<Document>, Error> {
 async fn each_test_has_its_own_database() {
     let server = shared().unwrap();
     for _ in 0..2 {
-        // The same _id twice: in one database the second would be refused.
+        // The same `_id` twice: in one database the second insert would fail.
         let uri = server.uri_for(&fresh_database());
         assert_eq!(write_and_read(&uri).await.unwrap(), Some(doc! { "_id": 1 }));
     }
@@ -78,7 +78,8 @@ async fn a_server_with_tls_is_reached_by_tls_alone() {
     let folder = tempfile::tempdir().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
-    let (cert, key) = (folder.path().join("cert"), folder.path().join("key"));
+    let cert = folder.path().join("cert");
+    let key = folder.path().join("key");
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
 

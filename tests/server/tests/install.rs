@@ -1,5 +1,5 @@
-//! Which server is installed on which machine. Python, cargo and cmake are scripts here, so that each
-//! of them can be absent or fail.
+//! Which server is installed on which machine. Python, cargo and cmake are scripts here, so each of
+//! them can be missing or fail.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const NOTED: &str = "PATH=/usr/bin:/bin; echo \"${0##*/} $*\" >>\"$CALLS\"\n";
 const CMAKE: (&str, &str) = ("cmake", "");
-/// `python3 -m venv DIR` puts the script into DIR, and everything else succeeds.
+/// `python3 -m venv DIR` puts the script into DIR. Everything else succeeds.
 const PYTHON: (&str, &str) =
     ("python3", "if [ \"$2\" = venv ]; then mkdir -p \"$3/bin\"; cp \"$0\" \"$3/bin/python\"; fi");
 const PYTHON_WITHOUT_NETWORK: (&str, &str) = (
@@ -21,7 +21,7 @@ const PYTHON_WITHOUT_NETWORK: (&str, &str) = (
     "if [ \"$2\" = venv ]; then mkdir -p \"$3/bin\"; cp \"$0\" \"$3/bin/python\"; fi\n\
      if [ \"$2\" = pip ]; then echo pip has no network; exit 1; fi",
 );
-/// `cargo install` makes a server that knows its version, and everything else succeeds.
+/// `cargo install` makes a server that prints its version. Everything else succeeds.
 const CARGO: (&str, &str) = (
     "cargo",
     "while [ $# -gt 0 ]; do if [ \"$1\" = --root ]; then root=$2; fi; shift; done\n\
@@ -69,7 +69,7 @@ impl Machine {
         command
     }
 
-    /// The server that is installed, and all that was said of it.
+    /// The installed server, and everything that was printed.
     fn install(&self) -> (String, String) {
         texts(&self.command().output().unwrap())
     }
@@ -125,7 +125,8 @@ fn if_all_ways_fail_each_reason_is_named() {
     for reason in ["mongod: not on PATH", "pip has no network", "cargo has no network"] {
         assert!(error.contains(reason), "{reason} in {said}");
     }
-    // A later try starts from the beginning, also where the first one left half an environment.
+    // A later attempt starts from the beginning, even if the first one left an incomplete
+    // environment.
     machine.add(PYTHON);
     let (server, said) = machine.install();
     assert!(server.starts_with("secantusd-py"), "{said}");
@@ -145,7 +146,7 @@ fn a_server_in_the_cache_is_used_and_nothing_is_installed() {
     let (server, said) = machine.install();
     assert!(server.starts_with("secantusd-py"), "{said}");
     assert_eq!((machine.calls("python", "install"), machine.calls("cargo", "install")), (1, 0));
-    // The faster one is used from the moment it is there.
+    // The faster server is used as soon as it is installed.
     let built = texts(&machine.command().arg("--rust").output().unwrap());
     assert_eq!(machine.install().0, built.0);
     assert_eq!(machine.calls("cargo", "install"), 1);
@@ -179,7 +180,8 @@ fn the_environment_names_the_kind() {
     assert!(said.contains("must be `mongod`, `rust` or `python`"), "{said}");
 }
 
-/// The real Python, told that it is another one: as on Debian without `python3-venv`, or too old.
+/// The real Python behaves like another one: without `ensurepip`, as on Debian without
+/// `python3-venv`, or too old.
 #[test]
 fn a_python_that_cannot_install_says_what_it_lacks() {
     let Some(python) = ["/usr/bin", "/usr/local/bin", "/opt/bin"]

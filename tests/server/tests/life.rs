@@ -1,4 +1,4 @@
-//! A server's life: it starts, it survives what it must, and it is never left behind.
+//! A server's life: it starts, survives what it must survive, and is never left behind.
 #![cfg(unix)]
 #![allow(
     clippy::print_stdout,
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use session_test_server::{Builder, Error, Kind, TestServer};
 
-/// Set in the child processes of these tests: how their life is to end.
+/// The variable that tells a child process of these tests how to end.
 const ROLE: &str = "SESSION_TEST_SERVER_ROLE";
 
 fn connects(port: u16) -> bool {
@@ -31,13 +31,13 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The state letter `ps` shows of a process; none when there is no such process.
+/// The state letter that `ps` shows for a process. `None` if there is no such process.
 fn state(pid: u32) -> Option<char> {
     let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().chars().next()
 }
 
-/// Dead, or dead and not yet collected by the system's first process.
+/// Whether it is dead, or dead and not yet collected by the system's first process.
 fn is_dead(pid: u32) -> bool {
     matches!(state(pid), None | Some('Z'))
 }
@@ -45,7 +45,8 @@ fn is_dead(pid: u32) -> bool {
 #[test]
 fn a_server_is_ready_and_is_gone_after_drop() {
     let server = TestServer::builder().start().unwrap();
-    let (port, pid) = (server.port().unwrap(), server.pid().unwrap());
+    let port = server.port().unwrap();
+    let pid = server.pid().unwrap();
     let folder = server.folder().unwrap().to_owned();
     assert!(!server.is_external());
     assert!(connects(port));
@@ -62,7 +63,8 @@ fn a_server_is_ready_and_is_gone_after_drop() {
 #[test]
 fn it_starts_again_on_the_same_port_and_data() {
     let mut server = TestServer::builder().durable(true).start().unwrap();
-    let (port, pid) = (server.port(), server.pid());
+    let port = server.port();
+    let pid = server.pid();
     let witness = server.folder().unwrap().join("data/witness");
     std::fs::write(&witness, "").unwrap();
 
@@ -108,8 +110,10 @@ fn a_start_that_fails_tells_the_servers_own_words() {
 #[test]
 fn two_servers_do_not_share_anything() {
     let start = |builder: Builder| std::thread::spawn(|| builder.start().unwrap());
-    let (a, b) = (start(TestServer::builder()), start(TestServer::builder()));
-    let (a, b) = (a.join().unwrap(), b.join().unwrap());
+    let a = start(TestServer::builder());
+    let b = start(TestServer::builder());
+    let a = a.join().unwrap();
+    let b = b.join().unwrap();
     assert_ne!(a.port(), b.port());
     assert_ne!(a.folder(), b.folder());
     drop(a);
@@ -130,7 +134,8 @@ fn the_shared_server_is_one_and_its_databases_are_many() {
 #[test]
 fn an_external_server_is_taken_as_it_is() {
     let server = TestServer::builder().start().unwrap();
-    let (port, uri) = (server.port().unwrap(), server.uri());
+    let port = server.port().unwrap();
+    let uri = server.uri();
     let said = role("shared", |command| command.env("MONGODB_URI", uri)).wait_for_text().unwrap();
     assert_eq!(said, format!("external {uri}"));
     drop(server);
@@ -180,7 +185,7 @@ fn a_process_that_panics_leaves_nothing_behind() {
     assert_eq!(status.signal(), None);
 }
 
-/// Has a child process start a server, lets `end` end the child, and looks what is left.
+/// Makes a child process start a server, lets `end` end the child, and checks that nothing is left.
 fn leaves_nothing(end: impl FnOnce(&mut Child)) -> ExitStatus {
     let mut child = role("hold", |command| command.env_remove("MONGODB_URI")).0;
     let mut line = String::new();
@@ -204,7 +209,7 @@ fn leaves_nothing(end: impl FnOnce(&mut Child)) -> ExitStatus {
     status
 }
 
-/// No reaper either: its command line has the folder.
+/// Whether the reaper is gone too: its command line contains the folder.
 fn no_process_with(folder: &Path) -> bool {
     let mut gone = false;
     eventually("all processes are gone", || {
@@ -222,7 +227,7 @@ fn signal(child: &mut Child, signal: Signal) {
 struct Role(Child);
 
 impl Role {
-    /// What the child wrote for its parent, once it has ended.
+    /// The text that the child wrote for its parent, once the child has ended.
     fn wait_for_text(self) -> Option<String> {
         let output = self.0.wait_with_output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -231,7 +236,7 @@ impl Role {
     }
 }
 
-/// This test program once more, to do what [`child_process`] does in that role.
+/// Starts this test program again, to run [`child_process`] in that role.
 fn role(name: &str, prepare: impl FnOnce(&mut Command) -> &mut Command) -> Role {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -252,7 +257,7 @@ fn child_process() {
             Err(error) => println!("said: error {error} :said"),
         },
         Ok("hold") => {
-            // The shared one, which is never dropped: only the end of the process ends it.
+            // The shared server is never dropped: only the end of the process ends it.
             let server = session_test_server::shared().unwrap();
             println!(
                 "\nholding {} {} {}",
@@ -260,7 +265,7 @@ fn child_process() {
                 server.port().unwrap(),
                 server.folder().unwrap().display()
             );
-            // Until the parent lets go of its end.
+            // Wait until the parent closes its end.
             let _ = std::io::stdin().lines().next();
             panic!("as asked for");
         }
@@ -270,7 +275,7 @@ fn child_process() {
 
 #[test]
 fn kinds_can_be_asked_for() {
-    // Not the Python twin: it would be installed for this alone.
+    // Not the Python server: it would be installed only for this test.
     let error = TestServer::builder().kind(Kind::Mongod).start();
     match error {
         Ok(server) => assert_eq!(server.kind(), Some(Kind::Mongod)),

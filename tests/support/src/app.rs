@@ -1,4 +1,4 @@
-//! The sample apps as processes of their own, and those who visit them.
+//! The example apps as processes, and visitors who use them.
 
 use std::io::{Read, Seek};
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ impl Visitor {
         visitor
     }
 
-    /// The session's id. All apps of a test are one host, so they get the same cookies.
+    /// The session's id. All apps of a test have one host, so they share cookies.
     pub fn cookie(&self) -> Option<String> {
         let cookies = self.jar.cookies(&url("http://127.0.0.1"))?;
         let (_, id) = cookies.to_str().unwrap().split_once('=').unwrap();
@@ -58,7 +58,7 @@ fn url(text: &str) -> reqwest::Url {
     text.parse().unwrap()
 }
 
-/// A running app. It is killed when this is dropped, and what it logged is shown if the test fails.
+/// A running app. When it is dropped, it is killed. If the test fails, its log is printed.
 pub struct App {
     name: &'static str,
     child: Child,
@@ -117,7 +117,7 @@ impl App {
         self.wait().await
     }
 
-    /// Waits until the app ends; answers with how it did, and what it logged.
+    /// Waits until the app ends. Returns its exit status and its log.
     pub async fn wait(mut self) -> (ExitStatus, String) {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         (ended.expect("the app did not end").unwrap(), self.logged())
@@ -141,7 +141,8 @@ impl Drop for App {
     }
 }
 
-/// The app that cargo built beside this test: `deps/it-…` is this, `examples/counter` is that.
+/// The app that cargo built beside this test: the test is `deps/it-…`, the app is
+/// `examples/counter`.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();

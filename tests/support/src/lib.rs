@@ -1,4 +1,5 @@
-//! What several test programs share: the sample apps as processes, and the proxies before the shared server.
+//! What several test programs share: the example apps as processes, and the proxies in front of the
+//! shared server.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 #![allow(
     missing_docs,
@@ -16,5 +17,5 @@ use std::time::Duration;
 pub mod app;
 pub mod proxy;
 
-/// Longer than anything takes on a slow machine: what is not so by then never will be.
+/// Longer than any operation takes on a slow machine. After this time, a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
-//! [Proxies](session_test_proxy) in front of the server that all tests share, which make its change streams
-//! look like MongoDB's.
+//! [Proxies](session_test_proxy) in front of the server that all tests share. They make its change
+//! streams look like MongoDB's.
 //!
-//! All tests reach the server through the one of [`uri`], unless they ask for the server itself. A test
-//! that holds replies or puts errors in has a [`Proxy`] of its own.
+//! All tests reach the server through the proxy of [`uri`], unless they use the server directly. A
+//! test that holds replies or injects errors has its own [`Proxy`].
 
 use std::future::pending;
 use std::io;
@@ -35,7 +35,7 @@ impl Proxy {
         Self::before(server(), front().upstream.clone()).await
     }
 
-    /// In front of a server of the test's own.
+    /// A proxy in front of the test's own server.
     pub async fn before(server: &TestServer, upstream: Upstream) -> Self {
         let direct = server.uri_for(&fresh_database());
         let inner = session_test_proxy::Proxy::start(upstream).await.unwrap();
@@ -43,17 +43,17 @@ impl Proxy {
         Self { inner, uri, direct }
     }
 
-    /// Through the proxy.
+    /// The connection string that leads through the proxy.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// Past it, to the same database.
+    /// The connection string that bypasses the proxy, with the same database.
     pub fn direct(&self) -> &str {
         &self.direct
     }
 
-    /// Has the server refuse every command of this name, until the answer is dropped.
+    /// Makes the server refuse every command of this name, until the result is dropped.
     pub fn refuse_all(
         &self,
         command: &'static str,
@@ -65,18 +65,18 @@ impl Proxy {
         Refusing(self.inject(command, Injection::Refuse(error), Lasts::UntilStopped))
     }
 
-    /// Has the server introduce itself as a load balancer from now on. The connection string for it.
+    /// Makes the server act as a load balancer from now on. Returns the connection string for that.
     pub fn as_load_balancer(&self) -> String {
         self.introduce_as(Role::LoadBalancer);
         self.uri.replace("directConnection=true", "loadBalanced=true")
     }
 }
 
-/// Commands are refused as long as this is kept.
+/// Commands are refused until this is dropped.
 pub struct Refusing(Injected);
 
 impl Refusing {
-    /// How many have been refused.
+    /// The number of refused commands.
     pub fn times(&self) -> u32 {
         self.0.count()
     }
@@ -88,8 +88,8 @@ impl Drop for Refusing {
     }
 }
 
-/// A connection string with a database of its own, on the server that all tests of this process share:
-/// through a proxy, or to the server itself where no proxy can stand in front of it.
+/// A connection string with a new database, on the server that all tests of this process share. It
+/// leads through a proxy, or to the server itself if no proxy can stand in front of it.
 pub fn uri() -> String {
     let uri = shared_fast().expect("a server to test on").uri_for(&fresh_database());
     match reachable(&uri) {
@@ -98,7 +98,8 @@ pub fn uri() -> String {
     }
 }
 
-/// The address of a server on loopback and without TLS, if the driver asks no other member of its set.
+/// The address of a server on loopback without TLS, if the driver contacts no other member of its
+/// set.
 fn reachable(uri: &str) -> Option<(Location, SocketAddr)> {
     let location = Location::of(uri).ok()?;
     let address = location.address().ok()?;
@@ -106,7 +107,7 @@ fn reachable(uri: &str) -> Option<(Location, SocketAddr)> {
     (alone && address.ip().is_loopback()).then_some((location, address))
 }
 
-/// The shared server if a proxy can stand in front of it, or else one of our own.
+/// The shared server if a proxy can stand in front of it, else a server of our own.
 fn server() -> &'static TestServer {
     static OWN: OnceLock<TestServer> = OnceLock::new();
 
@@ -117,13 +118,13 @@ fn server() -> &'static TestServer {
     OWN.get_or_init(|| TestServer::builder().fast(true).start().unwrap())
 }
 
-/// Whether change streams behave as MongoDB's in these tests. The server in Python is too slow for that: it
-/// stands where neither `cmake` nor another server is.
+/// Whether change streams behave like MongoDB's in these tests. The Python server is too slow for
+/// that. It is used where neither `cmake` nor another server is installed.
 pub fn is_like_mongodb() -> bool {
     server().kind() != Some(Kind::SecantusPy)
 }
 
-/// What every test of this process goes through.
+/// The proxy that every test of this process uses.
 struct Front {
     upstream: Upstream,
     proxy: session_test_proxy::Proxy,
@@ -149,7 +150,7 @@ fn front() -> &'static Front {
 }
 
 async fn start(address: SocketAddr) -> io::Result<Front> {
-    // The likeness follows every change on the server, for which the server in Python is too slow.
+    // The likeness follows every change on the server. The Python server is too slow for that.
     let upstream = if is_like_mongodb() {
         Upstream::like_mongodb(address).await?
     } else {

@@ -1,4 +1,4 @@
-//! Browsers that do what a test says: headless Chromium, driven by a chromedriver.
+//! Browsers that a test controls: headless Chromium, driven by a chromedriver.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::common::{PATIENCE, eventually};
 use session_test_support::app::App;
 
-/// What the browsers of a test say they are.
+/// The `User-Agent`s of the browsers.
 pub(crate) const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
                                 Chrome/150.0.0.0 Safari/537.36";
 pub(crate) const WINDOWS: &str =
@@ -22,7 +22,7 @@ pub(crate) const WINDOWS: &str =
 pub(crate) const IPHONE: &str = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 \
                                  (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
 
-/// A chromedriver, which ends with this and its browsers with it.
+/// A chromedriver. When it is dropped, it ends with its browsers.
 pub(crate) struct Chromium {
     driver: Child,
     address: String,
@@ -30,10 +30,10 @@ pub(crate) struct Chromium {
 }
 
 impl Chromium {
-    /// Starts one on a free port of loopback. `None`, told past the test's captured output, where there
-    /// is no Chromium.
+    /// Starts one on a free port of loopback. Returns `None` if Chromium is not installed, and
+    /// prints that past the test's captured output.
     pub(crate) async fn start() -> Option<Self> {
-        // A browser is several processes: those of one test at a time are enough.
+        // A browser is several processes, so only one test at a time starts browsers.
         static ALONE: Mutex<()> = Mutex::const_new(());
         if !is_there(&["chromium", "google-chrome"]) || !is_there(&["chromedriver"]) {
             return None;
@@ -58,17 +58,17 @@ impl Chromium {
         };
         let address = tokio::time::timeout(PATIENCE, listens).await;
         let address = address.expect("chromedriver did not start").expect("it ended at once");
-        // Read on, lest it wait for someone who does.
+        // Read the rest of the log, so that the chromedriver never blocks on it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Some(Self { driver, address, _alone: alone })
     }
 
-    /// A browser with cookies of its own, which says that it is `agent`.
+    /// A browser with its own cookies, with `agent` as its `User-Agent`.
     pub(crate) async fn browser(&self, app: &App, agent: &str) -> Browser {
         self.with(app, agent, json!({})).await
     }
 
-    /// One that runs no script of a page.
+    /// A browser that runs no script of a page.
     pub(crate) async fn browser_without_javascript(&self, app: &App, agent: &str) -> Browser {
         const BLOCK: u32 = 2;
         self.with(
@@ -83,9 +83,9 @@ impl Chromium {
         let mut wanted = DesiredCapabilities::chrome();
         for argument in [
             "--headless=new",
-            // Its sandbox is not to be had as root, nor in many containers.
+            // Chromium's sandbox does not work for root, nor in many containers.
             "--no-sandbox",
-            // There is little of that in containers.
+            // Containers have little shared memory.
             "--disable-dev-shm-usage",
             "--disable-gpu",
             "--disable-background-networking",
@@ -105,7 +105,7 @@ impl Chromium {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        // Killed at once, it would leave its browsers behind.
+        // If it were killed at once, it would leave its browsers behind.
         let ended = || -> std::io::Result<()> {
             let mut driver = TcpStream::connect(&self.address)?;
             driver.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -136,7 +136,7 @@ fn is_there(names: &[&str]) -> bool {
     false
 }
 
-/// One browser, with one window, at one app.
+/// One browser with one window, which shows one app.
 pub(crate) struct Browser {
     driver: WebDriver,
     base: String,
@@ -151,31 +151,31 @@ impl Browser {
         self.driver.goto(url).await.unwrap();
     }
 
-    /// Presses what a selector finds.
+    /// Presses the element that a selector finds.
     pub(crate) async fn presses(&self, selector: &str) {
         self.driver.find(By::Css(selector)).await.unwrap().click().await.unwrap();
     }
 
-    /// Replaces what is in the field of an id.
+    /// Replaces the text of the field with this id.
     pub(crate) async fn types(&self, id: &str, text: &str) {
         let field = self.driver.find(By::Id(id)).await.unwrap();
         field.clear().await.unwrap();
         field.send_keys(text).await.unwrap();
     }
 
-    /// Fills in the form that is shown, and sends it.
+    /// Fills in the form on the page, and submits it.
     pub(crate) async fn signs(&self, name: &str, password: &str) {
         self.types("name", name).await;
         self.types("password", password).await;
         self.presses("button.primary").await;
     }
 
-    /// Presses the keys of a text, wherever the focus is.
+    /// Presses the keys of a text. The focused element receives them.
     pub(crate) async fn keys(&self, keys: impl Into<TypingData>) {
         self.driver.active_element().await.unwrap().send_keys(keys).await.unwrap();
     }
 
-    /// The text of each element that a selector finds, of some of them perhaps while a page is loaded.
+    /// The text of each element that a selector finds. While a page is loaded, some may be missing.
     pub(crate) async fn texts(&self, selector: &str) -> Vec<String> {
         let mut texts = Vec::new();
         for element in self.driver.find_all(By::Css(selector)).await.unwrap_or_default() {
@@ -184,13 +184,13 @@ impl Browser {
         texts
     }
 
-    /// The value of a field's property.
+    /// The value property of a field.
     pub(crate) async fn value(&self, selector: &str) -> String {
         let field = self.driver.find(By::Css(selector)).await.unwrap();
         field.prop("value").await.unwrap().unwrap_or_default()
     }
 
-    /// Waits until exactly these texts are shown where a selector finds them.
+    /// Waits until the elements that a selector finds have exactly these texts.
     pub(crate) async fn shows(&self, selector: &str, texts: &[&str]) {
         let mut seen = Vec::new();
         let what = format!("{selector} shows {texts:?}");
@@ -204,7 +204,7 @@ impl Browser {
         }
     }
 
-    /// The page as a picture, so wide, and as high as what it shows.
+    /// A picture of the page with this width. Its height is that of the content.
     pub(crate) async fn picture(&self, width: u32) -> Vec<u8> {
         let ask = async |script| {
             let answer = self.driver.execute(script, Vec::new()).await.unwrap();
@@ -223,8 +223,9 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends with its chromedriver. Else the driver would be asked to end it here, by a call that
-        // blocks this thread, on which the connection to the driver is served: for two minutes.
+        // It ends with its chromedriver. If the driver were dropped, it would end the browser here
+        // by a call that blocks this thread for two minutes: the same thread serves the connection
+        // to the chromedriver.
         let _ = self.driver.clone().leak();
     }
 }

@@ -1,7 +1,7 @@
 //! `examples/account` from end to end, with browsers: several headless Chromiums at one app.
 //!
-//! Where there is no `chromium` and no `chromedriver`, which Debian has in the packages `chromium` and
-//! `chromium-driver`, these tests say so and do nothing, unless `REQUIRE_CHROMIUM` is set.
+//! If `chromium` and `chromedriver` are not installed (Debian's packages are `chromium` and
+//! `chromium-driver`), these tests print that and do nothing, unless `REQUIRE_CHROMIUM` is set.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
@@ -31,7 +31,7 @@ async fn app() -> App {
     App::start("account", &common::uri()).await
 }
 
-/// Makes an account, in this browser.
+/// Creates an account in this browser.
 async fn sign_up(browser: &Browser, name: &str) {
     browser.opens("/sign-up").await;
     browser.signs(name, PASSWORD).await;
@@ -76,7 +76,7 @@ async fn revoking_in_one_browser_signs_the_other_out() {
     one.opens("/devices").await;
     one.shows(".this h3", &["Chrome on Linux This device"]).await;
 
-    // Its page of before is still there, so that it may be pressed again.
+    // The browser still shows the old page, so its button can be pressed again.
     sign_in(&other, "ferris").await;
     one.opens("/devices").await;
     other.presses("header button").await;
@@ -139,7 +139,7 @@ async fn all_but_the_live_figures_works_without_javascript() {
     other.opens("/operator").await;
     other.shows("#standing", &["All is well"]).await;
     other.shows("body[data-live]", &[]).await;
-    // It is hidden, and so has no text.
+    // The element is hidden, and so has no text.
     other.shows("#pause", &[""]).await;
     let shows_so_many = async || {
         other.opens("/operator").await;
@@ -166,7 +166,7 @@ async fn the_operators_figures_renew_themselves_until_they_are_halted() {
     }
     operator.shows("#sessions", &["1"]).await;
     operator.shows("#hit-rate-note", &["of 20 in 2 minutes"]).await;
-    // A report of the change stream that crosses an answer costs a read.
+    // If the stream reports a change before its reply arrives, one more load reads from MongoDB.
     let hit_rate = operator.texts("#hit-rate").await.concat();
     assert!(["100.0 %", "95.0 %", "90.0 %"].contains(&&*hit_rate), "{hit_rate}");
     operator.shows("#bytes-note", &["of 64 MiB, 1 session"]).await;
@@ -196,7 +196,7 @@ async fn what_another_site_has_a_browser_send_is_refused() {
     let other = Visitor::new();
     other.post(&app, "/sign-in", &[("name", "ferris"), ("password", PASSWORD)]).await;
 
-    // Another port is the same site to a cookie, which comes with this form.
+    // For a cookie, another port is the same site, so the browser sends the cookie with this form.
     let form = format!(
         r#"<form method="post" action="{}"><button class="danger">Win</button></form>"#,
         app.url("/devices/sign-out-others")
@@ -223,7 +223,7 @@ async fn the_keyboard_alone_signs_a_device_out() {
     other.post(&app, "/sign-in", &[("name", "ferris"), ("password", PASSWORD)]).await;
     browser.opens("/devices").await;
     browser.shows("h2 .count", &["1"]).await;
-    // Past the jump to the content, the name of the site and the button at the top.
+    // The link to the content, the name of the site and the button at the top come first.
     for focused in [".skip", ".brand", "header button", REVOKE] {
         browser.keys(Key::Tab + "").await;
         let has_the_focus = format!("{focused}:focus-visible");

@@ -1,4 +1,5 @@
-//! The pictures in the README: `SCREENSHOTS=DIR cargo test -p session-browser-test pictures` takes them anew.
+//! Takes the pictures in the README again: `SCREENSHOTS=DIR cargo test -p session-browser-test
+//! pictures`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use session_test_support::app::Visitor;
 
 const WIDTH: u32 = 1_000;
 
-/// How long visitors come and go before the chart has something to show, in seconds.
+/// How long visitors come and go before the picture is taken, in seconds, so that the chart has
+/// data.
 const VISITS: u32 = 105;
 
 #[tokio::test]
@@ -26,7 +28,7 @@ async fn are_taken_where_they_are_asked_for() {
     sign_up(phone, "ferris").await;
     sign_in(office, "ferris").await;
 
-    // Strangers who come, look at their devices a few times and leave; more of them, then fewer.
+    // Visitors who come, look at their devices a few times and leave. Their number rises and falls.
     let mut every = tokio::time::interval(Duration::from_secs(1));
     let client = Visitor::new();
     client.post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
@@ -43,11 +45,11 @@ async fn are_taken_where_they_are_asked_for() {
             client.page(&app, "/devices").await;
         }
         for _ in 0..fastrand::usize(0..3) {
-            // What is wrong with it is told in a session, and no password is hashed for that.
+            // The app stores the error in a session, and hashes no password for it.
             Visitor::new().post(&app, "/sign-up", &[("name", ""), ("password", "")]).await;
         }
         for _ in 0..fastrand::usize(0..3) {
-            // Nobody's, which only MongoDB knows.
+            // An id that no store issued, so only MongoDB can tell that it does not exist.
             let unknown = format!("{:021}A", fastrand::u32(..));
             Visitor::with_cookie(&app, &unknown).page(&app, "/devices").await;
         }

@@ -1,4 +1,4 @@
-//! The import of what the published tower-sessions-mongodb-store 0.11 writes.
+//! The import of the documents that the published tower-sessions-mongodb-store 0.11 writes.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod overlapping;
@@ -21,7 +21,7 @@ use tower_sessions_mongodb_store::MongoDBStore;
 
 const MANY: u32 = 10_000;
 
-/// The published store on a database of the shared server; its collection is called `sessions`.
+/// The published store on a database of the shared server. Its collection is called `sessions`.
 async fn published(uri: &str, database: &str) -> MongoDBStore {
     use tower_sessions_mongodb_store::mongodb::Client;
 
@@ -53,7 +53,7 @@ async fn write(store: &MongoDBStore, serials: impl Iterator<Item = u32>) -> Vec<
     records
 }
 
-/// What a store has under the id of a record.
+/// What a store returns under the id of a record.
 async fn loaded(store: &MongoStore, record: &old::Record) -> Option<(u32, bool)> {
     let found = SessionStore::load(store, &Id(record.id.0)).await.unwrap()?;
     assert_eq!(found.id.0, record.id.0);
@@ -76,24 +76,24 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     let proxy = proxy::Proxy::start().await;
     let published = published(proxy.direct(), &name(proxy.direct())).await;
     let records = write(&published, 0..MANY).await;
-    // Through the proxy, and both in one collection, as it is if nobody gives a name.
+    // Through the proxy. Both stores use one collection, which is the default of both.
     let mongo = MongoStore::connect(proxy.uri()).await.unwrap();
     let from = mongo.collection().clone_with_type::<Document>();
     assert_eq!(documents(&from).await, u64::from(MANY));
     let import = || tower_sessions_mongodb_store(&from).into_store(&mongo);
 
     let mut ended = Vec::new();
-    // After each of the steps of a page, the server has done it and the import is told otherwise.
+    // At each step of a page, the server carries out the command, and the import receives an error.
     for (command, earlier) in [("insert", 0), ("update", 0), ("update", 1), ("delete", 0)] {
         let holds: Vec<_> = (0..=earlier).map(|_| proxy.hold(command)).collect();
         let run = tokio::spawn(import().run());
         for (nth, mut held) in holds.into_iter().enumerate() {
             held.reached().await;
-            // 11601, Interrupted: neither the driver nor the import tries again.
+            // 11601, Interrupted: neither the driver nor the import retries it.
             if nth == earlier { held.refuse(11601) } else { held.deliver() }
         }
         assert_eq!(run.await.unwrap().unwrap_err().kind(), ErrorKind::Server);
-        // One of those that are live is ended before the import goes on.
+        // One of the live sessions is deleted before the import continues.
         for record in &records {
             let id = Id(record.id.0);
             let live = mongo.contains(id).await.unwrap();
@@ -106,7 +106,7 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     }
     assert_eq!(ended.len(), 2, "after the third and the fourth step there are live ones");
 
-    // Nobody waits for it any more after its third page.
+    // The caller drops the import after its third page.
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let mut pages = 0;
     let dropped = import().on_progress(move |progress| {
@@ -122,7 +122,7 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
 
     let rest = import().run().await.unwrap();
     assert!(rest.imported > 0 && rest.unreadable == 0 && rest.expired == 0, "{rest:?}");
-    // The one that was dropped ends with its page, maybe after that.
+    // The dropped import ends with its page, maybe after this one.
     let mut again = import().run().await.unwrap();
     while again.read > 0 {
         again = import().run().await.unwrap();
@@ -132,7 +132,8 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     assert_eq!(mongo.length().await.unwrap(), u64::from(MANY) - 2);
     let right = stream::iter(records.iter().enumerate())
         .map(|(serial, record)| {
-            let (mongo, ended) = (&mongo, &ended);
+            let mongo = &mongo;
+            let ended = &ended;
             async move {
                 let found = loaded(mongo, record).await;
                 if ended.contains(&record.id) {
@@ -146,7 +147,7 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     assert!(right.all(|right| async move { right }).await);
 }
 
-/// The published store, the collection it writes to, and ours beside it in another one.
+/// The published store, its collection, and our store beside it in another collection.
 async fn side_by_side() -> (MongoDBStore, Collection<Document>, MongoStore) {
     let server = session_test_server::shared_fast().expect("a server to test on");
     let database = fresh_database();
@@ -167,7 +168,8 @@ async fn a_source_that_is_kept_gives_each_session_once() {
     assert_eq!(told.iter().collect::<Vec<_>>(), [500, 700], "by pages");
     assert_eq!(documents(&old).await, 700);
 
-    // One goes on here, another one is ended here, and the old app writes both once more.
+    // One session continues here, another one is deleted here, and the old app writes both once
+    // more.
     let mut newer = SessionStore::load(&mongo, &Id(records[0].id.0)).await.unwrap().unwrap();
     newer.data.insert("serial".to_owned(), 99_999.into());
     SessionStore::save(&mongo, &newer).await.unwrap();
@@ -180,7 +182,7 @@ async fn a_source_that_is_kept_gives_each_session_once() {
     assert_eq!(loaded(&mongo, &records[0]).await, Some((99_999, false)));
     assert_eq!(loaded(&mongo, &records[1]).await, None, "ended is ended");
     assert_eq!(loaded(&mongo, &records[699]).await, Some((699, true)));
-    // Nor do they rise when the source is to go.
+    // They do not come back either when the import removes the source.
     let last = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
     assert_eq!((last.imported, documents(&old).await), (0, 0));
     assert_eq!(mongo.length().await.unwrap(), 699);
@@ -273,7 +275,8 @@ async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_r
         Some(if serial == 1 { "x".repeat(1_025) } else { serial.to_string() })
     });
     let owned = builder.build().await.unwrap();
-    // As another run would leave it that broke off before it had removed what nobody waits for.
+    // The state that a run leaves if it stops before it has removed the documents that no run
+    // needs.
     let ours = mongo.collection().clone_with_type::<Document>();
     let key = |byte| Binary { subtype: BinarySubtype::Generic, bytes: vec![byte; 32] };
     let now = DateTime::now().timestamp_millis();
@@ -294,14 +297,14 @@ async fn a_session_on_its_way_is_an_error_and_no_absence() {
     let (published, old, mongo) = side_by_side().await;
     let record = &write(&published, 0..1).await[0];
     tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
-    // As it stands between the first step and the third.
+    // The state between the first step and the third.
     let stages = vec![doc! { "$set": { "importing": "$expires" } }, doc! { "$unset": "expires" }];
     let ours = mongo.collection();
     ours.update_many(doc! {}, stages).await.unwrap();
     let error = SessionStore::load(&mongo, &Id(record.id.0)).await.unwrap_err();
     assert!(error.to_string().contains("no `expires`"), "{error}");
     assert_eq!(mongo.length().await.unwrap(), 0);
-    // The old document is there again, as if the import had been interrupted after its first step.
+    // The old document exists again, as if the import had been interrupted after its first step.
     let before = ours.clone_with_type::<Document>().find_one(doc! {}).await.unwrap().unwrap();
     assert!(matches!(before.get("importing"), Some(Bson::DateTime(_))));
     published.save(record).await.unwrap();

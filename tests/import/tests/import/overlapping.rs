@@ -1,7 +1,7 @@
-//! Two imports at a time, as of two instances that both import when they start.
+//! Two imports at a time, as when two instances both import at their start.
 //!
 //! Each of them is held at each of its steps, by each command that it sends: the server has carried
-//! it out, and the import has not heard of it.
+//! the command out, and the import has not received the reply.
 
 use futures::{StreamExt, stream};
 use mongodb::Collection;
@@ -17,10 +17,11 @@ use super::{documents, loaded, name, published, write};
 use session_test_support::PATIENCE;
 use session_test_support::proxy::{HeldReply, Proxy};
 
-/// A command, and the how manieth of its name.
+/// A command, and its position among the commands of the same name.
 type Step = (&'static str, usize);
 
-/// The commands that an import of one page sends, in their order. Not every run comes to all of them: one that does not is not held.
+/// The commands that an import of one page sends, in their order. Not every run sends all of them.
+/// A run that does not send the command is not held.
 const STEPS: [Step; 8] = [
     ("find", 0),
     ("insert", 0),
@@ -32,21 +33,21 @@ const STEPS: [Step; 8] = [
     ("delete", 1),
 ];
 
-/// One of the two.
+/// One of the two instances.
 struct Instance {
     proxy: Proxy,
     store: MongoStore,
     old: Collection<Document>,
 }
 
-/// An import that was begun, and where it is held, if it is.
+/// An import that has begun, and the reply at which it is held, if any.
 struct Begun {
     run: JoinHandle<Result<Progress>>,
     held: Option<HeldReply>,
 }
 
 impl Instance {
-    /// On this database, through a wire of its own. Sessions come from and into the same collection, or
+    /// On this database, through its own proxy. The sessions stay in the same collection, or move
     /// into another one.
     async fn start(database: &str, ours: &str) -> Self {
         let proxy = Proxy::start().await;
@@ -74,7 +75,7 @@ impl Instance {
     }
 }
 
-/// Those of the same command: the last one is meant.
+/// Holds for the same command. The test needs the last one.
 struct Holds(Vec<HeldReply>);
 
 impl Holds {
@@ -107,7 +108,8 @@ impl Begun {
     }
 }
 
-/// A source of three sessions, two instances that import them, and one of the three to be ended.
+/// A source of three sessions, two instances that import them, and one of the three sessions, which
+/// is deleted.
 struct Scene {
     a: Instance,
     b: Instance,
@@ -130,7 +132,7 @@ impl Scene {
         Self { a, b, records, watching, keep, when, ended: false }
     }
 
-    /// Ends the one session, if it is live. It is never so again.
+    /// Deletes the one session if it is live. It must never be live again.
     async fn ends_it(&mut self) {
         let id = Id(self.records[0].id.0);
         if self.watching.contains(id).await.unwrap() {
@@ -143,7 +145,7 @@ impl Scene {
     async fn closes(mut self) {
         let Self { ended, keep, .. } = self;
         assert!(ended, "it was never live: {}", self.when);
-        // Nor does a third one find anything that was left undone.
+        // A third import finds no work left.
         assert_eq!(self.a.imports(keep).await.unwrap().unwrap().imported, 0, "{}", self.when);
         self.ends_it().await;
         let Self { a, b, records, watching, when, .. } = self;
@@ -173,7 +175,8 @@ async fn two_overlap(one: Step, other: Step, keep: bool) {
     scene.closes().await;
 }
 
-/// What the slow one stores after the end is there while another one reads the old document's mark.
+/// The slow import stores its page after the end, while another import reads the old document's
+/// mark.
 async fn a_slow_one_between_two(step: Step) {
     let mut scene = Scene::set(true, format!("one held at its read and at {step:?}")).await;
     let mut read = scene.a.proxy.hold("find");
@@ -203,7 +206,7 @@ async fn what_was_ended_between_two_imports_never_rises_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_slow_import_stores_after_the_end_is_made_live_by_nobody() {
     for (command, nth) in STEPS.into_iter().skip(1) {
-        // The first read is over by then.
+        // The first read has ended by then.
         a_slow_one_between_two((command, nth - usize::from(command == "find"))).await;
     }
 }
