@@ -196,7 +196,7 @@ async fn uris(quotes: &Quotes) {
     {
         quotes.of_builder(uri, ErrorKind::Connection, MongoStore::builder().uri(uri)).await;
     }
-    // Said in the unit tests of src/mongo/connection.rs: the driver's name server cannot be chosen.
+    // Said in the unit tests of src/mongo/connect/mod.rs: the driver's name server cannot be chosen.
     quotes.have(
         "a silent name server",
         "the host of the mongodb+srv:// URI was not resolved, since no name server answered within \
