@@ -246,6 +246,7 @@ impl MongoStore {
     /// # Cancel safety
     ///
     /// The index may be created even if the future is dropped.
+    #[doc(alias = "migrate")]
     pub async fn ensure_indexes(&self) -> Result<()> {
         spans::verb!("session_store.ensure_indexes", self.ensure_both_indexes())
     }

@@ -154,6 +154,7 @@ impl MongoStoreBuilder {
     /// dot, nor begin with `system.`. The names of the database and the collection have at most 254 bytes together.
     /// Default: the second part of the URI's path, otherwise `sessions`. If the URI has a name too, it must be the
     /// same.
+    #[doc(alias = "with_table_name")]
     pub fn collection(mut self, name: impl Into<String>) -> Self {
         self.connection.collection = Some(name.into());
         self

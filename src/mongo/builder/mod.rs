@@ -66,6 +66,7 @@ impl MongoStoreBuilder {
     /// A fixed lifetime: after each write the session lives for this long, whatever the expiry of the cookie is. At
     /// least 1 ms; fractions of a millisecond are cut off. No session lives past the year 9999. Default: the expiry
     /// of the cookie, which is two weeks if the cookie has none.
+    #[doc(alias = "maxAge")]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -84,6 +85,7 @@ impl MongoStoreBuilder {
     }
 
     /// Who removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
+    #[doc(alias = "continuously_delete_expired")]
     pub fn expired_removal(mut self, removal: ExpiredRemoval) -> Self {
         self.removal = removal;
         self
