@@ -79,7 +79,7 @@ fn cached(criterion: &mut Criterion) {
 }
 
 fn rules(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("freshness");
+    let mut group = criterion.benchmark_group("versions");
     let rules = Rules::default();
     let key = internals::key(1);
     group.bench_function("stamp_and_finish", |bencher| {

@@ -217,8 +217,8 @@ fn expected(events: &[Event], writes: &Writes) -> Expected {
     let mut gone = writes.deleted.is_some();
     for event in events {
         match event.what {
-            What::Write { least: stands, ok: true, .. } if !writes.is_ghost(event.start) => {
-                least = least.max(stands);
+            What::Write { least: written, ok: true, .. } if !writes.is_ghost(event.start) => {
+                least = least.max(written);
             }
             What::Load(Seen::State(state)) => least = least.max(state.step),
             What::Load(Seen::Absent) if writes.delete_began.is_some() => gone = true,

@@ -33,7 +33,7 @@ async fn is_fresh(store: &CachedMongoStore) {
 }
 
 #[tokio::test]
-async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
+async fn health_shows_a_cut_network_and_its_end() {
     let proxy = Proxy::start().await;
     let (mongo, builder) = behind(&proxy).await;
     let store = builder.build().await.unwrap();
@@ -58,9 +58,9 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
     assert!(!mongo.health().is_serving(), "there is no cache to serve from");
     eventually("the lease lapses", async || {
         let health = store.health();
-        let lapsed = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
-        assert!(lapsed != health.is_serving(), "as long as the lease lasts: {health:?}");
-        lapsed
+        let is_expired = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
+        assert!(is_expired != health.is_serving(), "as long as the lease lasts: {health:?}");
+        is_expired
     })
     .await;
     let StreamHealth::Lost { lag, .. } = store.health().stream else { panic!("still lost") };
@@ -79,7 +79,7 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
 }
 
 #[tokio::test]
-async fn a_grace_is_told_while_it_lasts() {
+async fn health_shows_the_grace_while_it_lasts() {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
@@ -96,7 +96,7 @@ async fn a_grace_is_told_while_it_lasts() {
 }
 
 #[tokio::test]
-async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
+async fn health_of_an_uncached_store_follows_its_calls() {
     let proxy = Proxy::start().await;
     let (mongo, _) = behind(&proxy).await;
     let record = create(&mongo).await;
@@ -119,7 +119,7 @@ async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
 }
 
 #[tokio::test]
-async fn what_is_chosen_is_not_degraded() {
+async fn store_without_stream_by_choice_is_not_degraded() {
     let build = async |builder: CachedMongoStoreBuilder| builder.build().await.unwrap().health();
     let builder = || async { CachedMongoStore::builder(MongoStore::connect(uri()).await.unwrap()) };
     let exclusive = build(builder().await.exclusive()).await;
@@ -145,7 +145,7 @@ async fn what_is_chosen_is_not_degraded() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_late_is_told_as_opening() {
+async fn stream_that_opens_late_is_shown_as_opening() {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let mut held = proxy.hold("aggregate");
@@ -159,7 +159,7 @@ async fn a_stream_that_is_late_is_told_as_opening() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
+async fn store_that_was_shut_down_is_closed_and_empty() {
     let mongo = common::mongo().await;
     for through_the_lower_tier in [false, true] {
         let mongo = if through_the_lower_tier { common::mongo().await } else { mongo.clone() };
@@ -192,7 +192,7 @@ async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
 }
 
 #[tokio::test]
-async fn health_is_json_without_ids_and_asks_nobody() {
+async fn health_is_json_without_ids_and_does_no_io() {
     let commands = Commands::default();
     let mongo = commands.mongo(&uri()).await;
     let builder = CachedMongoStore::builder(mongo).change_stream(false).max_entries(7);

@@ -33,11 +33,11 @@ enum Coherence {
 impl Coherence {
     const ALL: [Self; 3] = [Self::SoleWriter, Self::TimeBound, Self::StalledStream];
 
-    async fn store(self, proxy: &Proxy, max_in_flight: u32) -> CachedMongoStore {
+    async fn store(self, proxy: &Proxy, max_commands: u32) -> CachedMongoStore {
         let mongo = MongoStore::builder()
             .uri(proxy.uri())
             .owner(user)
-            .max_commands_in_flight(max_in_flight)
+            .max_commands_in_flight(max_commands)
             .operation_timeout(PATIENCE);
         let store = CachedMongoStore::builder(mongo.build().await.unwrap());
         let store = match self {
@@ -92,7 +92,7 @@ async fn owner_loaded(store: &CachedMongoStore, record: &Record) -> Option<Value
 }
 
 #[tokio::test]
-async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_the_owners() {
+async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
     for coherence in Coherence::ALL {
         for sign_out in SignOut::ALL {
             for new_owner in [Some("corro"), None] {
@@ -125,7 +125,7 @@ async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_t
 
 /// Two saves wait for a third one that has the only permit. Then they are sent in one command.
 #[tokio::test]
-async fn saves_that_are_sent_together_are_in_flight_too() {
+async fn sign_out_invalidates_saves_of_one_batch() {
     let proxy = Proxy::start().await;
     let store = Coherence::SoleWriter.store(&proxy, 1).await;
     let first = log_in(&store, "ferris").await;
@@ -156,7 +156,7 @@ async fn saves_that_are_sent_together_are_in_flight_too() {
 /// A load that began before the sign-out may return what it has read. A later load does not join
 /// it.
 #[tokio::test]
-async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
+async fn load_after_a_sign_out_does_not_join_an_earlier_read() {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
     let record = log_in(&other, "ferris").await;
@@ -185,7 +185,7 @@ async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
 /// Another call has removed the session, and does not have the reply yet. The second call finds
 /// nothing.
 #[tokio::test]
-async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_removed() {
+async fn sign_out_that_finds_nothing_invalidates_pending_deletes() {
     for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {
         let proxy = Proxy::start().await;
         let store = Coherence::SoleWriter.store(&proxy, 4).await;
