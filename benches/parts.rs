@@ -82,10 +82,10 @@ fn rules(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("versions");
     let rules = Rules::default();
     let key = internals::key(1);
-    group.bench_function("stamp_and_finish", |bencher| {
-        bencher.iter(|| rules.stamp_and_finish(black_box(key)));
+    group.bench_function("take_and_finish", |bencher| {
+        bencher.iter(|| rules.take_and_finish(black_box(key)));
     });
-    group.bench_function("void", |bencher| bencher.iter(|| rules.void(black_box(key))));
+    group.bench_function("invalidate", |bencher| bencher.iter(|| rules.invalidate(black_box(key))));
     group.bench_function("epoch", |bencher| bencher.iter(|| rules.epoch()));
     group.finish();
 }

@@ -1,10 +1,10 @@
-//! The one error type, and what it becomes at the edge.
+//! [`Error`]: the one error type of the crate.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// What went wrong, with a [kind](Error::kind) to act on.
+/// The error of every call, with a [kind](Error::kind) to act on.
 ///
 /// No message holds an id, session data or a credential. Cloning is cheap.
 #[derive(Clone)]
@@ -13,18 +13,18 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    /// Of the kind [`Overloaded`](ErrorKind::Overloaded) alone: who is.
+    /// Only meaningful for the kind [`Overloaded`](ErrorKind::Overloaded).
     overloaded: Overloaded,
 }
 
-/// Who had too much to do to take a call.
+/// Which side was overloaded, and whether the call may have been carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overloaded {
-    /// This store: more calls wait than may.
+    /// This store: its queue is full. Nothing was sent.
     Here,
-    /// MongoDB, which turned the call away before it began.
+    /// MongoDB rejected the call before it began.
     TurnedAway,
-    /// MongoDB, which may have begun to carry the call out.
+    /// MongoDB interrupted the call. It may have carried it out.
     Interrupted,
 }
 
@@ -32,40 +32,41 @@ enum Overloaded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An option is missing, malformed or contradicts another one. The message says which.
+    /// An option is missing, malformed, or contradicts another one. The message names it.
     Config,
-    /// No server was reached: down, unreachable, or the network failed on the way.
+    /// No server was reached, or the connection broke. A write whose connection broke may or may not have
+    /// happened.
     Connection,
-    /// There is too much to do. Try again later: a web server answers with 503.
+    /// There are too many calls. Try again later: a web server responds with 503. Either:
     ///
-    /// Either more calls wait for MongoDB than
-    /// [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) allows, or 256 saves of one session, and
-    /// nothing was sent. Or MongoDB says that it is overloaded and refuses the call
-    /// ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and its
-    /// like). The driver has then repeated the call twice. No other session leaves the cache for that;
-    /// after a delete, or a save that may have begun, this one is read again.
+    /// - This store's queue is full, and nothing was sent. More calls wait for MongoDB than
+    ///   [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) allows, or 256 saves of one
+    ///   session do.
+    /// - MongoDB is overloaded and rejects the call
+    ///   ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and
+    ///   similar). The driver has repeated the call twice by then. The session leaves the cache only after
+    ///   a delete, or after a save that may have begun. Other sessions stay.
     Overloaded,
     /// MongoDB did not answer within the operation timeout. A write may or may not have happened.
     Timeout,
     /// The server refused the user name, the password or the mechanism.
     Authentication,
-    /// The user may not do this on the server. The message names the missing right.
+    /// The user lacks a right on the server. The message names it.
     Permission,
-    /// The expiry index is missing or stands with other options. The message says how to mend it.
+    /// An index is missing, or exists with other options. The message says how to repair it.
     Index,
-    /// The session cannot be stored: it is too large or too deep.
-    /// Nothing was sent.
+    /// The session cannot be stored: it is too large or too deeply nested. Nothing was sent.
     Encode,
-    /// What is stored is not a session that this version can read. The message says what was found.
+    /// The stored document is not a session that this version can read. The message says what was found.
     Decode,
-    /// The server answered with an error, of which the message holds the code and its name, or with
-    /// something that the driver could make nothing of.
+    /// The server answered with an error, or with something that the driver cannot read. The message has
+    /// the error's code and name.
     Server,
-    /// The store, the runtime it was built on, or the client that was handed to it has been shut
-    /// down.
+    /// The store was shut down, or the runtime that it was built on, or the client that the app handed to
+    /// it.
     Closed,
-    /// A function that the app gave to the store panicked, or the MongoDB driver did. The message
-    /// says which. What else the call had to do was done, as far as that goes.
+    /// A function that the app gave to the store panicked, or the MongoDB driver did. The message says
+    /// which. The store finished the rest of the call as far as it could.
     Panic,
 }
 
@@ -74,7 +75,7 @@ impl Error {
         Self(Arc::new(Inner { kind, message: message.into(), overloaded: Overloaded::Here }))
     }
 
-    /// MongoDB is overloaded and refused a call; `turned_away` says that it was not carried out.
+    /// MongoDB is overloaded and rejected a call. `turned_away`: it has not carried the call out.
     pub(crate) fn server_overloaded(message: impl Into<String>, turned_away: bool) -> Self {
         let overloaded = if turned_away { Overloaded::TurnedAway } else { Overloaded::Interrupted };
         Self(Arc::new(Inner { kind: ErrorKind::Overloaded, message: message.into(), overloaded }))
@@ -88,8 +89,8 @@ impl Error {
         Self::new(ErrorKind::Closed, "the session store has been shut down")
     }
 
-    /// The driver refuses every command, since its client was shut down. The store does that to its
-    /// own client alone, and sends nothing afterwards.
+    /// The driver refuses every command, since the app has shut down its client. (The store shuts down
+    /// only its own client, and sends nothing afterwards.)
     pub(crate) fn client_closed() -> Self {
         Self::new(
             ErrorKind::Closed,
@@ -98,7 +99,7 @@ impl Error {
         )
     }
 
-    /// A panic in a task of the store: the driver's, or a fault of this crate.
+    /// A panic in a task of the store, of the driver or of this crate.
     pub(crate) fn panicked() -> Self {
         Self::new(
             ErrorKind::Panic,
@@ -111,19 +112,20 @@ impl Error {
         Self::new(ErrorKind::Closed, "the operation was cut off: its task or its runtime ended")
     }
 
-    /// Whether the database cannot serve anybody at present, rather than refuse this one call: it does
-    /// not answer, or is overloaded.
+    /// Whether the error says that the database cannot serve any caller now: it does not answer, or it is
+    /// overloaded.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
             || self.is_server_overload()
     }
 
-    /// Whether the database answers that it is overloaded.
+    /// Whether the database has answered that it is overloaded.
     pub(crate) fn is_server_overload(&self) -> bool {
         self.0.kind == ErrorKind::Overloaded && self.0.overloaded != Overloaded::Here
     }
 
-    /// Whether nothing was carried out: the database was not asked, or turned the call away.
+    /// Whether the call was certainly not carried out: it was not sent, or the database rejected it before
+    /// it began.
     pub(crate) fn was_not_carried_out(&self) -> bool {
         match self.0.kind {
             ErrorKind::Encode => true,
@@ -132,7 +134,8 @@ impl Error {
         }
     }
 
-    /// This error, as that of a call of which an earlier step was carried out.
+    /// Returns this error for a call that has carried out an earlier step: so the call as a whole may have
+    /// changed something.
     pub(crate) fn of_a_later_step(&self) -> Self {
         if self.is_server_overload() {
             return Self::server_overloaded(self.0.message.clone(), false);
@@ -140,7 +143,7 @@ impl Error {
         self.clone()
     }
 
-    /// Whether it says nothing of how the database is: it arose here.
+    /// Whether the error arose in this process, so that it says nothing about the database.
     pub(crate) fn is_ours(&self) -> bool {
         match self.0.kind {
             ErrorKind::Encode | ErrorKind::Config | ErrorKind::Closed | ErrorKind::Panic => true,
@@ -149,7 +152,7 @@ impl Error {
         }
     }
 
-    /// The kind of error, to act on.
+    /// Returns the kind of the error, to act on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -162,16 +165,16 @@ impl fmt::Display for Error {
     }
 }
 
-/// The kind and the message as it is: a `main` that returns the error shows this, and a command in it
-/// must stay one that can be copied.
+/// Shows the kind and the message without quotes or escapes: a `main` that returns the error prints this,
+/// and a command in the message must stay one that can be copied.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.0.kind, self.0.message)
     }
 }
 
-/// Without a `source`: what the driver and the server say may quote documents and credentials, so
-/// what is worth knowing of it is in the message.
+/// There is no `source`: an error of the driver or of the server may quote documents and credentials. The
+/// message has what is safe to show.
 impl StdError for Error {}
 
 /// A result with this crate's [`Error`].

@@ -1,25 +1,25 @@
-//! What `cargo bench --bench parts` and `--bench ratios` measure piece by piece. No part of the public API:
-//! it changes without notice.
+//! Gives `cargo bench --bench parts` and `--bench ratios` access to single parts. Not a part of the public
+//! API: it changes without notice.
 #![allow(
     missing_docs,
     missing_debug_implementations,
     clippy::must_use_candidate,
-    reason = "the benches alone use it"
+    reason = "only the benches use it"
 )]
 
 use std::time::Duration;
 
 use bson::RawBson;
 
-use crate::cache::coherence::versions::VersionTable;
-use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
+use crate::cache::coherence::versions::{Effect, VersionTable};
+use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
 use crate::mongo::codec::{self, DataFormat};
 use crate::session::id::SessionKey;
 use crate::session::{Data, Session};
 use crate::telemetry::metrics::{CacheMetrics, Series};
 use crate::time::Clock;
 
-/// Where a stored session's `_id` would be.
+/// The `_id` of every stored session here.
 const ID: [u8; 32] = [7; 32];
 
 /// The digest of an id.
@@ -28,13 +28,13 @@ pub fn key(id: i128) -> SessionKey {
     SessionKey::of(id)
 }
 
-/// How many bytes a session's data takes in the compact form; `None` if it cannot be packed.
+/// How many bytes a session's data takes in the compact form. `None` if it cannot be encoded.
 #[must_use]
-pub fn packed_len(data: &Data) -> Option<usize> {
-    crate::cache::compact::encode(data).map(|packed| packed.len())
+pub fn compact_len(data: &Data) -> Option<usize> {
+    crate::cache::compact::encode(data).map(|encoded| encoded.len())
 }
 
-/// A form in which data is stored.
+/// A format in which MongoDB stores session data.
 pub struct StoredForm(DataFormat);
 
 impl StoredForm {
@@ -76,21 +76,21 @@ impl Cache {
     #[must_use]
     pub fn new(compact: bool) -> Self {
         let clock = Clock::system();
-        let limits = CacheConfig {
+        let config = CacheConfig {
             max_bytes: 64 << 20,
             max_entries: None,
             max_absent_ids: 10_000,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: true,
+            coherence: Coherence::SoleWriter,
             outage_grace: Duration::ZERO,
             compact,
         };
-        let cache = crate::cache::Cache::new(&limits, clock.clone(), &Series::default());
+        let cache = crate::cache::Cache::new(&config, clock.clone(), &Series::default());
         Self { cache, clock }
     }
 
-    /// Leaves an entry, as a save does once MongoDB has answered.
+    /// Inserts an entry, as a save does once MongoDB has acknowledged it.
     pub fn publish(&self, key: SessionKey, data: Data) {
         let expires = self.clock.wall().after(Duration::from_secs(3_600));
         self.cache.begin(key).publish(Session { data, expires });
@@ -106,7 +106,7 @@ impl Cache {
     }
 }
 
-/// The rules by which an entry may be left in the cache.
+/// The version table, which decides whether an operation may insert an entry.
 pub struct Rules(VersionTable<()>);
 
 impl Default for Rules {
@@ -116,12 +116,12 @@ impl Default for Rules {
 }
 
 impl Rules {
-    pub fn stamp_and_finish(&self, key: SessionKey) -> bool {
-        let stamp = self.0.take_version(key, true);
-        self.0.finish(stamp, |current| current)
+    pub fn take_and_finish(&self, key: SessionKey) -> bool {
+        let version = self.0.take_version(key, Effect::MayChangeData);
+        self.0.finish(version, |is_current| is_current)
     }
 
-    pub fn void(&self, key: SessionKey) -> u64 {
+    pub fn invalidate(&self, key: SessionKey) -> u64 {
         self.0.invalidate(key, || ())
     }
 

@@ -124,6 +124,7 @@
 #![doc = include_str!("limits.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backend;
 mod batching;
 mod cache;
 mod error;
@@ -132,6 +133,7 @@ mod error;
 pub mod fuzzing;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+mod health;
 #[cfg(feature = "import")]
 #[cfg_attr(docsrs, doc(cfg(feature = "import")))]
 pub mod import;
@@ -155,8 +157,9 @@ mod tower;
 /// The driver, whose `Client`, `Database` and `Collection` the builder takes.
 pub use mongodb;
 
-pub use crate::cache::EvictionPolicy;
+pub use crate::cache::{Coherence, EvictionPolicy};
 pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use crate::mongo::{
     ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
     data_equals, data_path, owner_equals,
@@ -167,7 +170,6 @@ pub use crate::mongo::{Key, Keys, Reencrypted, Reencryption};
 pub use crate::session::handle::SessionHandle;
 pub use crate::session::id::SessionKey;
 pub use crate::session::owner::Owner;
-pub use crate::store::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use crate::store::{
     CachedMongoStore, CachedMongoStoreBuilder, Event, EventKind, Events, SessionEvent, WarmUp,
     WarmUpLimit, Warmed,
@@ -177,3 +179,64 @@ pub use crate::store::{
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+    use std::{fs, mem};
+
+    /// Modules for tests, benches and documentation. They may import any other module.
+    const OUTSIDE: [&str; 6] =
+        ["fuzzing", "guide", "internals", "lib", "model_check", "simulation"];
+
+    /// Adds each name that follows `crate::` in the code below `path`, tests left out.
+    fn add_imports(path: &Path, found: &mut BTreeSet<String>) {
+        if path.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                add_imports(&entry.unwrap().path(), found);
+            }
+        }
+        let name = path.file_stem().unwrap_or_default();
+        let is_code = path.extension().is_some_and(|it| it == "rs") && name != "fuzzing";
+        if !is_code || path.iter().any(|part| part == "tests" || part == "tests.rs") {
+            return;
+        }
+        let source = fs::read_to_string(path).unwrap();
+        let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let is_in_name = |it: char| it.is_alphanumeric() || it == '_';
+            let names = line.split("crate::").skip(1).map(|rest| rest.split(|it| !is_in_name(it)));
+            found.extend(names.filter_map(|mut name| name.next().map(str::to_owned)));
+        }
+    }
+
+    /// `ARCHITECTURE.md` gives the order.
+    #[test]
+    fn the_modules_import_each_other_in_one_direction() {
+        let mut imports = BTreeMap::new();
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
+            let path = entry.unwrap().path();
+            let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let found: &mut BTreeSet<String> = imports.entry(module.clone()).or_default();
+            add_imports(&path, found);
+            found.remove(&module);
+        }
+        for outside in OUTSIDE {
+            imports.remove(outside);
+        }
+        for (module, found) in &imports {
+            // `crate::Name` would import from `lib.rs`, which imports every module.
+            let is_known = |name: &str| imports.contains_key(name) || OUTSIDE.contains(&name);
+            let unknown: Vec<_> = found.iter().filter(|name| !is_known(name)).collect();
+            assert!(unknown.is_empty(), "{module}: import {unknown:?} from their modules");
+        }
+        // Takes away the modules that import nothing, until none is left, or only a circle and its users.
+        let mut left = 0;
+        while mem::replace(&mut left, imports.len()) != imports.len() {
+            let modules: BTreeSet<_> = imports.keys().cloned().collect();
+            imports.retain(|_, found| found.iter().any(|name| modules.contains(name)));
+        }
+        assert!(imports.is_empty(), "there is a circle among these modules: {imports:#?}");
+    }
+}

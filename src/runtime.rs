@@ -1,15 +1,15 @@
-//! Runs calls to MongoDB in tasks of their own, each under the operation timeout.
+//! [`Tasks`]: runs each call to MongoDB in a task of its own, under the operation timeout.
 //!
-//! A handler may be dropped at any await (its client left), and the driver asks that its futures be
-//! polled to their end. So no caller ever holds a driver future: it waits for a task, and what must
-//! happen at the end of the call happens in the task, whether the caller is still there or not. The
-//! follower of the changes alone drops its futures at their deadline, and when it ends: they only read,
-//! so nothing is left half done but a connection, which the driver closes, and a cursor, which times
-//! out.
+//! An axum handler may be dropped at any await, when its client goes away. The driver asks that its
+//! futures be polled to completion. So no caller holds a future of the driver: it waits for a task. What
+//! must happen at the end of a call happens in that task, even if the caller has gone.
 //!
-//! A caller may also be polled where there is no timer, or no runtime at all: by another executor, or
-//! in another runtime. So whatever needs a timer or a socket runs in a task on the runtime that the store
-//! was built on, and callers wait for channels alone.
+//! Only the change streams drop futures of the driver, at their deadline and when they end. Those futures
+//! only read. At most they leave a connection, which the driver closes, and a cursor, which times out.
+//!
+//! A caller may be polled by an executor that has no timer, or on another runtime. So everything that
+//! needs a timer or a socket runs in a task on the runtime that the store was built on. Callers wait for
+//! channels only.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,13 +29,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync;
 use crate::telemetry::spans::Answers;
 
-/// Where a store's calls run, and how long they may take.
+/// Starts the tasks of a store, and ends them at shutdown. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Tasks {
     runtime: Handle,
     running: TaskTracker,
+    /// The same as `closed`, for each load: reading it takes no lock, unlike reading the token.
     is_shut_down: Arc<AtomicBool>,
+    /// Cancelled when the store is shut down, or its last handle was dropped.
     closed: CancellationToken,
+    /// Cancelled when the app shuts down the client that it handed in.
     client_closed: CancellationToken,
     timeout: Duration,
     answers: Arc<Answers>,
@@ -54,12 +57,12 @@ impl Tasks {
         }
     }
 
-    /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime itself
-    /// goes away: the result, a timeout error at the deadline, or an error if the call panics.
+    /// Starts `call` in a task and passes its outcome to `end`: its result, a timeout error at the
+    /// deadline, or an error if the call panics. `end` runs exactly once, unless the runtime goes away.
     ///
-    /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
-    /// that the driver can bring its connection and session to a clean end. `late` is run then,
-    /// since the call may have done its work after all.
+    /// A call that passes its deadline is not dropped at once. It may run for up to twice the timeout, so
+    /// that the driver can end its connection and session cleanly. Then `late` runs, since the call may
+    /// have changed something after all.
     pub(crate) fn start<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
@@ -69,10 +72,10 @@ impl Tasks {
         self.start_for(self.timeout, call, end, late);
     }
 
-    /// [`start`](Self::start) of a call whose caller has no more patience than this.
+    /// As [`start`](Self::start), for a caller that waits at most this long.
     pub(crate) fn start_for<T: Send + 'static>(
         &self,
-        patience: Duration,
+        time_left: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
@@ -80,10 +83,12 @@ impl Tasks {
         if let Some(refusal) = self.refusal() {
             return end(Err(refusal));
         }
-        let (timeout, closed, answers) = (self.timeout, self.closed.clone(), self.answers.clone());
+        let timeout = self.timeout;
+        let closed = self.closed.clone();
+        let answers = self.answers.clone();
         let task = async move {
-            let mut call = pin!(caught(call));
-            let in_time = sync::timeout(patience, &mut call).await;
+            let mut call = pin!(catch_panic(call));
+            let in_time = sync::timeout(time_left, &mut call).await;
             let is_late = in_time.is_err();
             let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
             answers.note(&outcome);
@@ -91,18 +96,18 @@ impl Tasks {
             if !is_late {
                 return;
             }
-            let longer = timeout.saturating_mul(2).saturating_sub(patience);
+            let extra_time = timeout.saturating_mul(2).saturating_sub(time_left);
             tokio::select! {
-                _ = sync::timeout(longer, call) => {}
+                _ = sync::timeout(extra_time, call) => {}
                 () = closed.cancelled() => {}
             }
             late();
         };
-        // Whoever has called sees what is done for it, and what is warned of, in its own span.
+        // Commands and warnings of the call belong to the span of its caller.
         self.spawn(task.instrument(Span::current()));
     }
 
-    /// [`start`](Self::start), and the wait for what `end` makes of the outcome.
+    /// As [`start`](Self::start), and waits for what `end` returns.
     pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
@@ -111,15 +116,15 @@ impl Tasks {
     ) -> Result<R> {
         let (reply, answer) = oneshot::channel();
         let end = move |outcome| {
-            // The caller may have gone, which is no error: the work is done all the same.
-            drop(reply.send(end(outcome)));
+            // Fails if the caller has gone. The work is done all the same.
+            let _ = reply.send(end(outcome));
         };
         self.start(call, end, late);
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
-    /// [`run`](Self::run) for a call of many steps, each of which keeps to the timeout by itself and
-    /// looks whether the store is [closed](Self::closed).
+    /// As [`run`](Self::run), for a call of many steps. Each step keeps to the timeout by itself, and
+    /// ends when the store is [closed](Self::closed).
     pub(crate) async fn run_paged<T: Send + 'static, R: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,
@@ -131,16 +136,16 @@ impl Tasks {
         let (reply, answer) = oneshot::channel();
         let answers = self.answers.clone();
         let task = async move {
-            let outcome = caught(call).await;
+            let outcome = catch_panic(call).await;
             answers.note(&outcome);
-            drop(reply.send(end(outcome)));
+            let _ = reply.send(end(outcome));
         };
         self.spawn(task.instrument(Span::current()));
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
-    /// Waits on the store's runtime for something that is not a call to MongoDB, for at most the
-    /// operation timeout and not past the store's end.
+    /// Waits on the store's runtime for something other than a call to MongoDB. Ends with an error after
+    /// the operation timeout, or when the store is closed.
     pub(crate) async fn wait_for<T: Send + 'static>(
         &self,
         awaited: impl Future<Output = T> + Send + 'static,
@@ -163,8 +168,8 @@ impl Tasks {
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
-    /// Runs the last work of a store that is shut down on its runtime, for at most the operation
-    /// timeout. Nothing is done if the runtime is gone.
+    /// Runs the last work of a store that is shut down, for at most the operation timeout. Does nothing if
+    /// the runtime is gone.
     pub(crate) async fn finish(&self, work: impl Future<Output = ()> + Send + 'static) {
         let timeout = self.timeout;
         let finished = self.runtime.spawn(async move {
@@ -173,17 +178,17 @@ impl Tasks {
         let _ = finished.await;
     }
 
-    /// Starts a task that lives until it ends by itself or [`closed`](Self::closed) tells it to.
+    /// Starts a background task. It must end when [`closed`](Self::closed) is cancelled.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         sync::spawn(&self.runtime, self.running.track_future(task));
     }
 
-    /// Whether the store is shut down, or all its handles were dropped.
+    /// Whether the store is shut down, or its last handle was dropped.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.is_cancelled()
     }
 
-    /// [`is_closed`](Self::is_closed) for who has a handle, without the token's lock.
+    /// As [`is_closed`](Self::is_closed), for a caller that has a handle. Takes no lock.
     pub(crate) fn is_shut_down(&self) -> bool {
         self.is_shut_down.load(Ordering::Acquire)
     }
@@ -192,7 +197,7 @@ impl Tasks {
         self.timeout
     }
 
-    /// Why nothing may be sent any more, if that is so.
+    /// Returns the error of each call from now on, if the store or its client is shut down.
     pub(crate) fn refusal(&self) -> Option<Error> {
         if self.is_closed() {
             return Some(Error::closed());
@@ -200,18 +205,18 @@ impl Tasks {
         self.client_closed.is_cancelled().then(Error::client_closed)
     }
 
-    /// Done once the app shuts down the client that it handed in. The store itself is still open.
+    /// Cancelled when the app shuts down the client that it handed in. The store itself is still open.
     pub(crate) fn client_closed(&self) -> &CancellationToken {
         &self.client_closed
     }
 
-    /// Done once the store is shut down.
+    /// Cancelled when the store is shut down.
     pub(crate) fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// Refuses new calls, ends the background tasks and waits for the calls under way, each of
-    /// which ends by its deadline (one of many steps: with the step it is at).
+    /// Refuses new calls, ends the background tasks, and waits for the running calls. Each of them ends
+    /// at its deadline, and a call of many steps ends after its current step.
     pub(crate) async fn shutdown(&self) {
         self.is_shut_down.store(true, Ordering::Release);
         self.closed.cancel();
@@ -220,9 +225,8 @@ impl Tasks {
     }
 }
 
-/// `call`, with an error in the place of a panic. So `end` has its turn whatever happens, and the
-/// caller learns what it was.
-async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+/// Turns a panic of `call` into an error, so that `end` always runs and the caller gets the reason.
+async fn catch_panic<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     let mut call = pin!(call);
     poll_fn(|context| {
         let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context)));
@@ -253,14 +257,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_a_call_is_seen_though_its_caller_has_gone() {
+    async fn a_call_runs_to_its_end_without_its_caller() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         let (go, gate) = oneshot::channel::<()>();
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
         let mut caller = Box::pin(tasks.run(
             async move {
-                gate.await.ok();
+                let _ = gate.await;
                 Ok(())
             },
             move |outcome| {
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_starts_after_shutdown() {
+    async fn a_call_after_shutdown_is_refused() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         assert!(!tasks.clone().is_shut_down());
         tasks.shutdown().await;
@@ -287,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_panics_has_an_end_and_is_an_error_of_its_own() {
+    async fn a_call_that_panics_runs_its_end_and_is_an_error() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_at_its_deadline_and_with_the_store() {
+    async fn a_wait_ends_at_its_deadline_or_with_the_store() {
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         assert_eq!(tasks.wait_for(async { 7 }).await.unwrap(), 7);
         let error = tasks.wait_for(pending::<()>()).await.unwrap_err();
@@ -315,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_that_went_away_is_an_error_and_no_hang() {
+    fn a_call_on_a_runtime_that_is_gone_is_an_error() {
         let gone = tokio::runtime::Runtime::new().unwrap();
         let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
         drop(gone);

@@ -1,8 +1,9 @@
-//! The one place that chooses between the real types and those of the model check.
+//! Switches between the real types of concurrent code and those of the model check.
 //!
-//! The cache, the tiers and the tasks take these from here: locks, atomics, the seeds of hashers, moka,
-//! deadlines and the start of a task. Under `cfg(model_check)`, the unit tests get those of
-//! [loom](https://docs.rs/loom) and of `model_check` instead, so that loom runs the same code under every schedule.
+//! The cache, the tiers and the tasks import these from here: locks, atomics, the seeds of hashers, moka,
+//! deadlines and the start of a task. Under `cfg(model_check)`, the unit tests get the types of
+//! [loom](https://docs.rs/loom) and of `model_check` instead. So loom runs the shipped code under every
+//! schedule.
 
 #[cfg(all(test, model_check))]
 pub(crate) use crate::model_check::sync::*;
@@ -18,7 +19,7 @@ mod real {
     pub(crate) use ::moka;
     pub(crate) use tokio::time::timeout;
 
-    /// Starts a task that nobody waits for here.
+    /// Starts a task and detaches it.
     pub(crate) fn spawn(
         runtime: &tokio::runtime::Handle,
         task: impl Future<Output = ()> + Send + 'static,
@@ -27,7 +28,8 @@ mod real {
     }
 }
 
-/// A panic while this is locked leaves it as it was between two of its owner's steps: whole.
+/// Locks a mutex, even if a thread has panicked while it held the lock. Every holder in this crate changes
+/// the value in steps that each leave it consistent, so the value can still be used.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,17 +1,16 @@
-//! Where the time comes from. Two clocks, which never mix: the wall clock, by which sessions
-//! expire, and the steady clock, by which the cache ages.
+//! The two clocks. Sessions expire by the wall clock ([`WallTime`]), entries of the cache age by the steady
+//! clock ([`Moment`]). The types differ, so a time of one clock cannot be compared with one of the other.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
-/// A moment of the steady clock: nanoseconds since that clock's own beginning, of which 64 bits hold
-/// five centuries.
+/// A moment of the steady clock, in nanoseconds since that clock began. 64 bits hold 584 years of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(u64);
 
 impl Moment {
-    /// The time from `earlier` to `self`; zero if `earlier` is the later one.
+    /// The time from `earlier` to `self`. Zero if `earlier` is the later one.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -34,15 +33,15 @@ impl Moment {
     }
 }
 
-/// Tells the time; a test may tell it what to say.
+/// Reads both clocks. Tests replace them.
 #[derive(Clone, Debug)]
 pub(crate) enum Clock {
     System,
-    /// Both clocks follow tokio's, which a test can pause; the wall starts in 2001 and can be stepped
-    /// by so many milliseconds, and the steady clock had run for an hour.
+    /// Both clocks follow tokio's clock, which a test can pause. The steady clock begins at one hour. The
+    /// wall clock begins in 2001, plus the milliseconds by which the test has stepped it.
     #[cfg(test)]
     Tokio(tokio::time::Instant, std::sync::Arc<std::sync::atomic::AtomicI64>),
-    /// The steady clock is moved by a model of the model check; the wall clock stands still.
+    /// The model check moves the steady clock. The wall clock is always at zero.
     #[cfg(all(test, model_check))]
     Model(crate::model_check::ModelClock),
 }
@@ -57,7 +56,7 @@ impl Clock {
         Self::Tokio(tokio::time::Instant::now(), std::sync::Arc::default())
     }
 
-    /// Steps the wall clock, of all clones.
+    /// Steps the wall clock of this clock and of its clones.
     #[cfg(test)]
     pub(crate) fn step_wall(&self, by: time::Duration) {
         let by = i64::try_from(by.whole_milliseconds()).unwrap_or(0);
@@ -97,13 +96,14 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The system's steady clock that goes on while the machine sleeps: what was cached before a
-/// suspension is old after it. [`std::time::Instant`] stands still meanwhile on these systems.
+/// Reads the steady clock that also counts while the machine sleeps, so that entries age during a
+/// suspension. On these systems [`std::time::Instant`] does not count that time.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn steady() -> u64 {
     let time = rustix::time::clock_gettime(CLOCK);
-    let (secs, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
-    secs.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos.unwrap_or(0))
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
 #[cfg(target_vendor = "apple")]
@@ -111,22 +111,23 @@ const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
 
-/// Elsewhere the best there is: on Windows it counts the time asleep, on the BSDs it may not.
+/// Reads the steady clock of the standard library. On Windows it counts the time asleep, on the BSDs it may
+/// not.
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 fn steady() -> u64 {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     nanos(START.get_or_init(std::time::Instant::now).elapsed())
 }
 
-/// A moment of the wall clock, by which sessions expire: in whole milliseconds since 1970.
+/// A moment of the wall clock, in whole milliseconds since 1970.
 ///
-/// BSON dates have no finer unit, so the cache keeps to it as well and both tiers return the same
-/// record. Rounded down: a session ends at most a millisecond early, never late.
+/// BSON dates have milliseconds, and the cache uses them too, so that both tiers return the same expiry. A
+/// finer time is rounded down: a session may expire up to a millisecond early, and never late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WallTime(i64);
 
 impl WallTime {
-    /// The last moment of the year 9999, where calendars end.
+    /// The last moment of the year 9999. `OffsetDateTime` holds no later one.
     const LAST: Self = Self(253_402_300_799_999);
 
     pub(crate) const fn from_millis(millis: i64) -> Self {
@@ -142,22 +143,23 @@ impl WallTime {
         Self(self.0.saturating_add(millis).min(Self::LAST.0))
     }
 
-    /// The time from `earlier` to `self`; zero if `earlier` is the later one.
+    /// The time from `earlier` to `self`. Zero if `earlier` is the later one.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         let millis = self.0.saturating_sub(earlier.0);
         Duration::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 
     pub(crate) fn from_datetime(at: OffsetDateTime) -> Self {
-        // A date of the last day of the year 9999 may lie past its end in UTC.
+        // A date on the last day of the year 9999 may be in the year 10000 in UTC.
         let millis = at.unix_timestamp_nanos().div_euclid(1_000_000).min(Self::LAST.0.into());
         Self(i64::try_from(millis).unwrap_or(i64::MIN))
     }
 
-    /// `None` for a date outside of what `OffsetDateTime` can hold (the years -9999 to 9999).
+    /// `None` for a time outside of the years -9999 to 9999, which `OffsetDateTime` holds.
     pub(crate) fn to_datetime(self) -> Option<OffsetDateTime> {
-        // Not through nanoseconds, of which the division in 128 bits is most of what a hit would cost.
-        let (seconds, millis) = (self.0.div_euclid(1_000), self.0.rem_euclid(1_000));
+        // Not by way of nanoseconds: their 128-bit division would take most of the time of a hit.
+        let seconds = self.0.div_euclid(1_000);
+        let millis = self.0.rem_euclid(1_000);
         let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
         at.replace_millisecond(u16::try_from(millis).ok()?).ok()
     }
@@ -170,9 +172,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_steady_clock_never_goes_back_and_keeps_pace_with_the_standard_one() {
+    fn the_steady_clock_never_goes_back_and_is_not_slower_than_the_standard_one() {
         let clock = Clock::system();
-        let (first, start) = (clock.now(), std::time::Instant::now());
+        let first = clock.now();
+        let start = std::time::Instant::now();
         let mut last = first;
         while start.elapsed() < Duration::from_millis(20) {
             let now = clock.now();
@@ -184,10 +187,10 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_steady_clock_is_the_one_that_counts_the_time_asleep() {
-        // On a machine that has never slept, the others show the same.
+    fn the_steady_clock_counts_the_time_asleep() {
+        // The comparison below holds for the other clocks too, if the machine has never slept.
         assert!(matches!(CLOCK, rustix::time::ClockId::Boottime));
-        // The first figure of this file is the time since boot, suspensions included, in seconds.
+        // The first figure of this file is the seconds since boot, including suspensions.
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
         let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
         let ours = Duration::from_nanos(Clock::system().now().as_nanos()).as_secs_f64();
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_beyond_the_calendar_is_none() {
+    fn a_time_beyond_the_calendar_has_no_date() {
         assert_eq!(WallTime::from_millis(i64::MAX).to_datetime(), None);
         assert_eq!(WallTime::from_millis(i64::MIN).to_datetime(), None);
     }

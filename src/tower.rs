@@ -1,14 +1,16 @@
-//! The contract of tower-sessions, for both generations that are in use.
+//! Implements `SessionStore` of tower-sessions for both stores, in both versions that are in use: 0.15
+//! and 0.14.
 //!
-//! Each is a conversion by moving at the edge: nothing of a session is copied here.
+//! A session's data moves between their types and ours. Nothing is copied.
 
 use crate::error::{Error, ErrorKind};
+use crate::mongo::MongoStore;
 use crate::session::id::RawId;
+use crate::store::CachedMongoStore;
 use crate::telemetry::spans;
 use crate::time::WallTime;
-use crate::{CachedMongoStore, MongoStore};
 
-/// Implements the traits of one tower-sessions-core for one store.
+/// Implements the traits of one version of tower-sessions-core for one store.
 macro_rules! implement_contract {
     ($core:ident, $store:ident) => {
         #[async_trait::async_trait]
@@ -42,7 +44,7 @@ macro_rules! implement_contract {
                     return Ok(None);
                 };
                 let Some(expiry_date) = session.expires.to_datetime() else {
-                    return Err(beyond_the_calendar().into());
+                    return Err(beyond_year_9999().into());
                 };
                 Ok(Some($core::session::Record { id: *id, data: session.data, expiry_date }))
             }
@@ -63,8 +65,8 @@ macro_rules! implement_contract {
     };
 }
 
-/// Flattens an error for one tower-sessions-core, which has room for a text only.
-macro_rules! flatten_error {
+/// Converts an error for one version of tower-sessions-core. Its error holds only a kind and a text.
+macro_rules! convert_error {
     ($core:ident) => {
         impl From<Error> for $core::session_store::Error {
             fn from(error: Error) -> Self {
@@ -78,24 +80,24 @@ macro_rules! flatten_error {
     };
 }
 
-fn beyond_the_calendar() -> Error {
+fn beyond_year_9999() -> Error {
     Error::new(
         ErrorKind::Decode,
         "the stored session cannot be read: its `expires` is beyond the year 9999",
     )
 }
 
-flatten_error!(tower_sessions_core);
+convert_error!(tower_sessions_core);
 implement_contract!(tower_sessions_core, MongoStore);
 implement_contract!(tower_sessions_core, CachedMongoStore);
 
 #[cfg(feature = "tower-sessions-014")]
-mod generation_014 {
+mod version_014 {
     use super::{
-        CachedMongoStore, Error, ErrorKind, MongoStore, RawId, WallTime, beyond_the_calendar, spans,
+        CachedMongoStore, Error, ErrorKind, MongoStore, RawId, WallTime, beyond_year_9999, spans,
     };
 
-    flatten_error!(tower_sessions_core_014);
+    convert_error!(tower_sessions_core_014);
     implement_contract!(tower_sessions_core_014, MongoStore);
     implement_contract!(tower_sessions_core_014, CachedMongoStore);
 }

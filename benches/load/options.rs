@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
 use crate::scenario::Scenario;
+use tower_sessions_moka_mongodb_store::Coherence;
 
 /// The settings of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +51,18 @@ pub(crate) struct StoreOptions {
     pub(crate) ttl_index: bool,
     pub(crate) change_stream: bool,
     pub(crate) exclusive: bool,
+}
+
+impl StoreOptions {
+    pub(crate) fn coherence(&self) -> Coherence {
+        if self.exclusive {
+            Coherence::SoleWriter
+        } else if self.change_stream {
+            Coherence::ChangeStream
+        } else {
+            Coherence::TimeBound
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

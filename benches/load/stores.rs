@@ -56,7 +56,7 @@ impl Store {
             return Ok(Self::Mongo(mongo));
         }
         let mut builder = CachedMongoStore::builder(mongo)
-            .change_stream(options.change_stream)
+            .coherence(options.coherence())
             .touch_after(options.touch_after)
             .compact(kind == Kind::Compact);
         if let Some(bytes) = options.max_bytes {
@@ -70,9 +70,6 @@ impl Store {
         }
         if options.tiny_lfu {
             builder = builder.eviction_policy(EvictionPolicy::TinyLfu);
-        }
-        if options.exclusive {
-            builder = builder.exclusive();
         }
         Ok(Self::Cached(builder.build().await?))
     }

@@ -36,7 +36,7 @@ impl Million {
         let hits = Some((bench.rounds, bench.size(51, 3)));
         let child = Child { uri, seed: SEED, shape: SHAPE, count, compact: true, hits };
         let found = child.start().await?;
-        let length = |number| internals::packed_len(&SHAPE.data(number));
+        let length = |number| internals::compact_len(&SHAPE.data(number));
         let lengths: Option<Vec<_>> = (0..count).map(length).collect();
         let lengths = lengths.context("each session has a compact form")?;
         let encoded = memory::count(lengths.iter().sum()) / memory::count(count);

@@ -1,124 +1,133 @@
-//! A queue of calls of one kind: each leaves at once while few commands are under way, and with the
-//! others that wait while many are, or large ones.
+//! [`BatchQueue`]: sends calls of one kind one by one while few commands are in flight, and in batches
+//! while the server is busy.
 //!
-//! A command leaves once as many calls wait as one of those under way has, on average. So a few calls
-//! go one by one, side by side; and where there are many, each command is as large as those before it,
-//! instead of one large one that is followed by many small ones of those whom it kept waiting.
+//! A queued call is sent as soon as both are true:
 //!
-//! Nobody waits here for long. Who has waited for [`Limits::max_wait`] leaves anyway, with all who wait,
-//! and how large the commands under way are counts no more: so a few connections that stand still
-//! hold up nobody else, and a far server gets as many commands as it takes.
+//! - Fewer than [`max_commands`](BatchLimits::max_commands) commands are in flight.
+//! - The queue is at least as long as an average command in flight is large.
+//!
+//! So a few calls go one by one, side by side. Under load the commands have similar sizes. Without the
+//! second rule, one large command would be followed by many small ones, for the calls that queued up
+//! behind it.
+//!
+//! A call waits at most [`max_wait`](BatchLimits::max_wait). When that expires, the whole queue is
+//! flushed, and the sizes of the commands in flight no longer count. So a few stalled connections delay
+//! nobody else, and a distant server gets as many commands as it can take.
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::backend::Call;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Tasks, timed_out};
-use crate::store::backend::Call;
+use crate::sync::{Mutex, MutexGuard, lock};
 
-/// When calls leave, and how many.
+/// When calls are sent, and how many in one command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchLimits {
-    /// So many commands under way keep the server busy: what comes then waits.
+    /// The number of commands in flight that keeps the server busy. Calls beyond it wait.
     pub(crate) max_commands: usize,
-    /// How many calls leave together at most.
+    /// The most calls in a batch.
     pub(crate) max_batch: usize,
-    /// How many bytes they may be, unless it is one alone.
+    /// The most bytes in a batch. A single larger item is sent alone.
     pub(crate) max_bytes: usize,
-    /// How long a call waits. Doubles for each further [`commands`](Self::commands) under way, up to an
-    /// eighth of the timeout, and is never more than half of what is left of it.
+    /// The longest wait of a call. It doubles for each further
+    /// [`max_commands`](Self::max_commands) in flight, up to an eighth of the timeout. It is never more
+    /// than half of the time that the call has left.
     pub(crate) max_wait: Duration,
-    /// How many calls there may be at a time, under way and waiting.
+    /// The most calls at a time, in flight and queued.
     pub(crate) max_calls: usize,
 }
 
 impl BatchLimits {
-    pub(crate) const fn of(commands: usize, calls: usize) -> Self {
-        let patience = Duration::from_millis(5);
+    pub(crate) const fn of(max_commands: usize, max_calls: usize) -> Self {
         Self {
-            max_commands: commands,
+            max_commands,
             max_batch: 128,
             max_bytes: 4 << 20,
-            max_wait: patience,
-            max_calls: calls,
+            max_wait: Duration::from_millis(5),
+            max_calls,
         }
     }
 }
 
-/// What is sent: alone, or together with others of its kind.
+/// Sends the items of a [`BatchQueue`].
 pub(crate) trait BatchExecutor: Send + Sync + 'static {
     type Item: Send + 'static;
     type Answer: Send + 'static;
 
     fn run_one(&self, item: Self::Item) -> Call<Self::Answer>;
 
-    /// One command for two items or more, and an answer for each, in their order. The command's own
-    /// failure is that of all.
+    /// Sends two or more items as one command, and returns an answer for each, in their order. An error
+    /// of the command is the error of each item.
     fn run_batch(&self, items: Vec<Self::Item>) -> Call<Vec<Result<Self::Answer>>>;
 
-    /// About how large an item is on its way.
+    /// About how many bytes an item adds to a command.
     fn bytes(item: &Self::Item) -> usize;
 }
 
-/// Clones share it.
-pub(crate) struct BatchQueue<F: BatchExecutor>(Arc<Shared<F>>);
+/// The calls of one kind. Clones share it.
+pub(crate) struct BatchQueue<E: BatchExecutor>(Arc<Shared<E>>);
 
-struct Shared<F: BatchExecutor> {
-    executor: F,
+struct Shared<E: BatchExecutor> {
+    executor: E,
     tasks: Tasks,
     limits: BatchLimits,
-    state: Mutex<State<F>>,
+    /// A blocking lock, since nothing awaits while it is held.
+    state: Mutex<State<E>>,
 }
 
-struct State<F: BatchExecutor> {
+struct State<E: BatchExecutor> {
+    /// The number of commands in flight.
     commands: usize,
-    /// How many calls those commands carry that began in this era, which ends when somebody has waited
-    /// in vain.
+    /// The number of calls in those commands that were sent in this epoch. [`BatchQueue::flush_all`]
+    /// begins a new epoch, so that stalled commands no longer count.
     calls_in_flight: usize,
     epoch: u64,
-    /// Commands that have ended since those who wait were looked at.
+    /// The number of commands that have ended since the last flush.
     finished_since_flush: usize,
+    /// The number of calls that were admitted and have not ended.
     calls: usize,
-    /// Somebody lets go those who wait, and looks again after each group.
+    /// Whether a flush is running. It looks at the queue again after each batch, so another one is not
+    /// needed.
     flushing: bool,
-    /// How many have waited so far.
+    /// The number of the next queued call.
     next_number: u64,
-    queued: VecDeque<QueuedCall<F>>,
+    queued: VecDeque<QueuedCall<E>>,
 }
 
-struct QueuedCall<F: BatchExecutor> {
-    item: F::Item,
-    /// Grows from one to the next.
+struct QueuedCall<E: BatchExecutor> {
+    item: E::Item,
+    /// Greater than those of all calls that were queued before.
     number: u64,
-    /// When its call began, from which its deadline counts.
+    /// When the call began. Its deadline counts from here.
     began: Instant,
-    since: Instant,
-    answer: oneshot::Sender<Result<F::Answer>>,
+    queued_at: Instant,
+    answer: oneshot::Sender<Result<E::Answer>>,
 }
 
-/// A call that is counted.
-pub(crate) struct AdmissionPermit<F: BatchExecutor>(BatchQueue<F>);
+/// The right of a call to be queued and sent. The call counts until this is dropped.
+pub(crate) struct AdmissionPermit<E: BatchExecutor>(BatchQueue<E>);
 
-/// A command under way, of so many calls. Where it ends, those who wait may leave.
-struct CommandSlot<F: BatchExecutor> {
-    queue: BatchQueue<F>,
+/// A command in flight. Dropping it ends the command, and flushes what may then be sent.
+struct CommandSlot<E: BatchExecutor> {
+    queue: BatchQueue<E>,
     calls: usize,
     epoch: u64,
 }
 
-enum Enqueued<F: BatchExecutor> {
-    SendNow(F::Item, CommandSlot<F>),
-    /// For so long, under this number.
-    Wait(oneshot::Receiver<Result<F::Answer>>, Duration, u64),
+enum Enqueued<E: BatchExecutor> {
+    SendNow(E::Item, CommandSlot<E>),
+    Wait { answer: oneshot::Receiver<Result<E::Answer>>, max_wait: Duration, number: u64 },
 }
 
-impl<F: BatchExecutor> BatchQueue<F> {
-    pub(crate) fn new(freight: F, tasks: Tasks, limits: BatchLimits) -> Self {
+impl<E: BatchExecutor> BatchQueue<E> {
+    pub(crate) fn new(executor: E, tasks: Tasks, limits: BatchLimits) -> Self {
         let state = State {
             commands: 0,
             calls_in_flight: 0,
@@ -129,48 +138,11 @@ impl<F: BatchExecutor> BatchQueue<F> {
             next_number: 0,
             queued: VecDeque::new(),
         };
-        Self(Arc::new(Shared { executor: freight, tasks, limits, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { executor, tasks, limits, state: Mutex::new(state) }))
     }
 
-    /// Sends an item of a call that began at `began`, and waits for its answer. To be run in the
-    /// call's own task: one that is dropped while it waits is not sent.
-    pub(crate) async fn send(
-        &self,
-        _seat: AdmissionPermit<F>,
-        item: F::Item,
-        began: Instant,
-    ) -> Result<F::Answer> {
-        let (mut answer, patience, number) = match self.enqueue(item, began) {
-            Enqueued::SendNow(item, slot) => {
-                let outcome = self.0.executor.run_one(item).await;
-                drop(slot);
-                return outcome;
-            }
-            Enqueued::Wait(answer, patience, number) => (answer, patience, number),
-        };
-        let outcome = if let Ok(outcome) = timeout(patience, &mut answer).await {
-            outcome
-        } else {
-            self.flush_all(number);
-            answer.await
-        };
-        outcome.unwrap_or_else(|_| Err(Error::cut_off()))
-    }
-
-    /// How long a call may take.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.0.tasks.timeout()
-    }
-
-    /// How many commands are under way, how many calls there are, and how many of them wait.
-    #[cfg(test)]
-    pub(crate) fn load(&self) -> [usize; 3] {
-        let state = self.lock();
-        [state.commands, state.calls, state.queued.len()]
-    }
-
-    /// Counts a call, from here to its end: what it waits for before it is sent is part of that.
-    pub(crate) fn admit(&self) -> Result<AdmissionPermit<F>> {
+    /// Counts a call until the permit is dropped. That includes the time before it is queued here.
+    pub(crate) fn admit(&self) -> Result<AdmissionPermit<E>> {
         let mut state = self.lock();
         if state.calls >= self.0.limits.max_calls {
             return Err(overloaded(state.calls));
@@ -180,172 +152,220 @@ impl<F: BatchExecutor> BatchQueue<F> {
         Ok(AdmissionPermit(self.clone()))
     }
 
-    fn enqueue(&self, item: F::Item, began: Instant) -> Enqueued<F> {
-        let limits = &self.0.limits;
+    /// Sends an item of a call that began at `began`, and waits for its answer. Runs in the task of
+    /// the call. If this future is dropped while the item is queued, the item is not sent.
+    pub(crate) async fn send(
+        &self,
+        _permit: AdmissionPermit<E>,
+        item: E::Item,
+        began: Instant,
+    ) -> Result<E::Answer> {
+        match self.enqueue(item, began) {
+            Enqueued::SendNow(item, slot) => {
+                let outcome = self.0.executor.run_one(item).await;
+                drop(slot);
+                outcome
+            }
+            Enqueued::Wait { mut answer, max_wait, number } => {
+                let in_time = timeout(max_wait, &mut answer).await;
+                let outcome = if let Ok(outcome) = in_time {
+                    outcome
+                } else {
+                    self.flush_all(number);
+                    answer.await
+                };
+                outcome.unwrap_or_else(|_| Err(Error::cut_off()))
+            }
+        }
+    }
+
+    /// How long a call may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.0.tasks.timeout()
+    }
+
+    /// The numbers of commands in flight, of calls, and of queued calls.
+    #[cfg(test)]
+    pub(crate) fn load(&self) -> [usize; 3] {
+        let state = self.lock();
+        [state.commands, state.calls, state.queued.len()]
+    }
+
+    fn enqueue(&self, item: E::Item, began: Instant) -> Enqueued<E> {
         let mut state = self.lock();
         if state.queued.is_empty() && self.is_worth_a_command(&state, 1) {
             return Enqueued::SendNow(item, self.take_slot(&mut state, 1));
         }
-        let (answer, answered) = oneshot::channel();
+        let max_wait = self.max_wait(&state, began);
+        let (sender, answer) = oneshot::channel();
         let number = state.next_number;
         state.next_number += 1;
-        state.queued.push_back(QueuedCall { item, number, began, since: Instant::now(), answer });
-        let excess = (state.commands / limits.max_commands.max(1)).saturating_sub(1).min(16);
-        let timeout = self.0.tasks.timeout();
-        // A call that has waited in its lane before has less time left.
-        let left = timeout.saturating_sub(began.elapsed());
-        let longest = limits.max_wait.max(timeout / 8).min(left / 2);
-        let patience = limits.max_wait.saturating_mul(1 << excess).min(longest);
+        let queued_at = Instant::now();
+        state.queued.push_back(QueuedCall { item, number, began, queued_at, answer: sender });
         self.try_flush(state);
-        Enqueued::Wait(answered, patience, number)
+        Enqueued::Wait { answer, max_wait, number }
     }
 
-    /// Whether so many calls, if they left now, were no fewer than a command under way carries on
-    /// average, and those commands are few enough.
-    fn is_worth_a_command(&self, state: &State<F>, calls: usize) -> bool {
+    fn max_wait(&self, state: &State<E>, began: Instant) -> Duration {
+        let limits = &self.0.limits;
+        let timeout = self.0.tasks.timeout();
+        let doublings = (state.commands / limits.max_commands.max(1)).saturating_sub(1).min(16);
+        // A call that has waited in a write queue before has less time left.
+        let time_left = timeout.saturating_sub(began.elapsed());
+        let longest = limits.max_wait.max(timeout / 8).min(time_left / 2);
+        limits.max_wait.saturating_mul(1 << doublings).min(longest)
+    }
+
+    /// Whether a command of this many calls may be sent: few enough commands are in flight, and their
+    /// average size is not larger.
+    fn is_worth_a_command(&self, state: &State<E>, calls: usize) -> bool {
         let commands = state.commands;
         commands < self.0.limits.max_commands
             && calls.saturating_mul(commands) >= state.calls_in_flight
     }
 
-    fn take_slot(&self, state: &mut State<F>, calls: usize) -> CommandSlot<F> {
+    fn take_slot(&self, state: &mut State<E>, calls: usize) -> CommandSlot<E> {
         state.commands += 1;
         state.calls_in_flight += calls;
         CommandSlot { queue: self.clone(), calls, epoch: state.epoch }
     }
 
-    /// Lets those leave who may.
-    fn try_flush<'a>(&'a self, mut state: MutexGuard<'a, State<F>>) {
-        // Where the runtime is gone a command ends in here, and the one below sees to the rest.
+    /// Sends the batches that may be sent now.
+    fn try_flush<'a>(&'a self, mut state: MutexGuard<'a, State<E>>) {
+        // If the runtime is gone, a command ends inside of `send_batch` and calls this again. The outer
+        // loop does the rest, so the stack does not grow.
         if std::mem::replace(&mut state.flushing, true) {
             return;
         }
-        while let Some(next) = state.queued.front() {
-            // Beyond the usual number, a command that has ended is followed by another one if it is
-            // missed.
-            let follows =
-                state.finished_since_flush > 0 && next.since.elapsed() >= self.0.limits.max_wait;
-            if !follows && !self.is_worth_a_command(&state, state.queued.len()) {
+        while let Some(first) = state.queued.front() {
+            // While more than `max_commands` are in flight, each command that ends is replaced by one
+            // if a call has waited for it.
+            let is_replacement = state.finished_since_flush > 0
+                && first.queued_at.elapsed() >= self.0.limits.max_wait;
+            if !is_replacement && !self.is_worth_a_command(&state, state.queued.len()) {
                 break;
             }
             state.finished_since_flush = state.finished_since_flush.saturating_sub(1);
-            let group = self.take_batch(&mut state);
-            if group.is_empty() {
+            let batch = self.take_batch(&mut state);
+            if batch.is_empty() {
                 break;
             }
-            let slot = self.take_slot(&mut state, group.len());
+            let slot = self.take_slot(&mut state, batch.len());
             drop(state);
-            self.send_batch(group, slot);
+            self.send_batch(batch, slot);
             state = self.lock();
         }
-        (state.finished_since_flush, state.flushing) = (0, false);
+        state.finished_since_flush = 0;
+        state.flushing = false;
     }
 
-    /// All who wait leave, though as many commands are under way as there should be, or larger ones;
-    /// unless the one of this number, who has waited in vain, has left already, and waits for the
-    /// answer alone. Those who come meanwhile wait themselves.
+    /// Sends all queued calls, whatever is in flight, since the call of this number has waited too
+    /// long. Does nothing if that call was sent meanwhile. Calls that are queued from now on wait.
     fn flush_all(&self, number: u64) {
         let mut state = self.lock();
         if state.queued.front().is_none_or(|first| first.number > number) {
             return;
         }
-        (state.calls_in_flight, state.epoch) = (0, state.epoch + 1);
-        let last = state.next_number;
-        while state.queued.front().is_some_and(|first| first.number < last) {
-            let group = self.take_batch(&mut state);
-            if group.is_empty() {
+        state.calls_in_flight = 0;
+        state.epoch += 1;
+        let end = state.next_number;
+        while state.queued.front().is_some_and(|first| first.number < end) {
+            let batch = self.take_batch(&mut state);
+            if batch.is_empty() {
                 return;
             }
-            let slot = self.take_slot(&mut state, group.len());
+            let slot = self.take_slot(&mut state, batch.len());
             drop(state);
-            self.send_batch(group, slot);
+            self.send_batch(batch, slot);
             state = self.lock();
         }
     }
 
-    /// Takes those who leave next, of whom nobody may have been given up.
-    fn take_batch(&self, state: &mut State<F>) -> Vec<QueuedCall<F>> {
-        let (limits, timeout) = (&self.0.limits, self.0.tasks.timeout());
-        let (mut group, mut bytes) = (Vec::new(), 0_usize);
-        while group.len() < limits.max_batch
+    /// Takes the next batch from the queue. Leaves out calls that have ended.
+    fn take_batch(&self, state: &mut State<E>) -> Vec<QueuedCall<E>> {
+        let limits = &self.0.limits;
+        let timeout = self.0.tasks.timeout();
+        let mut batch = Vec::new();
+        let mut bytes = 0_usize;
+        while batch.len() < limits.max_batch
             && let Some(next) = state.queued.pop_front()
         {
-            // Its caller has been told by now, or is gone with its task: it need not be sent.
+            // The caller has got a timeout error by now, or its task is gone.
             if next.answer.is_closed() || next.began.elapsed() >= timeout {
-                drop(next.answer.send(Err(timed_out(timeout))));
+                let _ = next.answer.send(Err(timed_out(timeout)));
                 continue;
             }
-            bytes = bytes.saturating_add(F::bytes(&next.item));
-            if bytes > limits.max_bytes && !group.is_empty() {
+            bytes = bytes.saturating_add(E::bytes(&next.item));
+            if bytes > limits.max_bytes && !batch.is_empty() {
                 state.queued.push_front(next);
                 break;
             }
-            group.push(next);
+            batch.push(next);
         }
-        group
+        batch
     }
 
-    /// Sends a group in a task of its own, which lasts no longer than the most impatient of its
-    /// calls does: twice the timeout, or the timeout if the store is shut down.
-    fn send_batch(&self, group: Vec<QueuedCall<F>>, slot: CommandSlot<F>) {
+    /// Sends a batch in a task of its own. The task ends at the latest when the task of its oldest call
+    /// does: after twice the timeout, or after the timeout if the store is shut down.
+    fn send_batch(&self, batch: Vec<QueuedCall<E>>, slot: CommandSlot<E>) {
         let queue = self.clone();
         self.0.tasks.spawn(async move {
-            let longest = queue.0.tasks.timeout();
-            let oldest = group.iter().map(|waiting| waiting.began).min();
-            let deadline = oldest.unwrap_or_else(Instant::now) + longest;
+            let timeout = queue.0.tasks.timeout();
+            let oldest = batch.iter().map(|call| call.began).min();
+            let deadline = oldest.unwrap_or_else(Instant::now) + timeout;
             let (items, answers): (Vec<_>, Vec<_>) =
-                group.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
+                batch.into_iter().map(|call| (call.item, call.answer)).unzip();
             let mut work = pin!(queue.execute(items));
             let outcome = if let Ok(outcome) = timeout_at(deadline, &mut work).await {
                 Ok(outcome)
             } else {
-                // As each call does by itself.
+                // As for each single call: see `Tasks::start`.
                 tokio::select! {
-                    outcome = timeout_at(deadline + longest, work) => outcome,
-                    () = queue.0.tasks.closed().cancelled() => Ok(Err(timed_out(longest))),
+                    outcome = timeout_at(deadline + timeout, work) => outcome,
+                    () = queue.0.tasks.closed().cancelled() => Ok(Err(timed_out(timeout))),
                 }
             };
-            // The next ones leave before these are answered.
+            // Before the answers, so that the next batch does not wait for them.
             drop(slot);
-            match outcome.unwrap_or_else(|_| Err(timed_out(longest))) {
+            match outcome.unwrap_or_else(|_| Err(timed_out(timeout))) {
                 Ok(outcomes) => {
                     for (answer, outcome) in answers.into_iter().zip(outcomes) {
-                        drop(answer.send(outcome));
+                        let _ = answer.send(outcome);
                     }
                 }
                 Err(error) => {
                     for answer in answers {
-                        drop(answer.send(Err(error.clone())));
+                        let _ = answer.send(Err(error.clone()));
                     }
                 }
             }
         });
     }
 
-    async fn execute(&self, mut items: Vec<F::Item>) -> Result<Vec<Result<F::Answer>>> {
-        let freight = &self.0.executor;
+    async fn execute(&self, mut items: Vec<E::Item>) -> Result<Vec<Result<E::Answer>>> {
+        let executor = &self.0.executor;
         match items.pop() {
-            Some(only) if items.is_empty() => Ok(vec![freight.run_one(only).await]),
+            Some(only) if items.is_empty() => Ok(vec![executor.run_one(only).await]),
             Some(last) => {
                 items.push(last);
-                freight.run_batch(items).await
+                executor.run_batch(items).await
             }
             None => Ok(Vec::new()),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<F>> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
+        lock(&self.0.state)
     }
 }
 
-impl<F: BatchExecutor> Drop for AdmissionPermit<F> {
+impl<E: BatchExecutor> Drop for AdmissionPermit<E> {
     fn drop(&mut self) {
         self.0.lock().calls -= 1;
     }
 }
 
-impl<F: BatchExecutor> Drop for CommandSlot<F> {
+impl<E: BatchExecutor> Drop for CommandSlot<E> {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
         state.commands -= 1;
@@ -357,7 +377,7 @@ impl<F: BatchExecutor> Drop for CommandSlot<F> {
     }
 }
 
-impl<F: BatchExecutor> Clone for BatchQueue<F> {
+impl<E: BatchExecutor> Clone for BatchQueue<E> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
@@ -367,8 +387,8 @@ fn overloaded(calls: usize) -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{calls} calls to MongoDB are under way or wait, which `max_waiting` does not let grow: it is \
-             slow or stands still, or has less capacity than the app needs"
+            "{calls} calls to MongoDB are queued or in flight, the most that `max_queued_calls` allows: \
+             MongoDB is slow or does not answer, or it has less capacity than the app needs"
         ),
     )
 }

@@ -1,9 +1,9 @@
-//! How reads and saves leave for the database: at once while it has little to do, together while it
-//! is busy, and the saves of one session one after the other.
+//! [`Batcher`]: decides when reads and saves are sent, and which are sent in one command.
 //!
-//! A command costs the driver and the server many times what the document in it does. While as many
-//! commands are under way as keep the server busy, or larger ones, what comes then could not be served
-//! sooner anyway; it waits, and leaves as one command. No timer runs and nothing waits otherwise.
+//! A command costs the driver and the server many times what one document in it does. While few commands
+//! are in flight, each call is sent at once. While the server is busy, the next calls could not be served
+//! sooner anyway: they wait in a [`BatchQueue`] and are sent as one command. The saves of one session are
+//! sent one after the other, in the order of the calls: see [`WriteQueue`].
 
 mod batch_queue;
 mod write_queue;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::backend::{Backend, Call};
 pub(crate) use crate::batching::batch_queue::BatchLimits;
 use crate::batching::batch_queue::{AdmissionPermit, BatchExecutor, BatchQueue};
 use crate::batching::write_queue::{WritePermit, WriteQueue};
@@ -21,12 +22,11 @@ use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, Call};
 use crate::time::WallTime;
 
-/// The commands of a database. Private: those of MongoDB, and of a simulated one in tests.
+/// The commands of a database. MongoDB implements it, and the simulation.
 pub(crate) trait Commands: Send + Sync + 'static {
-    /// A change of one session that exists, ready to be sent.
+    /// A change of one existing session, ready to be sent.
     type Update: Send + 'static;
 
     /// See [`Backend::insert`].
@@ -38,7 +38,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
 
-    /// The update that gives a session other data and another expiry.
+    /// Returns the update that replaces the data and the expiry of a session.
     fn replacement(
         &self,
         key: SessionKey,
@@ -47,22 +47,22 @@ pub(crate) trait Commands: Send + Sync + 'static {
         expires: WallTime,
     ) -> Result<Self::Update>;
 
-    /// The update that gives a session another expiry, of which no other instance is told.
+    /// Returns the update that stores another expiry. Other instances are not notified of it.
     fn touch(&self, key: SessionKey, expires: WallTime) -> Self::Update;
 
-    /// About how many bytes an update has.
+    /// About how many bytes an update adds to a command.
     fn bytes(update: &Self::Update) -> usize;
 
-    /// Carries out an update, if its session is live; answers with the stored expiry.
+    /// Carries out an update and returns the stored expiry. `None` if its session is not live.
     fn update(&self, update: Self::Update) -> Call<Option<WallTime>>;
 
-    /// Carries out updates of different sessions, each of which succeeds or fails by itself.
+    /// Carries out updates of different sessions. Each one succeeds or fails by itself.
     fn update_all(&self, updates: Vec<Self::Update>) -> Call<Vec<Result<Option<WallTime>>>>;
 
     /// See [`Backend::find`].
     fn find(&self, key: SessionKey) -> Call<Option<Session>>;
 
-    /// Finds sessions of different keys. In the order of the keys.
+    /// Finds the sessions of different keys, and returns them in the order of the keys.
     fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>>;
 
     /// See [`Backend::remove`].
@@ -75,7 +75,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
     fn expiry(&self, expires: WallTime) -> WallTime;
 }
 
-/// A database whose reads and saves are sent together when there are many. Clones share it.
+/// The persistence tier over the commands of a database. Clones share it.
 pub(crate) struct Batcher<C: Commands> {
     commands: Arc<C>,
     write_queue: WriteQueue,
@@ -105,36 +105,38 @@ impl<C: Commands> Batcher<C> {
         }
     }
 
-    /// Waits in a lane.
-    fn wait_for_turn(
+    /// Waits until the earlier saves of the session have ended.
+    fn acquire(
         &self,
-        seat: AdmissionPermit<Saves<C>>,
-        mut place: WritePermit,
+        admission: AdmissionPermit<Saves<C>>,
+        mut write: WritePermit,
     ) -> Call<SavePermit<C>> {
         let timeout = self.saves.timeout();
         Box::pin(async move {
-            place.acquire(timeout).await.map(|()| SavePermit { admission: seat, permit: place })
+            write.acquire(timeout).await?;
+            Ok(SavePermit { admission, write })
         })
     }
 
-    /// How many commands are under way, how many calls there are, how many of them wait, and how
-    /// many lanes somebody is in.
-    #[cfg(test)]
-    pub(crate) fn load(&self) -> [usize; 4] {
-        let (reads, saves) = (self.reads.load(), self.saves.load());
-        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.write_queue.len()]
+    async fn send(self, update: C::Update, permit: SavePermit<C>) -> Result<Option<WallTime>> {
+        let began = permit.write.enqueued_at();
+        self.saves.send(permit.admission, (update, permit.write), began).await
     }
 
-    async fn send(self, update: C::Update, turn: SavePermit<C>) -> Result<Option<WallTime>> {
-        let began = turn.permit.enqueued_at();
-        self.saves.send(turn.admission, (update, turn.permit), began).await
+    /// The numbers of commands in flight, of calls, of queued calls, and of sessions with a save in
+    /// the write queue.
+    #[cfg(test)]
+    pub(crate) fn load(&self) -> [usize; 4] {
+        let reads = self.reads.load();
+        let saves = self.saves.load();
+        [reads[0] + saves[0], reads[1] + saves[1], reads[2] + saves[2], self.write_queue.len()]
     }
 }
 
 /// The right to send a save.
 pub(crate) struct SavePermit<C: Commands> {
     admission: AdmissionPermit<Saves<C>>,
-    permit: WritePermit,
+    write: WritePermit,
 }
 
 impl<C: Commands> Backend for Batcher<C> {
@@ -157,42 +159,43 @@ impl<C: Commands> Backend for Batcher<C> {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let seat = match self.saves.admit() {
-            Ok(seat) => seat,
+        let admission = match self.saves.admit() {
+            Ok(admission) => admission,
             Err(error) => return failed(error),
         };
         let update = match self.commands.replacement(key, rev, data, expires) {
             Ok(update) => update,
             Err(error) => return failed(error),
         };
-        let place = match self.write_queue.enqueue(key) {
-            Ok(place) => place,
+        let write = match self.write_queue.enqueue(key) {
+            Ok(write) => write,
             Err(error) => return failed(error),
         };
-        let (turn, saves) = (self.wait_for_turn(seat, place), self.clone());
-        Box::pin(async move { saves.send(update, turn.await?).await })
+        let permit = self.acquire(admission, write);
+        let batcher = self.clone();
+        Box::pin(async move { batcher.send(update, permit.await?).await })
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Option<Call<SavePermit<C>>> {
-        let seat = match self.saves.admit() {
-            Ok(seat) => seat,
+        let admission = match self.saves.admit() {
+            Ok(admission) => admission,
             Err(error) => return Some(failed(error)),
         };
-        let place = self.write_queue.enqueue_touch(key)?;
-        Some(place.map_or_else(failed, |place| self.wait_for_turn(seat, place)))
+        let write = self.write_queue.enqueue_touch(key)?;
+        Some(write.map_or_else(failed, |write| self.acquire(admission, write)))
     }
 
     fn touch(
         &self,
-        turn: SavePermit<C>,
+        permit: SavePermit<C>,
         key: SessionKey,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        Box::pin(self.clone().send(self.commands.touch(key, expires), turn))
+        Box::pin(self.clone().send(self.commands.touch(key, expires), permit))
     }
 
-    fn is_settled(&self, key: SessionKey) -> bool {
-        self.write_queue.is_settled(key)
+    fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.write_queue.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {
@@ -200,9 +203,10 @@ impl<C: Commands> Backend for Batcher<C> {
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        let (reads, began) = (self.reads.clone(), Instant::now());
+        let reads = self.reads.clone();
+        let began = Instant::now();
         match reads.admit() {
-            Ok(seat) => Box::pin(async move { reads.send(seat, key, began).await }),
+            Ok(admission) => Box::pin(async move { reads.send(admission, key, began).await }),
             Err(error) => failed(error),
         }
     }
@@ -231,30 +235,28 @@ impl<C: Commands> BatchExecutor for Reads<C> {
     }
 
     fn run_batch(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
-        // Without a cache above, one session may be asked for several times.
-        let mut seen = HashMap::with_capacity(keys.len());
+        // Without a cache above, one batch may ask for a session several times. The command asks once.
+        let mut index_of = HashMap::with_capacity(keys.len());
         let mut distinct = Vec::with_capacity(keys.len());
-        let places: Vec<_> = keys
+        let indexes: Vec<usize> = keys
             .into_iter()
             .map(|key| {
-                *seen.entry(key).or_insert_with(|| {
+                *index_of.entry(key).or_insert_with(|| {
                     distinct.push(key);
                     distinct.len() - 1
                 })
             })
             .collect();
-        let all_differ = distinct.len() == places.len();
+        let all_differ = distinct.len() == indexes.len();
         let found = self.0.find_all(distinct);
         Box::pin(async move {
             let found = found.await?;
             if all_differ {
                 return Ok(found);
             }
-            let of = |place: usize| found.get(place).cloned();
-            Ok(places
-                .into_iter()
-                .map(|at| of(at).unwrap_or_else(|| Err(Error::cut_off())))
-                .collect())
+            let answer =
+                |index: usize| found.get(index).cloned().unwrap_or_else(|| Err(Error::cut_off()));
+            Ok(indexes.into_iter().map(answer).collect())
         })
     }
 
@@ -266,16 +268,16 @@ impl<C: Commands> BatchExecutor for Reads<C> {
 struct Saves<C>(Arc<C>);
 
 impl<C: Commands> BatchExecutor for Saves<C> {
-    /// With its place in the lane of its session, which is held until the driver has ended.
+    /// The write permit is held until the driver's future has ended.
     type Item = (C::Update, WritePermit);
     type Answer = Option<WallTime>;
 
-    fn run_one(&self, (update, place): (C::Update, WritePermit)) -> Call<Option<WallTime>> {
-        let updated = self.0.update(update);
+    fn run_one(&self, (update, permit): (C::Update, WritePermit)) -> Call<Option<WallTime>> {
+        let update = self.0.update(update);
         Box::pin(async move {
-            let updated = updated.await;
-            drop(place);
-            updated
+            let outcome = update.await;
+            drop(permit);
+            outcome
         })
     }
 
@@ -283,11 +285,11 @@ impl<C: Commands> BatchExecutor for Saves<C> {
         &self,
         items: Vec<(C::Update, WritePermit)>,
     ) -> Call<Vec<Result<Option<WallTime>>>> {
-        let (updates, places): (Vec<_>, Vec<_>) = items.into_iter().unzip();
-        let outcomes = self.0.update_all(updates);
+        let (updates, permits): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+        let update_all = self.0.update_all(updates);
         Box::pin(async move {
-            let outcomes = outcomes.await;
-            drop(places);
+            let outcomes = update_all.await;
+            drop(permits);
             outcomes
         })
     }

@@ -1,13 +1,15 @@
-//! Lanes: the saves of one session are sent one after the other, in the order in which they were
-//! called. A delete waits for nobody: it is final, and a save that comes after it finds nothing.
+//! [`WriteQueue`]: sends the saves of one session one after the other, in the order of the calls.
 //!
-//! A save whose caller has gone goes on by itself, on a connection of its own. Without this, the
-//! next save of the same session could overtake it, be acknowledged, and then be overwritten by it
-//! (invariants I2 and I6). A save that may still be under way holds its lane until it has ended.
+//! A save runs on if its caller goes away. Without this queue, the next save of the same session could
+//! overtake it on another connection and be acknowledged. The earlier save would then overwrite it
+//! (invariants I2 and I6 of `ARCHITECTURE.md`). So a save holds its place until it has ended, even if its
+//! caller has a timeout error already.
+//!
+//! A delete does not use the queue: it is final, and a save that comes after it finds no session.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot::{self, error::TryRecvError};
@@ -16,34 +18,39 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::timed_out;
 use crate::session::id::{KeyHashing, SessionKey};
+use crate::sync::{Mutex, MutexGuard, lock};
 
-/// The lanes that somebody is in. An idle store has none.
+/// The pending saves of each session. A session without any has no entry, so an idle store holds
+/// nothing. A blocking lock, since nothing awaits while it is held.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct WriteQueue(Arc<Mutex<Map>>);
+pub(crate) struct WriteQueue(Arc<Mutex<KeyQueues>>);
 
-type Map = HashMap<SessionKey, KeyQueue, KeyHashing>;
+type KeyQueues = HashMap<SessionKey, KeyQueue, KeyHashing>;
 
-/// How many may be in a lane. A visitor who saves faster than MongoDB takes it must not use up what all
-/// may wait for.
+/// The most pending saves of one session. A visitor who saves faster than MongoDB answers must not use
+/// up the calls of all visitors.
 const MAX_PER_KEY: usize = 256;
 
+/// The pending saves of one session. It is a list: each permit knows its predecessor.
 #[derive(Debug)]
 struct KeyQueue {
     tail: Predecessor,
     len: usize,
 }
 
-/// Somebody in a lane, as the one behind them sees it.
+/// A permit, as the next permit of the same session sees it.
 #[derive(Debug)]
 struct Predecessor {
     number: u64,
-    /// They and all before them change nothing but an expiry.
+    /// Neither this one nor one before it changes anything except the expiry.
     is_touch: bool,
+    /// Gets the predecessor's own predecessor, if the permit was dropped before its turn. Closed if the
+    /// permit was dropped and none is left before it.
     released: oneshot::Receiver<Predecessor>,
 }
 
-/// A place in a lane. Dropping it lets the next one go, or wait for those before it if they are
-/// still there.
+/// A place in the queue of a session. Dropping it lets the next permit go. If there are still permits
+/// before this one, the next permit then waits for those.
 #[derive(Debug)]
 pub(crate) struct WritePermit {
     queue: WriteQueue,
@@ -55,23 +62,23 @@ pub(crate) struct WritePermit {
 }
 
 impl WriteQueue {
-    /// Takes the last place in the lane of a key, for a save. The order is that of these calls. An
-    /// error if the lane is full.
+    /// Takes the last place in the queue of a session, for a save. The order of the saves is the order
+    /// of these calls. An error if the queue is full.
     pub(crate) fn enqueue(&self, key: SessionKey) -> Result<WritePermit> {
         self.push(self.lock(), key, false)
     }
 
-    /// The same for a touch. `None` if a save is in the lane, with which it would not be ordered:
-    /// a touch has nothing to put in the place of what that save stores.
+    /// Takes the last place for a touch. `None` if a save is in the queue: the touch would extend the
+    /// cached state, which that save is about to replace.
     pub(crate) fn enqueue_touch(&self, key: SessionKey) -> Option<Result<WritePermit>> {
-        let lanes = self.lock();
-        let is_free = lanes.get(&key).is_none_or(|lane| lane.tail.is_touch);
-        is_free.then(|| self.push(lanes, key, true))
+        let queues = self.lock();
+        let has_save = queues.get(&key).is_some_and(|queue| !queue.tail.is_touch);
+        (!has_save).then(|| self.push(queues, key, true))
     }
 
-    /// Whether no save is in the lane of a key.
-    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
-        self.lock().get(&key).is_none_or(|lane| lane.tail.is_touch)
+    /// Whether a save is in the queue of a key.
+    pub(crate) fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.lock().get(&key).is_some_and(|queue| !queue.tail.is_touch)
     }
 
     #[cfg(test)]
@@ -81,56 +88,53 @@ impl WriteQueue {
 
     fn push(
         &self,
-        mut lanes: MutexGuard<'_, Map>,
+        mut queues: MutexGuard<'_, KeyQueues>,
         key: SessionKey,
-        touches: bool,
+        is_touch: bool,
     ) -> Result<WritePermit> {
-        let (left, leaves) = oneshot::channel();
-        let mut ahead = Predecessor { number: 0, is_touch: touches, released: leaves };
-        let before = match lanes.entry(key) {
-            Entry::Occupied(lane) => {
-                let lane = lane.into_mut();
-                if lane.len >= MAX_PER_KEY {
+        let (release, released) = oneshot::channel();
+        let mut tail = Predecessor { number: 0, is_touch, released };
+        let predecessor = match queues.entry(key) {
+            Entry::Occupied(queue) => {
+                let queue = queue.into_mut();
+                if queue.len >= MAX_PER_KEY {
                     return Err(queue_full());
                 }
-                ahead.number = lane.tail.number + 1;
-                lane.len += 1;
-                Some(std::mem::replace(&mut lane.tail, ahead))
+                tail.number = queue.tail.number + 1;
+                queue.len += 1;
+                Some(std::mem::replace(&mut queue.tail, tail))
             }
-            Entry::Vacant(lane) => {
-                lane.insert(KeyQueue { tail: ahead, len: 1 });
+            Entry::Vacant(queue) => {
+                queue.insert(KeyQueue { tail, len: 1 });
                 None
             }
         };
-        let number = before.as_ref().map_or(0, |before| before.number + 1);
-        let entered = Instant::now();
         Ok(WritePermit {
             queue: self.clone(),
             key,
-            number,
-            predecessor: before,
-            enqueued_at: entered,
-            release: Some(left),
+            number: predecessor.as_ref().map_or(0, |predecessor| predecessor.number + 1),
+            predecessor,
+            enqueued_at: Instant::now(),
+            release: Some(release),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Map> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, KeyQueues> {
+        lock(&self.0)
     }
 }
 
 impl WritePermit {
-    /// When the place was taken.
     pub(crate) fn enqueued_at(&self) -> Instant {
         self.enqueued_at
     }
 
-    /// Waits until all who came before have left. An error if that took the whole timeout: the
-    /// caller has been told by now, and the write need not be sent any more.
+    /// Waits until all earlier permits of the session were dropped. An error if that took the whole
+    /// timeout: the caller has its timeout error by now, so the write need not be sent.
     pub(crate) async fn acquire(&mut self, timeout: Duration) -> Result<()> {
-        while let Some(before) = self.predecessor.as_mut() {
-            // Who leaves before their turn tells of those that are still there.
-            self.predecessor = (&mut before.released).await.ok();
+        while let Some(predecessor) = self.predecessor.as_mut() {
+            // A permit that is dropped before its turn hands over its own predecessor.
+            self.predecessor = (&mut predecessor.released).await.ok();
         }
         if self.enqueued_at.elapsed() < timeout { Ok(()) } else { Err(timed_out(timeout)) }
     }
@@ -138,27 +142,28 @@ impl WritePermit {
 
 impl Drop for WritePermit {
     fn drop(&mut self) {
-        let lanes = self.queue.clone();
-        let mut lanes = lanes.lock();
-        // From here on, and still under the lock, who is behind sees this place as left.
-        let left = self.release.take();
-        let before = self.predecessor.take().and_then(Predecessor::still_queued);
-        let Entry::Occupied(mut lane) = lanes.entry(self.key) else { return };
-        lane.get_mut().len -= 1;
-        if lane.get().tail.number != self.number {
-            if let (Some(before), Some(left)) = (before, left) {
-                drop(left.send(before));
+        let queue = self.queue.clone();
+        let mut queues = queue.lock();
+        // The sender is used or dropped while the lock is held: the next permit must not see this one as
+        // released before the queue is up to date.
+        let release = self.release.take();
+        let predecessor = self.predecessor.take().and_then(Predecessor::still_queued);
+        let Entry::Occupied(mut queue) = queues.entry(self.key) else { return };
+        queue.get_mut().len -= 1;
+        if queue.get().tail.number != self.number {
+            if let (Some(predecessor), Some(release)) = (predecessor, release) {
+                let _ = release.send(predecessor);
             }
-        } else if let Some(before) = before {
-            lane.get_mut().tail = before;
+        } else if let Some(predecessor) = predecessor {
+            queue.get_mut().tail = predecessor;
         } else {
-            lane.remove();
+            queue.remove();
         }
     }
 }
 
 impl Predecessor {
-    /// Those, or the last before them who has not left.
+    /// Returns the last permit up to this one that was not dropped.
     fn still_queued(mut self) -> Option<Self> {
         loop {
             match self.released.try_recv() {
@@ -174,8 +179,8 @@ fn queue_full() -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{MAX_PER_KEY} saves of one session wait for MongoDB already, and no more than that may: is \
-             its visitor sending requests without a limit?"
+            "{MAX_PER_KEY} saves of one session are waiting for MongoDB, the most that may: does its \
+             visitor send requests without a limit?"
         ),
     )
 }
@@ -189,39 +194,40 @@ mod tests {
     const LONG: Duration = Duration::from_secs(3600);
 
     #[tokio::test]
-    async fn a_write_whose_time_is_up_is_not_sent() {
-        let lanes = WriteQueue::default();
-        let mut place = lanes.enqueue(SessionKey::of(1)).unwrap();
-        let error = place.acquire(Duration::ZERO).await.unwrap_err();
+    async fn a_save_that_has_waited_for_the_whole_timeout_is_not_sent() {
+        let queue = WriteQueue::default();
+        let mut permit = queue.enqueue(SessionKey::of(1)).unwrap();
+        let error = permit.acquire(Duration::ZERO).await.unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Timeout);
     }
 
     #[tokio::test]
-    async fn a_lane_is_left_in_the_order_in_which_it_was_entered() {
-        let lanes = WriteQueue::default();
+    async fn saves_of_one_session_are_sent_in_the_order_of_the_calls() {
+        let queue = WriteQueue::default();
         let key = SessionKey::of(1);
-        let (mut a, mut b, mut c) =
-            (lanes.enqueue(key).unwrap(), lanes.enqueue(key).unwrap(), lanes.enqueue(key).unwrap());
+        let mut a = queue.enqueue(key).unwrap();
+        let mut b = queue.enqueue(key).unwrap();
+        let mut c = queue.enqueue(key).unwrap();
         a.acquire(LONG).await.unwrap();
         assert!(c.acquire(LONG).now_or_never().is_none());
         assert!(b.acquire(LONG).now_or_never().is_none());
         drop(a);
         drop(b);
         drop(c);
-        assert!(lanes.lock().is_empty());
+        assert!(queue.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn who_leaves_before_their_turn_lets_nobody_overtake() {
-        let lanes = WriteQueue::default();
+    async fn a_permit_that_is_dropped_early_lets_no_later_save_overtake() {
+        let queue = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enqueue(key).unwrap();
-        let impatient = lanes.enqueue(key).unwrap();
-        let mut second = lanes.enqueue(key).unwrap();
-        drop((impatient, lanes.enqueue(key).unwrap()));
+        let mut first = queue.enqueue(key).unwrap();
+        let dropped_early = queue.enqueue(key).unwrap();
+        let mut second = queue.enqueue(key).unwrap();
+        drop((dropped_early, queue.enqueue(key).unwrap()));
         first.acquire(LONG).await.unwrap();
         assert!(second.acquire(LONG).now_or_never().is_none());
-        let mut third = lanes.enqueue(key).unwrap();
+        let mut third = queue.enqueue(key).unwrap();
         assert!(third.acquire(LONG).now_or_never().is_none());
         drop(first);
         second.acquire(LONG).await.unwrap();
@@ -229,54 +235,54 @@ mod tests {
         drop(second);
         third.acquire(LONG).await.unwrap();
         drop(third);
-        assert!(lanes.lock().is_empty());
+        assert!(queue.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn a_touch_follows_touches_and_keeps_out_of_the_way_of_saves() {
-        let lanes = WriteQueue::default();
+    async fn a_touch_waits_for_touches_and_is_refused_behind_a_save() {
+        let queue = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut first = lanes.enqueue_touch(key).unwrap().unwrap();
-        let mut second = lanes.enqueue_touch(key).unwrap().unwrap();
-        assert!(lanes.is_settled(key));
+        let mut first = queue.enqueue_touch(key).unwrap().unwrap();
+        let mut second = queue.enqueue_touch(key).unwrap().unwrap();
+        assert!(!queue.has_pending_write(key));
         first.acquire(LONG).await.unwrap();
         assert!(second.acquire(LONG).now_or_never().is_none());
-        let mut save = lanes.enqueue(key).unwrap();
-        assert!(lanes.enqueue_touch(key).is_none() && !lanes.is_settled(key));
+        let mut save = queue.enqueue(key).unwrap();
+        assert!(queue.enqueue_touch(key).is_none() && queue.has_pending_write(key));
         drop(first);
         second.acquire(LONG).await.unwrap();
         drop(second);
         save.acquire(LONG).await.unwrap();
-        assert!(lanes.enqueue_touch(key).is_none(), "it is under way");
+        assert!(queue.enqueue_touch(key).is_none(), "it is being sent");
         drop(save);
-        assert!(lanes.is_settled(key) && lanes.enqueue_touch(key).is_some());
+        assert!(!queue.has_pending_write(key) && queue.enqueue_touch(key).is_some());
     }
 
     #[tokio::test]
-    async fn whoever_is_in_a_lane_holds_up_nobody_in_another() {
-        let lanes = WriteQueue::default();
-        let mut a = lanes.enqueue(SessionKey::of(1)).unwrap();
-        let mut b = lanes.enqueue(SessionKey::of(2)).unwrap();
+    async fn a_save_does_not_wait_for_another_session() {
+        let queue = WriteQueue::default();
+        let mut a = queue.enqueue(SessionKey::of(1)).unwrap();
+        let mut b = queue.enqueue(SessionKey::of(2)).unwrap();
         b.acquire(LONG).await.unwrap();
         a.acquire(LONG).await.unwrap();
         drop(a);
-        assert_eq!(lanes.lock().len(), 1);
+        assert_eq!(queue.lock().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_full_lane_takes_nobody_more_until_one_leaves_and_other_lanes_do() {
-        let lanes = WriteQueue::default();
+    async fn a_full_queue_refuses_saves_of_that_session_alone_until_one_ends() {
+        let queue = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut places: Vec<_> = (0..MAX_PER_KEY).map(|_| lanes.enqueue(key).unwrap()).collect();
-        assert_eq!(lanes.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
-        assert!(lanes.enqueue(SessionKey::of(2)).is_ok());
+        let mut permits: Vec<_> = (0..MAX_PER_KEY).map(|_| queue.enqueue(key).unwrap()).collect();
+        assert_eq!(queue.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
+        assert!(queue.enqueue(SessionKey::of(2)).is_ok());
         // From anywhere: the one at the end, one in between, and the first.
         for at in [MAX_PER_KEY - 1, MAX_PER_KEY / 2, 0] {
-            drop(places.remove(at));
-            places.push(lanes.enqueue(key).unwrap());
-            assert_eq!(lanes.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
+            drop(permits.remove(at));
+            permits.push(queue.enqueue(key).unwrap());
+            assert_eq!(queue.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
         }
-        drop(places);
-        assert!(lanes.lock().is_empty());
+        drop(permits);
+        assert!(queue.lock().is_empty());
     }
 }

@@ -1,16 +1,21 @@
-//! Session data in one block of memory: the compact form of an entry.
+//! The compact form: session data encoded into one block of memory.
 //!
-//! Like `MessagePack`, with one difference. All of it is valid UTF-8: what is no text is written in
-//! bytes below 128. So a text is a slice of it, and none is validated again at each hit.
+//! It is similar to `MessagePack`, with one difference: the whole block is valid UTF-8, since everything
+//! but texts is written in bytes below 128. So a text is a slice of the block, and a hit does not validate
+//! it again.
 //!
-//! | byte | what follows |
+//! | first byte | what follows |
 //! |---|---|
 //! | `NULL`, `FALSE`, `TRUE` | nothing |
-//! | `UNSIGNED`, `NEGATIVE` | a [varint](Writer::varint): the number, or how far it is below -1 |
-//! | `FLOAT` | the 64 bits, seven to a byte |
-//! | `DIGITS` | length, text: a number that is none of these (`arbitrary_precision`) |
-//! | `TEXT`, `ARRAY`, `OBJECT` | length or count, and so many bytes, values, or texts and values |
-//! | the same plus a small length, and `SMALL` plus a small number | as above, without the length |
+//! | `UNSIGNED` | the number as a [varint](Writer::varint) |
+//! | `NEGATIVE` | the number as a varint of its complement: 0 is -1, 1 is -2 |
+//! | `FLOAT` | the 64 bits, 7 in each byte |
+//! | `DIGITS` | a length and a text: any other number (`arbitrary_precision` of `serde_json`) |
+//! | `TEXT` | its length in bytes, then the text |
+//! | `ARRAY` | the number of values, then the values |
+//! | `OBJECT` | the number of members, then a text and a value for each |
+//! | `TEXT_OF`, `ARRAY_OF`, `OBJECT_OF` plus a small length | the same without the length |
+//! | `SMALL` plus a small number | nothing: it is that number |
 
 use std::sync::Arc;
 
@@ -34,12 +39,14 @@ const OBJECT_OF: u8 = 0x12;
 const TEXT_OF: u8 = 0x20;
 const SMALL: u8 = 0x40;
 
-/// How many lengths have a byte of their own.
+/// Arrays and objects shorter than this have a first byte for each length.
 const FEW: usize = 8;
+/// Texts shorter than this have a first byte for each length.
 const SHORT: usize = 32;
+/// Numbers below this have a first byte each.
 const SMALL_NUMBERS: u64 = 64;
 
-/// `None` for what is nested too deeply.
+/// Encodes data. `None` if a value has more than [`MAX_DEPTH`] levels.
 pub(crate) fn encode(data: &Data) -> Option<Arc<str>> {
     let mut writer = Writer(String::with_capacity(256));
     writer.varint(data.len() as u64);
@@ -50,11 +57,11 @@ pub(crate) fn encode(data: &Data) -> Option<Arc<str>> {
     Some(writer.0.into())
 }
 
-/// `None` for what [`encode`] has not written.
-pub(crate) fn decode(packed: &str) -> Option<Data> {
-    let mut reader = Reader { packed, at: 0 };
+/// Decodes what [`encode`] has written. `None` for any other text.
+pub(crate) fn decode(encoded: &str) -> Option<Data> {
+    let mut reader = Reader { encoded, position: 0 };
     let count = reader.length()?;
-    // No more is set aside than there can be, whatever the count says.
+    // Bounded by what is left to read, since a wrong count could ask for any amount of memory.
     let mut data = Data::with_capacity(count.min(reader.remaining()));
     for _ in 0..count {
         let key = reader.key()?;
@@ -66,7 +73,7 @@ pub(crate) fn decode(packed: &str) -> Option<Data> {
 struct Writer(String);
 
 impl Writer {
-    /// Packs a value with at most this many levels. This bounds the depth of the calls.
+    /// Writes a value of at most `levels` levels. The limit bounds the recursion.
     fn value(&mut self, value: &Value, levels: usize) -> Option<()> {
         match value {
             Value::Null => self.byte(NULL),
@@ -93,9 +100,8 @@ impl Writer {
         Some(())
     }
 
-    /// A number comes back as it was, which is checked here: with the feature `arbitrary_precision` of
-    /// `serde_json` it may
-    /// be any text, and one that reads as a float may be written in many ways.
+    /// Writes a number in the first form that restores it exactly. With the feature `arbitrary_precision`
+    /// of `serde_json`, a number is a text, and many texts read as the same float.
     fn number(&mut self, number: &Number) {
         if let Some(unsigned) = number.as_u64()
             && Number::from(unsigned) == *number
@@ -117,7 +123,7 @@ impl Writer {
             self.byte(FLOAT);
             let bits = float.to_bits();
             for group in 0..10 {
-                self.low(bits >> (7 * group), 0x7f);
+                self.masked_byte(bits >> (7 * group), 0x7f);
             }
         } else {
             let digits = number.to_string();
@@ -141,16 +147,16 @@ impl Writer {
         self.varint(length as u64);
     }
 
-    /// Six bits to a byte, the lowest first; a seventh says that there are more.
+    /// Writes 6 bits in each byte, the lowest first. The seventh bit says that another byte follows.
     fn varint(&mut self, mut number: u64) {
         while number >= 64 {
-            self.low(number | 0x40, 0x7f);
+            self.masked_byte(number | 0x40, 0x7f);
             number >>= 6;
         }
-        self.low(number, 0x3f);
+        self.masked_byte(number, 0x3f);
     }
 
-    fn low(&mut self, bits: u64, mask: u64) {
+    fn masked_byte(&mut self, bits: u64, mask: u64) {
         #[allow(clippy::cast_possible_truncation, reason = "the mask leaves seven bits")]
         self.byte((bits & mask) as u8);
     }
@@ -161,12 +167,12 @@ impl Writer {
 }
 
 struct Reader<'a> {
-    packed: &'a str,
-    at: usize,
+    encoded: &'a str,
+    position: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Unpacks a value with at most this many levels. This bounds the depth of the calls.
+    /// Reads a value of at most `levels` levels. The limit bounds the recursion.
     fn value(&mut self, levels: usize) -> Option<Value> {
         Some(match self.byte()? {
             NULL => Value::Null,
@@ -196,7 +202,7 @@ impl<'a> Reader<'a> {
             few @ ARRAY_OF..OBJECT_OF => self.array((few - ARRAY_OF).into(), levels)?,
             few @ OBJECT_OF..0x1a => self.object((few - OBJECT_OF).into(), levels)?,
             small @ SMALL.. => (small - SMALL).into(),
-            text => Value::String(self.text(text)?),
+            first_byte => Value::String(self.text(first_byte)?),
         })
     }
 
@@ -220,23 +226,23 @@ impl<'a> Reader<'a> {
     }
 
     fn key(&mut self) -> Option<String> {
-        let byte = self.byte()?;
-        self.text(byte)
+        let first_byte = self.byte()?;
+        self.text(first_byte)
     }
 
-    fn text(&mut self, byte: u8) -> Option<String> {
-        let length = match byte {
+    fn text(&mut self, first_byte: u8) -> Option<String> {
+        let length = match first_byte {
             TEXT => self.length()?,
-            TEXT_OF..SMALL => (byte - TEXT_OF).into(),
+            TEXT_OF..SMALL => (first_byte - TEXT_OF).into(),
             _ => return None,
         };
         self.slice(length).map(str::to_owned)
     }
 
     fn slice(&mut self, length: usize) -> Option<&'a str> {
-        let end = self.at.checked_add(length)?;
-        let slice = self.packed.get(self.at..end)?;
-        self.at = end;
+        let end = self.position.checked_add(length)?;
+        let slice = self.encoded.get(self.position..end)?;
+        self.position = end;
         Some(slice)
     }
 
@@ -256,18 +262,18 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// How many bytes are left to read, which is at least the number of values in them.
+    /// How many bytes are left to read. They hold at most as many values.
     fn remaining(&self) -> usize {
-        self.packed.len() - self.at
+        self.encoded.len() - self.position
     }
 
     fn is_at_end(&self) -> bool {
-        self.at == self.packed.len()
+        self.position == self.encoded.len()
     }
 
     fn byte(&mut self) -> Option<u8> {
-        let byte = *self.packed.as_bytes().get(self.at)?;
-        self.at += 1;
+        let byte = *self.encoded.as_bytes().get(self.position)?;
+        self.position += 1;
         Some(byte)
     }
 }
@@ -285,7 +291,7 @@ mod tests {
         prop_oneof![any::<String>(), "[a-z]{0,40}", "[\\x00-\\x7f]{28,36}", "é{60,70}"]
     }
 
-    /// Some are those that `serde_json` uses for values of its own.
+    /// Includes the keys that `serde_json` uses internally.
     fn key() -> impl Strategy<Value = String> {
         prop_oneof![text(), "\\$serde_json::private::(RawValue|Number)",]
     }
@@ -322,40 +328,40 @@ mod tests {
         prop::collection::hash_map(key(), value(), 0..12)
     }
 
-    /// Which keeps `0.0` and `-0.0` apart, and `1` from `1.0`.
-    fn written(data: &Data) -> String {
+    /// The data as JSON, which distinguishes `0.0` from `-0.0`, and `1` from `1.0`.
+    fn to_json(data: &Data) -> String {
         serde_json::to_string(&data.iter().collect::<BTreeMap<_, _>>()).unwrap()
     }
 
     proptest! {
         #[test]
-        fn whatever_json_is_packed_comes_out(data in data()) {
+        fn any_json_decodes_to_what_was_encoded(data in data()) {
             let back = decode(&encode(&data).unwrap()).unwrap();
-            prop_assert_eq!(written(&data), written(&back));
+            prop_assert_eq!(to_json(&data), to_json(&back));
             prop_assert_eq!(data, back);
         }
 
         #[test]
-        fn what_nobody_packed_is_no_data_and_no_panic(garbage in text()) {
-            drop(decode(&garbage));
+        fn decoding_any_text_does_not_panic(garbage in text()) {
+            let _ = decode(&garbage);
         }
 
         #[test]
-        fn a_part_of_it_is_no_data(data in data(), part in any::<prop::sample::Index>()) {
-            let packed = encode(&data).unwrap();
-            let part = packed.get(..part.index(packed.len())).unwrap_or_default();
-            prop_assert_eq!(decode(part), None);
+        fn a_truncated_text_does_not_decode(data in data(), end in any::<prop::sample::Index>()) {
+            let encoded = encode(&data).unwrap();
+            let truncated = encoded.get(..end.index(encoded.len())).unwrap_or_default();
+            prop_assert_eq!(decode(truncated), None);
         }
     }
 
     #[test]
-    fn more_behind_it_is_no_data() {
-        let packed = encode(&Data::from([("a".to_owned(), json!(1))])).unwrap();
-        assert_eq!(decode(&format!("{packed}\0")), None);
+    fn a_text_with_trailing_bytes_does_not_decode() {
+        let encoded = encode(&Data::from([("a".to_owned(), json!(1))])).unwrap();
+        assert_eq!(decode(&format!("{encoded}\0")), None);
     }
 
     #[test]
-    fn what_is_nested_as_deeply_as_the_database_takes_is_packed_and_what_is_deeper_is_not() {
+    fn data_is_encoded_up_to_the_maximum_depth() {
         let nested = |levels| {
             let value = (0..levels).fold(json!(1), |inside, level| match level % 2 {
                 0 => json!([inside]),
@@ -369,14 +375,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deeper_than_it_is_packed_is_no_data() {
+    fn a_text_that_is_nested_too_deeply_does_not_decode() {
         let array_of_one = char::from(ARRAY_OF + 1).to_string();
         let object_of_one = format!("{}!k", char::from(OBJECT_OF + 1));
         for level in [array_of_one, object_of_one] {
             for (levels, is_data) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (100_000, false)] {
-                let packed = format!("\u{1}!a{}\0", level.repeat(levels));
-                let unpacks = move || assert_eq!(decode(&packed).is_some(), is_data, "{levels}");
-                let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(unpacks);
+                let encoded = format!("\u{1}!a{}\0", level.repeat(levels));
+                let decodes = move || assert_eq!(decode(&encoded).is_some(), is_data, "{levels}");
+                let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(decodes);
                 thread.unwrap().join().unwrap();
             }
         }

@@ -1,8 +1,8 @@
-//! Gives back the memory of sessions that have ended.
+//! The expiry sweeper: frees the memory of expired sessions, and measures the wall clock.
 //!
-//! What has expired is served to nobody, so this is about memory alone, and a pass now and then is
-//! enough. moka would do it by itself, at the cost of a quarter of a look-up at each hit, and of a node
-//! for each entry.
+//! The cache never serves an expired session, so the sweeper only frees memory, and a pass each minute is
+//! enough. moka can expire entries too, but that would make a hit a quarter slower, and add a node to each
+//! entry.
 
 use std::time::{Duration, Instant};
 
@@ -11,37 +11,37 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{Cache, Entry};
 use crate::telemetry::metrics::Eviction;
 
-/// How often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// How often the clocks are compared, and so how long a step of the wall clock may go unnoticed.
+/// How often the two clocks are compared. A step of the wall clock may go unnoticed for this long.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The share of one core that the passes may take: one part of so many.
+/// The passes take at most 1/200 of one core.
 const MAX_CPU_SHARE: u32 = 200;
 
 impl Cache {
-    /// Removes what has ended, every minute, until it is told to stop, and then everything. Compares the
-    /// clocks every second.
-    pub(crate) async fn run_sweeper(self, ends: CancellationToken) {
+    /// Removes expired entries every minute, and compares the two clocks every second, until
+    /// `cancellation`. Then removes all entries.
+    pub(crate) async fn run_sweeper(self, cancellation: CancellationToken) {
         let mut pause = SWEEP_INTERVAL;
-        while ends.run_until_cancelled(self.compare_clocks(pause)).await.is_some() {
-            let (cache, told) = (self.clone(), ends.clone());
-            // On a thread of its own: with a million entries it takes a moment.
+        while cancellation.run_until_cancelled(self.compare_clocks(pause)).await.is_some() {
+            let cache = self.clone();
+            let pass_cancellation = cancellation.clone();
+            // On a thread for blocking work, since a pass over a million entries takes a while.
             let pass = tokio::task::spawn_blocking(move || {
                 let start = Instant::now();
-                cache.sweep_expired(|| told.is_cancelled());
+                cache.sweep_expired(|| pass_cancellation.is_cancelled());
                 start.elapsed()
             });
-            // A pass that panicked is no reason to make no more.
-            let took = pass.await.unwrap_or_default();
-            pause = SWEEP_INTERVAL.max(took.saturating_mul(MAX_CPU_SHARE));
+            // After a pass that panicked, the next one follows as usual.
+            let elapsed = pass.await.unwrap_or_default();
+            pause = SWEEP_INTERVAL.max(elapsed.saturating_mul(MAX_CPU_SHARE));
         }
-        // The store is shut down, or has gone: nothing is served any more.
+        // The store was shut down or dropped, so it serves nothing any longer.
         self.purge();
     }
 
-    /// Compares the wall clock with the steady one again and again, for so long.
-    async fn compare_clocks(&self, lasting: Duration) {
-        let end = tokio::time::Instant::now() + lasting;
+    /// Measures the wall clock against the steady one every second, for the time of `duration`.
+    async fn compare_clocks(&self, duration: Duration) {
+        let end = tokio::time::Instant::now() + duration;
         while tokio::time::Instant::now() < end {
             tokio::time::sleep(CLOCK_CHECK_INTERVAL).await;
             let now = self.0.clock.now();
@@ -49,22 +49,23 @@ impl Cache {
         }
     }
 
-    /// Removes the entries of sessions that have ended, until all are looked at or `enough` says so.
-    pub(crate) fn sweep_expired(&self, enough: impl Fn() -> bool) {
+    /// Removes the entries of expired sessions. Stops early once `should_stop` returns true.
+    pub(crate) fn sweep_expired(&self, should_stop: impl Fn() -> bool) {
         let shared = &self.0;
         let now = shared.clock.now();
         for (key, entry) in &shared.sessions {
             let key = *key;
-            if enough() {
+            if should_stop() {
                 return;
             }
             if !shared.wall.is_past(entry.expires(), now) {
                 continue;
             }
-            // Under the key's lock, where nobody places another one: it may be another one already.
+            // Another operation may have replaced the entry. So look at it again under the key's lock,
+            // where nothing can replace it.
             shared.versions.with_key_locked(key, || {
-                let ended = |entry: Entry| shared.wall.is_past(entry.expires(), now);
-                if shared.sessions.get(&key).is_some_and(ended) {
+                let has_expired = |entry: Entry| shared.wall.is_past(entry.expires(), now);
+                if shared.sessions.get(&key).is_some_and(has_expired) {
                     shared.sessions.invalidate(&key);
                     shared.metrics.count_eviction(Eviction::Expired);
                 }

@@ -1,4 +1,4 @@
-//! What an operation on a session holds from its beginning to its end: the right to leave an entry.
+//! `FillGuard`: the right of one operation to insert an entry for its key.
 
 use tokio::sync::watch;
 
@@ -13,27 +13,37 @@ use crate::telemetry::metrics::{Fill, Invalidation};
 use crate::time::Moment;
 use crate::time::WallTime;
 
-/// The right to leave an entry, if nothing else finishes first. Dropped unused, it removes the
-/// entry: an operation of which the end is not known must leave none.
+/// The right to insert an entry, if no other operation on the key finishes first.
+///
+/// An operation takes it before its I/O, and ends it with [`publish`](Self::publish),
+/// [`prolong`](Self::prolong), [`evict`](Self::evict) or [`release`](Self::release). A guard that is
+/// dropped removes the entry, since the outcome of its operation is unknown.
 #[derive(Debug)]
 pub(crate) struct FillGuard {
     cache: Cache,
+    /// `None` once the operation has ended.
     version: Option<Version>,
     read_at: Moment,
-    writes: Option<Rev>,
-    /// What it is counted as if it removes the entry unasked.
+    /// The write that the change stream will report.
+    rev: Option<Rev>,
+    /// How the removal of an entry is counted if the guard is dropped.
     drop_cause: Invalidation,
 }
 
 impl Cache {
-    /// A ticket of an operation whose stamp was taken at `read_at` or later.
-    pub(crate) fn fill_guard(&self, stamp: Version, read_at: Moment) -> FillGuard {
-        let (cache, stamp, unused) = (self.clone(), Some(stamp), Invalidation::UnknownOutcome);
-        FillGuard { cache, version: stamp, read_at, writes: None, drop_cause: unused }
+    /// Makes the guard of an operation that took its version at `read_at` or later.
+    pub(crate) fn fill_guard(&self, version: Version, read_at: Moment) -> FillGuard {
+        FillGuard {
+            cache: self.clone(),
+            version: Some(version),
+            read_at,
+            rev: None,
+            drop_cause: Invalidation::UnknownOutcome,
+        }
     }
 
-    /// Whether a session that expires then has expired, by a fresh look at both clocks.
-    fn has_expired_by_now(&self, expires: WallTime) -> bool {
+    /// Whether a session that expires at `expires` has expired by now. Reads both clocks.
+    fn has_expired(&self, expires: WallTime) -> bool {
         let now = self.0.clock.now();
         self.0.wall.measure(now, self.0.clock.wall());
         self.0.wall.is_past(expires, now)
@@ -42,7 +52,7 @@ impl Cache {
 
 impl FillGuard {
     pub(crate) fn with_rev(mut self, rev: Rev) -> Self {
-        self.writes = Some(rev);
+        self.rev = Some(rev);
         self
     }
 
@@ -50,63 +60,69 @@ impl FillGuard {
         self.version.as_ref().map(Version::generation)
     }
 
-    /// Leaves `session` in the cache if the ticket is current, and removes the entry if it is not.
-    pub(crate) fn publish(self, session: Session) -> Option<Entry> {
-        self.insert(session).map(|(entry, _)| entry)
+    /// Inserts an entry of `session` if the version is current. Otherwise removes the entry.
+    pub(crate) fn publish(self, session: Session) {
+        self.insert(session);
     }
 
+    /// Does what [`publish`](Self::publish) does. Returns the entry for the callers that wait for it, and
+    /// how the cache was filled. `None` if the guard has no version any longer.
     fn insert(self, session: Session) -> Option<(Entry, Fill)> {
-        let (expires, read_at, compact) = (session.expires, self.read_at, self.cache.0.compact);
-        self.insert_as(expires, read_at, |times| {
+        let expires = session.expires;
+        let read_at = self.read_at;
+        let compact = self.cache.0.compact;
+        self.insert_with(expires, read_at, |times| {
             let entry = Entry::new(session, times);
-            let placed = if compact { entry.compacted() } else { entry.clone() };
-            (entry, placed)
+            let stored = if compact { entry.compacted() } else { entry.clone() };
+            (entry, stored)
         })
     }
 
-    /// Leaves `entry` with another expiry, on the same terms. It was looked up under this ticket;
-    /// what it knows of the session's data grows no younger.
+    /// Inserts `entry` with another expiry, if the version is current. Otherwise removes the entry.
+    ///
+    /// `entry` must have been looked up after the version was taken. It keeps its `read_at`, since a
+    /// touch shows nothing about the session's data.
     pub(crate) fn prolong(self, entry: &Entry, expires: WallTime) {
-        self.insert_as(expires, entry.times().read_at, |times| {
+        self.insert_with(expires, entry.times().read_at, |times| {
             let prolonged = entry.with_expiry(expires, times);
             (prolonged.clone(), prolonged)
         });
     }
 
-    /// Leaves the second of what `make` makes, and answers with the first.
-    fn insert_as(
+    /// Inserts the second entry that `make` returns, and returns the first one.
+    fn insert_with(
         mut self,
         expires: WallTime,
         read_at: Moment,
         make: impl FnOnce(Times) -> (Entry, Entry),
     ) -> Option<(Entry, Fill)> {
-        let mut stamp = self.version.take()?;
+        let mut version = self.version.take()?;
         let shared = &self.cache.0;
-        if let Some(generation) = self.writes.and_then(|rev| shared.own_writes.seen_generation(rev))
-        {
-            stamp.advance_to(generation);
+        if let Some(generation) = self.rev.and_then(|rev| shared.own_writes.seen_generation(rev)) {
+            version.advance_to(generation);
         }
-        let is_over = self.cache.has_expired_by_now(expires);
-        let (entry, placed) = make(Times { epoch: stamp.epoch(), read_at });
-        let (key, weight) = (stamp.key(), placed.weight());
-        // What has expired on the way is an answer to those who asked before, and none for later:
-        // it may have been prolonged meanwhile.
-        let admitted = shared.capacity.admits(weight) && !is_over;
-        let fill = shared.versions.finish(stamp, |current| {
-            if !current {
+        let has_expired = self.cache.has_expired(expires);
+        let (entry, stored) = make(Times { epoch: version.epoch(), read_at });
+        let key = version.key();
+        let weight = stored.weight();
+        // A session that has expired during the read is an answer for the loads that asked before. It is
+        // not cached for later loads, since another instance may have extended it in between.
+        let fits = shared.capacity.admits(weight) && !has_expired;
+        let fill = shared.versions.finish(version, |is_current| {
+            if !is_current {
                 shared.remove(key, Invalidation::Overtaken);
                 return Fill::Overtaken;
             }
-            if !admitted {
+            if !fits {
                 shared.remove(key, Invalidation::Unfit);
                 return Fill::Unfit;
             }
             shared.absent.invalidate(&key);
-            shared.sessions.insert(key, placed);
+            shared.sessions.insert(key, stored);
             shared.usage.add(weight);
             Fill::Stored
         });
-        if let Some(rev) = self.writes.take() {
+        if let Some(rev) = self.rev.take() {
             shared.own_writes.record_acked(rev);
         }
         if shared.capacity.is_large(weight) {
@@ -115,91 +131,95 @@ impl FillGuard {
         Some((entry, fill))
     }
 
-    /// Leaves `session` in the cache if it takes no more than `room` and nobody else works on its key,
-    /// and otherwise everything as it is. Answers with what it takes.
+    /// Inserts an entry of `session` if the version is current, no other operation on the key is in
+    /// progress, and the entry weighs at most `room`. Otherwise changes nothing.
+    ///
+    /// Returns the weight of an inserted entry, and `None` if another operation was first or the session
+    /// has expired.
     pub(crate) fn publish_if_idle(
         mut self,
         session: Session,
         room: u64,
     ) -> Result<Option<u64>, NoRoom> {
-        let Some(stamp) = self.version.take() else { return Ok(None) };
+        let Some(version) = self.version.take() else { return Ok(None) };
         let shared = &self.cache.0;
-        let is_over = self.cache.has_expired_by_now(session.expires);
-        let times = Times { epoch: stamp.epoch(), read_at: self.read_at };
+        let has_expired = self.cache.has_expired(session.expires);
+        let times = Times { epoch: version.epoch(), read_at: self.read_at };
         let mut entry = Entry::new(session, times);
         if shared.compact {
             entry = entry.compacted();
         }
-        let (key, weight) = (stamp.key(), entry.weight());
-        let takes = u64::from(shared.capacity.weigh(weight));
-        if is_over || takes > room {
-            shared.versions.release(stamp);
-            return if is_over { Ok(None) } else { Err(NoRoom) };
+        let key = version.key();
+        let weight = entry.weight();
+        let capacity_used = u64::from(shared.capacity.weigh(weight));
+        if has_expired || capacity_used > room {
+            shared.versions.release(version);
+            return if has_expired { Ok(None) } else { Err(NoRoom) };
         }
-        let settled = shared.versions.finish_if_idle(stamp, || {
+        let is_inserted = shared.versions.finish_if_idle(version, || {
             shared.absent.invalidate(&key);
             shared.sessions.insert(key, entry);
             shared.usage.add(weight);
         });
-        Ok(settled.then_some(takes))
+        Ok(is_inserted.then_some(capacity_used))
     }
 
-    /// Remembers, if the ticket is current, that the database does not know the key.
+    /// Remembers that the database has no session for the key, if the version is current.
     fn publish_absence(mut self) -> Fill {
-        let Some(stamp) = self.version.take() else { return Fill::Overtaken };
+        let Some(version) = self.version.take() else { return Fill::Overtaken };
         let shared = &self.cache.0;
-        let (key, absent) = (stamp.key(), Absent { epoch: stamp.epoch(), read_at: self.read_at });
-        shared.versions.finish(stamp, |current| {
-            shared.remove(key, if current { Invalidation::Gone } else { Invalidation::Overtaken });
-            if current {
-                shared.absent.insert(key, absent);
-                return Fill::Absent;
+        let key = version.key();
+        let absent = Absent { epoch: version.epoch(), read_at: self.read_at };
+        shared.versions.finish(version, |is_current| {
+            if !is_current {
+                shared.remove(key, Invalidation::Overtaken);
+                return Fill::Overtaken;
             }
-            Fill::Overtaken
+            shared.remove(key, Invalidation::Gone);
+            shared.absent.insert(key, absent);
+            Fill::Absent
         })
     }
 
-    /// Removes the entry: the session is gone, or nobody knows how it stands.
+    /// Removes the entry: the session is gone, or its state is unknown.
     pub(crate) fn evict(mut self, cause: Invalidation) {
         self.drop_cause = cause;
         drop(self);
     }
 
-    /// Leaves everything as it is: nothing was learned, and no data was written.
+    /// Changes nothing: the operation has learned nothing, and has written no data.
     pub(crate) fn release(mut self) {
-        if let Some(stamp) = self.version.take() {
-            self.cache.0.versions.release(stamp);
+        if let Some(version) = self.version.take() {
+            self.cache.0.versions.release(version);
         }
-    }
-
-    fn remove(&self, stamp: Version) {
-        let (shared, key) = (&self.cache.0, stamp.key());
-        shared.versions.finish(stamp, |_| shared.remove(key, self.drop_cause));
     }
 }
 
 impl Drop for FillGuard {
     fn drop(&mut self) {
-        if let Some(rev) = self.writes.take() {
-            self.cache.0.own_writes.record_unknown(rev);
+        let shared = &self.cache.0;
+        if let Some(rev) = self.rev.take() {
+            shared.own_writes.record_unknown(rev);
         }
-        if let Some(stamp) = self.version.take() {
-            self.remove(stamp);
+        if let Some(version) = self.version.take() {
+            let key = version.key();
+            shared.versions.finish(version, |_| shared.remove(key, self.drop_cause));
         }
     }
 }
 
-/// The end of a shared read: what it found goes to the cache and to all who wait.
+/// The load that reads for all loads of one key. It gives the result to the cache and to the waiters.
 #[derive(Debug)]
 pub(crate) struct Leader {
     guard: FillGuard,
     result: watch::Sender<Answer>,
+    /// Held until the read has ended, so that an outage is probed by one read at a time.
     probe: Option<Probe>,
 }
 
 impl Leader {
-    pub(crate) fn new(ticket: FillGuard, lands: watch::Sender<Answer>) -> Self {
-        Self { guard: ticket, result: lands, probe: None }
+    pub(crate) fn new(guard: FillGuard, result: watch::Sender<Answer>) -> Self {
+        Self { guard, result, probe: None }
     }
 
     pub(crate) fn with_probe(mut self, probe: Probe) -> Self {
@@ -216,19 +236,18 @@ impl Leader {
                 None => (Ok(None), Fill::Overtaken),
             },
             Ok(None) => (Ok(None), self.guard.publish_absence()),
-            // What is stored is another state than what is cached, and one that cannot be read.
+            // The stored state cannot be read, and it is not the cached state.
             Err(error) if error.kind() == ErrorKind::Decode => {
                 self.guard.evict(Invalidation::UnknownOutcome);
                 (Err(error), Fill::Failed)
             }
-            // A read that fails otherwise has learned nothing. What is cached stays, for as long as its
-            // lease or the grace lasts.
+            // The read has learned nothing. The entry stays for as long as its lease or the grace lasts.
             Err(error) => {
                 self.guard.release();
                 (Err(error), Fill::Failed)
             }
         };
-        // Before the answer: who has it may look at the count.
+        // Counted before the waiters get the answer, since a waiter may look at the count.
         cache.0.metrics.count_fill(fill);
         self.result.send_replace(Some(answer));
         drop(self.probe);
@@ -245,18 +264,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
+    use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
     use crate::error::Error;
     use crate::session::Data;
     use crate::session::id::SessionKey;
     use crate::telemetry::metrics::Series;
     use crate::time::Clock;
 
-    /// A recorder whose gauges panic once they are told to.
+    /// A recorder whose gauges panic once the flag is set.
     #[derive(Clone, Default)]
-    struct Breaks(Arc<AtomicBool>);
+    struct PanickingRecorder(Arc<AtomicBool>);
 
-    impl GaugeFn for Breaks {
+    impl GaugeFn for PanickingRecorder {
         fn increment(&self, _: f64) {
             assert!(!self.0.load(Ordering::SeqCst), "on purpose");
         }
@@ -266,7 +285,7 @@ mod tests {
         fn set(&self, _: f64) {}
     }
 
-    impl metrics::Recorder for Breaks {
+    impl metrics::Recorder for PanickingRecorder {
         fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
         fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -286,24 +305,24 @@ mod tests {
         }
     }
 
-    fn limits() -> CacheConfig {
+    fn config() -> CacheConfig {
         CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
             max_absent_ids: 0,
             policy: EvictionPolicy::Lru,
             max_staleness: Duration::from_secs(5),
-            exclusive: true,
+            coherence: Coherence::SoleWriter,
             outage_grace: Duration::ZERO,
             compact: false,
         }
     }
 
     #[test]
-    fn a_read_that_fails_removes_nothing_unless_what_is_stored_cannot_be_read() {
+    fn a_failed_read_keeps_the_entry_unless_the_stored_document_cannot_be_decoded() {
         let clock = Clock::system();
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
-        let turned_away = Error::server_overloaded("error 462", true);
+        let rejected = Error::server_overloaded("error 462", true);
         let interrupted = Error::server_overloaded("error 999", false);
         let kinds = [
             ErrorKind::Config,
@@ -319,24 +338,24 @@ mod tests {
             ErrorKind::Closed,
         ];
         let errors = kinds.map(|kind| Error::new(kind, "on purpose"));
-        for error in errors.into_iter().chain([turned_away, interrupted]) {
-            let cache = Cache::new(&limits(), clock.clone(), &Series::default());
+        for error in errors.into_iter().chain([rejected, interrupted]) {
+            let cache = Cache::new(&config(), clock.clone(), &Series::default());
             let key = SessionKey::of(1);
             cache.begin(key).publish(Session { data: Data::new(), expires });
-            let (lands, _answer) = watch::channel(None);
-            Leader::new(cache.begin(key), lands).complete(Err(error.clone()));
-            let stays = matches!(cache.get(key), Lookup::Hit(_));
-            assert_eq!(stays, error.kind() != ErrorKind::Decode, "{error:?}");
+            let (result, _waiter) = watch::channel(None);
+            Leader::new(cache.begin(key), result).complete(Err(error.clone()));
+            let is_cached = matches!(cache.get(key), Lookup::Hit(_));
+            assert_eq!(is_cached, error.kind() != ErrorKind::Decode, "{error:?}");
             assert_eq!(cache.tracked_keys(), 0);
         }
     }
 
     #[test]
-    fn a_recorder_that_panics_costs_no_entry() {
-        let breaks = Breaks::default();
+    fn a_panic_of_the_metrics_recorder_leaves_the_new_entry_cached() {
+        let recorder = PanickingRecorder::default();
         let clock = Clock::system();
-        let cache = metrics::with_local_recorder(&breaks, || {
-            Cache::new(&limits(), clock.clone(), &Series::default())
+        let cache = metrics::with_local_recorder(&recorder, || {
+            Cache::new(&config(), clock.clone(), &Series::default())
         });
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
         let key = SessionKey::of(1);
@@ -345,7 +364,7 @@ mod tests {
             cache.begin(key).publish(Session { data, expires });
         };
         save(1);
-        breaks.0.store(true, Ordering::SeqCst);
+        recorder.0.store(true, Ordering::SeqCst);
         save(2);
         match cache.get(key) {
             Lookup::Hit(entry) => assert_eq!(entry.session().unwrap().data["version"], json!(2)),

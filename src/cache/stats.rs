@@ -1,18 +1,18 @@
-//! How the cache stands, as [`Health`](crate::Health) tells it, and its end.
+//! `CacheStats`: the part of [`Health`](crate::Health) that the cache knows.
 
 use std::time::Duration;
 
 use crate::cache::Cache;
 use crate::time::Moment;
 
-/// What the cache knows of its lease, and what it holds.
+/// A snapshot of the cache's lease and of its contents.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CacheStats {
     pub(crate) now: Moment,
-    /// `None`: without a bound.
+    /// `None`: no bound.
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) synced_through: Moment,
-    /// How much longer entries are served now.
+    /// How long past their lease entries are served now. `None`: not at all.
     pub(crate) grace: Option<Duration>,
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
@@ -34,20 +34,6 @@ impl Cache {
             bytes,
             max_bytes,
             max_entries,
-        }
-    }
-
-    /// Empties the cache for good, to the last entry: moka clears a part at a time.
-    pub(crate) fn purge(&self) {
-        self.clear();
-        let mut left = self.0.usage.totals().0;
-        while left > 0 {
-            self.0.sessions.run_pending_tasks();
-            let now = self.0.usage.totals().0;
-            if now >= left {
-                return;
-            }
-            left = now;
         }
     }
 }

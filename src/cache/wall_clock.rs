@@ -1,13 +1,12 @@
-//! Whether a session has expired by the wall clock, at the price of one addition at each hit.
+//! `WallClock`: tells whether a session has expired, without a reading of the wall clock at each hit.
 //!
-//! Sessions expire by the wall clock, which an operator, NTP or a resumed virtual machine may step. A
-//! hit reads the steady clock alone, for the lease. So the difference between the two clocks is kept
-//! here, and measured again with each entry that is placed and
-//! [every second](crate::cache::Cache::tidy): by then at the latest, the cache follows a step in either
-//! direction.
+//! Sessions expire by the wall clock. An operator, NTP or a resumed virtual machine may step that clock. A
+//! hit reads only the steady clock, which it needs for the lease, and adds the difference between the two
+//! clocks. The difference is measured for each entry that is inserted, and
+//! [every second](crate::cache::Cache::run_sweeper). So the cache notices a step within a second.
 
-// Not those of `crate::sync`: any value that was measured is good enough, so nothing hangs on the order
-// of its steps.
+// Not the atomics of `crate::sync`: every measured value is good enough, so the model check does not need
+// to try each order of the accesses.
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::time::Moment;
@@ -15,31 +14,31 @@ use crate::time::WallTime;
 
 const NANOS_IN_A_MILLI: i64 = 1_000_000;
 
-/// The wall clock, as the steady clock tells it.
+/// The wall clock's time, computed from the steady clock's.
 #[derive(Debug, Default)]
 pub(crate) struct WallClock {
-    /// In nanoseconds: the wall clock's time since 1970, less the steady clock's.
-    ahead: AtomicI64,
+    /// The wall clock's time since 1970 minus the steady clock's time, in nanoseconds.
+    difference: AtomicI64,
 }
 
 impl WallClock {
-    /// Measures the difference between the clocks. `now` must be read before `wall`: what comes between
-    /// the two readings then ends a session early, which costs one read, and never late.
+    /// Measures the difference between the clocks. Read `now` before `wall`: a pause between the two
+    /// readings then makes a session expire early, which costs one read, and never late.
     pub(crate) fn measure(&self, now: Moment, wall: WallTime) {
         let wall = wall.millis().saturating_mul(NANOS_IN_A_MILLI);
-        self.ahead.store(wall.saturating_sub(steady(now)), Ordering::Relaxed);
+        self.difference.store(wall.saturating_sub(steady(now)), Ordering::Relaxed);
     }
 
-    /// Whether a session that expires then has expired by `now`.
+    /// Whether a session that expires at `expires` has expired by `now`.
     pub(crate) fn is_past(&self, expires: WallTime, now: Moment) -> bool {
-        let wall = steady(now).saturating_add(self.ahead.load(Ordering::Relaxed));
-        // One more: the reading of the wall clock has left out a part of a millisecond, and an entry
-        // must not live longer than its session by that.
+        let wall = steady(now).saturating_add(self.difference.load(Ordering::Relaxed));
+        // Plus one, since the reading of the wall clock was rounded down to a millisecond. An entry must
+        // not live longer than its session by the part that was cut off.
         expires.millis() <= wall / NANOS_IN_A_MILLI + 1
     }
 }
 
-/// Five centuries fit into a moment, and half of them into this.
+/// Nanoseconds of the steady clock. An `i64` holds 292 years of them.
 fn steady(now: Moment) -> i64 {
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
@@ -57,12 +56,15 @@ mod tests {
     }
 
     #[test]
-    fn a_session_expires_by_the_wall_clock_as_it_was_measured_last() {
+    fn a_session_expires_by_the_last_measurement_of_the_wall_clock() {
         let clock = WallClock::default();
         clock.measure(at(100), wall(1_000_000));
         assert!(!clock.is_past(wall(1_000_052), at(150)));
-        assert!(clock.is_past(wall(1_000_051), at(150)), "by a millisecond that was left out");
-        // Stepped forward, and back.
+        assert!(
+            clock.is_past(wall(1_000_051), at(150)),
+            "the part of a millisecond that was cut off"
+        );
+        // The clock is stepped forward, and then back.
         clock.measure(at(200), wall(8_200_000));
         assert!(clock.is_past(wall(1_002_000), at(200)));
         clock.measure(at(300), wall(500_000));
@@ -71,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn times_at_the_ends_of_their_types_are_compared() {
+    fn the_largest_and_smallest_times_do_not_overflow() {
         let clock = WallClock::default();
         for measured in [i64::MIN, -1, 0, i64::MAX] {
             clock.measure(Moment::from_nanos(u64::MAX), wall(measured));

@@ -1,4 +1,4 @@
-//! What holds for any record of another store.
+//! The fuzz target for documents of another store.
 #![allow(
     clippy::missing_panics_doc,
     clippy::unwrap_used,
@@ -11,10 +11,10 @@ use bson::{Binary, DateTime, RawDocument, RawDocumentBuf, doc};
 use crate::fuzzing::comes_back;
 use crate::import::read;
 
-/// The id of a record: `AAAAAAAAAAAAAAAAAAAABw` in a cookie.
+/// The id of the record. In a cookie it is `AAAAAAAAAAAAAAAAAAAABw`.
 pub(crate) const NUMBER: i128 = 7;
 
-/// Reads a document of the old collection, and one whose record is these bytes.
+/// Reads these bytes as a document of the old collection, and as the record in one.
 pub fn import(bytes: &[u8]) {
     if let Ok(raw) = RawDocument::from_bytes(bytes) {
         take(raw);
@@ -24,14 +24,14 @@ pub fn import(bytes: &[u8]) {
 
 fn take(document: &RawDocument) {
     if let Ok(old) = read(document) {
-        // It may be deeper than what can be stored.
+        // The data may be deeper than what can be stored.
         if crate::cache::compact::encode(&old.data).is_some() {
             comes_back(&old.data);
         }
     }
 }
 
-/// A document of the old collection with this record.
+/// Returns a document of the old collection with this record.
 pub(crate) fn old(record: &[u8]) -> RawDocumentBuf {
     let document = doc! {
         "_id": tower_sessions_core::session::Id(NUMBER).to_string(),

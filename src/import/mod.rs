@@ -1,4 +1,4 @@
-//! Takes over the sessions that another store has written, so that an upgrade logs nobody out.
+//! Imports the sessions that another store has written, so that an upgrade logs nobody out.
 //!
 //! ```no_run
 //! use tower_sessions_moka_mongodb_store::mongodb::bson::Document;
@@ -8,59 +8,64 @@
 //! let client = mongodb::Client::with_uri_str("mongodb://localhost").await?;
 //! let old = client.database("app").collection::<Document>("sessions");
 //! let mongo = MongoStore::connect("mongodb://localhost/app").await?;
-//! let told = import::tower_sessions_mongodb_store(&old)
-//!     .into(&mongo)
+//! let result = import::tower_sessions_mongodb_store(&old)
+//!     .into_store(&mongo)
 //!     .on_progress(|progress| println!("{} read", progress.read))
 //!     .run()
 //!     .await?;
-//! println!("{} sessions were taken over, {} could not be read", told.imported, told.unreadable);
+//! println!("{} sessions were imported, {} could not be read", result.imported, result.unreadable);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # When
+//! # When to run it
 //!
-//! After the last instance of the old app has stopped, and before the first of the new one starts: the
-//! old one would go on writing sessions that were taken over already, and a user whose session is
-//! still to come would get a new one. Each instance of the new one may run it before it serves. Both
-//! apps may use the same collection (both call it `sessions` if nobody says otherwise).
+//! Run it after the last instance of the old app has stopped, and before the first instance of the new app
+//! starts. Otherwise the old app changes sessions that were imported already, and a user whose session was
+//! not imported yet gets a new one. Each instance of the new app may run it before it takes requests. Both
+//! apps may use the same collection. Both call it `sessions` by default.
 //!
-//! The browser must find its cookie again: give the new layer the name that the old one had
-//! (`with_name`; it once was `tower.sid`), the same path and domain, and its key if it was signed or
-//! private.
+//! The browser must send the old cookie to the new app. So give the new layer the cookie name of the old
+//! one (`with_name`; older versions used `tower.sid`), the same path and domain, and the same key if the
+//! cookie was signed or private.
 //!
-//! # What it may be relied on for
+//! # What it guarantees
 //!
-//! - Each session keeps its id. It is the one way in which an id comes into a store that was not drawn
-//!   by it: tower-sessions drew it, on a server of yours.
-//! - A session that is in the store already is never overwritten.
-//! - It may be interrupted at any point and run again, as often as one likes, and two may overlap, as of
-//!   two instances that both import when they start. What was taken over once is not taken over again:
-//!   a session that was ended here since does not rise from the old collection. A `run` that was
-//!   dropped goes on to the end of its page.
-//! - It is stored as the store would store it: with its [`owner`](crate::MongoStoreBuilder::owner), and
-//!   encrypted if the store encrypts. Its expiry stays what it was, whatever `ttl` is.
+//! - Each session keeps its id. This is the only way in which the store takes an id that it did not make
+//!   itself. tower-sessions made it, on one of your servers.
+//! - It never overwrites a session that is in the store already.
+//! - You may interrupt it at any point and run it again, as often as you like. Two runs may overlap, for
+//!   example if two instances import when they start.
+//! - It imports each session at most once. A session that was deleted in the new store does not come back
+//!   from the old collection.
+//! - It stores a session as the store stores any other: with its
+//!   [`owner`](crate::MongoStoreBuilder::owner), and encrypted if the store encrypts. The expiry stays as
+//!   it was, whatever `ttl` is.
 //!
-//! For that, each page goes through four steps.
+//! # How it works
 //!
-//! 1. The sessions are stored, but are not live yet: they have arrived. Each arrival has a `rev` that no
-//!    other one ever has. Where another run's is in the way, that one counts.
-//! 2. The old documents are marked with the `rev` of their arrival (`imported`), unless they have a mark.
-//! 3. The arrivals whose `rev` is the mark are made live, and others removed.
-//! 4. The old documents are removed, unless [they are to be kept](Import::keep_source).
+//! Each page of up to 500 old documents goes through four steps.
 //!
-//! So nothing rises, wherever a run stalls and whatever another one does meanwhile. A mark never
-//! changes, so for each old document there is one arrival that may become live. It was stored once, so
-//! it becomes live once: after that, and after its end, nothing has its `rev` and is not live. What a
-//! slower run stores after that end has another `rev`, and is removed by that run. If that one does not
-//! come to it, it stays a session that is not live until its expiry, and a complete run after that
-//! removes it.
+//! | step | what it does |
+//! |---|---|
+//! | 1. stage | stores the sessions, but not live yet. Each staged session has a `rev` that no other one ever has. If another run has staged the session, that one counts |
+//! | 2. claim | writes that `rev` into the old document (`imported`), unless the old document has a claim already |
+//! | 3. activate | makes a staged session live if its `rev` is the claim, and otherwise discards it |
+//! | 4. remove | removes the old documents, unless you [keep them](Import::keep_source) |
 //!
-//! Nor is anything lost. A mark is set after its arrival was stored, and an arrival is removed only when
-//! the mark is seen to be another one, or its old document to be gone. And that one goes last, after the
-//! arrival of the mark was made live. So between any two steps, either the old document is there without
-//! a mark, for any run to begin with, or the arrival of its mark is there, for any run to make live, or
-//! the session has been live.
+//! *No session is imported twice.* A claim never changes, so only one staged session of each old document
+//! can become live. That one is staged once, so it becomes live once. After it was deleted, no staged
+//! session has its `rev`. If a slower run stages the session again after that, its `rev` differs from the
+//! claim, and the run discards it. If the run stops before that, the staged session stays without ever
+//! being live. The next complete run after its expiry removes it.
+//!
+//! *No session is lost.* A claim is written only after its session was staged. A staged session is discarded
+//! only if the claim has another `rev`, or the old document is gone. The old document is removed last, after
+//! the claimed session was made live. So at any moment one of these is true:
+//!
+//! - The old document has no claim. Any run can begin with it.
+//! - The claimed session is staged. Any run can make it live.
+//! - The session has been live.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -84,17 +89,16 @@ use crate::import::values::Values;
 use crate::mongo::MongoStore;
 use crate::mongo::ops::import::{Claim, ImportSteps};
 use crate::session::Data;
-use crate::session::id::RawId;
-use crate::session::id::SessionKey;
+use crate::session::id::{RawId, SessionKey};
 use crate::telemetry::spans;
 use crate::time::WallTime;
 
-/// The sessions that tower-sessions-mongodb-store 0.11 has written to `collection`.
+/// Imports the sessions that tower-sessions-mongodb-store 0.11 has written to `collection`.
 pub fn tower_sessions_mongodb_store<T: Send + Sync>(collection: &Collection<T>) -> Source {
     Source { documents: collection.clone_with_type() }
 }
 
-/// A collection that sessions are to be taken from.
+/// The collection to import from.
 #[derive(Clone)]
 #[must_use = "an import does nothing until it is run"]
 pub struct Source {
@@ -102,7 +106,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Says which store is to have them.
+    /// Chooses the store to import into.
     pub fn into_store(self, store: &MongoStore) -> Import {
         Import {
             source: self.documents,
@@ -120,7 +124,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// An import that is ready to be run.
+/// An import, ready to [`run`](Self::run).
 #[must_use = "an import does nothing until it is run"]
 pub struct Import {
     source: Collection<Document>,
@@ -129,66 +133,68 @@ pub struct Import {
     on_progress: Box<dyn FnMut(&Progress) + Send>,
 }
 
-/// How far an import is.
+/// How far an import is, and what it has done so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Documents of the old collection that were looked at.
+    /// Documents of the old collection that it has read.
     pub read: u64,
-    /// Sessions that this run has made live in the store.
+    /// Sessions that this run has imported.
     pub imported: u64,
-    /// Sessions that had expired. They are left where they are.
+    /// Sessions that had expired. They stay in the old collection.
     pub expired: u64,
-    /// Sessions that the store had already, or once had: an earlier run took them over.
+    /// Sessions that the store has already, or once had: an earlier or a concurrent run has imported them.
     pub already_there: u64,
-    /// Documents that are not sessions as the old store wrote them. They are left where they are.
+    /// Documents that are not sessions in the form of the old store. They stay in the old collection.
     pub unreadable: u64,
-    /// Why, and how many for each reason. No reason quotes what was found.
+    /// The number of unreadable documents for each reason. No reason quotes the document.
     pub reasons: BTreeMap<&'static str, u64>,
 }
 
 impl Import {
-    /// Leaves the old documents in their collection, each with a field `imported`. Default: they are
-    /// removed once they were taken over.
+    /// Keeps the old documents, each with a field `imported`. Default: an imported document is removed.
     ///
-    /// So the old app can be started again, if the new one is not what it should be. What it saves from
-    /// then on keeps the mark, and is not imported by another run.
+    /// So you can go back to the old app if the new one fails. A session that the old app saves then keeps
+    /// the field, so another run does not import it again.
     pub fn keep_source(mut self) -> Self {
         self.keeps_source = true;
         self
     }
 
-    /// Has `tell` called after each page of up to 500 documents. It should return soon, since the
-    /// import waits for it.
-    pub fn on_progress(mut self, tell: impl FnMut(&Progress) + Send + 'static) -> Self {
-        self.on_progress = Box::new(tell);
+    /// Calls `report` after each page of up to 500 documents. The import waits for it, so it should return
+    /// soon.
+    pub fn on_progress(mut self, report: impl FnMut(&Progress) + Send + 'static) -> Self {
+        self.on_progress = Box::new(report);
         self
     }
 
-    /// Takes the sessions over. Each step has the operation timeout of the store; the whole has no
-    /// bound.
+    /// Imports the sessions. Each step has the operation timeout of the store. The whole run has no time
+    /// limit.
     ///
     /// # Errors
     ///
-    /// What the server answers, [`Closed`](ErrorKind::Closed) once the store is shut down, and
-    /// [`Panic`](ErrorKind::Panic) if [`on_progress`](Self::on_progress) panics. A run after that goes on
-    /// where this one ended.
+    /// - The errors of the server.
+    /// - [`Closed`](ErrorKind::Closed) once the store is shut down.
+    /// - [`Panic`](ErrorKind::Panic) if [`on_progress`](Self::on_progress) panics.
+    ///
+    /// After an error, another run continues where this one ended.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time: it ends after its present page.
+    /// May be dropped at any time. It then ends after its current page.
     pub async fn run(self) -> Result<Progress> {
-        let abandoned = CancellationToken::new();
-        let _with_the_caller = abandoned.clone().drop_guard();
-        let takeover = ImportSteps::new(&self.source, self.store)?;
-        let tasks = takeover.tasks().clone();
-        let walk = ImportRun {
-            takeover,
+        let cancelled = CancellationToken::new();
+        // Cancels the run, which has a task of its own, when the caller drops this future.
+        let _cancel_guard = cancelled.clone().drop_guard();
+        let steps = ImportSteps::new(&self.source, self.store)?;
+        let tasks = steps.tasks().clone();
+        let run = ImportRun {
+            steps,
             keeps_source: self.keeps_source,
             on_progress: self.on_progress,
             progress: Progress::default(),
         };
-        let run = Box::pin(tasks.run_paged(walk.run(abandoned), |outcome| outcome));
+        let run = Box::pin(tasks.run_paged(run.run(cancelled), |outcome| outcome));
         spans::verb!("session_store.import", run)
     }
 }
@@ -203,32 +209,32 @@ impl fmt::Debug for Import {
     }
 }
 
-/// An import under way.
+/// A running import.
 struct ImportRun {
-    takeover: ImportSteps,
+    steps: ImportSteps,
     keeps_source: bool,
     on_progress: Box<dyn FnMut(&Progress) + Send>,
     progress: Progress,
 }
 
 impl ImportRun {
-    async fn run(mut self, abandoned: CancellationToken) -> Result<Progress> {
+    async fn run(mut self, cancelled: CancellationToken) -> Result<Progress> {
         let mut after = String::new();
         loop {
-            let page = self.takeover.page(&after).await?;
+            let page = self.steps.page(&after).await?;
             let Some(last) = page.last().and_then(|last| text_id(last)) else { break };
             last.clone_into(&mut after);
-            self.take(&page).await?;
+            self.import_page(&page).await?;
             self.report_progress()?;
-            if abandoned.is_cancelled() {
+            if cancelled.is_cancelled() {
                 return Ok(self.progress);
             }
         }
-        if let Err(error) = self.takeover.discard_expired().await {
-            // Nothing that is live, or is to be, waits for it.
-            tracing::warn!(%error, "sessions that had expired on their way were not removed");
+        if let Err(error) = self.steps.discard_expired().await {
+            // No error of the run: these sessions are not live and will never be.
+            tracing::warn!(%error, "staged sessions that have expired were not removed");
         }
-        let foreign = self.takeover.foreign().await?;
+        let foreign = self.steps.foreign().await?;
         self.progress.read += foreign;
         self.skip("its `_id` is no text", foreign);
         for (reason, count) in &self.progress.reasons {
@@ -238,8 +244,8 @@ impl ImportRun {
     }
 
     fn report_progress(&mut self) -> Result<()> {
-        let told = catch_unwind(AssertUnwindSafe(|| (self.on_progress)(&self.progress)));
-        told.map_err(|_| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.on_progress)(&self.progress)));
+        outcome.map_err(|_| {
             Error::new(
                 ErrorKind::Panic,
                 "the `on_progress` function panicked, and the import ended after that page: run it \
@@ -248,38 +254,40 @@ impl ImportRun {
         })
     }
 
-    async fn take(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {
-        let Page { mut settled, fresh, arrivals } = self.sort(page)?;
-        let revs = self.takeover.stage(arrivals).await?;
+    async fn import_page(&mut self, page: &[bson::RawDocumentBuf]) -> Result<()> {
+        let Page { mut claimed, unclaimed, staged } = self.sort(page)?;
+        let revs = self.steps.stage(staged).await?;
         let mut stale = Vec::new();
-        if !fresh.is_empty() {
-            let found = |(id, key): &(String, SessionKey)| (id.clone(), revs.get(key).cloned());
-            let found: Vec<_> = fresh.iter().map(found).collect();
-            let mut marks = self.takeover.claim(&found).await?;
-            for ((id, key), (_, found)) in fresh.into_iter().zip(found) {
-                let mark = marks.remove(&id);
-                // Another run was faster, and has had the session live; it may have been ended since.
-                stale.extend(found.filter(|rev| mark.as_ref() != Some(rev)).map(|rev| (key, rev)));
-                settled.push(Resolved { id, key, mark });
+        if !unclaimed.is_empty() {
+            let staged_rev =
+                |(id, key): &(String, SessionKey)| (id.clone(), revs.get(key).cloned());
+            let staged_revs: Vec<_> = unclaimed.iter().map(staged_rev).collect();
+            let mut claims = self.steps.claim(&staged_revs).await?;
+            for ((id, key), (_, rev)) in unclaimed.into_iter().zip(staged_revs) {
+                let claim = claims.remove(&id);
+                // Another run was faster and has imported the session. It may have been deleted since.
+                stale.extend(rev.filter(|rev| claim.as_ref() != Some(rev)).map(|rev| (key, rev)));
+                claimed.push(Claimed { id, key, claim });
             }
         }
-        self.takeover.discard(&stale).await?;
-        let marked = settled.iter().filter_map(|it| Some((it.key, it.mark.clone()?)));
-        let imported = self.takeover.activate(&marked.collect::<Vec<_>>()).await?;
+        self.steps.discard(&stale).await?;
+        let claims = claimed.iter().filter_map(|old| Some((old.key, old.claim.clone()?)));
+        let imported = self.steps.activate(&claims.collect::<Vec<_>>()).await?;
         self.progress.imported += imported;
-        let all = u64::try_from(settled.len()).unwrap_or(u64::MAX);
+        let all = u64::try_from(claimed.len()).unwrap_or(u64::MAX);
         self.progress.already_there += all.saturating_sub(imported);
-        let marked = settled.into_iter().filter(|it| it.mark.is_some());
-        let ids: Vec<_> = marked.map(|it| it.id).collect();
+        let still_there = claimed.into_iter().filter(|old| old.claim.is_some());
+        let ids: Vec<_> = still_there.map(|old| old.id).collect();
         if !self.keeps_source && !ids.is_empty() {
-            self.takeover.remove(&ids).await?;
+            self.steps.remove(&ids).await?;
         }
         Ok(())
     }
 
-    /// Sees what there is to do with each document.
+    /// Decides what to do with each document, and counts those that are not imported.
     fn sort(&mut self, page: &[bson::RawDocumentBuf]) -> Result<Page> {
-        let (now, mut sorted) = (self.takeover.now(), Page::default());
+        let now = self.steps.now();
+        let mut sorted = Page::default();
         for document in page {
             self.progress.read += 1;
             let old = match read(document) {
@@ -290,17 +298,17 @@ impl ImportRun {
                 }
             };
             match ImportSteps::claim_on(document) {
-                // The mark comes after the arrival, whatever has become of either since.
-                Some(Claim::Rev(mark)) => {
-                    let mark = Some(mark.to_vec());
-                    sorted.settled.push(Resolved { id: old.id, key: old.key, mark });
+                // Even if it has expired: an earlier run has staged it before it wrote the claim.
+                Some(Claim::Rev(rev)) => {
+                    let claim = Some(rev.to_vec());
+                    sorted.claimed.push(Claimed { id: old.id, key: old.key, claim });
                 }
                 Some(Claim::Foreign) => self.skip("its `imported` is no mark of an import", 1),
                 None if old.expires <= now => self.progress.expired += 1,
-                None => match self.takeover.staged_document(old.key, &old.data, old.expires)? {
-                    Ok(arrival) => {
-                        sorted.arrivals.push(arrival);
-                        sorted.fresh.push((old.id, old.key));
+                None => match self.steps.staged_document(old.key, &old.data, old.expires)? {
+                    Ok(staged) => {
+                        sorted.staged.push(staged);
+                        sorted.unclaimed.push((old.id, old.key));
                     }
                     Err(reason) => self.skip(reason, 1),
                 },
@@ -317,24 +325,25 @@ impl ImportRun {
     }
 }
 
-/// What there is to do with the documents of a page.
+/// The documents of a page that are imported.
 #[derive(Default)]
 struct Page {
-    settled: Vec<Resolved>,
-    /// Those without a mark, in the order of their arrivals.
-    fresh: Vec<(String, SessionKey)>,
-    arrivals: Vec<Document>,
+    claimed: Vec<Claimed>,
+    /// Documents without a claim, in the order of `staged`.
+    unclaimed: Vec<(String, SessionKey)>,
+    /// The documents to store for them.
+    staged: Vec<Document>,
 }
 
-/// An old document of which it is known what may become live for it.
-struct Resolved {
+/// An old document whose claim is known.
+struct Claimed {
     id: String,
     key: SessionKey,
-    /// Its mark; none if the document is gone.
-    mark: Option<Vec<u8>>,
+    /// `None` if the document is gone.
+    claim: Option<Vec<u8>>,
 }
 
-/// A session as tower-sessions-mongodb-store 0.11 keeps it:
+/// A session as tower-sessions-mongodb-store 0.11 stores it:
 /// `{ _id: "the id as in the cookie", data: Binary(MessagePack), expireAt: Date }`.
 struct LegacySession {
     id: String,
@@ -343,12 +352,12 @@ struct LegacySession {
     expires: WallTime,
 }
 
-/// What stands in `data`: tower-sessions' record, an array of its fields. Its expiry is the one of
-/// `expireAt`, in its own words.
+/// The record of tower-sessions in `data`: an array of its id, its data and its expiry. The expiry is also
+/// in `expireAt`, and is read from there.
 #[derive(Deserialize)]
-struct Record(i128, Values, #[allow(dead_code, reason = "it has to be there")] IgnoredAny);
+struct Record(i128, Values, #[allow(dead_code, reason = "it must be present")] IgnoredAny);
 
-/// The record's array and the map in it come on top of what a session's data may have.
+/// The most levels of a record: more than those of a session's data, its array and its map together.
 const MAX_DEPTH: usize = 128;
 
 fn read(document: &RawDocument) -> std::result::Result<LegacySession, &'static str> {
@@ -366,7 +375,7 @@ fn read(document: &RawDocument) -> std::result::Result<LegacySession, &'static s
     decoder.set_max_depth(MAX_DEPTH);
     let Record(recorded, Values(data), _) = Record::deserialize(&mut decoder)
         .map_err(|_| "its `data` is no record of tower-sessions")?;
-    // Under which of the two ids would a browser find it?
+    // Nobody knows which of the two ids the browser has.
     if recorded != number {
         return Err("its record has another id than it has itself");
     }

@@ -1,8 +1,8 @@
-//! The data in a record of tower-sessions, read from `MessagePack`.
+//! [`Values`]: reads the data in a record of tower-sessions from `MessagePack`.
 //!
-//! `serde_json`'s own `Value` would read an object with the key `$serde_json::private::RawValue` as JSON
-//! text, if any crate of the app has switched on its feature `raw_value`, and would parse that text. Here
-//! every key is a key.
+//! `serde_json::Value` does not do: if any crate of the app enables its feature `raw_value`, it takes an
+//! object with the key `$serde_json::private::RawValue` for JSON text, and parses that text. Here every key
+//! is a key.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl<'de> Visitor<'de> for ValuesVisitor {
     }
 }
 
-/// A value of JSON. The deserializer bounds its depth.
+/// A JSON value. The deserializer bounds its depth.
 struct Json(Value);
 
 impl<'de> Deserialize<'de> for Json {
@@ -71,7 +71,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Ok(value.into())
     }
 
-    /// A float that is not finite is null, as for `serde_json`.
+    /// As in `serde_json`, a float that is not finite becomes null.
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
         Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
@@ -112,8 +112,8 @@ mod tests {
         read(&fuzzing::old(&record)).map(|LegacySession { data, .. }| data)
     }
 
-    /// Data as the other store itself reads it. With `arbitrary_precision`, a number is a struct of one
-    /// text to `serde`, for which `MessagePack` has an array.
+    /// Returns the data as the other store itself reads it. With `arbitrary_precision`, a number is a struct
+    /// of one text for `serde`, and an array in `MessagePack`.
     fn in_the_old_store(data: &Data) -> Data {
         data.iter().map(|(key, value)| (key.clone(), old_value(value))).collect()
     }
@@ -132,13 +132,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_another_store_wrote_is_read(data in data()) {
+        fn data_that_another_store_wrote_is_read(data in data()) {
             prop_assert!(same(&imported(&data).unwrap(), &in_the_old_store(&data)));
         }
     }
 
     #[test]
-    fn keys_that_serde_json_uses_itself_are_keys() {
+    fn keys_that_serde_json_reserves_are_plain_keys() {
         on_a_small_stack("importing", || {
             for data in hostile().iter().chain(&[bomb(20), nested(98)]) {
                 assert!(same(&imported(data).unwrap(), &in_the_old_store(data)), "{data:?}");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_nested_without_end_is_unreadable() {
+    fn a_record_that_is_too_deeply_nested_is_unreadable() {
         on_a_small_stack("importing", || {
             for level in [&[0x91][..], &[0x81, 0xa1, b'k']] {
                 for start in [&[0x93, 7, 0x81, 0xa1, b'a'][..], &[0x93, 7, 0x80], &[]] {

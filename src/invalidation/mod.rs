@@ -273,7 +273,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
         let mut any_news = false;
         for change in &batch.changes {
             let report = self.cache.apply_change(change);
-            any_news |= report.is_news();
+            any_news |= report.has_invalidated();
             self.metrics.event(report.is_own());
         }
         if batch.ended {

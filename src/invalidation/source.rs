@@ -6,8 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::session::id::SessionKey;
-use crate::session::revision::Rev;
+use crate::session::revision::Change;
 
 /// How the database tells of its changes, in the order in which it made them. Private:
 /// [`InvalidationStream`](crate::mongo::InvalidationStream), and a simulated one in tests.
@@ -117,12 +116,4 @@ pub(crate) struct Batch<P> {
     /// With this batch, every change that this member could see when the batch was asked for has been
     /// handed over.
     pub(crate) complete_on: Option<ServerId>,
-}
-
-/// A session has changed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Change {
-    pub(crate) key: SessionKey,
-    /// The mark of the write, if it was a write of a store.
-    pub(crate) rev: Option<Rev>,
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
-use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
+use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
 use crate::error::{Error, ErrorKind};
 use crate::invalidation::source::{PrimaryTime, Refusal, ServerTime, SourceCall, StreamCall};
 use crate::invalidation::tests::log::Log;
@@ -168,7 +168,7 @@ impl Followed {
             max_absent_ids: 10,
             policy: EvictionPolicy::Lru,
             max_staleness: BOUND,
-            exclusive: false,
+            coherence: Coherence::ChangeStream,
             outage_grace: HOUR,
             compact: false,
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::{Backend, Call};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model_check::database::{Database, EXPIRES, GONE};
@@ -17,7 +18,6 @@ use crate::session::id::RawId;
 use crate::session::id::SessionKey;
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, Call};
 use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::sync::{Mutex, lock};
 use crate::time::Clock;
@@ -77,8 +77,8 @@ impl Lane {
         Some(Place { number, lane: Arc::clone(self) })
     }
 
-    fn is_settled(&self) -> bool {
-        lock(&self.state).there.iter().all(|(_, touches)| *touches)
+    fn has_pending_write(&self) -> bool {
+        lock(&self.state).there.iter().any(|(_, touches)| !touches)
     }
 
     fn saved(&self) -> Vec<u64> {
@@ -144,8 +144,8 @@ impl Backend for Persistence {
         })
     }
 
-    fn is_settled(&self, _: SessionKey) -> bool {
-        self.lane.is_settled()
+    fn has_pending_write(&self, _: SessionKey) -> bool {
+        self.lane.has_pending_write()
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use loom::sync::Condvar;
 
-use crate::cache::{Cache, CacheConfig, EvictionPolicy, Leader, Lookup};
+use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
-use crate::invalidation::source::Change;
 use crate::model_check::app::App;
 use crate::model_check::clock::ModelClock;
 use crate::model_check::database::{Database, GONE, Rank, Written, key, session};
 use crate::session::Session;
+use crate::session::revision::Change;
 use crate::session::revision::RevSource;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::telemetry::metrics::{Invalidation, Series};
@@ -73,7 +73,7 @@ impl World {
             max_absent_ids: 10,
             policy: EvictionPolicy::Lru,
             max_staleness: BOUND,
-            exclusive: false,
+            coherence: Coherence::ChangeStream,
             outage_grace: grace.unwrap_or_default(),
             compact: false,
         };
@@ -183,7 +183,7 @@ impl World {
         let written = self.database.replace(rev, true, &self.clock);
         if let Some(rank) = written {
             self.tell(format_args!("has written {}", Shown(rank)));
-            drop(ticket.publish(session(rank)));
+            ticket.publish(session(rank));
         } else {
             ticket.evict(Invalidation::Gone);
         }

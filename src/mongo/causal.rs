@@ -1,9 +1,9 @@
-//! How far this store has seen the database go, so that no read goes back behind it.
+//! `CausalSessions`: the driver sessions of the operations, and the latest time of the database that they know.
 //!
-//! After a failover a new primary may not know for moments that the newest changes are those of a
-//! majority, and its reads leave them out. A read in a causally consistent session
-//! [waits](https://www.mongodb.com/docs/manual/core/causal-consistency-read-write-concerns/) until
-//! they are in it: those that this store has made, and those that it has heard of (I1 to I3).
+//! For a moment after a failover, the new primary may not know that a majority has the newest changes, and its
+//! reads leave them out. A read in a causally consistent session
+//! [waits](https://www.mongodb.com/docs/manual/core/causal-consistency-read-write-concerns/) until it includes
+//! them: the changes that this store has made, and those that the change stream has reported to it (I1 to I3).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,35 +15,37 @@ use mongodb::{Client, ClientSession};
 use crate::invalidation::source::ServerTime;
 use crate::sync::{Mutex, lock};
 
-/// More sessions than are in use at a time, as a rule.
+/// The most idle driver sessions that are kept. As a rule, fewer are in use at a time.
 const MAX_POOLED: usize = 32;
-/// The server forgets a session after 30 minutes.
+/// How long an idle driver session may be used again. The server forgets one after 30 minutes.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
-/// The latest time of the database that is known here. Clones share it.
+/// A pool of causally consistent driver sessions. Clones share it.
 #[derive(Clone)]
 pub(crate) struct CausalSessions(Arc<Shared>);
 
 struct Shared {
+    /// The latest [`ServerTime`] that this store knows. An atomic, because each operation reads and raises it.
     time: AtomicU64,
-    /// Whether sessions are used again. Not those of a client that the app handed in: the app may shut
-    /// it down at any time, and `Client::shutdown` waits for every session that is kept.
-    pools: bool,
-    /// Sessions to be used again, each with when it was used last. The driver starts a task for each
-    /// session, which costs more than what such a session is needed for.
+    /// Whether driver sessions are used again. They are not if the app handed in the client: the app may shut
+    /// it down at any time, and `Client::shutdown` waits for every driver session that is kept.
+    is_pooled: bool,
+    /// Driver sessions to be used again, each with the time of its last use. The driver starts a task for each
+    /// session, which costs more than the rest of it. Never locked across an `await`.
     idle: Mutex<Vec<(ClientSession, Instant)>>,
 }
 
 impl CausalSessions {
-    pub(crate) fn new(pools: bool) -> Self {
-        Self(Arc::new(Shared { time: AtomicU64::new(0), pools, idle: Mutex::default() }))
+    pub(crate) fn new(is_pooled: bool) -> Self {
+        Self(Arc::new(Shared { time: AtomicU64::new(0), is_pooled, idle: Mutex::default() }))
     }
 
+    /// Raises the latest known time.
     pub(crate) fn advance(&self, to: ServerTime) {
         self.0.time.fetch_max(to.0, Ordering::AcqRel);
     }
 
-    /// A session whose reads are at least as new as what has been seen.
+    /// Takes a driver session whose reads are at least as new as the latest known time.
     pub(crate) async fn check_out(&self, client: &Client) -> mongodb::error::Result<ClientSession> {
         let kept = lock(&self.0.idle).pop().filter(|(_, used)| used.elapsed() < MAX_IDLE);
         let mut session = match kept {
@@ -59,15 +61,14 @@ impl CausalSessions {
         Ok(session)
     }
 
-    /// Takes note of what an operation in `session` has brought about, and keeps the session if that
-    /// went well and sessions are used again.
+    /// Observes the time of an operation, and keeps its driver session if the operation succeeded.
     pub(crate) fn check_in<T>(
         &self,
         session: ClientSession,
         outcome: mongodb::error::Result<T>,
     ) -> mongodb::error::Result<T> {
         self.observe(&session);
-        if outcome.is_ok() && self.0.pools {
+        if outcome.is_ok() && self.0.is_pooled {
             let mut idle = lock(&self.0.idle);
             if idle.len() < MAX_POOLED {
                 idle.push((session, Instant::now()));
@@ -76,18 +77,19 @@ impl CausalSessions {
         outcome
     }
 
-    /// Lets go of the sessions that are kept: the client is about to be closed.
+    /// Drops the idle driver sessions, before the client is closed.
     pub(crate) fn clear(&self) {
         let sessions = std::mem::take(&mut *lock(&self.0.idle));
+        // Dropped after the lock is released.
         drop(sessions);
     }
 
-    /// A session that knows of nothing yet, to [learn](Self::observe) from.
+    /// Starts a driver session that has no time yet.
     pub(crate) async fn new_session(client: &Client) -> mongodb::error::Result<ClientSession> {
         client.start_session().causal_consistency(true).await
     }
 
-    /// Takes note of what an operation in `session` has brought about.
+    /// Raises the latest known time to that of the last operation in `session`.
     pub(crate) fn observe(&self, session: &ClientSession) {
         if let Some(at) = session.operation_time() {
             self.advance(ServerTime::from(at));

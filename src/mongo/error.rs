@@ -1,15 +1,15 @@
-//! What the driver's errors become.
+//! Converts the driver's errors into errors of this crate.
 //!
-//! The server's error texts and the driver's `Debug` quote documents and key values, and a
-//! malformed URI is quoted with its password. So for an answer of the server only the code and its
-//! name are kept, and the rest is said in our own words.
+//! The server's error texts and the driver's `Debug` quote documents and key values, and the driver quotes a malformed
+//! URI with its password. So of a server's reply only the code and its name are kept. The rest of each message is
+//! written here.
 
 use mongodb::error::{ErrorKind as Driver, WriteFailure};
 
 use crate::error::{Error, ErrorKind};
 use crate::mongo::server_errors::{self, Meaning, meaning_of, name_of};
 
-/// Turns a driver's error into ours; `doing` says what was tried, as in "load the session".
+/// Converts an error of the driver. `doing` says what was tried, as in "load the session".
 pub(crate) fn to_error(doing: &str, error: &mongodb::error::Error) -> Error {
     if let Driver::ServerSelection { message, .. } = &*error.kind
         && let Some(incompatible) = crate::mongo::connect::probe::incompatible(message)
@@ -68,13 +68,12 @@ pub(crate) fn to_error(doing: &str, error: &mongodb::error::Error) -> Error {
     Error::new(kind, message)
 }
 
-/// What one operation of a command became that the server refused with this code.
+/// The error of a statement of a command that the server refused with this code.
 pub(crate) fn refused(doing: &str, code: i32) -> Error {
     of_code(doing, code, meaning_of(code))
 }
 
-/// What a write became that was carried out, and that the server failed to have acknowledged by as many
-/// members as the write concern asks for.
+/// The error of a write that was executed, but whose write concern failed with this code.
 pub(crate) fn unacknowledged(doing: &str, code: i32) -> Error {
     of_code(doing, code, meaning_of(code).of_a_write_concern())
 }
@@ -94,7 +93,7 @@ fn of_code(doing: &str, code: i32, meaning: Meaning) -> Error {
     }
 }
 
-/// An error of the server by its code and the code's name.
+/// Formats a code of the server, with its name if that is known.
 fn answer(code: i32, name: Option<&str>) -> String {
     match name.or_else(|| name_of(code)) {
         Some(name) => format!("error {code} ({name})"),
@@ -136,13 +135,13 @@ pub(crate) fn code_name(error: &mongodb::error::Error) -> Option<&str> {
         Driver::Write(WriteFailure::WriteConcernError(concern)) => concern.code_name.as_str(),
         _ => return None,
     };
-    // A name is one word of letters and digits. A proxy may put anything in its place.
+    // A name is one word of letters and digits. A proxy may send anything in its place.
     let is_name = name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
     Some(name).filter(|name| !name.is_empty() && is_name)
 }
 
-/// Whether the server refused somebody who gave no name, rather than a user without the right. Both
-/// have one code, so this looks at the server's text, of which nothing is passed on.
+/// Whether the server refused the call because no user name was given, and not because the user lacks a right. Both have
+/// the same code, so this reads the server's text. Nothing of the text is passed on.
 fn wants_credentials(error: &mongodb::error::Error) -> bool {
     let text = match &*error.kind {
         Driver::Command(command) => command.message.as_str(),
@@ -151,12 +150,13 @@ fn wants_credentials(error: &mongodb::error::Error) -> bool {
     text.contains("requires authentication")
 }
 
-/// Texts about the network and the topology hold addresses and no data.
+/// Why MongoDB was not reached. Texts about the network and the topology have addresses in them, and no data.
 fn unreachable(error: &mongodb::error::Error) -> String {
     match &*error.kind {
         Driver::Io(source) => source.to_string(),
         Driver::ServerSelection { message, .. } => servers(message),
-        // Of a mongodb+srv:// URI. What was looked up may be a piece of a malformed one.
+        // Only for a mongodb+srv:// URI. The message does not name the host, because a malformed URI may have a piece of
+        // the password in its place.
         Driver::DnsResolve { .. } => "the DNS lookup of the URI's host failed. The host of a \
                                       mongodb+srv:// URI has SRV records; one that has none is \
                                       reached by mongodb://. Is the name right, does DNS work here, \
@@ -166,67 +166,69 @@ fn unreachable(error: &mongodb::error::Error) -> String {
     }
 }
 
-/// The servers and what each said, out of the driver's description of the whole topology.
+/// Lists the servers and the error of each, from the driver's description of the topology, with advice.
 fn servers(topology: &str) -> String {
-    let (mut said, mut found) = (Vec::new(), ServerState::Odd);
+    let mut said = Vec::new();
+    let mut worst = ServerState::Mismatched;
     for server in topology.split("Address: ").skip(1) {
         let address = server.split(',').next().unwrap_or_default();
         let error = server
             .split_once("Error: Kind: ")
             .map(|(_, error)| error.split(", labels: ").next().unwrap_or(error));
-        let (is, text) = match error {
-            Some(error) => (ServerState::by(error), error),
-            None if server.contains("Type: Unknown") => (ServerState::Mute, "no answer yet"),
-            None => (ServerState::Answers, "answers, but takes no writes"),
+        let (state, text) = match error {
+            Some(error) => (ServerState::of(error), error),
+            None if server.contains("Type: Unknown") => (ServerState::Silent, "no answer yet"),
+            None => (ServerState::NotPrimary, "answers, but takes no writes"),
         };
-        found = found.max(is);
+        worst = worst.max(state);
         said.push(format!("{address} ({text})"));
     }
     if said.is_empty() {
         return "no server was found: does the replica set have the name that was given?"
             .to_owned();
     }
-    let members = if topology.contains("Type: ReplicaSetNoPrimary") && found != ServerState::Answers
+    let members = if topology.contains("Type: ReplicaSetNoPrimary")
+        && worst != ServerState::NotPrimary
     {
         ". Addresses that were not given are what the replica set's members call each other, and \
          have to be reachable from here; directConnection=true asks the given server alone"
     } else {
         ""
     };
-    format!("{}: {}{members}", said.join(", "), found.advice())
+    format!("{}: {}{members}", said.join(", "), worst.advice())
 }
 
-/// Why a server is of no use. Of several the last here says most.
+/// Why a server cannot be used. The advice is for the last of these states among the servers, which tells the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum ServerState {
-    /// It speaks as MongoDB does, and is none that these options allow.
-    Odd,
-    /// It is no MongoDB.
-    Stranger,
+    /// It is a MongoDB server, but of a kind that the connection's options do not allow.
+    Mismatched,
+    /// It is not a MongoDB server.
+    NotMongoDb,
     Unreachable,
-    /// Its name has no address, or no name server knows it.
+    /// Its name has no address, or no name server knows the name.
     Unresolved,
-    /// Nothing is heard of it, or it hangs up without a word.
-    Mute,
+    /// It sends nothing, or it closes the connection without a reply.
+    Silent,
     /// Its certificate is not trusted.
     Untrusted,
-    /// It is a member of a set and no primary.
-    Answers,
+    /// It is a member of a replica set, and not the primary.
+    NotPrimary,
 }
 
 impl ServerState {
-    fn by(error: &str) -> Self {
+    fn of(error: &str) -> Self {
         let hung_up = ["unexpected end of file", "reset by peer", "corrupt message", "timed out"];
         if error.contains("certificate") {
             Self::Untrusted
         } else if error.contains("invalid reply") {
-            Self::Stranger
+            Self::NotMongoDb
         } else if error.contains("failed to lookup address") || error.contains("DNS resolution") {
             Self::Unresolved
         } else if !error.starts_with("I/O error") {
-            Self::Odd
+            Self::Mismatched
         } else if hung_up.iter().any(|text| error.contains(text)) {
-            Self::Mute
+            Self::Silent
         } else {
             Self::Unreachable
         }
@@ -234,11 +236,11 @@ impl ServerState {
 
     fn advice(self) -> &'static str {
         match self {
-            Self::Odd => "it answers, but not as the connection's options would have it",
-            Self::Stranger => "something answers there that is no MongoDB: is the port right?",
+            Self::Mismatched => "it answers, but the connection's options do not fit it",
+            Self::NotMongoDb => "something else than MongoDB answers there: is the port right?",
             Self::Unreachable => "is it running, and is the address right?",
             Self::Unresolved => "its name was not resolved: is it right, and does DNS work here?",
-            Self::Mute => {
+            Self::Silent => {
                 "is it running, is the address right, does a firewall let you through, and is TLS \
                  switched on (tls=true) just as it is at the server?"
             }
@@ -246,7 +248,7 @@ impl ServerState {
                 "its certificate is not trusted: give the file of the authority that signed it as \
                  `tls_ca_file`, and the host as the certificate names it"
             }
-            Self::Answers => {
+            Self::NotPrimary => {
                 "no primary is among them: has the replica set a majority of its members, and are \
                  its other members given or reachable?"
             }
@@ -289,8 +291,8 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_that_is_turned_away_was_not_carried_out_and_one_without_its_acknowledgement_was()
-    {
+    fn a_statement_rejected_for_overload_was_not_carried_out_and_one_with_a_failed_write_concern_was()
+     {
         for code in [433, 449, 450, 462] {
             let error = refused("save a session", code);
             assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreachable_server_is_named_with_what_it_said() {
+    fn an_unreachable_server_is_named_with_its_error() {
         let topology = "Server selection timeout: No available servers. Topology: { Type: Unknown, \
                         Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: \
                         Connection refused (os error 111), labels: {}, source: None, server \
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_answer_are_not_called_unreachable() {
+    fn servers_that_answer_are_not_reported_as_unreachable() {
         let said = servers(
             "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: a:1, Type: RsSecondary, \
              Average RTT: 1ms }, { Address: b:1, Type: Unknown, Error: Kind: I/O error: timed out, \
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_only_the_set_can_reach_are_explained() {
+    fn members_that_only_the_replica_set_can_reach_are_explained() {
         let said = servers(
             "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: mongo1:27017, Type: \
              Unknown, Error: Kind: I/O error: failed to lookup address information: Name or service \

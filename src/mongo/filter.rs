@@ -1,27 +1,26 @@
-//! Checks a caller's filter before MongoDB is asked, and guards the conditions on `data` in it.
+//! Checks a caller's filter before it is sent, and guards the conditions on `data` in it.
 //!
-//! MongoDB cannot look into data that is stored as a text or encrypted. For a filter, such data has no
-//! keys at all: `data.role` is missing in all of it, so `data.role != "admin"` holds for every such
-//! session, admins included. Two rules keep `delete_where` from ending sessions for that reason.
+//! MongoDB cannot look into data that is stored as a text or encrypted. To a filter, such data has no keys at all:
+//! `data.role` is missing, so `data.role != "admin"` holds for every such session, those of admins included. Two rules
+//! keep `delete_where` from ending sessions for that reason.
 //!
-//! 1. Only what is listed here is sent: fields, query operators and expression operators whose way to
-//!    read the document is known. All else is a [`Config`](crate::ErrorKind::Config) error. (A list of
-//!    what is forbidden had holes: `$getField`, `$let`, `"$data"` and `"$$ROOT"` read the data too.)
-//! 2. A condition on `data` is neither true nor false for a session whose data MongoDB cannot look
-//!    into: it is unknown, and a filter finds a session only if the whole filter is true
-//!    (the three-valued logic of SQL):
+//! 1. The store sends only what is listed here: fields, query operators and expression operators that are known to
+//!    read nothing else of the document. Anything else is a [`Config`](crate::ErrorKind::Config) error. (An earlier
+//!    list of forbidden operators had gaps: `$getField`, `$let`, `"$data"` and `"$$ROOT"` read the data too.)
+//! 2. For a session whose data MongoDB cannot look into, a condition on `data` is unknown: neither true nor false. A
+//!    filter matches a session only if the whole filter is true (the three-valued logic of SQL):
 //!
 //! | `owner` | `data.x` | `$or` | `$and` | `$nor` of both |
 //! |---|---|---|---|---|
-//! | true | unknown | true: found | unknown | false |
-//! | false | unknown | unknown: not found | false | unknown: not found |
+//! | true | unknown | true: match | unknown: no match | false |
+//! | false | unknown | unknown: no match | false | unknown: no match |
 //!
-//! MongoDB has no third value. So a condition on `data` is made false where it is unknown, or true below
-//! an odd number of negations.
+//! MongoDB has no third value. So the guard makes a condition on `data` false where it is unknown, or true below an
+//! odd number of negations.
 //!
-//! In `$expr` that choice is a `$cond` in the place of the condition. Some operators fail for a value of another
-//! type: `$size` of a list that is not there ends the whole command. Beside the expression, a test of the type would not
-//! prevent that: MongoDB may evaluate the parts of an
+//! In `$expr`, the guard puts a `$cond` in the place of the condition. Some operators fail for a value of another type:
+//! `$size` of a list that does not exist fails the whole command. A test of the type beside the expression would not
+//! prevent that, because MongoDB may evaluate the parts of an
 //! [`$and`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/and/#error-handling) in any order.
 //! [`$cond`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/cond/) evaluates the branch that it
 //! returns.
@@ -32,15 +31,15 @@ use crate::error::{Error, Result};
 use crate::mongo::ops::query::and;
 use crate::mongo::schema::REENCRYPT_FIELDS;
 
-/// The fields beside `data`, which every store writes in the same form.
+/// The fields other than `data`. Every store writes them in the same form.
 const FIELDS: [&str; 8] =
     ["_id", "format", "expires", "rev", "created", "updated", "owner", REENCRYPT_FIELDS[1]];
 
-/// The operators of a condition on one field that read that field alone.
+/// The operators of a condition on one field that read only that field.
 const CONDITIONS: &str = "$bitsAllClear $bitsAllSet $bitsAnyClear $bitsAnySet $eq $exists $gt $gte $in $lt \
     $lte $mod $ne $nin $options $regex $size $type";
 
-/// The operators of an expression that read their arguments alone.
+/// The operators of an expression that read only their arguments.
 const EXPRESSIONS: &str = "$abs $add $allElementsTrue $and $anyElementTrue $arrayElemAt $arrayToObject $avg \
     $binarySize $bsonSize $ceil $cmp $concat $concatArrays $cond $convert $dateAdd $dateDiff \
     $dateFromParts $dateFromString $dateSubtract $dateToParts $dateToString $dateTrunc $dayOfMonth \
@@ -54,19 +53,19 @@ const EXPRESSIONS: &str = "$abs $add $allElementsTrue $and $anyElementTrue $arra
     $toDate $toDecimal $toDouble $toInt $toLong $toLower $toObjectId $toString $toUpper $trim $trunc \
     $type $week $year $zip";
 
-/// These read the whole document if they have no `input`.
+/// The operators that read the whole document if they have no `input`.
 const EXPRESSIONS_WITH_INPUT: &str = "$getField $setField $unsetField";
 
-/// MongoDB takes no more levels than that in a document, and each level here is a call.
+/// The most levels that MongoDB takes in a document. Each level is a recursive call here.
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
 const MAX_DEPTH: usize = 100;
 
-/// The filter to ask MongoDB with, for a store whose data is `queryable` or not.
+/// Returns the guarded filter, for a store whose data is `queryable` or not.
 ///
 /// # Errors
 ///
-/// `Config` for a filter that asks for `data` where MongoDB cannot look into it, and for one that is
-/// not known to do without.
+/// `Config` for a filter that reads `data` if MongoDB cannot look into it, and for a filter with anything that may read
+/// `data` in an unknown way.
 pub(crate) fn guarded(filter: Document, queryable: bool) -> Result<Document> {
     Guard { queryable }.filter(filter, Sense::True, 0)
 }
@@ -105,6 +104,7 @@ impl Guard {
     fn filter(&self, filter: Document, sense: Sense, depth: usize) -> Result<Document> {
         check_depth(depth)?;
         let mut guarded = Document::new();
+        // The conditions that are already combined with an alternative for unknown data.
         let mut others = Vec::new();
         let mut needs_data = false;
         for (key, value) in filter {
@@ -156,7 +156,7 @@ impl Guard {
             let Bson::Document(filter) = filter else {
                 return Err(malformed("`$and`, `$or` and `$nor` take a list of filters"));
             };
-            if finds_everything(&filter) {
+            if matches_everything(&filter) {
                 return Err(malformed("an empty filter in a list finds every session"));
             }
             guarded.push(self.filter(filter, sense, depth + 1)?.into());
@@ -164,12 +164,12 @@ impl Guard {
         Ok(guarded)
     }
 
-    /// An expression that is true or false. Only its outermost `$and`, `$or` and `$not` are looked through: a
+    /// Guards an expression that is true or false. Only its outermost `$and`, `$or` and `$not` are taken apart: a
     /// comparison that reads the data and something else is unknown as a whole.
     fn expression(&self, expression: Bson, sense: Sense, depth: usize) -> Result<Bson> {
         match self.reads(&expression, depth)? {
             Reads::Nothing => return Err(reads_nothing()),
-            // Looked through as well: each part must read a field.
+            // Taken apart even if no part reads the data, because each part must read a field.
             Reads::Field | Reads::Data if is_logic(&expression) => {}
             Reads::Field => return Ok(expression),
             Reads::Data => {
@@ -198,10 +198,10 @@ impl Guard {
         Ok(guarded.into())
     }
 
-    /// What an expression reads. An error if that is not known.
+    /// Returns what an expression reads, or an error if that is not known.
     ///
-    /// Nothing reads the data but a path that begins with `data`: a variable gets what it holds from an
-    /// expression beside it, which is looked at too.
+    /// Only a path that begins with `data` reads the data: the value of a variable comes from another part of the
+    /// expression, which is checked too.
     fn reads(&self, expression: &Bson, depth: usize) -> Result<Reads> {
         check_depth(depth)?;
         let all = |arguments: &mut dyn Iterator<Item = &Bson>| {
@@ -235,7 +235,7 @@ impl Guard {
         }
     }
 
-    /// The same of a text: a path, a variable, or nothing but a text.
+    /// Returns what a text reads: a path, a variable, or plain text.
     fn operand(&self, text: &str) -> Result<Reads> {
         let Some(variable) = text.strip_prefix("$$") else {
             return text.strip_prefix('$').map_or(Ok(Reads::Nothing), |path| self.path(path));
@@ -248,13 +248,13 @@ impl Guard {
             ("ROOT" | "CURRENT", Some(path)) => self.path(path),
             ("ROOT" | "CURRENT", None) => Err(reads_whole_document()),
             ("NOW", None) => Ok(Reads::Nothing),
-            // The names of an expression's own variables begin so.
+            // A variable that an expression defines.
             _ if name.starts_with(|first: char| first.is_ascii_lowercase()) => Ok(Reads::Nothing),
             _ => Err(malformed("it has a variable that this store does not know")),
         }
     }
 
-    /// Where a path leads. An error if it leads nowhere, or MongoDB cannot look there.
+    /// Returns what a path reads, or an error if no session has it or MongoDB cannot look there.
     fn path(&self, path: &str) -> Result<Reads> {
         if FIELDS.contains(&path) {
             return Ok(Reads::Field);
@@ -266,12 +266,12 @@ impl Guard {
     }
 }
 
-/// Whether a filter has no condition at all.
-pub(crate) fn finds_everything(filter: &Document) -> bool {
+/// Whether a filter has no condition, and so matches every session.
+pub(crate) fn matches_everything(filter: &Document) -> bool {
     filter.keys().all(|key| key == "$comment")
 }
 
-/// Checks what is asked of one field.
+/// Checks the condition on one field.
 fn check_condition(condition: &Bson, depth: usize) -> Result<()> {
     check_depth(depth)?;
     let Bson::Document(operators) = condition else { return Ok(()) };
@@ -297,8 +297,7 @@ fn check_operator(operator: &str, argument: &Bson, depth: usize) -> Result<()> {
     }
 }
 
-/// Checks what is asked of an element of a list: of itself, or of its own fields, which are no fields of
-/// the session.
+/// Checks the condition on an element of a list: on itself, or on its own fields, which are not fields of the session.
 fn check_element(element: &Document, depth: usize) -> Result<()> {
     check_depth(depth)?;
     for (key, value) in element {
@@ -320,8 +319,7 @@ fn check_element(element: &Document, depth: usize) -> Result<()> {
     Ok(())
 }
 
-/// The operator of an expression and its arguments; `None` for a document that holds expressions under
-/// names of its own.
+/// The operator of an expression and its arguments; `None` for a document whose values are expressions.
 fn single_operator(document: &Document) -> Result<Option<(&str, &Bson)>> {
     let Some((operator, arguments)) = document.iter().find(|(key, _)| key.starts_with('$')) else {
         return Ok(None);
@@ -346,7 +344,7 @@ fn is_document() -> Document {
     doc! { "$type": "object" }
 }
 
-/// A condition on the data, made true where it is unknown.
+/// Makes a condition on the data true where it is unknown.
 fn or_unknown(condition: Document) -> Document {
     doc! { "$or": [condition, { "data": { "$not": is_document() } }] }
 }
@@ -390,7 +388,7 @@ fn reads_whole_document() -> Error {
     )
 }
 
-/// Does not name the operator: any key of a filter that was made of a request may be here.
+/// The message does not name the operator: it may come from a request.
 fn unknown_operator() -> Error {
     Error::config(
         "the filter has an operator that this store does not know, which may read data that MongoDB \
@@ -403,9 +401,10 @@ fn unknown_operator() -> Error {
 mod tests {
     use super::*;
 
-    /// No server shows it: MongoDB is free to evaluate the parts of a filter in any order, and need not.
+    /// A test against a server cannot show this: MongoDB may evaluate the parts of a filter in any order, but it may
+    /// also keep their order.
     #[test]
-    fn an_expression_stays_one_and_tests_the_type_within() {
+    fn a_guarded_expression_tests_the_type_inside_the_expression() {
         let guard = |condition: Document, otherwise: bool| {
             doc! { "$cond": [{ "$eq": [{ "$type": "$data" }, "object"] }, condition, otherwise] }
         };

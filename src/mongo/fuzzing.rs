@@ -1,5 +1,5 @@
-//! What holds for any document that stands in the collection, for any report of a change stream and for
-//! any connection string.
+//! The properties that the fuzzer checks for any document in the collection, any event of a change stream and any
+//! connection string.
 #![allow(
     clippy::missing_panics_doc,
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ use crate::mongo::change_stream::reader;
 pub(crate) use crate::mongo::codec::fuzzing::comes_back;
 #[cfg(feature = "encryption")]
 pub use crate::mongo::codec::fuzzing::envelope;
-use crate::mongo::codec::fuzzing::forms;
+use crate::mongo::codec::fuzzing::formats;
 pub use crate::mongo::codec::fuzzing::{native, text};
 use crate::mongo::connect::uri;
 use crate::mongo::schema;
@@ -27,9 +27,9 @@ use crate::mongo::schema;
 /// Reads a stored document, whatever types its fields have.
 pub fn document(bytes: &[u8]) {
     let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
-    for form in forms() {
-        let session = schema::session(raw, &form);
-        let listed = schema::live_session(raw, &form);
+    for format in formats() {
+        let session = schema::session(raw, &format);
+        let listed = schema::live_session(raw, &format);
         if let Ok(session) = &session {
             comes_back(&session.data);
         }
@@ -40,34 +40,34 @@ pub fn document(bytes: &[u8]) {
         }
     }
     #[cfg(feature = "encryption")]
-    drop(schema::stored_data(raw));
+    let _ = schema::stored_data(raw);
     #[cfg(feature = "import")]
     let _ = crate::mongo::ops::import::ImportSteps::claim_on(raw).is_some();
     let now = crate::time::WallTime::from_millis(0);
     let _ = (schema::key(raw), schema::rev(raw), schema::is_live(raw, now));
 }
 
-/// Reads a report of a change stream, and an answer that holds several.
+/// Reads an event of a change stream, and a reply with several events.
 pub fn report(bytes: &[u8]) {
     let Ok(raw) = RawDocument::from_bytes(bytes) else { return };
     let Ok(event) = Document::try_from(raw) else { return };
-    read_report(&event);
+    read_event(&event);
     let _ = reader::time_in(&event);
     for batch in ["firstBatch", "nextBatch"] {
         let Some((_, handed)) = cursor::parse_reply(event.clone(), batch) else { continue };
-        handed.events.iter().for_each(read_report);
+        handed.events.iter().for_each(read_event);
         let _ = handed.after.as_ref().map(reader::time_in);
     }
 }
 
-/// Both streams know the same sessions.
-fn read_report(event: &Document) {
-    if let Some(report) = events::session_change(event) {
-        assert_eq!(reader::change(event).map(|change| change.key), Some(report.key));
+/// The stream of events and that of invalidations take the same documents for sessions.
+fn read_event(event: &Document) {
+    if let Some(found) = events::session_change(event) {
+        assert_eq!(reader::change(event).map(|change| change.key), Some(found.key));
     }
 }
 
-/// Reads a connection string. A password that is in it is in no error.
+/// Reads a connection string. If it has a password, no error has it.
 pub fn uri(bytes: &[u8]) {
     const PASSWORD: &str = "hunter2";
 
@@ -77,7 +77,7 @@ pub fn uri(bytes: &[u8]) {
     errors.extend(uri::valid_database(uri).err());
     errors.extend(uri::valid_collection(uri).err());
     match uri::split_collection(uri) {
-        // For these, the driver asks a name server.
+        // For these, the driver would ask a name server.
         Ok((uri, _)) if uri.to_ascii_lowercase().contains("mongodb+srv:") => {}
         Ok((uri, collection)) => {
             assert!(collection.as_ref().is_none_or(|name| !name.contains('/')));
@@ -95,7 +95,7 @@ pub fn uri(bytes: &[u8]) {
     }
 }
 
-/// Hands over what is stored of this data in each form: the target, the form and the bytes.
+/// Calls `write` for each format of this data, with the fuzz target, the name of the format and the stored bytes.
 #[cfg(all(test, feature = "encryption"))]
 pub(crate) fn seeds(data: &crate::session::Data, write: impl Fn(&str, &str, &[u8])) {
     use bson::Bson;
@@ -106,9 +106,9 @@ pub(crate) fn seeds(data: &crate::session::Data, write: impl Fn(&str, &str, &[u8
 
     let key = SessionKey::from_bytes(&crate::mongo::codec::fuzzing::ID).unwrap();
     let at = WallTime::from_millis(1);
-    for (form, name) in forms().iter().zip(["-text", "-native", "-encrypted"]) {
+    for (format, name) in formats().iter().zip(["-text", "-native", "-encrypted"]) {
         let rev = RevSource::new().next();
-        let Ok(mut stored) = schema::insert_document(key, rev, (data, form), at, at) else {
+        let Ok(mut stored) = schema::insert_document(key, rev, (data, format), at, at) else {
             continue;
         };
         stored.insert("owner", "7");
@@ -122,7 +122,7 @@ pub(crate) fn seeds(data: &crate::session::Data, write: impl Fn(&str, &str, &[u8
     }
 }
 
-/// What a future gives that waits for nothing.
+/// The output of a future that is ready at the first poll.
 fn at_once<F: Future>(future: F) -> Option<F::Output> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),

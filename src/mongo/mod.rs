@@ -16,6 +16,7 @@ pub(crate) mod ops;
 mod owner_field;
 mod schema;
 mod server_errors;
+mod task_stream;
 mod timer;
 mod types;
 
@@ -27,8 +28,10 @@ use std::time::Duration;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::backend::{self, Backend};
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
+use crate::health::Health;
 pub use crate::mongo::builder::MongoStoreBuilder;
 pub(crate) use crate::mongo::builder::series;
 use crate::mongo::change_stream::invalidations::InvalidationStream;
@@ -44,47 +47,48 @@ pub use crate::mongo::ops::list::LiveSessions;
 pub use crate::mongo::ops::query::{data_equals, data_path, owner_equals};
 pub use crate::mongo::types::{LiveSession, StoredSession};
 use crate::runtime::Tasks;
-use crate::session::id::RawId;
-use crate::session::id::SessionKey;
+use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::RevSource;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, MAX_ID_ATTEMPTS, no_free_id};
-use crate::store::health::Health;
 use crate::telemetry::metrics::MongoMetrics;
 use crate::telemetry::spans;
 use crate::time::WallTime;
 
-/// Sessions in a MongoDB collection: a complete store by itself, and the lower tier of
+/// A session store in a MongoDB collection: a complete store by itself, and the lower tier of
 /// [`CachedMongoStore`](crate::CachedMongoStore).
 ///
-/// Cheap to clone; clones share connections and background tasks, which end with
+/// It is cheap to clone. Clones share connections and background tasks, which end with
 /// [`shutdown`](Self::shutdown) or with the last clone.
 ///
-/// # What its verbs do
+/// # Contract of the verbs
 ///
-/// - `create` draws a fresh id, whatever id the record has: no client chooses an id. A collision
-///   draws again, eight times at most.
-/// - `save` changes a session that exists and is live, and never creates one: a log-out that
-///   overtakes a slow request stays a log-out. Such a save is `Ok`, is logged as a warning and
-///   counted in `session_store_saves_dropped_total`.
-/// - `load` answers `None` only when the database says so; an outage is an error.
-/// - `delete` of a session that is not there is `Ok`.
-/// - A session whose stored `expires` is missing or not a date is not live: no store writes that. Its `load` and
-///   its `save` are the same [`Decode`](crate::ErrorKind::Decode) error, and the save stores nothing. `contains`
-///   and `length` do not count it, and lists leave it out. `delete` removes it. (MongoDB finds a list of dates by the
-///   dates in it, so `length` counts that session, and in a list it is a `Decode` error in its place.)
+/// - `create` takes a random id and ignores the id of the record, so a client cannot choose an id. If the id
+///   exists already, it tries another one, up to eight times.
+/// - `save` changes a session that exists and is live. It never creates one, so a slow request cannot bring back
+///   a session that was deleted by a log-out. Such a save returns `Ok`, logs a warning and is counted in
+///   `session_store_saves_dropped_total`.
+/// - `load` returns `None` only if MongoDB has no live session of this id. An outage is an error.
+/// - `delete` of a session that does not exist returns `Ok`.
 ///
-/// Each is one round trip under the operation timeout
-/// ([5 s by default](MongoStoreBuilder::operation_timeout)). A second one looks at what is stored if a save
-/// found that its session has expired, and if one of the saves that left together was not carried out. Reads go to the primary with read concern
-/// `majority`; writes have the write concern that the connection gives, `majority` if it gives none.
+/// A session whose stored `expires` is missing or not a date is not live. No store writes such a session.
+///
+/// - `load` and `save` return the same [`Decode`](crate::ErrorKind::Decode) error, and the save stores nothing.
+/// - `contains` and `length` do not count it, and lists leave it out.
+/// - `delete` removes it.
+/// - One exception: if `expires` is a list of dates, MongoDB compares each of them. Then `length` counts the session,
+///   and a list has a `Decode` error in its place.
+///
+/// Each verb is one round trip under the operation timeout
+/// ([5 s by default](MongoStoreBuilder::operation_timeout)). A save needs a second one in two cases: its session
+/// has expired, or another save of the same batch was not carried out. Reads go to the primary with read concern
+/// `majority`. Writes have the write concern of the connection, or `majority` if the connection has none.
 ///
 /// # Cancel safety
 ///
-/// Every call to the database runs in a task of its own. Dropping the future of any method leaves
-/// nothing half done: a write that was begun is carried out, and the next save of the same session
-/// through this store or a clone of it is sent after it, not before. A `create` whose caller has
-/// gone may leave a session that nobody has the id of, until it expires.
+/// Every call to the database runs in a task of its own, so dropping the future of a method leaves nothing half
+/// done. A write that has begun runs to completion, and the next save of the same session through this store or
+/// a clone is sent after it. If the caller of `create` is dropped, a session may remain until it expires whose
+/// id nobody knows.
 #[derive(Clone)]
 pub struct MongoStore {
     inner: Arc<Inner>,
@@ -96,18 +100,18 @@ struct Inner {
     tasks: Tasks,
     revs: RevSource,
     removal: ExpiredRemoval,
-    /// Whether the client was made here and is to be closed here.
+    /// Whether the store made the client, and so closes it.
     owns_client: bool,
-    /// How many connections the client may have to a server, if that is known.
+    /// The most connections that the client opens to one server; `None` if that is unknown.
     pool_size: Option<u32>,
     _stops_background_tasks: DropGuard,
 }
 
-/// The operations on the collection, sent as they are best sent.
+/// The operations of single sessions, sent alone or in batches.
 pub(crate) type MongoBackend = Batcher<SessionCollection>;
 
 impl MongoStore {
-    /// A builder with every option of the connection and of expiry.
+    /// Returns a builder, which has every option of the connection and of the collection.
     pub fn builder() -> MongoStoreBuilder {
         MongoStoreBuilder::default()
     }
@@ -120,7 +124,7 @@ impl MongoStore {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call leaves no connection behind; the index may have been created.
+    /// Dropping the future closes the connections. The index may have been created.
     pub async fn connect(uri: impl Into<String>) -> Result<Self> {
         Self::builder().uri(uri).build().await
     }
@@ -129,7 +133,7 @@ impl MongoStore {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if it is not set, otherwise as
+    /// [`Config`](crate::ErrorKind::Config) if the variable is not set; otherwise as
     /// [`MongoStoreBuilder::build`].
     ///
     /// # Cancel safety
@@ -139,17 +143,16 @@ impl MongoStore {
         Self::builder().uri_from_env().build().await
     }
 
-    /// How many live sessions there are, counted by MongoDB through the index on `expires`. The
-    /// cost grows with the number; for a figure on every page see
-    /// [`estimated_length`](Self::estimated_length).
+    /// Counts the live sessions. MongoDB counts them through the index on `expires`, so the cost grows with
+    /// their number. For a number on every page, use [`estimated_length`](Self::estimated_length).
     ///
-    /// Documents of other programs in the same collection are not counted: a second command counts them
-    /// through the index on `_id`, and they are subtracted.
+    /// Documents of other programs in the same collection do not count: a second command counts them through
+    /// the index on `_id`, and the store subtracts them.
     ///
     /// # Errors
     ///
-    /// [`Timeout`](crate::ErrorKind::Timeout), [`Connection`](crate::ErrorKind::Connection) and
-    /// what else the server answers.
+    /// [`Timeout`](crate::ErrorKind::Timeout), [`Connection`](crate::ErrorKind::Connection), or any other error of
+    /// the server.
     ///
     /// # Cancel safety
     ///
@@ -158,11 +161,12 @@ impl MongoStore {
         spans::verb!("session_store.length", self.run(self.inner.collection.clone().count()))
     }
 
-    /// About how many live sessions there are: the number in the collection's metadata less the
-    /// expired ones that have not been removed yet, and less the documents of other programs. Given
-    /// the index on `expires`, its cost grows with those two, and not with the live sessions. After an
-    /// unclean shutdown of the server, and on a sharded cluster with orphaned documents, the metadata
-    /// may be off.
+    /// Estimates the number of live sessions: the number of documents in the collection's metadata, minus the
+    /// expired sessions that have not been removed yet, minus the documents of other programs.
+    ///
+    /// With the index on `expires`, the cost grows with what is subtracted, not with the live sessions. The
+    /// metadata may be wrong after an unclean shutdown of the server, and on a sharded cluster with orphaned
+    /// documents.
     ///
     /// # Errors
     ///
@@ -176,7 +180,7 @@ impl MongoStore {
         spans::verb!("session_store.estimated_length", estimate)
     }
 
-    /// Whether a live session has this id.
+    /// Returns whether a live session has this id.
     ///
     /// # Errors
     ///
@@ -190,114 +194,117 @@ impl MongoStore {
         spans::verb!("session_store.contains", contains)
     }
 
-    /// A stream of the live sessions, in no particular order and without their ids. Holds 64
-    /// sessions at most in memory; each batch is read under the operation timeout. Sessions that
-    /// are created or ended meanwhile may be in it or not. Documents of other programs are left out.
+    /// Returns a stream of the live sessions, in no particular order and without their ids.
     ///
-    /// Dropping the stream ends the query. Holding it does not keep the store open.
+    /// The stream holds at most 64 sessions in memory, and reads each batch under the operation timeout. A
+    /// session that is created or ended meanwhile may or may not be in it. Documents of other programs are left
+    /// out. Dropping the stream ends the query. Holding it does not keep the store open.
     pub fn all(&self) -> LiveSessions {
         self.inner.collection.list(&self.inner.tasks, ListQuery::all())
     }
 
-    /// Removes every session and answers with how many those were. Those that are created
-    /// meanwhile may stay. Indexes stay, as does the collection itself, and so does a document that
-    /// another program keeps there under an `_id` that is no binary of 32 bytes.
+    /// Removes every session, and returns their number.
     ///
-    /// Works in pages of 1,000 sessions, each under the operation timeout.
+    /// Sessions that are created meanwhile may remain. The collection and its indexes remain, and so do
+    /// documents of other programs, whose `_id` is not a binary of 32 bytes. The store works in pages of 1,000
+    /// sessions, each under the operation timeout.
     ///
     /// # Errors
     ///
-    /// As [`length`](Self::length); some sessions may have been removed by then.
+    /// As [`length`](Self::length). Some sessions may have been removed by then.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
         let clear = self.inner.tasks.run_paged(self.backend().clear(), |outcome| outcome);
         spans::verb!("session_store.clear", clear)
     }
 
-    /// The collection itself, typed with what is stored, for queries of your own. Caches hear of any
-    /// change that is made to it, but for one that touches `expires` and `updated` alone, which is how
-    /// a session is prolonged, or `data` and `reencrypted` alone, which is how it is encrypted anew.
+    /// Returns the collection itself, typed with the stored document, for queries of your own.
+    ///
+    /// The change stream reports a change that you make here to all caches, with two exceptions: a change of
+    /// `expires` and `updated` alone, and a change of `data` and `reencrypted` alone. The store itself makes
+    /// the first to prolong a session, and the second to encrypt a session again.
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
         self.inner.collection.documents.clone_with_type()
     }
 
-    /// Creates the expiry index if it is missing, and where [`owner`](MongoStoreBuilder::owner) is
-    /// given the one on the owner. [`build`](MongoStoreBuilder::build) does so unless
-    /// [told otherwise](MongoStoreBuilder::create_indexes), and so does a background task once a minute,
-    /// which looks whether the collection or an index was dropped.
+    /// Creates the index on `expires` if it is missing, and the index on the owner if the store was built with
+    /// [`owner`](MongoStoreBuilder::owner).
+    ///
+    /// [`build`](MongoStoreBuilder::build) does the same. So does a background task once a minute, in case the
+    /// collection or an index was dropped. [`create_indexes(false)`](MongoStoreBuilder::create_indexes) switches
+    /// both off.
     ///
     /// # Errors
     ///
-    /// [`Index`](crate::ErrorKind::Index) if one of them stands with other options, with
-    /// the command that mends it; [`Permission`](crate::ErrorKind::Permission) if the user may not
-    /// create it.
+    /// [`Index`](crate::ErrorKind::Index) if an index exists with options that do not fit; the message has the
+    /// command that mends it. [`Permission`](crate::ErrorKind::Permission) if the user may not create an index.
     ///
     /// # Cancel safety
     ///
-    /// The index may be created though the future is dropped.
+    /// The index may be created even if the future is dropped.
+    #[doc(alias = "migrate")]
     pub async fn ensure_indexes(&self) -> Result<()> {
-        let sessions = self.inner.collection.clone();
-        let ensured = async {
-            let expiry = indexes::expiry::ensure_index(sessions.clone(), self.inner.removal);
-            let ensured = self
-                .run(expiry)
-                .await
-                .map_err(|it| indexes::expiry::build_timed_out(&it, "expires"));
-            let cost = "expired sessions may stay, and counting them may be slow";
-            ensured.inspect_err(|error| spans::warn_index_problem(error, cost))?;
-            if sessions.owner.is_none() {
-                return Ok(());
-            }
-            let owner = indexes::owner::ensure_index(sessions);
-            let ensured =
-                self.run(owner).await.map_err(|it| indexes::expiry::build_timed_out(&it, "owner"));
-            let cost = "listing and ending the sessions of an owner may be slow";
-            ensured.inspect_err(|error| spans::warn_index_problem(error, cost))
-        };
-        spans::verb!("session_store.ensure_indexes", ensured)
+        spans::verb!("session_store.ensure_indexes", self.ensure_both_indexes())
     }
 
-    /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
+    /// Returns a snapshot of the store's state. No I/O, so a probe may call this as often as it likes.
     ///
-    /// MongoDB is known by the operations that were sent anyway: a store that nobody uses knows as
-    /// much as when it was last used.
+    /// The state of MongoDB is the outcome of the latest operations. So if nobody uses the store, the
+    /// snapshot is as old as its last use.
     #[must_use]
     pub fn health(&self) -> Health {
         Health::new(self.inner.tasks.refusal().is_none(), self.metrics().beat())
     }
 
-    /// Ends the background tasks, waits for the operations under way and closes the connections,
-    /// unless the client was handed in. Takes up to twice the operation timeout if the server does
-    /// not answer; a call of many pages, such as [`clear`](Self::clear), ends after its present one. Operations after it are
-    /// [`Closed`](crate::ErrorKind::Closed) errors. Call it after the server's graceful shutdown.
+    /// Ends the background tasks, waits for running operations and closes the connections, unless the app
+    /// handed in the client. Call it after the graceful shutdown of the web server.
+    ///
+    /// If MongoDB does not answer, this takes up to twice the operation timeout. A call of many pages, such as
+    /// [`clear`](Self::clear), ends after its current page. Later operations are
+    /// [`Closed`](crate::ErrorKind::Closed) errors.
     ///
     /// # Cancel safety
     ///
-    /// New operations are refused from the first poll on; call it again to wait for the rest.
+    /// The store refuses new operations from the first poll on. Call this again to wait for the rest.
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
         self.inner.collection.causal.clear();
         if self.inner.owns_client {
             let client = self.inner.collection.documents.client().clone();
-            // The driver waits for its monitors, which wait for a server that may not answer; so this
-            // has the timeout for its bound.
+            // The driver waits for its monitors, and they may wait for a server that does not answer. So this
+            // gets the timeout too.
             self.inner.tasks.finish(client.shutdown().immediate(true).into_future()).await;
         }
     }
 
-    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..MAX_ID_ATTEMPTS {
-            let id = RawId::random();
-            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
-            if self.run(insert).await?.is_some() {
-                return Ok(id);
-            }
+    async fn ensure_both_indexes(&self) -> Result<()> {
+        let sessions = self.inner.collection.clone();
+        let expiry = indexes::expiry::ensure_index(sessions.clone(), self.inner.removal);
+        let result = self.run(expiry).await;
+        let cost = "expired sessions may stay, and counting them may be slow";
+        result
+            .map_err(|error| indexes::build_timed_out(&error, "expires"))
+            .inspect_err(|error| spans::warn_index_problem(error, cost))?;
+        if sessions.owner.is_none() {
+            return Ok(());
         }
-        Err(no_free_id())
+        let result = self.run(indexes::owner::ensure_index(sessions)).await;
+        let cost = "listing and ending the sessions of an owner may be slow";
+        result
+            .map_err(|error| indexes::build_timed_out(&error, "owner"))
+            .inspect_err(|error| spans::warn_index_problem(error, cost))
+    }
+
+    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
+        let insert = |id: RawId| {
+            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
+            async { Ok(self.run(insert).await?.is_some()) }
+        };
+        backend::create(insert).await
     }
 
     pub(crate) async fn save_session(
@@ -319,31 +326,32 @@ impl MongoStore {
     }
 
     pub(crate) async fn remove_expired(&self) -> Result<()> {
-        let expire = self.inner.collection.clone().remove_expired();
-        self.inner.tasks.run_paged(expire, |outcome| outcome).await.map(drop)
+        let remove = self.inner.collection.clone().remove_expired();
+        self.inner.tasks.run_paged(remove, |outcome| outcome).await.map(drop)
     }
 
-    /// The changes of the collection, until `ends` is cancelled; an empty batch comes after `pace`.
+    /// Opens the stream of invalidations, which ends when `ends` is cancelled. If nothing changes, it returns an
+    /// empty batch after `poll_interval`.
     pub(crate) fn invalidation_stream(
         &self,
-        pace: Duration,
+        poll_interval: Duration,
         ends: CancellationToken,
     ) -> Result<InvalidationStream> {
         if self.inner.pool_size == Some(1) {
             return Err(Error::config(
                 "`max_pool_size` is 1, and the change stream of a cached store keeps a connection \
-                 for itself: give at least 2, or build the cached store with change_stream(false)",
+                 for itself: give at least 2, or build the cached store with Coherence::TimeBound",
             ));
         }
-        Ok(InvalidationStream::new(self.inner.collection.clone(), pace, ends))
+        Ok(InvalidationStream::new(self.inner.collection.clone(), poll_interval, ends))
     }
 
-    /// What a cache in front of this asks.
+    /// The verbs of single sessions, for the cache in front of this store.
     pub(crate) fn backend(&self) -> &MongoBackend {
         &self.inner.batcher
     }
 
-    /// The collection, for what ends many sessions at a time.
+    /// The collection, for calls that end many sessions.
     pub(crate) fn session_collection(&self) -> &SessionCollection {
         &self.inner.collection
     }

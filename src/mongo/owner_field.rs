@@ -1,4 +1,4 @@
-//! The owner of a session, as a stored field: derived from the data on each write.
+//! The stored field `owner`: the app's function that derives it from the data, and what an update does to it.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::session::Data;
 use crate::session::owner::Owner;
 
-/// Derives a session's owner from its data.
+/// The app's function that derives a session's owner from its data.
 #[derive(Clone)]
 pub(crate) struct OwnerFn(pub(crate) Arc<Derive>);
 
@@ -25,7 +25,7 @@ impl OwnerFn {
     }
 }
 
-/// The error of an `owner` function that panicked on the data of `kind`.
+/// The error of an `owner` function that panicked on the data of `what`.
 pub(crate) fn panicked(what: &str) -> Error {
     Error::new(
         ErrorKind::Panic,
@@ -38,19 +38,20 @@ pub(crate) fn panicked(what: &str) -> Error {
 
 impl fmt::Debug for OwnerFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OwnerOf(..)")
+        f.write_str("OwnerFn(..)")
     }
 }
 
-/// Whose session it is after an update.
+/// What an update does to the stored owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OwnerUpdate {
-    /// The owner that is among the fields; if there is none, that of before.
+    /// The update stores the owner that is among its fields. If it has none, the stored owner stays.
     Set,
+    /// The session has no owner any longer.
     Clear,
 }
 
-/// The stored field, and what is asked of it.
+/// Matches the sessions of an owner.
 pub(crate) fn owned_by(owner: &Owner) -> Document {
     doc! { "owner": owner.as_str() }
 }

@@ -4,8 +4,8 @@
 //! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date, updated: Date }
 //! ```
 //!
-//! and `owner: String`, where a store is told how to derive it and the session has one; null, which is
-//! none, if it had one before.
+//! A session with an owner also has `owner: String`. A session that had an owner and has none now may have
+//! `owner: null`.
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
@@ -24,6 +24,7 @@ use crate::time::WallTime;
 /// The version of the stored format that this release writes.
 pub(crate) const FORMAT: i32 = 1;
 
+/// The `_id` of the session with this key.
 pub(crate) fn id(key: SessionKey) -> Binary {
     binary(key.as_bytes())
 }
@@ -32,14 +33,15 @@ pub(crate) fn binary(bytes: &[u8]) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
 }
 
-/// Where the keys of sessions begin and end in the index on `_id`: binaries of 32 bytes, which MongoDB
-/// [orders](https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/#binary-data) by
-/// their length first. No session has one of these two.
+/// The first and the last possible key of a session in the index on `_id`. No session has one of these two. Keys are
+/// binaries of 32 bytes, and MongoDB
+/// [orders](https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/#binary-data) binaries by their
+/// length first.
 pub(crate) const FIRST_KEY: [u8; 32] = [0; 32];
 const LAST_KEY: [u8; 32] = [0xff; 32];
 
-/// Which `_id`s a walk along the keys has before it, after this last one. What another program keeps in the
-/// same collection under an `_id` of another type or length is not among them.
+/// The condition on `_id` for the keys after `last`, or for all keys. Documents of other programs, whose `_id` has
+/// another type or length, do not match.
 pub(crate) fn keys_after(last: Option<Bson>) -> Document {
     let end = binary(&LAST_KEY);
     match last {
@@ -48,9 +50,9 @@ pub(crate) fn keys_after(last: Option<Bson>) -> Document {
     }
 }
 
-/// Finds the documents of other programs: those whose `_id` is no session's key. A comparison stays
-/// within one type, so the other types are listed; each is a range of the index on `_id`. So the cost
-/// grows with these documents, not with the sessions.
+/// Matches the documents of other programs: those whose `_id` is not the key of a session. A comparison matches only
+/// values of one type, so the other types are listed. Each is a range of the index on `_id`, so the cost grows with
+/// the number of these documents, not with the number of sessions.
 pub(crate) fn foreign_filter() -> Document {
     let types = ["null", "number", "string", "object", "objectId", "bool", "date", "timestamp"];
     doc! { "$or": [
@@ -68,14 +70,14 @@ pub(crate) fn date(at: WallTime) -> DateTime {
 pub(crate) fn insert_document(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, &DataFormat),
+    (data, format): (&Data, &DataFormat),
     expires: WallTime,
     now: WallTime,
 ) -> Result<Document> {
     Ok(doc! {
         "_id": id(key),
         "format": FORMAT,
-        "data": codec::encode(data, form, key.as_bytes())?.0,
+        "data": codec::encode(data, format, key.as_bytes())?.0,
         "expires": date(expires),
         "rev": binary(rev.as_bytes()),
         "created": date(now),
@@ -83,25 +85,26 @@ pub(crate) fn insert_document(
     })
 }
 
-/// What a write that only prolongs a session changes; no instance needs to hear of it, since an
-/// entry past the expiry that it knows is a miss.
+/// The fields that a touch changes. The change stream leaves such a change out: a cache entry that is past its own
+/// expiry is a miss, so other instances read the later expiry by themselves.
 pub(crate) const TOUCH_FIELDS: [&str; 2] = ["expires", "updated"];
 
-/// What changes when data is encrypted anew, and is the same as before to whoever reads it: no instance
-/// needs to hear of that either. The second field tells it from a change of data.
+/// The fields that a re-encryption changes. The change stream leaves this change out too, since the decrypted data is
+/// the same. The second field distinguishes it from a change of data.
 pub(crate) const REENCRYPT_FIELDS: [&str; 2] = ["data", "reencrypted"];
-/// Where the expiry stands of a session that an import has stored and not made live yet.
+
+/// The field with the expiry of a session that an import has staged and not activated yet.
 pub(crate) const IMPORTING: &str = "importing";
 
-/// The fields of a session with new data and a new expiry, and about how many bytes they have.
+/// The fields of a session with new data and a new expiry, and the approximate size of the data in bytes.
 pub(crate) fn replacement_fields(
     key: SessionKey,
     rev: Rev,
-    (data, form): (&Data, &DataFormat),
+    (data, format): (&Data, &DataFormat),
     expires: WallTime,
     now: WallTime,
 ) -> Result<(Document, usize)> {
-    let (data, bytes) = codec::encode(data, form, key.as_bytes())?;
+    let (data, bytes) = codec::encode(data, format, key.as_bytes())?;
     let fields = doc! {
         "format": FORMAT,
         "data": data,
@@ -112,20 +115,21 @@ pub(crate) fn replacement_fields(
     Ok((fields, bytes))
 }
 
-/// The stage of an update that gives a live session other fields. It does not modify a session that has
-/// expired, nor one whose `expires` is not a date: that one cannot be loaded, is not counted, and must not
-/// come to life by a save.
+/// The stage of an update that stores other fields in a live session. It does not modify a session that has expired,
+/// nor one whose `expires` is not a date: such a session cannot be loaded and is not counted, and a save must not make
+/// it live.
 ///
-/// A comparison in an expression is true between types too: a timestamp, a regular expression and `MaxKey`
-/// are greater than each date.
+/// The type is checked too, because a comparison in an expression also holds between types: a timestamp, a regular
+/// expression and `MaxKey` are greater than each date.
 ///
-/// The condition stands here and not beside `_id` in the filter, since a filter by `_id` alone is
-/// the server's fast path: with another field in it an update took a quarter longer.
+/// The condition is in the stage and not in the filter, because a filter by `_id` alone is the server's fast path. With
+/// another field in the filter, an update took a quarter longer.
 pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime) -> Document {
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
     if owned == OwnerUpdate::Clear {
-        // A null, since to filter the field out made a batch of saves a fifth dearer, and not every
-        // server knows `$unsetField`. Where there is none there stays none: nulls are in the index.
+        // Null in place of a removed field: removing it made a batch of saves a fifth more expensive, and some
+        // servers do not know `$unsetField`. A session that never had an owner gets no null, because nulls are in
+        // the index.
         let had_one = doc! { "$gt": ["$owner", Bson::Null] };
         let nobody = doc! { "$cond": [had_one, Bson::Null, "$$REMOVE"] };
         merged.push(doc! { "owner": nobody }.into());
@@ -141,14 +145,13 @@ pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime
     ] } }
 }
 
-/// The stage of an update that prolongs a session and does nothing else. Of two that cross, the one that lasts
-/// longer stays.
+/// The stage of an update that only prolongs a session. If two touches overlap, the later expiry stays.
 pub(crate) fn touch_update(expires: WallTime, now: WallTime) -> Document {
     let [expiry, updated] = TOUCH_FIELDS;
     doc! { "$set": { expiry: { "$max": ["$expires", date(expires)] }, updated: date(now) } }
 }
 
-/// The key of a document, if it has one of ours.
+/// The key of the session in a document; `None` for a document of another program.
 pub(crate) fn key(document: &RawDocument) -> Option<SessionKey> {
     let id = document.get_binary("_id").ok()?;
     (id.subtype == BinarySubtype::Generic).then(|| SessionKey::from_bytes(id.bytes)).flatten()
@@ -158,7 +161,7 @@ pub(crate) fn key(document: &RawDocument) -> Option<SessionKey> {
 ///
 /// # Errors
 ///
-/// `Decode`, the same as of a load, if its `expires` is not a date.
+/// `Decode`, as for a load, if its `expires` is not a date.
 pub(crate) fn is_live(document: &RawDocument, now: WallTime) -> Result<bool> {
     let expires = document.get("expires").map_err(|_| unreadable(MALFORMED))?;
     Ok(Fields::date("expires", expires)? > date(now))
@@ -166,15 +169,15 @@ pub(crate) fn is_live(document: &RawDocument, now: WallTime) -> Result<bool> {
 
 /// The condition that a field still has the value that was read in a document.
 ///
-/// `$eq` keeps a stored document from being read as operators, and a regular expression from being a pattern.
+/// With `$eq`, the server does not take a stored document for operators, nor a stored regular expression for a pattern.
 ///
 /// # Errors
 ///
-/// `Decode` for a type that is deprecated: not every server compares with it.
+/// `Decode` for a deprecated type, because some servers do not compare with it.
 pub(crate) fn unchanged(document: &RawDocument, field: &str) -> Result<Bson> {
     let condition = match document.get(field).map_err(|_| unreadable(MALFORMED))? {
         None => doc! { "$exists": false },
-        // `$eq` finds a document without the field too.
+        // `$eq` with null would match a document without the field too.
         Some(RawBsonRef::Null) => doc! { "$type": "null" },
         Some(
             value @ (RawBsonRef::Undefined | RawBsonRef::Symbol(_) | RawBsonRef::DbPointer(_)),
@@ -184,16 +187,22 @@ pub(crate) fn unchanged(document: &RawDocument, field: &str) -> Result<Bson> {
     Ok(condition.into())
 }
 
-/// The bytes of a document's `rev`; none if it has none.
+/// The value of a field. Null if the field is missing: a query by null finds such a document.
+pub(crate) fn value(document: &RawDocument, field: &str) -> Bson {
+    let value = document.get(field).ok().flatten();
+    value.and_then(|value| Bson::try_from(value).ok()).unwrap_or(Bson::Null)
+}
+
+/// The bytes of a document's `rev`; empty if the document has no `rev`.
 pub(crate) fn rev(document: &RawDocument) -> &[u8] {
     document.get_binary("rev").map_or(&[], |rev| rev.bytes)
 }
 
 /// Reads a session back.
-pub(crate) fn session(document: &RawDocument, form: &DataFormat) -> Result<Session> {
+pub(crate) fn session(document: &RawDocument, format: &DataFormat) -> Result<Session> {
     let fields = Fields::of(document)?;
     Ok(Session {
-        data: codec::decode(fields.data()?, form, fields.id)?,
+        data: codec::decode(fields.data()?, format, fields.id)?,
         expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
     })
 }
@@ -206,22 +215,22 @@ pub(crate) fn stored_data(document: &RawDocument) -> Result<(RawBsonRef<'_>, &[u
 }
 
 /// Reads a session for a list.
-pub(crate) fn live_session(document: &RawDocument, form: &DataFormat) -> Result<LiveSession> {
+pub(crate) fn live_session(document: &RawDocument, format: &DataFormat) -> Result<LiveSession> {
     let fields = Fields::of(document)?;
     let key = key(document).ok_or_else(|| unreadable("its `_id` is no session's key"))?;
     Ok(LiveSession {
         handle: SessionHandle::of(key),
         owner: fields.owner()?,
-        data: codec::decode(fields.data()?, form, fields.id)?,
+        data: codec::decode(fields.data()?, format, fields.id)?,
         expires: calendar(fields.expires()?)?,
         created: calendar(Fields::date("created", fields.created)?)?,
         updated: calendar(Fields::date("updated", fields.updated)?)?,
     })
 }
 
-/// The fields of a document whose format is ours.
+/// The fields of a document of this format. It borrows them, so that reading a session copies nothing.
 struct Fields<'a> {
-    /// None at all, if it is no binary.
+    /// Empty if `_id` is not a binary.
     id: &'a [u8],
     data: Option<RawBsonRef<'a>>,
     expires: Option<RawBsonRef<'a>>,
@@ -317,7 +326,8 @@ mod tests {
 
     fn stored() -> Document {
         let data = Data::from([("views".to_owned(), json!(3))]);
-        let (at, now) = (WallTime::from_millis(2_000), WallTime::from_millis(1_000));
+        let at = WallTime::from_millis(2_000);
+        let now = WallTime::from_millis(1_000);
         insert_document(
             SessionKey::of(7),
             RevSource::new().next(),
@@ -333,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_session_is_read_back() {
         let session = read(&stored()).unwrap();
         assert_eq!(session.data["views"], json!(3));
         assert_eq!(session.expires.millis(), 2_000);
@@ -383,8 +393,12 @@ mod tests {
         ] {
             let mut document = stored();
             match value {
-                Some(value) => drop(document.insert(field, value)),
-                None => drop(document.remove(field)),
+                Some(value) => {
+                    document.insert(field, value);
+                }
+                None => {
+                    document.remove(field);
+                }
             }
             let error = read(&document).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Decode);
@@ -392,7 +406,7 @@ mod tests {
         }
     }
 
-    /// What each entry of the oplog adds to a delta (`kSizeOfDeltaOplogEntryMetadata`).
+    /// The bytes that an oplog entry adds to a delta (`kSizeOfDeltaOplogEntryMetadata`).
     const DELTA_METADATA: usize = 15;
 
     fn bytes(document: &Document) -> usize {
@@ -401,19 +415,23 @@ mod tests {
 
     /// How much smaller the delta of an update is than the whole document, in bytes.
     ///
-    /// MongoDB writes an update by a pipeline into its oplog as a delta, if that is smaller than the whole
-    /// document
+    /// MongoDB writes an update by a pipeline into its oplog as a delta, if that is smaller than the whole document
     /// ([`computeOplogDiff`](https://github.com/mongodb/mongo/blob/master/src/mongo/db/update/document_diff_calculator.cpp)).
-    /// Its event is then `update`, and names the fields. Else it is `replace`, without `rev`, and each instance
-    /// takes it for another's write. Here `data` counts as changed in full; the delta of a document may be smaller.
+    /// Then its event is `update`, and names the fields. Otherwise its event is `replace`, without `rev`, and each
+    /// instance takes it for a write of another instance. This function counts `data` as changed in full; the real
+    /// delta of a document may be smaller.
     fn bytes_to_spare(before: &Document, after: &Document) -> usize {
         let mut updated = Document::new();
         let mut inserted = Document::new();
         for (field, value) in after {
             match before.get(field) {
                 Some(old) if old == value => {}
-                Some(_) => drop(updated.insert(field, value.clone())),
-                None => drop(inserted.insert(field, value.clone())),
+                Some(_) => {
+                    updated.insert(field, value.clone());
+                }
+                None => {
+                    inserted.insert(field, value.clone());
+                }
             }
         }
         let mut diff = Document::new();
@@ -426,14 +444,14 @@ mod tests {
         bytes(after).checked_sub(bytes(&diff) + DELTA_METADATA).unwrap()
     }
 
-    /// As `$mergeObjects` does.
+    /// The result of `$mergeObjects`.
     fn merge(before: &Document, fields: Document) -> Document {
         let mut after = before.clone();
         after.extend(fields);
         after
     }
 
-    fn forms() -> Vec<DataFormat> {
+    fn formats() -> Vec<DataFormat> {
         vec![
             DataFormat::Text,
             DataFormat::Native,
@@ -451,20 +469,21 @@ mod tests {
         let key = SessionKey::of(7);
         let wall = WallTime::from_millis;
         let texts = [0, 1, 100, 100_000];
-        for (form, letters) in forms().iter().flat_map(|form| texts.map(|letters| (form, letters)))
+        for (format, letters) in
+            formats().iter().flat_map(|format| texts.map(|letters| (format, letters)))
         {
             let data = |letter: &str| match letters {
                 0 => Data::new(),
                 _ => Data::from([("text".to_owned(), json!(letter.repeat(letters)))]),
             };
-            let old = (&data("a"), form);
-            let new = (&data("b"), form);
+            let old = (&data("a"), format);
+            let new = (&data("b"), format);
             let stored = insert_document(key, revs.next(), old, wall(2_000), wall(1_000)).unwrap();
             let save =
                 || replacement_fields(key, revs.next(), new, wall(3_000), wall(1_500)).unwrap().0;
             let spare = |before: &Document, fields| bytes_to_spare(before, &merge(before, fields));
 
-            // A save. What does not change is all that there is to spare: `_id`, `format` and `created`.
+            // A save. Only `_id`, `format` and `created` do not change, so they are all that the delta saves.
             let least = 48;
             let saved = merge(&stored, save());
             // Data that stays the same is not in the delta.
@@ -473,7 +492,7 @@ mod tests {
                 if is_changed { 0 } else { bytes(&doc! { "data": &stored["data"] }) - 5 };
             assert_eq!(spare(&stored, save()), least + data_bytes);
 
-            // An owner: new, another one, the same, and none any more.
+            // The owner: a new one, another one, the same, and none after one.
             let owned = |owner: Bson| merge(&save(), doc! { "owner": owner });
             assert_eq!(spare(&stored, owned("one".into())), least - 8 + data_bytes);
             let stored_owned = merge(&stored, doc! { "owner": "one" });
@@ -481,7 +500,7 @@ mod tests {
             assert!(spare(&stored_owned, owned("one".into())) > least);
             assert_eq!(spare(&stored_owned, owned(Bson::Null)), least + data_bytes);
 
-            // Data that was encrypted anew at some time, then saved; and that is encrypted anew.
+            // A save after a re-encryption, and a re-encryption.
             let reencrypted = doc! { REENCRYPT_FIELDS[1]: date(wall(1_200)) };
             assert!(spare(&merge(&stored, reencrypted.clone()), save()) > least);
             let data = save().remove("data").unwrap();

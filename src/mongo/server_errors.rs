@@ -1,8 +1,8 @@
-//! What each error of the server means. Streams, reads, writes, the statements of a batch and `build`
-//! all look here, so that no two of them judge the same error differently.
+//! The meaning of each error of the server. Streams, reads, writes, the statements of a batch and `build` all use this
+//! table, so they judge the same error in the same way.
 //!
-//! A label decides before a code: MongoDB labels errors by category, and so covers codes that are newer
-//! than this table.
+//! A label counts more than a code: MongoDB labels errors by category, so a label also covers codes that are newer than
+//! this table.
 
 use mongodb::error::{ErrorKind as Driver, RESUMABLE_CHANGE_STREAM_ERROR, RETRYABLE_ERROR};
 use mongodb::error::{SYSTEM_OVERLOADED_ERROR, WriteFailure};
@@ -11,26 +11,26 @@ use crate::error::ErrorKind;
 use crate::invalidation::source::{Fault, Refusal};
 use crate::mongo::error::{code, code_name};
 
-/// What an error of the server means.
+/// The meaning of an error of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// The server is overloaded and turns work away.
+    /// The server is overloaded and rejects calls.
     Overloaded,
-    /// An election or a shutdown: no member is a primary that takes this call.
+    /// An election or a shutdown: no primary takes this call.
     NoPrimary,
     /// A router or a member does not reach the others.
     Unreachable,
     /// The server's own time limit has ended the call.
     TimeLimit,
-    /// Something else on the server ended this call or its cursor. The same call may succeed at once.
+    /// Something else on the server ended this call or its cursor. The same call may succeed if it is sent again.
     Interrupted,
-    /// The user name, the password or the mechanism.
+    /// The user name, the password or the mechanism is wrong.
     Authentication,
     /// The user lacks the right to do this.
     Permission,
-    /// A change stream cannot go on from its position.
+    /// A change stream cannot resume from its position.
     HistoryLost,
-    /// To a change stream: the server has none. To any other call: it is refused.
+    /// For a change stream: the server has no change streams. For any other call: the call is refused.
     NoChangeStreams,
     /// The server does not know the command or the stage.
     UnknownCommand,
@@ -42,44 +42,45 @@ pub(crate) enum Meaning {
     MissingNamespace,
     /// An index with the same name or the same keys exists, with other options.
     IndexConflict,
-    /// Atlas refuses, also for a missing right.
+    /// Atlas refuses the call, in some cases because of a missing right.
     AtlasRefusal,
     /// Any other error.
     Other,
 }
 
-/// Where a change stream is opened, or goes on.
+/// What a change stream was doing when an error came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamStart {
-    /// Opened, without a position.
+    /// It was being opened without a position.
     Fresh,
-    /// Opened, after a position.
+    /// It was being opened after a position.
     Resumed,
-    /// It is open, or the question is not about a stream.
+    /// It was open, or the call was not about a stream.
     Open,
 }
 
 /// The code for a duplicate key.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
-/// In MongoDB: the oplog is cut off behind the position. In Amazon `DocumentDB`: change streams are not enabled.
+/// In MongoDB: the oplog does not reach back to the position any longer. In Amazon `DocumentDB`: change streams are not
+/// enabled.
 const CAPPED_POSITION_LOST: i32 = 136;
 const ATLAS_ERROR: i32 = 8000;
 
-/// The codes, with their names and what they mean. A name is empty where other engines have no name for the
-/// code, or another name than MongoDB.
+/// Each code with its name and its meaning. The name is empty for a code of another engine, if that engine has no name for
+/// it or another name than MongoDB.
 ///
 /// Sources:
 /// [E] [`error_codes.yml`](https://github.com/mongodb/mongo/blob/007ba93486927dc7162c9b0f9d719e86b87fd8fe/src/mongo/base/error_codes.yml),
-/// which gives the names and the categories that stand behind the labels.
+/// which has the names, and the categories from which the labels are made.
 /// [S] The
 /// [specification of change streams](https://github.com/mongodb/specifications/blob/master/source/change-streams/change-streams.md#resumable-error):
-/// after these errors a driver resumes.
-/// [R] The codes after which the driver repeats a read, and those by which it knows an election
+/// a driver resumes after these errors.
+/// [R] The codes after which the driver repeats a read, and those by which it recognizes an election
 /// (`RETRYABLE_READ_CODES`, `RECOVERING_CODES` and `NOTWRITABLEPRIMARY_CODES` of mongodb 3.9.1).
 /// [L] The server labels them `ResumableChangeStreamError`, as it labels each `RetriableError`,
 /// `NetworkError` and `NeedRetargettingError` (`error_labels.cpp`).
 const TABLE: [(i32, &str, Meaning); 65] = [
-    // [E] SystemOverloadedError. All four turn a call away before it is carried out.
+    // [E] SystemOverloadedError. With all four, the server rejects a call before executing it.
     (433, "AdmissionQueueOverflow", Meaning::Overloaded),
     (449, "RateLimitExceeded", Meaning::Overloaded),
     (450, "PooledConnectionAcquisitionRejected", Meaning::Overloaded),
@@ -95,7 +96,7 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     (13436, "NotPrimaryOrSecondary", Meaning::NoPrimary),
     // [S] A router finds no primary of a shard.
     (133, "FailedToSatisfyReadPreference", Meaning::NoPrimary),
-    // [R], [L] A new primary does not know yet what a majority has.
+    // [R], [L] A new primary does not know yet which changes a majority has.
     (134, "ReadConcernMajorityNotAvailableYet", Meaning::NoPrimary),
     // [E] NetworkError, [S], [R].
     (6, "HostUnreachable", Meaning::Unreachable),
@@ -105,7 +106,7 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     // [E] NetworkTimeoutError; RetriableError and ExceededTimeLimitError, [L].
     (202, "NetworkInterfaceExceededTimeLimit", Meaning::Unreachable),
     (407, "PooledConnectionAcquisitionExceededTimeLimit", Meaning::Unreachable),
-    // [E] NetworkError, [L]. For use among servers; a router may let one through.
+    // [E] NetworkError, [L]. Servers use them among themselves; a router may pass one on.
     (317, "ConnectionPoolExpired", Meaning::Unreachable),
     (384, "ConnectionError", Meaning::Unreachable),
     // [E] ExceededTimeLimitError, [R].
@@ -142,11 +143,12 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     // [E] NonResumableChangeStreamError.
     (280, "ChangeStreamFatalError", Meaning::HistoryLost),
     (286, "ChangeStreamHistoryLost", Meaning::HistoryLost),
-    // The oplog has been cut off behind the position (`collection_scan.cpp`), and the position is that of
-    // another deployment or of a stream that was invalidated (`document_source_change_stream.cpp`).
+    // The first: the oplog does not reach back to the position any longer (`collection_scan.cpp`). The second: the
+    // position belongs to another deployment or to a stream that was invalidated
+    // (`document_source_change_stream.cpp`).
     (CAPPED_POSITION_LOST, "CappedPositionLost", Meaning::HistoryLost),
     (260, "InvalidResumeToken", Meaning::HistoryLost),
-    // The next change does not fit into a message, which a second attempt does not change
+    // The next change does not fit into a message. A second attempt would fail in the same way
     // (https://www.mongodb.com/docs/manual/administration/change-streams-production-recommendations/).
     (10334, "BSONObjectTooLarge", Meaning::HistoryLost),
     // A standalone server: "The $changeStream stage is only supported on replica sets".
@@ -158,7 +160,7 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     (59, "CommandNotFound", Meaning::UnknownCommand),
     // "Unrecognized pipeline stage name" (`document_source.cpp`).
     (40324, "Location40324", Meaning::UnknownCommand),
-    // [E] A server before 4.2 parses no pipeline in an update.
+    // [E] A server before 4.2 cannot parse a pipeline in an update.
     (9, "FailedToParse", Meaning::Unsupported),
     // [E]
     (115, "CommandNotSupported", Meaning::Unsupported),
@@ -172,15 +174,15 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     (26, "NamespaceNotFound", Meaning::MissingNamespace),
     (85, "IndexOptionsConflict", Meaning::IndexConflict),
     (86, "IndexKeySpecsConflict", Meaning::IndexConflict),
-    // [E] "Error codes 4000-8999 are reserved": Atlas answers with this one for what it does not allow
+    // [E] "Error codes 4000-8999 are reserved": Atlas replies with this one to a call that it does not allow
     // (https://www.mongodb.com/docs/atlas/unsupported-commands/).
     (ATLAS_ERROR, "AtlasError", Meaning::AtlasRefusal),
 ];
 
-/// What an error means; `None` if it is not an answer of the server.
+/// The meaning of an error; `None` if it is not a reply of the server.
 pub(crate) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
-    // The driver puts the label of overload on its own network errors too, where a connection is not
-    // established. Those are an outage.
+    // The driver also puts the overload label on its own network errors, if it could not establish a connection. These
+    // have no code, and are an outage.
     let code = code(error)?;
     let meaning = if error.contains_label(SYSTEM_OVERLOADED_ERROR) {
         Meaning::Overloaded
@@ -188,45 +190,46 @@ pub(crate) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
         meaning_of(code)
     };
     match &*error.kind {
-        // The write was carried out; what failed is to hear that enough members have it.
+        // The write was executed. Only the acknowledgement by enough members failed.
         Driver::Write(WriteFailure::WriteConcernError(_)) => Some(meaning.of_a_write_concern()),
         _ => Some(meaning),
     }
 }
 
-/// What a code means that comes without labels, as that of a statement in a batch does.
+/// The meaning of a code without labels, such as that of a statement in a batch.
 pub(crate) fn meaning_of(code: i32) -> Meaning {
     row(code).map_or(Meaning::Other, |(_, _, meaning)| *meaning)
 }
 
-/// The name of a code in the table, where the server has not given one.
+/// The name of a code in the table, for a reply without a name.
 pub(crate) fn name_of(code: i32) -> Option<&'static str> {
     row(code).map(|(_, name, _)| *name).filter(|name| !name.is_empty())
 }
 
-/// Whether the error is an answer of the server with this meaning.
+/// Whether the error is a reply of the server with this meaning.
 pub(crate) fn has_meaning(error: &mongodb::error::Error, expected: Meaning) -> bool {
     meaning(error) == Some(expected)
 }
 
-/// Whether the server lacks what the command needs.
+/// Whether the server does not support the command or something in it.
 pub(crate) fn is_not_understood(error: &mongodb::error::Error) -> bool {
     let meaning = meaning(error);
     matches!(meaning, Some(Meaning::UnknownCommand | Meaning::Unsupported))
 }
 
-/// Whether a call that was refused for overload was not carried out.
+/// Whether a call that was refused for overload was certainly not executed.
 ///
-/// `RetryableError` says so: such an error is "safely retryable regardless of the type of operation", in the
+/// The label `RetryableError` says so: such an error is "safely retryable regardless of the type of operation", in the
 /// words of the
 /// [specification](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
-/// The codes of the table turn a call away before it begins. Any other error may have interrupted it.
+/// With the overload codes of the table, the server rejects a call before it begins. Any other error may have
+/// interrupted it.
 pub(crate) fn was_rejected(error: &mongodb::error::Error) -> bool {
     let known = code(error).is_some_and(|code| meaning_of(code) == Meaning::Overloaded);
     known || error.contains_label(RETRYABLE_ERROR)
 }
 
-/// What an error means for a change stream, or for a question about one.
+/// The meaning of an error for a change stream, or for a checkpoint of one.
 pub(crate) fn fault(error: &mongodb::error::Error, start: StreamStart) -> Fault {
     if matches!(*error.kind, Driver::Shutdown) {
         return Fault::Closed;
@@ -244,7 +247,7 @@ fn refusal(error: &mongodb::error::Error) -> Refusal {
     Refusal { code, name: name.to_owned(), hint: code.and_then(hint) }
 }
 
-/// What a code means to a stream that has no position, beyond its name.
+/// A hint about a code, for a stream that was refused.
 fn hint(code: i32) -> Option<&'static str> {
     match code {
         CAPPED_POSITION_LOST => {
@@ -260,7 +263,7 @@ fn row(code: i32) -> Option<&'static (i32, &'static str, Meaning)> {
 }
 
 impl Meaning {
-    /// The kind of our error.
+    /// The kind of this crate's error.
     pub(crate) fn kind(self) -> ErrorKind {
         match self {
             Self::Overloaded => ErrorKind::Overloaded,
@@ -281,22 +284,23 @@ impl Meaning {
         }
     }
 
+    /// The meaning if the error is about the write concern: the write was executed, so it was not rejected for overload.
     pub(crate) fn of_a_write_concern(self) -> Self {
         if self == Self::Overloaded { Self::Other } else { self }
     }
 
-    /// `None`: the server refuses, for a reason of its own.
+    /// The fault of a change stream; `None` if the server refuses the stream for another reason.
     fn fault(self, start: StreamStart) -> Option<Fault> {
         Some(match (self, start) {
             (Self::Overloaded, _) => Fault::Overloaded,
-            // It needs longer than it may take to get to the position.
+            // The server needs longer than its time limit to reach the position.
             (Self::TimeLimit, StreamStart::Resumed) => Fault::TooSlow,
             (
                 Self::NoPrimary
                 | Self::Unreachable
                 | Self::TimeLimit
                 | Self::Interrupted
-                // A new primary may ask for it, and not know the user yet.
+                // A new primary may not know the user yet.
                 | Self::Authentication,
                 _,
             ) => Fault::Passing,
@@ -308,7 +312,7 @@ impl Meaning {
                 "this MongoDB server has no change streams (a replica set has them, one of a \
                  single member too: start mongod with --replSet and run rs.initiate())",
             ),
-            // A stream that begins now has no history to lose.
+            // A stream that begins now cannot lose a history.
             (Self::HistoryLost, StreamStart::Fresh)
             | (
                 Self::Unsupported
@@ -330,7 +334,7 @@ mod tests {
 
     use super::*;
 
-    /// As the driver makes it of a server's answer, but without labels, which only the driver can give.
+    /// The driver's error for a reply of the server. It has no labels, because only the driver can add them.
     fn answer(answer: Document) -> mongodb::error::Error {
         let command = bson::deserialize_from_document(answer).unwrap();
         Driver::Command(command).into()
@@ -350,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_error_means_for_a_stream() {
+    fn each_code_is_the_fault_of_a_stream_that_the_table_says() {
         for code in [136, 260, 280, 286, 10334] {
             for start in [StreamStart::Resumed, StreamStart::Open] {
                 assert_eq!(fault(&error(code), start), Fault::Lost, "{code}");
@@ -363,7 +367,7 @@ mod tests {
             assert!(matches!(fault, Fault::Unsupported(_)), "{code}");
         }
         for start in [StreamStart::Fresh, StreamStart::Resumed, StreamStart::Open] {
-            // The list of the specification, and what the server labels beside it.
+            // The list of the specification, and the other codes that the server labels.
             for code in [
                 6, 7, 43, 63, 89, 91, 96, 133, 134, 150, 175, 189, 202, 234, 237, 314, 358, 365,
                 402, 406, 407, 412, 9001, 10107, 11600, 11602, 13388, 13435, 13436, 18, 334,
@@ -390,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_servers_name_for_it_or_that_of_the_table_and_no_text() {
+    fn a_refusal_has_the_name_of_its_code_and_no_text_of_the_server() {
         let said = |answered: Document| match fault(&answer(answered), StreamStart::Fresh) {
             Fault::Refused(refusal) => refusal.reason(),
             fault => panic!("{fault:?}"),
@@ -406,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_lacks_a_command_a_stage_or_a_feature_does_not_understand() {
+    fn an_unsupported_command_stage_or_feature_is_not_understood() {
         for code in [9, 59, 115, 238, 303, 304, 40324] {
             assert!(is_not_understood(&error(code)), "{code}");
         }
@@ -416,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_known_not_to_be_carried_out_by_the_codes_that_turn_it_away() {
+    fn only_the_overload_codes_show_that_a_call_was_not_executed() {
         assert!(was_rejected(&error(462)));
         assert!(!was_rejected(&error(91)));
     }

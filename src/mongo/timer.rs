@@ -1,4 +1,4 @@
-//! Times, counts and traces the operations on MongoDB.
+//! `Timer`: measures, counts and traces one operation on MongoDB.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,12 @@ use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
 use crate::mongo::server_errors::DUPLICATE_KEY;
 use crate::telemetry::metrics::{MongoMetrics, Outcome, Verb};
-use crate::telemetry::spans::{self, Command};
+use crate::telemetry::spans::Command;
 
-/// Times one operation. One that is dropped, or succeeds past the deadline, counts as timed out,
-/// which is what its caller was told.
+/// The timer of one operation, which ends with [`finish`](Self::finish) or [`fail`](Self::fail).
+///
+/// An operation that is dropped before, or that succeeds after its deadline, counts as timed out: its caller
+/// got that error.
 pub(crate) struct Timer {
     metrics: Arc<MongoMetrics>,
     verb: Verb,
@@ -21,53 +23,49 @@ pub(crate) struct Timer {
     command: Command,
 }
 
-impl SessionCollection {
-    pub(crate) fn timer(&self, verb: Verb) -> Timer {
-        self.timer_of(verb, spans::command(verb))
-    }
-
-    /// Of a command that is not the one by which the verb is known.
-    pub(crate) fn timer_of(&self, verb: Verb, command: &'static str) -> Timer {
-        Timer {
-            metrics: self.metrics.clone(),
+impl Timer {
+    pub(crate) fn start(sessions: &SessionCollection, verb: Verb, command: &'static str) -> Self {
+        Self {
+            metrics: sessions.metrics.clone(),
             verb,
             start: Instant::now(),
-            timeout: self.timeout,
+            timeout: sessions.timeout,
             running: true,
-            command: Command::new(command, &self.documents),
+            command: Command::new(command, &sessions.documents),
         }
     }
-}
 
-impl Timer {
-    /// Of a command that carries so many calls.
+    /// Notes that the command carries this number of calls.
     pub(crate) fn with_calls(self, calls: usize) -> Self {
         self.command.set_batch_size(calls);
         self
     }
 
-    /// Of one that may take longer than an operation.
-    pub(crate) fn with_timeout(mut self, patience: Duration) -> Self {
-        self.timeout = patience;
+    /// Gives the operation a timeout of its own.
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
+    /// Ends the timer of an operation whose outcome is known, and returns its result.
     pub(crate) fn finish<T>(mut self, outcome: Outcome, result: Result<T>) -> Result<T> {
         self.record(outcome, None);
         result
     }
 
+    /// Ends the timer of an operation that the driver failed. `doing` says what was tried, as in "load a session".
     pub(crate) fn fail<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
-        let (code, error) = (error::code(error), error::to_error(doing, error));
+        let code = error::code(error);
+        let error = error::to_error(doing, error);
         self.record(Outcome::Failed(error.kind()), code);
         Err(error)
     }
 
     fn record(&mut self, outcome: Outcome, code: Option<i32>) {
         self.running = false;
-        let took = self.start.elapsed();
+        let elapsed = self.start.elapsed();
         let outcome = match outcome {
-            Outcome::Ok | Outcome::Duplicate if took >= self.timeout => {
+            Outcome::Ok | Outcome::Duplicate if elapsed >= self.timeout => {
                 Outcome::Failed(ErrorKind::Timeout)
             }
             outcome => outcome,
@@ -79,7 +77,7 @@ impl Timer {
             }
             Outcome::Failed(kind) => self.command.set_error(kind, code),
         }
-        self.metrics.record(self.verb, outcome, took);
+        self.metrics.record(self.verb, outcome, elapsed);
     }
 }
 

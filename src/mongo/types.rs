@@ -1,4 +1,4 @@
-//! Sessions as they are shown to whoever looks into the collection or at a list.
+//! The public types of a session: as it is stored in the collection, and as it is in a list.
 
 use bson::{Binary, Bson, DateTime, RawBson};
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,10 @@ use crate::session::Data;
 use crate::session::handle::SessionHandle;
 use crate::session::owner::Owner;
 
-/// A session as it stands in the collection, for operators who query it.
+/// A session as it is stored in the collection, for operators who query it.
 ///
-/// [`MongoStore::collection`](crate::MongoStore::collection) is typed with it. Caches hear of any
-/// change that is made to it, but for one that touches `expires` and `updated` alone, which is how a
-/// session is prolonged, or `data` and `reencrypted` alone, which is how it is encrypted anew.
+/// It is the type of the documents in [`MongoStore::collection`](crate::MongoStore::collection), which also says
+/// which changes the change stream reports to caches.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoredSession {
@@ -22,21 +21,25 @@ pub struct StoredSession {
     pub key: Binary,
     /// The version of this format; 1.
     pub format: i32,
-    /// The session's data: JSON text, or a document of a store that is
-    /// [`queryable`](crate::MongoStoreBuilder::queryable), in whose keys `%`, `.`, NUL and a leading
-    /// `$` are percent-escaped. [`data`](Self::data) reads both. Of a store that encrypts, a binary,
-    /// which the store reads.
+    /// The session's data, in one of three forms:
+    ///
+    /// - JSON text.
+    /// - A document, if the store is [`queryable`](crate::MongoStoreBuilder::queryable). In its keys, `%`, `.`, NUL
+    ///   and a leading `$` are percent-escaped.
+    /// - A binary, if the store encrypts. Only the store can read it.
+    ///
+    /// [`data`](Self::data) reads the first two.
     pub data: Bson,
-    /// When the session ends.
+    /// When the session expires.
     pub expires: DateTime,
-    /// New on each write of a store that other instances must hear of, 16 bytes.
+    /// The revision, 16 bytes. A store writes a new one with each change that other instances must know of.
     pub rev: Binary,
-    /// When the session was created under its present id, by the creating app's clock: a new id,
-    /// as at each log-in, begins anew.
+    /// When the session was created under its present id, by the clock of the app that created it. A session
+    /// that gets a new id, as at each log-in, gets a new time.
     pub created: DateTime,
-    /// When the session was last written, by the writing app's clock.
+    /// When the session was last written, by the clock of the app that wrote it.
     pub updated: DateTime,
-    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
+    /// The owner of the session, if the store was built with [`owner`](crate::MongoStoreBuilder::owner).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
@@ -46,7 +49,8 @@ impl StoredSession {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode) if it is in no form that this release writes, or is encrypted.
+    /// [`Decode`](crate::ErrorKind::Decode) if this release does not know the form of the data, or if the data is
+    /// encrypted.
     pub fn data(&self) -> Result<Data> {
         let stored = RawBson::try_from(self.data.clone());
         let stored = stored.map_err(|_| unreadable(MALFORMED))?;
@@ -65,22 +69,22 @@ impl std::fmt::Debug for StoredSession {
     }
 }
 
-/// A live session in a list: all but what would let somebody use it.
+/// A live session in a list. It has no id, so a list does not let anybody use a session.
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LiveSession {
-    /// Names the session, to end it.
+    /// Identifies the session, to end it.
     pub handle: SessionHandle,
-    /// Whose session it is, where [`owner`](crate::MongoStoreBuilder::owner) is given.
+    /// The owner of the session, if the store was built with [`owner`](crate::MongoStoreBuilder::owner).
     pub owner: Option<Owner>,
     /// The session's data.
     pub data: Data,
-    /// When the session ends.
+    /// When the session expires.
     pub expires: time::OffsetDateTime,
-    /// When the session was created under its present id, by the creating app's clock: a new id,
-    /// as at each log-in, begins anew.
+    /// When the session was created under its present id, by the clock of the app that created it. A session
+    /// that gets a new id, as at each log-in, gets a new time.
     pub created: time::OffsetDateTime,
-    /// When the session was last written, by the writing app's clock.
+    /// When the session was last written, by the clock of the app that wrote it.
     pub updated: time::OffsetDateTime,
 }
 

@@ -1,6 +1,7 @@
-//! What names a session to those who may end it, and to nobody who would use it.
+//! `SessionHandle`: names a session to the people who may end it, without the id that would let them use
+//! it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -8,12 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::id::SessionKey;
 
-/// Names a session in a list, to end it with [`revoke`](crate::MongoStore::revoke): for the hidden
-/// field of a form.
+/// Names a session in a list, so that a user can end it with [`revoke`](crate::MongoStore::revoke). Put it
+/// into a hidden field of a form.
 ///
-/// It is the [digest](SessionKey) of the session's id. Nobody can use a session with it, since the id
-/// that a cookie needs cannot be computed from it. As text it has 64 hexadecimal digits; it is written
-/// and read by `Display`, `FromStr` and serde. `Debug` shows no byte.
+/// A handle is the [digest](SessionKey) of the session's id. Nobody can use a session with it, since a
+/// cookie needs the id, which cannot be computed from the digest. `Display`, `FromStr` and serde write and
+/// read it as 64 hexadecimal digits in lower case. `Debug` shows no byte of it.
 ///
 /// ```
 /// use tower_sessions_moka_mongodb_store::SessionHandle;
@@ -28,7 +29,7 @@ use crate::session::id::SessionKey;
 pub struct SessionHandle(SessionKey);
 
 impl SessionHandle {
-    /// The handle of the session with this id: to mark, in a list, the one that asks for it.
+    /// The handle of the session with this id. Use it to mark the current session in a list.
     #[must_use]
     pub fn of(id: impl Into<SessionKey>) -> Self {
         Self(id.into())
@@ -43,11 +44,7 @@ impl From<SessionHandle> for SessionKey {
 
 impl fmt::Display for SessionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(64);
-        for byte in self.0.as_bytes() {
-            write!(text, "{byte:02x}")?;
-        }
-        f.pad(&text)
+        f.pad(&hex::encode(self.0.as_bytes()))
     }
 }
 
@@ -62,29 +59,17 @@ impl FromStr for SessionHandle {
 
     /// # Errors
     ///
-    /// [`Decode`](ErrorKind::Decode) for a text that is none of a handle's.
+    /// [`Decode`](ErrorKind::Decode) if the text is not a handle.
     fn from_str(text: &str) -> Result<Self> {
         let malformed =
             || Error::new(ErrorKind::Decode, "a session's handle has 64 hexadecimal digits");
-        let digits = text.as_bytes();
-        let mut bytes = [0; 32];
-        if digits.len() != 2 * bytes.len() {
+        // `hex` takes upper case too, but each handle has only one text.
+        if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(malformed());
         }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let (high, low) = (digit(pair[0]), digit(pair[1]));
-            *byte = high.zip(low).map(|(high, low)| 16 * high + low).ok_or_else(malformed)?;
-        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| malformed())?;
         SessionKey::from_bytes(&bytes).map(Self).ok_or_else(malformed)
-    }
-}
-
-/// One text for each handle: upper case is none of ours.
-fn digit(char: u8) -> Option<u8> {
-    match char {
-        b'0'..=b'9' => Some(char - b'0'),
-        b'a'..=b'f' => Some(char - b'a' + 10),
-        _ => None,
     }
 }
 
@@ -106,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handle_is_its_own_text_and_no_other() {
+    fn a_handle_is_parsed_only_from_its_own_text() {
         let handle = SessionHandle::of(SessionKey::of(7));
         let text = handle.to_string();
         assert_eq!(text.len(), 64);
@@ -120,6 +105,7 @@ mod tests {
             &text[1..],
             &format!("{text}0"),
             &text.replace(|_| true, "g"),
+            &text.replace(|_| true, "é")[..64],
             &text.to_uppercase(),
         ] {
             let error = other.parse::<SessionHandle>().unwrap_err();
@@ -130,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_is_not_the_id() {
+    fn the_text_of_a_handle_does_not_contain_the_id() {
         let id = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_i128;
         let text = SessionHandle::of(SessionKey::of(id)).to_string();
         assert!(!text.contains("89abcdef") && !text.contains("efcdab89"), "{text}");

@@ -1,4 +1,4 @@
-//! What a session is found by: the digest of its id.
+//! `SessionKey`: the digest of a session's id, by which both tiers find the session.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -9,27 +9,27 @@ use crate::sync::RandomState;
 
 /// A session's key: the SHA-256 digest of the 16 bytes of its id.
 ///
-/// It is MongoDB's `_id` and the cache's key. The id itself, which is what a cookie holds, goes no
-/// further than the public edge: whoever reads the database or a memory dump of the cache finds no
-/// usable cookie there, and a look-up leaks no timing about ids.
+/// It is the `_id` in MongoDB and the key in the cache. The id itself is in the cookie, and does not go
+/// further than the public methods of the stores. So an attacker who reads the database or a memory dump of
+/// the cache finds no usable cookie, and the time of a look-up reveals nothing about ids.
 ///
-/// Methods take `impl Into<SessionKey>`, so an id can be passed as it is. `Debug` shows no byte.
+/// Methods take `impl Into<SessionKey>`, so you can pass an id. `Debug` shows no byte of the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SessionKey([u8; 32]);
 
 impl SessionKey {
     pub(crate) fn of(id: i128) -> Self {
-        // The byte order in which the id is written into the cookie.
+        // Little-endian, as the id is written into the cookie.
         Self(Sha256::digest(id.to_le_bytes()).into())
     }
 
-    /// `None` for bytes that are no key.
+    /// `None` unless there are 32 bytes.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// The 32 bytes, to look a session up in
-    /// [`collection()`](crate::MongoStore::collection) by its `_id`.
+    /// The 32 bytes of the key. Use them to find a session by its `_id` in
+    /// [`collection()`](crate::MongoStore::collection).
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -83,8 +83,8 @@ impl Hash for SessionKey {
 
 /// Hashes keys for the cache's tables.
 ///
-/// A digest is uniform already, so its first words would do, had nobody the time to grind invented
-/// ids for digests that share a bucket. Hence a secret pair of seeds and one folded multiplication.
+/// A digest is uniform, but an attacker could search for invented ids whose digests share a bucket. So a
+/// hash mixes two words of the digest with two secret seeds, by one multiplication whose halves are combined.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyHashing {
     seeds: [u64; 2],
@@ -105,7 +105,7 @@ impl BuildHasher for KeyHashing {
     }
 }
 
-/// The hasher of [`KeyHashing`]; made for [`SessionKey`] alone.
+/// The hasher of [`KeyHashing`]. Only for [`SessionKey`].
 #[derive(Debug)]
 pub(crate) struct KeyHasher {
     seeds: [u64; 2],
@@ -129,20 +129,20 @@ impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         let product = u128::from(self.words[0] ^ self.seeds[0])
             .wrapping_mul(u128::from(self.words[1] ^ self.seeds[1]));
-        #[allow(clippy::cast_possible_truncation, reason = "both halves are folded into one")]
+        #[allow(clippy::cast_possible_truncation, reason = "both halves are combined")]
         let folded = (product >> 64) as u64 ^ product as u64;
         folded
     }
 }
 
-/// A session's id, on its way between the public edge and its key.
+/// A session's id, between a public method and the key.
 ///
-/// Lives no longer than a call. `Debug` shows none of it.
+/// It lives no longer than a call. `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RawId(pub(crate) i128);
 
 impl RawId {
-    /// A fresh id: 128 bits from the generator of tower-sessions, which the system's seeds.
+    /// A new id: 128 bits from the generator of tower-sessions, which the operating system seeds.
     pub(crate) fn random() -> Self {
         Self(tower_sessions_core::session::Id::default().0)
     }
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_key_is_the_sha_256_of_the_ids_bytes() {
-        // FIPS 180-4 by another implementation: sha256 of sixteen zero bytes.
+        // Another implementation computed this digest of 16 zero bytes.
         let expected = 0x3747_08ff_f771_9dd5_979e_c875_d56c_d228_u128.to_be_bytes();
         assert_eq!(SessionKey::of(0).as_bytes()[..16], expected);
         let expected = 0x6f6d_3cf7_ec31_7a3b_2563_2aab_28ec_37bb_u128.to_be_bytes();
@@ -172,12 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_no_byte_of_a_key() {
+    fn debug_output_has_no_byte_of_a_key() {
         assert_eq!(format!("{:?}", SessionKey::of(42)), "SessionKey(..)");
     }
 
     #[test]
-    fn hashes_spread_over_every_bucket_and_differ_by_process_seed() {
+    fn hashes_spread_over_all_buckets_and_depend_on_the_seeds() {
         let hashing = KeyHashing::default();
         let mut buckets = [0_u32; 256];
         for id in 0..25_600 {

@@ -1,4 +1,4 @@
-//! A session as both tiers hold it, apart from its id and from either generation of the contract.
+//! A session as both tiers hold it: without its id, and without types of tower-sessions 0.15 or 0.14.
 
 pub(crate) mod handle;
 pub(crate) mod id;
@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use crate::time::WallTime;
 
-/// What an app keeps in a session. The type that both generations of tower-sessions-core use.
+/// What an app keeps in a session. tower-sessions-core 0.15 and 0.14 use the same type.
 pub(crate) type Data = HashMap<String, Value>;
 
-/// Whether two are the same to the last character: `==` does not tell `0.0` from `-0.0`.
+/// Whether both have the same text as JSON. Unlike `==`, it distinguishes `0.0` from `-0.0`.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn same(one: &Data, other: &Data) -> bool {
     let sorted = |data: &Data| {
@@ -27,12 +27,13 @@ pub(crate) fn same(one: &Data, other: &Data) -> bool {
     one == other && sorted(one) == sorted(other)
 }
 
-/// How many levels of arrays and objects a value in a session may have, in every form and in both
-/// directions. So no session can overflow a stack.
+/// How many levels of arrays and objects a value in a session may have. Every data format checks it when it
+/// encodes and when it decodes, so no session can overflow a stack.
 ///
-/// The server keeps documents of at most 100 levels; the document and its `data` take two of them. A
-/// text has the same bound, so that what is stored in one form can be stored in the other.
-/// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents>
+/// MongoDB stores documents of [at most 100 levels][limit]. The document and its `data` take two of them.
+/// The text format has the same bound, so that a session can be stored in either format.
+///
+/// [limit]: https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Nested-Depth-for-BSON-Documents
 pub(crate) const MAX_DEPTH: usize = 98;
 
 /// A session without its id.

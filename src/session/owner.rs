@@ -1,4 +1,4 @@
-//! Whose session it is.
+//! `Owner`: whose session it is.
 
 use std::fmt;
 
@@ -7,10 +7,11 @@ use serde_json::Value;
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::Data;
 
-/// Whose session it is: as a rule a user's id, as text.
+/// Whose session it is: usually a user's id, as text.
 ///
-/// Made from a text or a whole number, which stands for its digits: `7` and `"7"` are the same owner.
-/// For ids of other types there is [`from_value`](Self::from_value). At most 1,024 bytes are stored.
+/// Make it from a text or from a whole number. A number becomes its digits, so `7` and `"7"` are the same
+/// owner. For ids of other types, use [`from_value`](Self::from_value). A session whose owner is
+/// longer than 1,024 bytes cannot be stored.
 ///
 /// ```
 /// use tower_sessions_moka_mongodb_store::Owner;
@@ -19,19 +20,25 @@ use crate::session::Data;
 /// assert_eq!(Owner::from(7).as_str(), "7");
 /// ```
 ///
-/// `Debug` does not show it.
+/// `Debug` does not show the owner.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Owner(String);
 
 impl Owner {
-    /// More than any id has; an index should not be filled with what is none.
+    /// More than any id has. A longer text is not an id, and would fill the index.
     const MAX_BYTES: usize = 1_024;
 
-    /// The owner that is stored of a value in a session: of a text the text itself, of a number its
-    /// digits, of null none, and of all else its compact JSON (as for an `ObjectId` or bytes).
+    /// The owner that a value in a session stands for:
     ///
-    /// To look for an owner whose id has such a type, give this the id as `serde_json::to_value`
-    /// makes it.
+    /// | value | owner |
+    /// |---|---|
+    /// | text | the text |
+    /// | number | its digits |
+    /// | null | `None` |
+    /// | anything else, such as an `ObjectId` or bytes | its compact JSON |
+    ///
+    /// To find the sessions of an owner whose id is not a text or a number, convert the id with
+    /// `serde_json::to_value`, and call this with the result.
     #[must_use]
     pub fn from_value(value: &Value) -> Option<Self> {
         match value {
@@ -41,8 +48,8 @@ impl Owner {
         }
     }
 
-    /// The user who is logged in by [axum-login](https://docs.rs/axum-login) 0.18, under the data key
-    /// that it has by default.
+    /// The user whom [axum-login](https://docs.rs/axum-login) 0.18 has logged in, if it uses its default data
+    /// key.
     ///
     /// ```no_run
     /// # async fn run() -> tower_sessions_moka_mongodb_store::Result<()> {
@@ -60,13 +67,13 @@ impl Owner {
         Self::from_value(data.get("axum-login.data")?.get("user_id")?)
     }
 
-    /// The owner as it is stored.
+    /// The owner as the store writes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    pub(crate) fn fits(&self) -> Result<()> {
+    pub(crate) fn check_length(&self) -> Result<()> {
         if self.0.len() <= Self::MAX_BYTES {
             return Ok(());
         }
@@ -129,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_and_what_it_was_made_of_are_the_same_owner() {
+    fn a_value_and_the_id_it_was_made_from_are_the_same_owner() {
         for (value, owner) in [
             (json!("ferris"), "ferris"),
             (json!(7), "7"),
@@ -145,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_logged_out_of_axum_login_owns_nothing() {
+    fn a_session_without_an_axum_login_user_has_no_owner() {
         let data = |value| Data::from([("axum-login.data".to_owned(), value)]);
         let of = |value| Owner::from_axum_login(&data(value));
         assert_eq!(of(json!({ "user_id": 7, "auth_hash": [1] })), Some(Owner::from(7)));
@@ -155,10 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_is_not_shown_and_not_endless() {
+    fn an_owner_is_not_shown_and_its_length_is_bounded() {
         assert_eq!(format!("{:?}", Owner::from("ferris")), "Owner(..)");
-        assert!(Owner::from("x".repeat(1_024)).fits().is_ok());
-        let error = Owner::from("x".repeat(1_025)).fits().unwrap_err();
+        assert!(Owner::from("x".repeat(1_024)).check_length().is_ok());
+        let error = Owner::from("x".repeat(1_025)).check_length().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Encode);
         assert!(!error.to_string().contains("xx"), "{error}");
     }

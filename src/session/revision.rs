@@ -1,12 +1,12 @@
-//! Revisions: marks that tell whose write a change event reports.
+//! `Rev`: the revision of a session, by which a store recognises its own writes in the change stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::session::id::SessionKey;
 
-/// A mark that is new on every write that other instances must hear of: the first 12 bytes name the
-/// writing store, the last 4 count.
+/// A mark that each insert and each replace of a session renews. The first 12 bytes name the store that
+/// wrote it, the last 4 count the writes of that store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Rev([u8; 16]);
 
@@ -15,19 +15,29 @@ impl Rev {
         &self.0
     }
 
-    /// The name of the store that wrote.
+    /// The 12 bytes that name the store.
     pub(crate) fn store(&self) -> &[u8] {
         &self.0[..12]
     }
 
-    /// `None` for bytes that are no rev: whoever wrote them was no store.
+    /// `None` unless there are 16 bytes. Then it was not a store that wrote them.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
-/// Makes the revs of one store. Each store has its own: a cache must not take the writes of another
-/// store in the same process for its own. Clones share the count.
+/// A change of one session, as the change stream reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: SessionKey,
+    /// `None` if no store made the change.
+    pub(crate) rev: Option<Rev>,
+}
+
+/// Makes the revs of one store. Clones share the count.
+///
+/// Each store has its own source. Otherwise two stores in one process would mistake each other's writes for
+/// their own.
 #[derive(Clone, Debug)]
 pub(crate) struct RevSource {
     store: [u8; 12],
@@ -36,15 +46,14 @@ pub(crate) struct RevSource {
 
 impl RevSource {
     pub(crate) fn new() -> Self {
-        // A fresh id is 16 bytes from a generator that the system seeds; unlike the id, a digest of
-        // it may be stored.
+        // A new id is random. Its digest is stored in every session, and the id cannot be computed from it.
         let random = SessionKey::of(tower_sessions_core::session::Id::default().0);
         let mut store = [0; 12];
         store.copy_from_slice(&random.as_bytes()[..12]);
         Self { store, next: Arc::default() }
     }
 
-    /// What [`Rev::store`] of its revs is.
+    /// The [store](Rev::store) of its revs.
     pub(crate) fn store(&self) -> [u8; 12] {
         self.store
     }
@@ -64,10 +73,13 @@ mod tests {
 
     #[test]
     fn revs_name_their_store_and_count() {
-        let (one, other) = (RevSource::new(), RevSource::new());
-        let (a, b, c) = (one.next(), one.next(), other.next());
-        assert_eq!(a.0[..12], b.0[..12]);
-        assert_ne!(a.0[..12], c.0[..12]);
-        assert_eq!((&a.0[12..], &b.0[12..]), (&[0, 0, 0, 0][..], &[0, 0, 0, 1][..]));
+        let source = RevSource::new();
+        let first = source.next();
+        let second = source.next();
+        let foreign = RevSource::new().next();
+        assert_eq!(first.0[..12], second.0[..12]);
+        assert_ne!(first.0[..12], foreign.0[..12]);
+        assert_eq!(first.0[12..], [0, 0, 0, 0]);
+        assert_eq!(second.0[12..], [0, 0, 0, 1]);
     }
 }

@@ -1,11 +1,11 @@
-//! Data to test every form with.
+//! Session data for the tests of all data formats.
 
 use proptest::prelude::*;
 use serde_json::{Number, Value, json};
 
 use crate::session::Data;
 
-/// Keys that `serde_json` uses for values of its own, with some of its features.
+/// Keys that `serde_json` uses internally, with some of its features.
 pub(crate) const PRIVATE_KEYS: [&str; 3] = [
     "$serde_json::private::RawValue",
     "$serde_json::private::Number",
@@ -40,7 +40,7 @@ fn number() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// What an app's JSON may say. Which of them stay as they are is up to `serde_json`'s features.
+/// Numbers as they can be written in JSON. The features of `serde_json` decide which of them keep their text.
 pub(crate) const NUMBERS: &[&str] = &[
     "0",
     "-0",
@@ -80,7 +80,7 @@ pub(crate) const NUMBERS: &[&str] = &[
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
-        // What a parser would read if it parsed a text once more.
+        // Texts that are JSON themselves, or its beginning.
         prop::sample::select(
             &["[1]", "{\"a\": 1", "1", "not a number", "null", "[[", "\"\\ud800"][..]
         )
@@ -109,7 +109,8 @@ pub(crate) fn data() -> impl Strategy<Value = Data> {
     prop::collection::hash_map(key(), value(), 0..8)
 }
 
-/// Data that `serde_json`'s own `Value` does not read as it was written, with some of its features.
+/// Data that is not the same after `serde_json` has written and read it as a `Value`, with some of its
+/// features.
 pub(crate) fn hostile() -> Vec<Data> {
     let mut all = Vec::new();
     for key in PRIVATE_KEYS {
@@ -139,8 +140,8 @@ pub(crate) fn hostile() -> Vec<Data> {
     all
 }
 
-/// JSON text in JSON text, under a key at which `serde_json` may parse it again, so that all levels
-/// together overflow a stack.
+/// JSON text inside JSON text, under a key whose text `serde_json` may parse again. A parser that did so at
+/// each level would overflow its stack.
 pub(crate) fn bomb(levels: usize) -> Data {
     let mut text = "1".to_owned();
     for _ in 0..levels {
@@ -156,13 +157,13 @@ pub(crate) fn nested(levels: usize) -> Data {
     Data::from([("a".to_owned(), value)])
 }
 
-/// A key's value that is so many levels of empty arrays.
+/// Data whose value is `levels` levels of arrays, the innermost of them empty.
 pub(crate) fn hollow(levels: usize) -> Data {
     let value = (1..levels).fold(json!([]), |inner, _| json!([inner]));
     Data::from([("a".to_owned(), value)])
 }
 
-/// Runs this in a thread of this name, on a stack as small as that of tokio's worker threads.
+/// Runs `run` in a thread of this name, with a stack as small as that of tokio's worker threads.
 pub(crate) fn on_a_small_stack(name: &str, run: impl FnOnce() + Send) {
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(2 << 20);
     std::thread::scope(|scope| thread.spawn_scoped(scope, run).unwrap().join().unwrap());

@@ -5,6 +5,7 @@
 
 use futures::future::join_all;
 
+use crate::backend::{Backend, Call};
 use crate::batching::Commands;
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
@@ -20,7 +21,6 @@ use crate::simulation::operation::{Operation, Outcome};
 use crate::simulation::sign_out::Floors;
 use crate::simulation::stream::{Cursor, Reply};
 use crate::simulation::wire::{Manners, Wire};
-use crate::store::backend::{Backend, Call};
 use crate::time::Clock;
 use crate::time::WallTime;
 
@@ -284,8 +284,8 @@ impl Backend for FakeBackend {
         self.call(Operation::Touch(key, expires), written)
     }
 
-    fn is_settled(&self, _: SessionKey) -> bool {
-        true
+    fn has_pending_write(&self, _: SessionKey) -> bool {
+        false
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

@@ -7,7 +7,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, CacheConfig, EvictionPolicy};
+use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::error::{Error, ErrorKind};
 use crate::invalidation::{self, InvalidationListener};
 use crate::runtime::Tasks;
@@ -78,7 +78,11 @@ impl Fleet {
             max_absent_ids: profile.max_absent,
             policy: EvictionPolicy::Lru,
             max_staleness: profile.promise.max_staleness,
-            exclusive: profile.promise.exclusive,
+            coherence: if profile.promise.exclusive {
+                Coherence::SoleWriter
+            } else {
+                Coherence::ChangeStream
+            },
             outage_grace: profile.promise.grace,
             compact: false,
         };

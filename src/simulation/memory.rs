@@ -110,7 +110,7 @@ fn is_served(world: &World, id: RawId) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_a_step_of_the_wall_clock_ends_is_served_for_a_second_at_most() {
-    let world = World::with(CacheConfig { exclusive: true, ..limits() });
+    let world = World::with(CacheConfig { coherence: Coherence::SoleWriter, ..limits() });
     let ends = CancellationToken::new();
     let tidy = tokio::spawn(world.tiers.cache.clone().run_sweeper(ends.clone()));
     let short = world.ends_in(Duration::from_secs(3_600));
@@ -139,7 +139,7 @@ async fn a_session_that_a_step_of_the_wall_clock_ends_is_served_for_a_second_at_
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_is_placed_tells_the_whole_cache_of_a_step_of_the_wall_clock() {
-    let world = World::with(CacheConfig { exclusive: true, ..limits() });
+    let world = World::with(CacheConfig { coherence: Coherence::SoleWriter, ..limits() });
     let (short, long) = (world.ends_in(Duration::from_secs(3_600)), RawId::random());
     world.load(short).await;
     world.clock.step_wall(time::Duration::hours(2));

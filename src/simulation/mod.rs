@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, CacheConfig, EvictionPolicy};
+use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::runtime::Tasks;
 use crate::session::id::RawId;
 use crate::session::revision::RevSource;
@@ -154,7 +154,7 @@ fn limits() -> CacheConfig {
         max_absent_ids: 100,
         policy: EvictionPolicy::Lru,
         max_staleness: MAX_STALENESS,
-        exclusive: false,
+        coherence: Coherence::ChangeStream,
         outage_grace: Duration::ZERO,
         compact: false,
     }

@@ -29,7 +29,7 @@ impl Queued {
             max_absent_ids: 100,
             policy: EvictionPolicy::Lru,
             max_staleness: MAX_STALENESS,
-            exclusive: false,
+            coherence: Coherence::ChangeStream,
             outage_grace,
             compact: false,
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::ErrorKind;
-use crate::invalidation::source::Change;
+use crate::session::revision::Change;
 use crate::simulation::operation::Operation;
 use crate::simulation::*;
 
@@ -96,7 +96,7 @@ async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
     });
     world.mongo.apply(call);
     let news = world.tiers.cache.apply_change(&Change { key: id.key(), rev });
-    assert!(news.is_news(), "what was loaded before is cached still");
+    assert!(news.has_invalidated(), "what was loaded before is cached still");
     world.mongo.answer(call);
     save.await.unwrap().unwrap();
     let made = world.mongo.made();

@@ -5,12 +5,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::backend::delete_pages::{DeletePage, DeletePages};
 use crate::error::{ErrorKind, Result};
 use crate::session::id::SessionKey;
 use crate::simulation::backend::FakeBackend;
 use crate::simulation::operation::{Operation, Outcome};
 use crate::simulation::*;
-use crate::store::delete_pages::{DeletePage, DeletePages};
 
 /// How many sessions one page has.
 pub(crate) const PAGE: usize = 2;

@@ -1,6 +1,7 @@
 //! Where a store ends and its queues begin: each call is watched to its end in the store's own
 //! task, in the same turn in which the store takes what came of it.
 
+use crate::backend::{Backend, Call};
 use crate::batching::{BatchLimits, Batcher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Tasks;
@@ -11,7 +12,6 @@ use crate::simulation::backend::{FakeBackend, UPDATE_BYTES};
 use crate::simulation::operation::Operation;
 use crate::simulation::oracle::End;
 use crate::simulation::wire::Wire;
-use crate::store::backend::{Backend, Call};
 use crate::time::WallTime;
 
 /// A store's way to the database. Clones share it.
@@ -155,8 +155,8 @@ impl Backend for TracedBackend {
         Box::pin(errand.watch(self.dispatch.touch(place, key, expires)))
     }
 
-    fn is_settled(&self, key: SessionKey) -> bool {
-        self.dispatch.is_settled(key)
+    fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.dispatch.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

@@ -1,9 +1,9 @@
-//! Every option of the cache, and how the two tiers are put together.
+//! [`CachedMongoStoreBuilder`]: the options of the cache, and how a store is put together.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{Cache, CacheConfig, EvictionPolicy};
+use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::{self, InvalidationListener};
 use crate::mongo::{self, MongoStore};
@@ -19,9 +19,8 @@ use crate::time::Clock;
 #[must_use = "a builder does nothing until it is built"]
 pub struct CachedMongoStoreBuilder {
     mongo: MongoStore,
-    limits: CacheConfig,
+    config: CacheConfig,
     touch_after: Duration,
-    follows: bool,
     name: Option<String>,
 }
 
@@ -30,220 +29,241 @@ impl CachedMongoStoreBuilder {
         Self {
             mongo,
             touch_after: Duration::ZERO,
-            follows: true,
             name: None,
-            limits: CacheConfig {
+            config: CacheConfig {
                 max_bytes: 64 << 20,
                 max_entries: None,
                 max_absent_ids: 10_000,
                 policy: EvictionPolicy::Lru,
                 max_staleness: Duration::from_secs(5),
-                exclusive: false,
+                coherence: Coherence::ChangeStream,
                 outage_grace: Duration::ZERO,
                 compact: false,
             },
         }
     }
 
-    /// How much heap the cached sessions may take, in bytes. Default 64 MiB. Zero caches nothing.
-    /// An entry weighs what its record takes on the heap, which is many times its JSON where that is
-    /// nested.
+    /// The most heap memory that cached sessions may take, in bytes. Default: 64 MiB. Zero caches
+    /// nothing.
+    ///
+    /// An entry counts with what its decoded record takes on the heap. For nested data that is many
+    /// times the size of its JSON.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
-        self.limits.max_bytes = bytes;
+        self.config.max_bytes = bytes;
         self
     }
 
-    /// How many sessions may be cached, besides the bound in bytes. Default: as many as fit. At
-    /// least 1. The share of the bytes that so many sessions have each is set aside for each one, so
-    /// a few that are larger than their share leave room for fewer.
+    /// The most sessions that may be cached, besides [`max_bytes`](Self::max_bytes). Default: no
+    /// bound. At least 1.
+    ///
+    /// Each entry counts with at least `max_bytes / max_entries` bytes. So fewer sessions fit if some
+    /// are larger than that.
     pub fn max_entries(mut self, entries: u64) -> Self {
-        self.limits.max_entries = Some(entries);
+        self.config.max_entries = Some(entries);
         self
     }
 
-    /// How many ids that do not exist are remembered, for `max_staleness` each, so that a flood of
-    /// invented ids is answered from memory and evicts no session. Default 10,000, beside the bound
-    /// in bytes. Zero remembers none.
+    /// How many ids the cache remembers as absent, each for
+    /// [`max_staleness`](Self::max_staleness). Default: 10,000, besides
+    /// [`max_bytes`](Self::max_bytes). Zero remembers none.
+    ///
+    /// A flood of invented ids is then answered from memory, and evicts no session.
     pub fn max_absent_ids(mut self, ids: u64) -> Self {
-        self.limits.max_absent_ids = ids;
+        self.config.max_absent_ids = ids;
         self
     }
 
-    /// How old the state of a session may be that is served from the cache, and so how long a
-    /// log-out on another instance may go unseen here if MongoDB cannot tell of it. Default 5 s.
-    /// Zero asks MongoDB each time. Not bounded by it are sessions served by
-    /// [`outage_grace`](Self::outage_grace) or to an [`exclusive`](Self::exclusive) store, and what an
-    /// old primary says that is cut off from its set but not from here, until it steps down.
+    /// How the cache learns that a cached session is out of date. Default:
+    /// [`Coherence::ChangeStream`].
+    #[doc(alias = "change_stream")]
+    #[doc(alias = "exclusive")]
+    pub fn coherence(mut self, coherence: Coherence) -> Self {
+        self.config.coherence = coherence;
+        self
+    }
+
+    /// How old the state of a session may be that is served from the cache. Default: 5 s. Zero reads
+    /// MongoDB for each load.
     ///
-    /// While the change stream runs, this cache knows up to when it has heard of every change, and
-    /// sessions are served for as long as that moment is no further back than this: a session that
-    /// nobody changes is read once. About ten times within this bound, and twice a second at least, it
-    /// asks MongoDB how far it is, which costs a `hello` and an empty batch of the stream: 2 of each a
-    /// second at 5 s, 10 at 1 s, 100 at 100 ms and less. A question that has waited for half the bound
-    /// is given up for the next one, so a bound below twice the time of a round trip renews nothing,
-    /// and each session is read anew once it is that old.
+    /// This bounds for how long a log-out on another instance may go unseen here when the change
+    /// stream is behind. It does not bound:
     ///
-    /// A request that waits for its own slow read of MongoDB gets a state as old as that wait, which
-    /// the operation timeout bounds.
+    /// - sessions that [`outage_grace`](Self::outage_grace) serves;
+    /// - sessions of a store with [`Coherence::SoleWriter`], where this is only the time for which an
+    ///   id is remembered as absent;
+    /// - what an old primary answers that is cut off from its replica set but not from this instance,
+    ///   until it steps down;
+    /// - a load that waits for its own slow read of MongoDB: it gets a state as old as that wait,
+    ///   which the operation timeout bounds.
+    ///
+    /// # Cost
+    ///
+    /// While the change stream runs, the store knows the time up to which it has received every
+    /// change. Sessions are served while that time is at most this old, so a session that nobody
+    /// changes is read once. To move that time on, the store sends the primary a `hello` and reads an
+    /// empty batch of the stream, about ten times within this bound:
+    ///
+    /// | `max_staleness` | of each, a second |
+    /// |---|--:|
+    /// | 5 s and more | 2 |
+    /// | 1 s | 10 |
+    /// | 100 ms and less | 100 |
+    ///
+    /// The store gives up a `hello` that has waited for half of the bound, and sends the next one. So
+    /// with a bound below two round trips the time never moves on, and each session is read again
+    /// once it is that old.
     pub fn max_staleness(mut self, bound: Duration) -> Self {
-        self.limits.max_staleness = bound;
-        self
-    }
-
-    /// Whether to follow the changes of other instances through a change stream. Default yes.
-    /// Without it each session is read anew once it is `max_staleness` old: for a fleet whose changes
-    /// are too many to be told to every instance.
-    pub fn change_stream(mut self, follow: bool) -> Self {
-        self.follows = follow;
-        self
-    }
-
-    /// Declares that this store and its clones are the only ones to change these sessions: one
-    /// instance of the app, and nobody who edits the collection. Then what is cached needs no bound
-    /// on its age and no change stream, and `max_staleness` only says how long an id that does not
-    /// exist is remembered.
-    ///
-    /// With a second writer a log-out there goes unseen here until the session expires. So does a
-    /// write of this store that was given up at its deadline, and is carried out by the server after
-    /// the session was read again.
-    pub fn exclusive(mut self) -> Self {
-        self.limits.exclusive = true;
+        self.config.max_staleness = bound;
         self
     }
 
     /// How much longer than [`max_staleness`](Self::max_staleness) a cached session may be served
-    /// while MongoDB does not answer. Default zero: then a load is an error, once a session is
-    /// older than that. It counts from where the lease ends: a session is served whose state was
-    /// known to be true no longer ago than `max_staleness` and this together.
+    /// while MongoDB does not answer (stale-if-error). Default: zero, and a load of an older session
+    /// is an error. Refused with [`Coherence::SoleWriter`], which has no age bound to extend.
     ///
-    /// The choice is between a log-out elsewhere that goes unseen for so long, and users who are
-    /// turned away while the database is down. The first load that fails waits for its error up to
-    /// the operation timeout; from then on, until MongoDB answers again, sessions within the grace
-    /// are served at once. A session that is known to be gone, or of which a write here ended in
-    /// doubt, is never served. Each one served is counted as `session_store_loads_total{result="grace"}`.
+    /// The choice is between a log-out elsewhere that goes unseen for that long, and users who are
+    /// turned away while the database is down. A session is served if its state was known to be true
+    /// at most `max_staleness` plus this time ago.
+    ///
+    /// The first load that fails waits for its error, for at most the operation timeout. From then on,
+    /// until MongoDB answers again, sessions within the grace are served at once. A session is never
+    /// served if it is known to be gone, or if a write of it here had an unknown outcome. Each one
+    /// served is counted as `session_store_loads_total{result="grace"}`.
+    #[doc(alias = "stale_if_error")]
     pub fn outage_grace(mut self, grace: Duration) -> Self {
-        self.limits.outage_grace = grace;
+        self.config.outage_grace = grace;
         self
     }
 
-    /// How much later a session must end than it does, for a save that changes nothing else to be
-    /// sent. Default zero: each later expiry is stored.
+    /// By how much a save must extend the expiry to be sent, if it changes nothing else. Default:
+    /// zero, each later expiry is stored.
     ///
     /// An app that saves on every request (`with_always_save(true)`) to keep sessions alive writes as
-    /// often as it reads. With one minute here it writes once a minute for each session, and a
-    /// session may end up to a minute early, never late. Of a session's lifetime no more than a
-    /// tenth is lost, however much is given here.
+    /// often as it reads. With one minute here it writes each session at most once a minute. A session
+    /// may then expire up to a minute early, never late. A session never loses more than a tenth of its
+    /// lifetime.
     ///
-    /// Such a save stores the expiry alone, and no other instance is told, whatever this is.
+    /// A save that is sent for its expiry stores the expiry alone, and other instances are not
+    /// notified. That does not depend on this option.
+    #[doc(alias = "touchAfter")]
     pub fn touch_after(mut self, duration: Duration) -> Self {
         self.touch_after = duration;
         self
     }
 
-    /// Whether cached sessions are kept packed, each in one block, and unpacked at each load. Default
-    /// no. A session of five small objects takes 590 bytes instead of 4,780, so that many more fit into
-    /// the same bytes, and a hit takes about 1.4 times as long.
-    pub fn compact(mut self, packed: bool) -> Self {
-        self.limits.compact = packed;
+    /// Whether the cache keeps each session encoded in one block of memory, and decodes it at each
+    /// load. Default: no.
+    ///
+    /// A session of five small objects takes 590 bytes instead of 4,780, so more sessions fit into
+    /// [`max_bytes`](Self::max_bytes). A hit takes about 1.4 times as long.
+    pub fn compact(mut self, compact: bool) -> Self {
+        self.config.compact = compact;
         self
     }
 
-    /// Which entry goes when the cache is full. Default [`EvictionPolicy::Lru`].
+    /// Which entry the cache evicts when it is full. Default: [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
-        self.limits.policy = policy;
+        self.config.policy = policy;
         self
     }
 
-    /// The name of this store in the metrics of its cache and its change stream, whose series carry it
-    /// as the label `store`. Not empty. Default: the
-    /// [name of its `MongoStore`](crate::MongoStoreBuilder::name), if that has one.
+    /// The name of this store: the label `store` of the metrics of its cache and its change stream.
+    /// Not empty. Default: the [name of its `MongoStore`](crate::MongoStoreBuilder::name), if that
+    /// has one.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Builds the store, and begins to follow the changes that other instances make.
+    /// Builds the store. With [`Coherence::ChangeStream`] it also opens the change stream.
     ///
-    /// Waits for the change stream to be open, for at most the operation timeout; if it is not open
-    /// by then, the store starts without and goes on trying. A server that refuses a change stream three
-    /// times in a row is taken for one that has none, and is not waited for.
+    /// Waits until the change stream is open, for at most the operation timeout. If the stream is not
+    /// open by then, the store starts without it and keeps trying. A server that refuses a change
+    /// stream three times in a row counts as a server without change streams: the store no longer
+    /// waits for it.
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) for options that make no sense, alone or together;
-    /// [`Closed`](ErrorKind::Closed) if the `MongoStore`, its runtime or its client has been shut down.
+    /// - [`Config`](ErrorKind::Config) for options that make no sense, alone or together.
+    /// - [`Closed`](ErrorKind::Closed) if the `MongoStore`, its runtime or its client was shut down.
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time.
     pub async fn build(self) -> Result<CachedMongoStore> {
-        let limits = &self.limits;
-        if limits.max_entries == Some(0) {
-            return Err(Error::config(
-                "`max_entries` is zero, which caches nothing: leave it out, or use the MongoStore \
-                 by itself",
-            ));
-        }
-        if limits.exclusive && !limits.outage_grace.is_zero() {
-            return Err(Error::config(
-                "`outage_grace` was given to an `exclusive` store, which serves what it has cached \
-                 without a bound: leave it out",
-            ));
-        }
-        let of_mongo = self.mongo.metrics();
+        self.check()?;
+        let config = self.config;
+        let mongo_metrics = self.mongo.metrics();
         let series = match self.name.as_deref() {
-            None => of_mongo.series().clone(),
+            None => mongo_metrics.series().clone(),
             name => mongo::series(name)?,
         };
         let clock = Clock::system();
-        let cache = Cache::new(limits, clock.clone(), &series);
-        let retries = of_mongo.retries(Retry::Stream).clone();
-        // Made whether it is needed or not, so that each series is there.
+        let cache = Cache::new(&config, clock.clone(), &series);
+        let retries = mongo_metrics.retries(Retry::Stream).clone();
+        // Created with each choice of coherence, so that the series exist.
         let metrics = StreamMetrics::new(&series, retries, clock.clone());
+        let tasks = self.mongo.tasks().clone();
+        let stop = tasks.closed().child_token();
+        // Created before the first await: if this future is dropped, the listener must end.
+        let stop_guard = stop.clone().drop_guard();
         let mut stream = None;
         let mut opened = None;
-        let tasks = self.mongo.tasks().clone();
-        let following = tasks.closed().child_token();
-        // From here on: a call that is dropped must not leave a follower behind.
-        let ends_following = following.clone().drop_guard();
-        // Where nothing is served from the cache, or nobody else changes it, nobody needs to tell.
-        if self.follows && !limits.exclusive && !limits.max_staleness.is_zero() {
+        // With a bound of zero nothing is served from the cache, so there is nothing to invalidate.
+        if config.coherence == Coherence::ChangeStream && !config.max_staleness.is_zero() {
             stream = Some(metrics.stream_state());
-            let pace = invalidation::poll_interval(limits.max_staleness);
-            let follower = InvalidationListener {
-                source: self.mongo.invalidation_stream(pace, following.clone())?,
+            let poll_interval = invalidation::poll_interval(config.max_staleness);
+            let listener = InvalidationListener {
+                source: self.mongo.invalidation_stream(poll_interval, stop.clone())?,
                 cache: cache.clone(),
-                clock,
-                poll_interval: pace,
+                clock: clock.clone(),
+                poll_interval,
                 timeout: tasks.timeout(),
                 metrics,
                 rng: fastrand::Rng::new(),
             };
-            opened = Some(follower.start(&tasks, following.clone()));
+            opened = Some(listener.start(&tasks, stop.clone()));
         }
-        // In a task, since this may be polled where there is no timer; and with no stream too, to see
-        // whether the runtime of the store is still there.
-        let starts = async move {
+        let wait_until_open = async move {
             let Some(opened) = opened else { return Ok(()) };
-            // A follower that has ended without a word has said why in the log.
+            // A listener that ends without an answer has logged why.
             opened.await.unwrap_or(Ok(()))
         };
-        match tasks.wait_for(starts).await {
-            Ok(started) => started?,
-            // It goes on trying.
+        // A task waits, since the executor that polls this future may have no timer. It runs without a
+        // stream too: it fails if the store's runtime is gone.
+        match tasks.wait_for(wait_until_open).await {
+            Ok(outcome) => outcome?,
+            // The listener keeps trying.
             Err(error) if error.kind() == ErrorKind::Timeout => {}
             Err(error) => return Err(error),
         }
-        tasks.spawn(cache.clone().run_sweeper(following));
+        tasks.spawn(cache.clone().run_sweeper(stop));
         let tiers = WriteThrough {
             backend: self.mongo.backend().clone(),
             cache,
             tasks,
             revs: RevSource::new(),
-            touch_policy: TouchPolicy { after: self.touch_after, clock: Clock::system() },
-            _stops_listener: ends_following,
+            touch_policy: TouchPolicy { after: self.touch_after, clock },
+            _stops_listener: stop_guard,
         };
-        let events = EventBroadcaster::new(self.follows);
+        let events = EventBroadcaster::new(config.coherence != Coherence::TimeBound);
         Ok(CachedMongoStore { tiers: Arc::new(tiers), mongo: self.mongo, stream, events })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.config.max_entries == Some(0) {
+            return Err(Error::config(
+                "`max_entries` is zero, which caches nothing: leave it out, or use the MongoStore \
+                 by itself",
+            ));
+        }
+        let has_grace = !self.config.outage_grace.is_zero();
+        if self.config.coherence == Coherence::SoleWriter && has_grace {
+            return Err(Error::config(
+                "`outage_grace` has no effect with Coherence::SoleWriter, which serves cached \
+                 sessions without an age bound: leave it out",
+            ));
+        }
+        Ok(())
     }
 }

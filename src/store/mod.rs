@@ -1,10 +1,7 @@
-//! The store that most users take.
+//! [`CachedMongoStore`]: a write-through cache in front of MongoDB.
 
-pub(crate) mod backend;
 mod builder;
-pub(crate) mod delete_pages;
 mod events;
-pub(crate) mod health;
 mod owners;
 mod warm_up;
 pub(crate) mod write_through;
@@ -15,52 +12,61 @@ use std::sync::Arc;
 use mongodb::Collection;
 
 use crate::error::Result;
+use crate::health::Health;
 use crate::mongo::{LiveSessions, MongoBackend, MongoStore, StoredSession};
-use crate::session::id::RawId;
-use crate::session::id::SessionKey;
+use crate::session::id::{RawId, SessionKey};
 use crate::session::{Data, Session};
 pub use crate::store::builder::CachedMongoStoreBuilder;
 pub use crate::store::events::{Event, EventKind, Events, SessionEvent};
-use crate::store::health::Health;
 pub use crate::store::warm_up::{WarmUp, WarmUpLimit, Warmed};
 use crate::store::write_through::WriteThrough;
 use crate::telemetry::metrics::StreamState;
 use crate::telemetry::spans;
 use crate::time::WallTime;
 
-/// A write-through cache in front of a [`MongoStore`]: sessions are read at memory speed and live in
-/// MongoDB.
+/// A session store with a write-through cache in front of a [`MongoStore`]. Sessions live in MongoDB, and
+/// most reads are answered from memory.
+///
+/// Do not wrap it in the `CachingSessionStore` of tower-sessions. This store is the cache already. A
+/// second cache above it would serve sessions after a log-out, and nothing would tell it.
+///
+/// # What its verbs do
+///
+/// As for [`MongoStore`](MongoStore#what-its-verbs-do). In particular `create` ignores the id in the
+/// record and takes a random one, and `save` never creates a session: a save of a session that was deleted
+/// or has expired is dropped.
 ///
 /// # The guarantee
 ///
-/// - Nothing is in the cache that MongoDB has not acknowledged. Every write goes to MongoDB
-///   first; one that fails, times out or is cancelled leaves no entry.
-/// - After `delete` or [`clear`](Self::clear) has returned, no later `load` here returns the
-///   session; after `save` has returned, a later `load` returns that version or a newer one. A slow
-///   read that overlaps either leaves nothing behind.
-/// - What other instances change, and whoever edits the collection, is followed through a
-///   [change stream](https://www.mongodb.com/docs/manual/changeStreams/), as a rule within
-///   milliseconds. And whatever happens (a stalled stream, a paused server, a network that is cut in
-///   one direction, this machine asleep), no session is served as it was more than
-///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before it was asked for. (What is
-///   *saved* within that time may be based on the older state: the last save wins.) Three exceptions:
+/// - The cache holds nothing that MongoDB has not acknowledged. Every write goes to MongoDB first. A
+///   write that fails, times out or is cancelled leaves no entry.
+/// - After `delete` or [`clear`](Self::clear) has returned `Ok`, no later `load` on this instance returns
+///   the session. After `save` has returned `Ok`, a later `load` on this instance returns that version or
+///   a newer one. A slow read that overlaps one of these calls leaves nothing in the cache.
+/// - A [change stream](https://www.mongodb.com/docs/manual/changeStreams/) reports what other instances
+///   change, and what is edited by hand, usually within milliseconds.
+/// - No `load` returns a session as it was more than
+///   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) before the call. A stalled stream, a paused server, a
+///   network that is cut in one direction, or the sleep of this machine does not change that. Exceptions:
 ///   [`outage_grace`](CachedMongoStoreBuilder::outage_grace) and
-///   [`exclusive`](CachedMongoStoreBuilder::exclusive), if you choose them, and a primary that is cut
-///   off from its set but not from this instance, until it steps down (10 s by default).
-/// - The saves of one session through this store are carried out in the order in which they were
-///   called, those of callers that have gone included.
-/// - However many requests ask for a session that is not cached, MongoDB is asked once.
+///   [`Coherence::SoleWriter`](crate::Coherence::SoleWriter), if you choose them, and a primary that is
+///   cut off from its replica set but not from this instance, until it steps down (10 s by default).
+/// - The saves of one session through this store are carried out in the order of the calls. That includes
+///   saves whose callers have gone away.
+/// - Concurrent loads of one session that is not cached are one read of MongoDB.
 ///
-/// A change stream needs a replica set or a sharded cluster. On a standalone server there is none, nor on
-/// one that refuses it three times in a row: one warning is logged with the reason, and each session is
-/// read anew once it is `max_staleness` old.
+/// A request may base what it *saves* on a state as old as `max_staleness`: the last save wins.
 ///
-/// Cheap to clone; clones share the cache.
+/// A change stream needs a replica set or a sharded cluster. If the server has none, or refuses one three
+/// times in a row, the store logs one warning with the reason. It then reads each session again once it is
+/// `max_staleness` old.
+///
+/// Cheap to clone. Clones share the cache.
 ///
 /// # Cancel safety
 ///
-/// As for [`MongoStore`]: a write that was begun is carried out, and the cache is left as the
-/// database is.
+/// As for [`MongoStore`]: a write that has begun is carried out, and the cache then agrees with the
+/// database.
 #[derive(Clone)]
 pub struct CachedMongoStore {
     tiers: Arc<WriteThrough<MongoBackend>>,
@@ -96,13 +102,13 @@ impl CachedMongoStore {
         Self::builder(MongoStore::from_env().await?).build().await
     }
 
-    /// A builder of a cache in front of `mongo`. Change sessions through the cached store from then
-    /// on: what is written through `mongo` itself is like a write of another instance.
+    /// Returns a builder of a cache in front of `mongo`. From then on, change sessions through the cached
+    /// store only: a write through `mongo` itself is like a write by another instance.
     pub fn builder(mongo: MongoStore) -> CachedMongoStoreBuilder {
         CachedMongoStoreBuilder::new(mongo)
     }
 
-    /// How many live sessions there are; see [`MongoStore::length`].
+    /// Returns the number of live sessions; see [`MongoStore::length`].
     ///
     /// # Errors
     ///
@@ -115,7 +121,7 @@ impl CachedMongoStore {
         self.mongo.length().await
     }
 
-    /// About how many live sessions there are, at a cost that does not grow with them; see
+    /// Returns about how many live sessions there are, at a cost that does not grow with them; see
     /// [`MongoStore::estimated_length`].
     ///
     /// # Errors
@@ -129,7 +135,7 @@ impl CachedMongoStore {
         self.mongo.estimated_length().await
     }
 
-    /// Whether MongoDB holds a live session with this id; the cache is not asked.
+    /// Whether MongoDB holds a live session with this id. Does not ask the cache.
     ///
     /// # Errors
     ///
@@ -142,26 +148,26 @@ impl CachedMongoStore {
         self.mongo.contains(id).await
     }
 
-    /// A stream of the live sessions, without their ids; see [`MongoStore::all`].
+    /// Returns a stream of the live sessions, without their ids; see [`MongoStore::all`].
     pub fn all(&self) -> LiveSessions {
         self.mongo.all()
     }
 
-    /// Removes every session from MongoDB, then empties the cache, and answers with how many were
-    /// removed; see [`MongoStore::clear`].
+    /// Removes every session from MongoDB, then empties the cache, and returns the number of removed
+    /// sessions; see [`MongoStore::clear`].
     ///
     /// # Errors
     ///
-    /// As [`MongoStore::length`]; some sessions may have been removed, and the cache is empty.
+    /// As [`MongoStore::length`]. Some sessions may have been removed. The cache is empty.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    /// Once begun it runs to completion, cache included, even if the future is dropped.
     pub async fn clear(&self) -> Result<u64> {
         spans::verb!("session_store.clear", self.tiers.clear())
     }
 
-    /// The collection itself; see [`MongoStore::collection`].
+    /// Returns the collection itself; see [`MongoStore::collection`].
     #[must_use]
     pub fn collection(&self) -> Collection<StoredSession> {
         self.mongo.collection()
@@ -176,19 +182,21 @@ impl CachedMongoStore {
     /// # Cancel safety
     ///
     /// As [`MongoStore::ensure_indexes`].
+    #[doc(alias = "migrate")]
     pub async fn ensure_indexes(&self) -> Result<()> {
         self.mongo.ensure_indexes().await
     }
 
-    /// How the store is, as far as it knows without asking: no I/O, so for any probe, however often.
-    /// With a change stream it knows MongoDB's state about as often as the stream's fences are
-    /// answered, twice a second at least; see [`MongoStore::health`].
+    /// Returns a snapshot of the store's state. No I/O, so a probe may call it as often as it likes.
+    ///
+    /// With a change stream, the state of MongoDB is at most half a second old, since the store sends
+    /// checkpoints at least twice a second; see [`MongoStore::health`].
     #[must_use]
     pub fn health(&self) -> Health {
         self.mongo.health().with_cache(&self.tiers.cache.stats(), self.stream.as_ref())
     }
 
-    /// Ends background tasks, closes the connections and empties the cache; see
+    /// Ends the background tasks, closes the connections and empties the cache; see
     /// [`MongoStore::shutdown`].
     ///
     /// # Cancel safety

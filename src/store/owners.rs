@@ -1,4 +1,4 @@
-//! The sessions of an owner, and those that a filter finds, in both tiers.
+//! The calls of [`CachedMongoStore`] for the sessions of an owner, and for those that a filter finds.
 
 use bson::Document;
 
@@ -11,37 +11,40 @@ use crate::store::CachedMongoStore;
 use crate::telemetry::spans;
 
 impl CachedMongoStore {
-    /// A stream of the live sessions of an owner, as MongoDB has them; see
+    /// Returns a stream of the live sessions of an owner, as MongoDB has them; see
     /// [`MongoStore::find_by_owner`](crate::MongoStore::find_by_owner).
     pub fn find_by_owner(&self, owner: impl Into<Owner>) -> LiveSessions {
         self.mongo.find_by_owner(owner)
     }
 
-    /// Ends every session of an owner, and answers with how many live ones those were: "sign out
-    /// everywhere"; see [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
+    /// Deletes every session of an owner, and returns the number of live ones: "sign out everywhere"; see
+    /// [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner).
     ///
-    /// As after `delete`, no later `load` here returns one that was ended, nor one that another call here
-    /// has ended just before, nor one as it was before a save here gave it to another owner: sessions
-    /// that are being written are not served from the cache any more, though MongoDB's answer is still on
-    /// its way. The other instances are told by the change stream. What another instance has changed a
-    /// moment before is seen here as soon as this one is told of it.
+    /// After it has returned, no later `load` on this instance returns:
+    ///
+    /// - a session that it deleted, or that another call here deleted just before;
+    /// - a session in a state before a save here gave it to another owner. Sessions with a pending write
+    ///   leave the cache, even if MongoDB has not answered the write yet.
+    ///
+    /// The change stream notifies the other instances. A change that another instance made just before is
+    /// seen here as soon as the change stream reports it.
     ///
     /// # Errors
     ///
-    /// As [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner). What may have been ended
-    /// is not cached any more.
+    /// As [`MongoStore::delete_by_owner`](crate::MongoStore::delete_by_owner). Sessions that may have been
+    /// deleted are no longer cached.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    /// Once begun it runs to completion, cache included, even if the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        let removal = self.mongo.session_collection().owner_selection(&owner.into(), None);
-        spans::verb!("session_store.delete_by_owner", self.remove(removal))
+        let selection = self.mongo.session_collection().owner_selection(&owner.into(), None);
+        spans::verb!("session_store.delete_by_owner", self.delete_selection(selection))
     }
 
-    /// Ends every session of an owner but this one, given by its id or its handle, and answers with
-    /// how many live ones those were: "sign out everywhere else"; see
-    /// [`delete_by_owner`](Self::delete_by_owner).
+    /// Deletes every session of an owner except one, and returns the number of live ones: "sign out
+    /// everywhere else"; see [`delete_by_owner`](Self::delete_by_owner). `kept` is the id or the handle of
+    /// the session that stays.
     ///
     /// ```no_run
     /// # use tower_sessions::Session;
@@ -54,7 +57,7 @@ impl CachedMongoStore {
     /// }
     /// ```
     ///
-    /// A session that is given a new id meanwhile (`cycle_id`, a log-in) is another one.
+    /// If the kept session gets a new id meanwhile (`cycle_id`, a log-in), it counts as another session.
     ///
     /// # Errors
     ///
@@ -68,22 +71,22 @@ impl CachedMongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        let removal =
-            self.mongo.session_collection().owner_selection(&owner.into(), Some(kept.into()));
-        spans::verb!("session_store.delete_by_owner_except", self.remove(removal))
+        let kept = Some(kept.into());
+        let selection = self.mongo.session_collection().owner_selection(&owner.into(), kept);
+        spans::verb!("session_store.delete_by_owner_except", self.delete_selection(selection))
     }
 
-    /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
-    /// page for users takes [`revoke_owned`](Self::revoke_owned).
+    /// Deletes one session of any owner, and returns whether it was live. For operators. A page for users
+    /// calls [`revoke_owned`](Self::revoke_owned).
     ///
     /// # Errors
     ///
-    /// As [`MongoStore::length`](crate::MongoStore::length). What may have been ended is not cached any
-    /// more.
+    /// As [`MongoStore::length`](crate::MongoStore::length). A session that may have been deleted is no
+    /// longer cached.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end, cache included, though the future is dropped.
+    /// Once begun it runs to completion, cache included, even if the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let key = handle.into();
         let sessions = self.mongo.session_collection().clone();
@@ -91,12 +94,12 @@ impl CachedMongoStore {
         spans::verb!("session_store.revoke", revoke)
     }
 
-    /// Ends one session if it is this owner's, and answers whether there was such a live one. So
-    /// nobody can end another one's session with a handle from elsewhere.
+    /// Deletes one session if it belongs to this owner, and returns whether such a session was live. So a
+    /// user cannot end the session of another user with a handle from elsewhere.
     ///
     /// ```no_run
     /// # use tower_sessions_moka_mongodb_store::{CachedMongoStore, Result};
-    /// /// `field` is what the form's hidden field held.
+    /// /// `field` is the value of the form's hidden field.
     /// async fn sign_out(store: &CachedMongoStore, user: i64, field: &str) -> Result<bool> {
     ///     store.revoke_owned(user, field.parse()?).await
     /// }
@@ -114,7 +117,8 @@ impl CachedMongoStore {
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let (key, sessions) = (handle.into(), self.mongo.session_collection().clone());
+        let key = handle.into();
+        let sessions = self.mongo.session_collection().clone();
         let owner = Some(owner.into());
         let revoke = async {
             sessions.require_owner_option()?;
@@ -123,8 +127,8 @@ impl CachedMongoStore {
         spans::verb!("session_store.revoke_owned", revoke)
     }
 
-    /// Stores the owner of each live session whose stored one is not what its data tells; see
-    /// [`MongoStore::assign_owners`](crate::MongoStore::assign_owners).
+    /// Stores the owner of each live session whose stored owner differs from what the `owner` function
+    /// returns for its data; see [`MongoStore::assign_owners`](crate::MongoStore::assign_owners).
     ///
     /// # Errors
     ///
@@ -132,35 +136,36 @@ impl CachedMongoStore {
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once begun it runs to completion, even if the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
         let call = self.mongo.assign_owners_as(self.tiers.revs.clone());
         spans::verb!("session_store.assign_owners", call)
     }
 
-    /// A stream of the live sessions whose stored document a filter finds; see
+    /// Returns a stream of the live sessions whose stored document a filter finds; see
     /// [`MongoStore::find`](crate::MongoStore::find).
     pub fn find(&self, filter: Document) -> LiveSessions {
         self.mongo.find(filter)
     }
 
-    /// Ends the live sessions whose stored document a filter finds, and answers with how many those
-    /// were; see [`MongoStore::delete_where`](crate::MongoStore::delete_where).
+    /// Deletes the live sessions whose stored document a filter finds, and returns their number; see
+    /// [`MongoStore::delete_where`](crate::MongoStore::delete_where).
     ///
     /// # Errors
     ///
-    /// As [`MongoStore::delete_where`](crate::MongoStore::delete_where). What may have been ended is
-    /// not cached any more.
+    /// As [`MongoStore::delete_where`](crate::MongoStore::delete_where). Sessions that may have been
+    /// deleted are no longer cached.
     ///
     /// # Cancel safety
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner).
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.mongo.session_collection().filter_selection(filter);
-        spans::verb!("session_store.delete_where", self.remove(removal))
+        let selection = self.mongo.session_collection().filter_selection(filter);
+        spans::verb!("session_store.delete_where", self.delete_selection(selection))
     }
 
-    async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
-        self.tiers.delete_pages(self.mongo.session_collection().pages(removal?)).await
+    async fn delete_selection(&self, selection: Result<DeleteSelection>) -> Result<u64> {
+        let pages = self.mongo.session_collection().delete_cursor(selection?);
+        self.tiers.delete_pages(pages).await
     }
 }

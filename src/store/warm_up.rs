@@ -1,4 +1,4 @@
-//! Filling a cold cache before the requests come.
+//! [`WarmUp`]: fills a cold cache before the requests come.
 
 use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
@@ -16,17 +16,17 @@ use crate::session::id::SessionKey;
 use crate::store::CachedMongoStore;
 use crate::telemetry::spans;
 
-/// How many sessions are read by one command.
+/// The most sessions that one command reads.
 const PAGE: usize = 100;
-/// How long it takes at most if nobody says otherwise.
+/// The default of [`WarmUp::within`].
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(10);
-/// How many entries are put in order before others have their turn.
+/// How many entries are ranked before other tasks run.
 const KEYS_PER_LIST: usize = 4_096;
 /// The longest pause between two pages.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Fills a cache with the sessions written last; see [`CachedMongoStore::warm`]. Begins when it is
-/// awaited.
+/// Fills a cache with the sessions that were written last; see [`CachedMongoStore::warm`]. Begins when it
+/// is awaited.
 #[derive(Clone, Debug)]
 #[must_use = "a warm-up does nothing until it is awaited"]
 pub struct WarmUp {
@@ -40,90 +40,100 @@ pub struct WarmUp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Warmed {
-    /// How many sessions it has put into the cache.
+    /// The number of sessions that it has put into the cache.
     pub sessions: u64,
-    /// How many bytes they take, as `max_bytes` counts.
+    /// The bytes that they take, as [`max_bytes`](crate::CachedMongoStoreBuilder::max_bytes) counts them.
     pub bytes: u64,
-    /// How long that took.
+    /// The time that it took.
     pub elapsed: Duration,
-    /// Why there are no more.
+    /// Why it ended.
     pub limit: WarmUpLimit,
 }
 
-/// What a [`WarmUp`] ended at.
+/// The limit at which a [`WarmUp`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WarmUpLimit {
-    /// It went through as many sessions as it was asked for, or through all.
+    /// It has gone through the requested number of sessions, or through all.
     Sessions,
-    /// The cache holds as many bytes as it was to hold.
+    /// The cache holds [`WarmUp::max_bytes`].
     Bytes,
-    /// The time was over.
+    /// [`WarmUp::within`] is over.
     Time,
 }
 
 impl CachedMongoStore {
-    /// Fills the cache with the live sessions that were written last, the latest first, `sessions` at
-    /// most: for an instance that has just been deployed, so that its first requests are no spike of
-    /// load. Await it before the instance takes requests, or in a task beside them.
+    /// Fills the cache with the live sessions that were written last, at most `sessions` of them.
     ///
-    /// It stands back for requests: it has one connection and no part in what `max_commands_in_flight` bounds,
-    /// reads at most 100 sessions at a time, and rests after each page for as long as that took (100 ms at
-    /// most). It displaces nothing, passes over what is cached or being worked on, and what it has read
-    /// is dropped if the session changes meanwhile.
+    /// It is for an instance that was just deployed: without it, the first requests are a spike of load
+    /// on MongoDB. Await it before the instance takes requests, or in a task beside them.
     ///
-    /// There is no index on `updated`, which each save and each prolongation would have to keep. So it
-    /// begins with a scan of the collection, of which the server keeps the keys and dates of so many
-    /// `sessions` while it sorts, in at most
-    /// [100 MB](https://www.mongodb.com/docs/manual/core/aggregation-pipeline-limits/), and beyond that
-    /// on disk. With many millions of sessions on a busy server that is no small question. A session that was only read is as old as its
-    /// last write, unless the app prolongs sessions at each request.
+    /// A warm-up gives way to requests:
     ///
-    /// What it has put there is served under the same lease as what a load has: without a change
-    /// stream for `max_staleness`.
+    /// - It uses one connection, beside those that
+    ///   [`max_commands_in_flight`](crate::MongoStoreBuilder::max_commands_in_flight) bounds.
+    /// - It reads at most 100 sessions at a time. After each page it pauses for as long as the page took,
+    ///   at most 100 ms.
+    /// - It evicts nothing, and skips sessions that are cached or in use. If a session changes while it is
+    ///   read, what was read is dropped.
+    ///
+    /// A session that it has cached is served under the same lease as one that a load has cached. Without
+    /// a change stream, that is for `max_staleness`.
+    ///
+    /// # Cost
+    ///
+    /// It begins with a scan of the collection: there is no index on `updated`, since each save and each
+    /// touch would have to update it. While the server sorts, it keeps the keys and dates of `sessions`
+    /// sessions, in at most
+    /// [100 MB](https://www.mongodb.com/docs/manual/core/aggregation-pipeline-limits/) of memory, and
+    /// beyond that on disk. With many millions of sessions on a busy server, that is a heavy query.
+    ///
+    /// A session that was only read counts as old as its last write, unless the app extends sessions on
+    /// each request.
     ///
     /// # Errors
     ///
-    /// What the server answers, and [`Closed`](crate::ErrorKind::Closed) once the store is shut down.
-    /// What was put into the cache before stays.
+    /// The errors of the server, and [`Closed`](crate::ErrorKind::Closed) once the store is shut down.
+    /// The sessions that are in the cache by then stay.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time: it ends after its present page.
+    /// May be dropped at any time. It then ends after its current page.
     pub fn warm(&self, sessions: u64) -> WarmUp {
         WarmUp { store: self.clone(), sessions, max_bytes: None, within: DEFAULT_TIME_LIMIT }
     }
 }
 
 impl WarmUp {
-    /// How many bytes the cache may hold, with what is there already, for the warm-up to put more into
-    /// it. Default nine tenths of what it may hold, and never more than all.
+    /// Up to how many bytes in the cache the warm-up adds sessions, counting what is there already.
+    /// Default: nine tenths of the cache's capacity. Never more than the capacity.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// How long it may take; past it there is no further page. Default 10 s.
+    /// How long it may take. It begins no page after that. Default: 10 s.
     pub fn within(mut self, duration: Duration) -> Self {
         self.within = duration;
         self
     }
 
     async fn run(self) -> Result<Warmed> {
-        let abandoned = CancellationToken::new();
-        let _with_the_caller = abandoned.clone().drop_guard();
+        let cancelled = CancellationToken::new();
+        // Cancels the run, which has a task of its own, when the caller drops this future.
+        let _cancel_guard = cancelled.clone().drop_guard();
         let cache = self.store.tiers.cache.clone();
-        let warming = WarmUpRun {
+        let run = WarmUpRun {
             max_bytes: self.max_bytes.unwrap_or_else(|| cache.capacity() / 10 * 9),
             cache,
             mongo: self.store.mongo.clone(),
-            began: Instant::now(),
+            started_at: Instant::now(),
             within: self.within,
             warmed: Vec::new(),
             bytes: 0,
         };
         let tasks = self.store.mongo.tasks().clone();
-        tasks.run_paged(warming.run(self.sessions, abandoned), |outcome| outcome).await
+        tasks.run_paged(run.run(self.sessions, cancelled), |outcome| outcome).await
     }
 }
 
@@ -136,83 +146,87 @@ impl IntoFuture for WarmUp {
     }
 }
 
-/// What became of a page.
+/// How a page ended.
 enum PageOutcome {
-    /// All of it that may be is in the cache.
+    /// Each of its sessions is in the cache, or was skipped.
     All,
-    /// Nothing: it has more bytes than there is room for.
+    /// None is: together they have more bytes than there is room for.
     TooMuch,
-    /// As much as there is room for.
+    /// The cache is full.
     NoRoom,
 }
 
-/// A warm-up under way.
+/// A running warm-up.
 struct WarmUpRun {
     cache: Cache,
     mongo: MongoStore,
     max_bytes: u64,
-    began: Instant,
+    started_at: Instant,
     within: Duration,
-    /// The latest first.
+    /// The most recently written first.
     warmed: Vec<SessionKey>,
     bytes: u64,
 }
 
 impl WarmUpRun {
-    async fn run(mut self, sessions: u64, abandoned: CancellationToken) -> Result<Warmed> {
+    async fn run(mut self, sessions: u64, cancelled: CancellationToken) -> Result<Warmed> {
         if sessions == 0 {
-            return Ok(self.ends(WarmUpLimit::Sessions).await);
+            return Ok(self.finish(WarmUpLimit::Sessions).await);
         }
         let Some(keys) = self.mongo.newest(sessions, self.within).await? else {
-            return Ok(self.ends(WarmUpLimit::Time).await);
+            return Ok(self.finish(WarmUpLimit::Time).await);
         };
-        let (mut left, mut at_once) = (&*keys, PAGE);
+        let mut left = &*keys;
+        let mut page_len = PAGE;
         while !left.is_empty() {
-            if abandoned.is_cancelled() || self.began.elapsed() >= self.within {
-                return Ok(self.ends(WarmUpLimit::Time).await);
+            if cancelled.is_cancelled() || self.started_at.elapsed() >= self.within {
+                return Ok(self.finish(WarmUpLimit::Time).await);
             }
-            let began = Instant::now();
-            let (page, rest) = left.split_at(at_once.min(left.len()));
-            match self.take(page).await? {
+            let page_started_at = Instant::now();
+            let (page, rest) = left.split_at(page_len.min(left.len()));
+            match self.warm_page(page).await? {
                 PageOutcome::All => left = rest,
-                // The latest of them may fit.
-                PageOutcome::TooMuch => at_once = page.len() / 2,
-                PageOutcome::NoRoom => return Ok(self.ends(WarmUpLimit::Bytes).await),
+                // The first half may fit.
+                PageOutcome::TooMuch => page_len = page.len() / 2,
+                PageOutcome::NoRoom => return Ok(self.finish(WarmUpLimit::Bytes).await),
             }
-            sleep(began.elapsed().min(LONGEST_PAUSE)).await;
+            sleep(page_started_at.elapsed().min(LONGEST_PAUSE)).await;
         }
-        Ok(self.ends(WarmUpLimit::Sessions).await)
+        Ok(self.finish(WarmUpLimit::Sessions).await)
     }
 
-    async fn take(&mut self, page: &[SessionKey]) -> Result<PageOutcome> {
+    async fn warm_page(&mut self, page: &[SessionKey]) -> Result<PageOutcome> {
         let mut room = self.cache.room(self.max_bytes);
         if room == 0 {
             return Ok(PageOutcome::NoRoom);
         }
-        // Before the read: what changes from here on is not what it brings.
-        let offer = |key: &SessionKey| Some((*key, self.cache.begin_idle_fill(*key)?));
-        let mut offers: HashMap<SessionKey, IdleFill> = page.iter().filter_map(offer).collect();
-        let keys: Vec<_> = page.iter().copied().filter(|key| offers.contains_key(key)).collect();
+        // Before the read: if a session changes from here on, its fill fails.
+        let begin_fill = |key: &SessionKey| Some((*key, self.cache.begin_idle_fill(*key)?));
+        let mut fills: HashMap<SessionKey, IdleFill> = page.iter().filter_map(begin_fill).collect();
+        let keys: Vec<_> = page.iter().copied().filter(|key| fills.contains_key(key)).collect();
         if keys.is_empty() {
             return Ok(PageOutcome::All);
         }
-        // No more at a time than there is room for, if it is not one; they come in another order than
-        // the latest first, so what has come by then is any of them.
-        let (mut found, mut read, alone) = (HashMap::with_capacity(keys.len()), 0, keys.len() == 1);
-        let reads = self.mongo.read_each(&keys, |key, session, bytes| {
+        // Stops reading once there is no room, unless the page is a single session. MongoDB returns the
+        // sessions in another order, so those that were read by then are not the most recent ones. None
+        // of them is cached.
+        let mut found = HashMap::with_capacity(keys.len());
+        let mut read_bytes = 0;
+        let is_single = keys.len() == 1;
+        let read = self.mongo.read_each(&keys, |key, session, bytes| {
             found.insert(key, session);
-            read += bytes;
-            read <= room || alone
+            read_bytes += bytes;
+            read_bytes <= room || is_single
         });
-        reads.await?;
-        if read > room && !alone {
+        read.await?;
+        if read_bytes > room && !is_single {
             return Ok(PageOutcome::TooMuch);
         }
         for key in keys {
-            let (Some(offer), Some(session)) = (offers.remove(&key), found.remove(&key)) else {
+            let (Some(fill), Some(session)) = (fills.remove(&key), found.remove(&key)) else {
                 continue;
             };
-            match offer.publish(session, room) {
+            match fill.publish(session, room) {
                 Ok(Some(bytes)) => {
                     room = room.saturating_sub(bytes);
                     self.bytes += bytes;
@@ -225,13 +239,13 @@ impl WarmUpRun {
         Ok(PageOutcome::All)
     }
 
-    /// The latest are to be the last that the cache lets go.
-    async fn ends(self, limit: WarmUpLimit) -> Warmed {
+    /// Ranks the entries, so that the cache evicts the most recently written ones last.
+    async fn finish(self, limit: WarmUpLimit) -> Warmed {
         for keys in self.warmed.rchunks(KEYS_PER_LIST) {
             self.cache.rank(keys);
             yield_now().await;
         }
         let sessions = u64::try_from(self.warmed.len()).unwrap_or(u64::MAX);
-        Warmed { sessions, bytes: self.bytes, elapsed: self.began.elapsed(), limit }
+        Warmed { sessions, bytes: self.bytes, elapsed: self.started_at.elapsed(), limit }
     }
 }

@@ -1,40 +1,42 @@
-//! The two tiers together: the order in which they are asked and changed.
+//! [`WriteThrough`]: the verbs over cache and database, and the order in which each is asked and changed.
+//!
+//! Each verb follows one pattern: take a [`FillGuard`] from the cache, run the call to the database in a
+//! task of its own, and finish with the guard. If the call ends in any other way, dropping the guard
+//! removes the entry.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::DropGuard;
 
+use crate::backend::delete_pages::{DeletePages, delete_pages};
+use crate::backend::{self, Backend, Call};
 use crate::cache::{Cache, FillGuard, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Tasks;
-use crate::session::id::RawId;
-use crate::session::id::SessionKey;
+use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::RevSource;
 use crate::session::{Data, Session};
-use crate::store::backend::{Backend, Call, MAX_ID_ATTEMPTS, no_free_id};
-use crate::store::delete_pages::{DeletePages, delete_pages};
 use crate::telemetry::metrics::Invalidation;
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::time::{Clock, WallTime};
 
-/// A save that changes no data.
+/// What a save has to send.
 enum Touch<B: Backend> {
-    /// It is none.
+    /// Not a touch: send a full replace.
     FullReplace,
-    /// What is stored ends about as late.
+    /// Nothing: the stored expiry is late enough.
     Needless,
-    /// The expiry alone is to be stored.
+    /// This expiry alone, once the permit is there.
     Due(Call<B::TouchPermit>, WallTime),
 }
 
-/// Whether the database was asked for anything.
+/// Whether a touch was sent to the database.
 enum TouchSent {
     Yes,
     No,
 }
 
-/// When it is worth it to store nothing but a later expiry.
+/// Decides when a save that only extends the expiry is worth a command.
 #[derive(Clone, Debug)]
 pub(crate) struct TouchPolicy {
     pub(crate) after: Duration,
@@ -42,15 +44,15 @@ pub(crate) struct TouchPolicy {
 }
 
 impl TouchPolicy {
-    /// Whether a session that ends at `stored` need not be prolonged to `expires`.
+    /// Whether a session that expires at `stored` can do without the later expiry `expires`.
     fn is_needless(&self, stored: WallTime, expires: WallTime) -> bool {
         let left = expires.since(self.clock.wall());
         expires.since(stored) < self.after.min(left / MAX_LIFETIME_LOSS)
     }
 }
 
-/// A session that is in use must not expire for want of a touch: it loses no more than this part of
-/// its lifetime.
+/// A session that is in use must not expire because its touches were skipped. So it loses at most one
+/// part in this number of its lifetime.
 const MAX_LIFETIME_LOSS: u32 = 10;
 
 /// The verbs over both tiers, for any backend.
@@ -65,27 +67,27 @@ pub(crate) struct WriteThrough<B> {
 
 impl<B: Backend> WriteThrough<B> {
     pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        for _ in 0..MAX_ID_ATTEMPTS {
-            let id = RawId::random();
-            // No rev: the database does not report insertions.
-            let ticket = self.cache.begin(id.key());
-            let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
-            let data = data.clone();
-            let (cache, key) = (self.cache.clone(), id.key());
-            let noted = cache.clone();
-            let end = move |outcome: Result<Option<WallTime>>| {
-                noted.observe(&outcome);
-                let inserted = outcome?;
-                if let Some(expires) = inserted {
-                    ticket.publish(Session { data, expires });
-                }
-                Ok(inserted.is_some())
-            };
-            if self.tasks.run(insert, end, move || cache.evict(key)).await? {
-                return Ok(id);
+        backend::create(|id| self.insert(id.key(), data, expires)).await
+    }
+
+    /// Stores a new session, and returns whether it did: not if the key is taken.
+    async fn insert(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<bool> {
+        // Not `begin_write`: the change stream does not report insertions, so there is no own write to
+        // recognise.
+        let guard = self.cache.begin(key);
+        let insert = self.backend.insert(key, self.revs.next(), data, expires);
+        let data = data.clone();
+        let cache = self.cache.clone();
+        let cache_when_late = self.cache.clone();
+        let end = move |outcome: Result<Option<WallTime>>| {
+            cache.observe(&outcome);
+            let stored = outcome?;
+            if let Some(expires) = stored {
+                guard.publish(Session { data, expires });
             }
-        }
-        Err(no_free_id())
+            Ok(stored.is_some())
+        };
+        self.tasks.run(insert, end, move || cache_when_late.evict(key)).await
     }
 
     pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
@@ -95,65 +97,71 @@ impl<B: Backend> WriteThrough<B> {
                 self.cache.count_skipped_touch();
                 Ok(())
             }
-            Touch::Due(turn, expires) => self.touch(turn, key, expires).await,
+            Touch::Due(permit, expires) => self.touch(permit, key, expires).await,
             Touch::FullReplace => self.replace(key, data, expires).await,
         }
     }
 
-    /// What a save comes down to if what is cached has the same data already. It is ordered before
-    /// whatever else changes the session by then, here or elsewhere.
+    /// Reduces a save to a touch if the cache has the same data already.
+    ///
+    /// The save then counts as carried out before every change that is not in the cache yet, whether it
+    /// is made here or by another instance.
     fn as_touch(&self, key: SessionKey, data: &Data, expires: WallTime) -> Touch<B> {
-        // In this order. A save that was called before and has left its lane is on its way to the
-        // cache; once it is done there, what it stored is what is seen here.
-        if self.tasks.is_shut_down() || !self.backend.is_settled(key) || !self.cache.is_settled(key)
+        // The order of these checks matters. An earlier save that has left the write queue is on its way
+        // to the cache. Once the cache has no pending write, it holds what that save stored.
+        if self.tasks.is_shut_down()
+            || self.backend.has_pending_write(key)
+            || self.cache.has_pending_write(key)
         {
             return Touch::FullReplace;
         }
         let Some(entry) = self.cache.peek(key) else { return Touch::FullReplace };
         let expires = self.backend.expiry(expires);
-        // Others must hear of a session that is to end sooner.
+        // The change stream does not report touches, and other instances must learn of an earlier expiry.
         if expires < entry.expires() || !entry.has_data(data) {
             return Touch::FullReplace;
         }
         if self.touch_policy.is_needless(entry.expires(), expires) {
             return Touch::Needless;
         }
-        self.backend.acquire_touch(key).map_or(Touch::FullReplace, |turn| Touch::Due(turn, expires))
+        let permit = self.backend.acquire_touch(key);
+        permit.map_or(Touch::FullReplace, |permit| Touch::Due(permit, expires))
     }
 
     async fn touch(
         &self,
-        turn: Call<B::TouchPermit>,
+        permit: Call<B::TouchPermit>,
         key: SessionKey,
         expires: WallTime,
     ) -> Result<()> {
-        let (backend, cache, touching) =
-            (self.backend.clone(), self.cache.clone(), self.touch_policy.clone());
-        let noted = cache.clone();
+        let backend = self.backend.clone();
+        let cache = self.cache.clone();
+        let cache_at_end = self.cache.clone();
+        let touch_policy = self.touch_policy.clone();
         let touch = async move {
-            let place = turn.await?;
-            // The ticket comes before the look: what is found is what the touch prolongs, unless
-            // something changes from here on.
-            let ticket = cache.begin_touch(key);
+            let permit = permit.await?;
+            // The guard is taken before the entry is looked up. So the touch extends that very entry,
+            // unless something changes from here on.
+            let guard = cache.begin_touch(key);
             let found = cache.peek(key);
-            if found.as_ref().is_some_and(|it| touching.is_needless(it.expires(), expires)) {
-                ticket.release();
+            if found.as_ref().is_some_and(|it| touch_policy.is_needless(it.expires(), expires)) {
+                guard.release();
                 cache.count_skipped_touch();
                 return Ok(TouchSent::No);
             }
-            match (backend.touch(place, key, expires).await, found) {
-                // The later one is what is stored.
+            match (backend.touch(permit, key, expires).await, found) {
+                // The database keeps the later expiry.
                 (Ok(Some(expires)), Some(entry)) => {
-                    ticket.prolong(&entry, expires.max(entry.expires()));
+                    guard.prolong(&entry, expires.max(entry.expires()));
                 }
-                (Ok(None), _) => ticket.evict(Invalidation::Gone),
-                (Ok(Some(_)), None) => ticket.release(),
+                (Ok(None), _) => guard.evict(Invalidation::Gone),
+                (Ok(Some(_)), None) => guard.release(),
                 (Err(error), _) => {
-                    // What is stored is another state than what is cached, and one that cannot be read.
+                    // The stored session cannot be decoded, so it is not the one in the cache.
                     if error.kind() == ErrorKind::Decode {
-                        ticket.evict(Invalidation::UnknownOutcome);
+                        guard.evict(Invalidation::UnknownOutcome);
                     } else {
-                        ticket.release();
+                        guard.release();
                     }
                     return Err(error);
                 }
@@ -162,7 +170,7 @@ impl<B: Backend> WriteThrough<B> {
         };
         let end = move |outcome| {
             if !matches!(outcome, Ok(TouchSent::No)) {
-                noted.observe(&outcome);
+                cache_at_end.observe(&outcome);
             }
             outcome.map(drop)
         };
@@ -170,29 +178,29 @@ impl<B: Backend> WriteThrough<B> {
     }
 
     async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
-        let (cache, rev) = (self.cache.clone(), self.revs.next());
-        let ticket = cache.begin_write(key, rev);
+        let cache = self.cache.clone();
+        let rev = self.revs.next();
+        let guard = cache.begin_write(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
-        // Its lane may be free before the write has ended.
-        let late = LateGuard::default();
-        let doubt = late.clone();
+        let late_guard = LateGuard::default();
+        let late_guard_at_end = late_guard.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
             cache.observe(&outcome);
-            doubt.take_if_late(&cache, key, &outcome);
+            late_guard_at_end.take_if_late(&cache, key, &outcome);
             match outcome {
-                Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
-                Ok(None) => ticket.evict(Invalidation::Gone),
+                Ok(Some(expires)) => guard.publish(Session { data, expires }),
+                Ok(None) => guard.evict(Invalidation::Gone),
                 Err(error) => {
                     if error.was_not_carried_out() {
-                        ticket.release();
+                        guard.release();
                     }
                     return Err(error);
                 }
             }
             Ok(())
         };
-        self.tasks.run(replace, end, move || drop(late)).await
+        self.tasks.run(replace, end, move || drop(late_guard)).await
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
@@ -204,28 +212,24 @@ impl<B: Backend> WriteThrough<B> {
             Lookup::Hit(entry) => entry.session().map(Some),
             Lookup::Absent => Ok(None),
             Lookup::Grace(entry) => {
-                self.cache.probe(key, |landing| self.read(key, landing, Duration::ZERO));
+                self.cache.probe(key, |leader| self.read(key, leader, Duration::ZERO));
                 entry.session().map(Some)
             }
-            // In a box of its own: the caller's is made for each hit too.
+            // Boxed, since each hit pays for the size of this future.
             Lookup::Miss | Lookup::Expired => Box::pin(self.fill(key)).await,
         }
     }
 
     async fn fill(&self, key: SessionKey) -> Result<Option<Session>> {
-        let read = |landing, waited| self.read(key, landing, waited);
+        let read = |leader, waited| self.read(key, leader, waited);
         self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
     }
 
-    /// Starts a read for a load that has `next_number` already.
-    fn read(&self, key: SessionKey, landing: Leader, waited: Duration) {
-        let patience = self.tasks.timeout().saturating_sub(waited);
-        self.tasks.start_for(
-            patience,
-            self.backend.find(key),
-            |found| landing.complete(found),
-            || (),
-        );
+    /// Starts the read of a flight. Its first caller has `waited` already.
+    fn read(&self, key: SessionKey, leader: Leader, waited: Duration) {
+        let time_left = self.tasks.timeout().saturating_sub(waited);
+        let find = self.backend.find(key);
+        self.tasks.start_for(time_left, find, |found| leader.complete(found), || ());
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
@@ -233,7 +237,7 @@ impl<B: Backend> WriteThrough<B> {
         self.remove(key, || self.backend.remove(key)).await
     }
 
-    /// Begins and carries out `remove`, which may remove the session of `key`.
+    /// Carries out `remove`, which may remove the session of `key`, and removes the entry.
     pub(crate) async fn remove<T: Send + 'static, F>(
         &self,
         key: SessionKey,
@@ -243,69 +247,74 @@ impl<B: Backend> WriteThrough<B> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let cache = self.cache.clone();
-        let ticket = cache.begin(key);
-        let late = LateGuard::default();
-        let doubt = late.clone();
+        let guard = cache.begin(key);
+        let late_guard = LateGuard::default();
+        let late_guard_at_end = late_guard.clone();
         let end = move |outcome: Result<T>| {
             cache.observe(&outcome);
-            doubt.take_if_late(&cache, key, &outcome);
-            ticket.evict(if outcome.is_ok() {
+            late_guard_at_end.take_if_late(&cache, key, &outcome);
+            guard.evict(if outcome.is_ok() {
                 Invalidation::Delete
             } else {
                 Invalidation::UnknownOutcome
             });
             outcome
         };
-        self.tasks.run(remove(), end, move || drop(late)).await
+        self.tasks.run(remove(), end, move || drop(late_guard)).await
     }
 
-    /// Ends the sessions that these pages find; answers with how many live ones those were.
+    /// Deletes the sessions that these pages find, and returns the number of live ones.
     ///
-    /// No later load here returns one that was ended, nor one as it was before a write from here took it
-    /// out of what the pages find. Where that write has been answered, the cache has what it stored. Where
-    /// it has not, the walk does not find the session, and the cache may still have it as it was before:
-    /// so it is forgotten.
+    /// No later load here returns a session that was deleted. Nor does one return a session in the state
+    /// before a write from here took it out of what the pages find:
+    ///
+    /// - If MongoDB has acknowledged that write, the cache has what it stored.
+    /// - If it has not, the pages do not find the session, and the cache may have the earlier state. So
+    ///   the entry is removed.
     pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
-        let noted = cache.clone();
-        let removal = async move {
-            let hold = |keys: &[SessionKey]| {
-                let tickets: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
-                || tickets.into_iter().for_each(|ticket| ticket.evict(Invalidation::Delete))
+        let cache_at_end = self.cache.clone();
+        let delete = async move {
+            let begin = |keys: &[SessionKey]| {
+                let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
+                || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
             };
-            let removed = delete_pages(pages, hold).await;
-            // After the last page was read: what a write changes later on was found there.
+            let deleted = delete_pages(pages, begin).await;
+            // After the last page was read: a write that changes its session later did not hide it from
+            // the pages.
             cache.evict_pending_writes();
-            removed
+            deleted
         };
         let end = move |outcome| {
-            noted.observe(&outcome);
+            cache_at_end.observe(&outcome);
             outcome
         };
-        self.tasks.run_paged(removal, end).await
+        self.tasks.run_paged(delete, end).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {
+        // Dropping it empties the cache, in the task, however the call ends.
         let clearing = self.cache.begin_clear();
-        let cleared = self.tasks.run_paged(self.backend.clear(), move |outcome| {
+        let end = move |outcome| {
             drop(clearing);
             outcome
-        });
-        cleared.await
+        };
+        self.tasks.run_paged(self.backend.clear(), end).await
     }
 }
 
-/// A ticket for a write that goes on past its deadline. It is held until the write has ended. Until then
-/// the write counts as [pending](Cache::evict_pending_writes); when it ends, whatever was read before is
-/// removed from the cache.
+/// A second fill guard of a write that runs on past its deadline. Dropping it, when the write has ended,
+/// removes what was read meanwhile. Until then the write counts as
+/// [pending](Cache::evict_pending_writes).
 #[derive(Clone, Default)]
 struct LateGuard(Arc<OnceLock<FillGuard>>);
 
 impl LateGuard {
-    /// To be called while the write's own ticket is still there.
+    /// Call this before the write's own guard is finished, so that the write never looks ended between
+    /// the two.
     fn take_if_late<T>(&self, cache: &Cache, key: SessionKey, outcome: &Result<T>) {
         if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
-            drop(self.0.set(cache.begin(key)));
+            let _ = self.0.set(cache.begin(key));
         }
     }
 }

@@ -97,7 +97,7 @@ async fn cache_keeps_to_max_bytes_under_ten_thousand_sessions() {
                 }
             })
             .await;
-        eventually("the cache has tidied up", async || {
+        eventually("moka has done its maintenance", async || {
             store.load(&Id::default()).await.unwrap();
             meters.value("session_store_cache_bytes") <= LIMIT
         })
@@ -119,7 +119,7 @@ async fn cache_keeps_to_max_entries() {
     for _ in 0..100 {
         create(&store).await;
     }
-    eventually("the cache has tidied up", async || {
+    eventually("moka has done its maintenance", async || {
         store.load(&Id::default()).await.unwrap();
         meters.value("session_store_cache_entries") <= 10.0
     })

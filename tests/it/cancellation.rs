@@ -50,7 +50,8 @@ async fn dropped_create(store: impl Store) {
         let mut record = crate::common::record();
         poll_and_drop(store.create(&mut record), polls).await;
         let made = u64::from(polls > 0);
-        eventually("what was begun is done", async || store.documents().await == made).await;
+        eventually("the calls in progress have ended", async || store.documents().await == made)
+            .await;
         assert_eq!(store.clear().await.unwrap(), made);
         assert_eq!(store.load(&record.id).await.unwrap(), None);
     }

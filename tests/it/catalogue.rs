@@ -10,7 +10,9 @@ use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, CachedMongoStoreBuilder, MongoStore};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, MongoStore,
+};
 
 use crate::common::{FOREVER, Meters, create, eventually, serial, uri};
 use crate::metrics::{assert_count, operations};
@@ -33,7 +35,7 @@ async fn without_stream(
 ) -> (Meters, MongoStore, CachedMongoStore) {
     let (meters, guard) = Meters::install();
     let mongo = MongoStore::connect(uri).await.unwrap();
-    let builder = CachedMongoStore::builder(mongo.clone()).change_stream(false);
+    let builder = CachedMongoStore::builder(mongo.clone()).coherence(Coherence::TimeBound);
     let cached = with(builder.max_staleness(FOREVER)).build().await.unwrap();
     drop(guard);
     (meters, mongo, cached)
@@ -110,7 +112,8 @@ async fn limit_gauges_show_the_options_and_end_with_the_store() {
     for limit in limits {
         eventually("the gauge returns to zero", async || meters.value(limit).abs() < 0.5).await;
     }
-    let (meters, _, _store) = without_stream(&uri(), CachedMongoStoreBuilder::exclusive).await;
+    let (meters, _, _store) =
+        without_stream(&uri(), |builder| builder.coherence(Coherence::SoleWriter)).await;
     assert_count(&meters, limits[1], 0);
     assert!(meters.value("session_store_max_staleness_seconds").is_infinite());
 }

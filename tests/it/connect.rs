@@ -11,7 +11,7 @@ use tower_sessions_moka_mongodb_store::mongodb::options::{
     Acknowledgment, ClientOptions, WriteConcern,
 };
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, Error, ErrorKind, MongoStore, MongoStoreBuilder,
+    CachedMongoStore, Coherence, Error, ErrorKind, MongoStore, MongoStoreBuilder,
 };
 
 use crate::common::{create, uri};
@@ -440,12 +440,12 @@ async fn contradicting_cache_options_are_rejected() {
     let grace = Duration::from_secs(1);
     for (builder, said) in [
         (cached().max_entries(0), "`max_entries`"),
-        (cached().exclusive().outage_grace(grace), "`outage_grace`"),
+        (cached().coherence(Coherence::SoleWriter).outage_grace(grace), "`outage_grace`"),
         (CachedMongoStore::builder(one.clone()), "`max_pool_size`"),
     ] {
         let error = builder.build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(said), "{error}");
     }
-    CachedMongoStore::builder(one).exclusive().build().await.unwrap();
+    CachedMongoStore::builder(one).coherence(Coherence::SoleWriter).build().await.unwrap();
 }

@@ -4,8 +4,8 @@ use futures::{FutureExt, StreamExt};
 use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, Event, EventKind, Events, MongoStore, SessionEvent, SessionKey,
-    mongodb,
+    CachedMongoStore, Coherence, ErrorKind, Event, EventKind, Events, MongoStore, SessionEvent,
+    SessionKey, mongodb,
 };
 
 use crate::common::{PATIENCE, cache_of, create, other_instance, uri};
@@ -29,7 +29,7 @@ async fn next_change(events: &mut Events) -> (EventKind, SessionKey, Option<bool
 /// opened.
 async fn alone(uri: &str) -> CachedMongoStore {
     let mongo = MongoStore::connect(uri).await.unwrap();
-    CachedMongoStore::builder(mongo).exclusive().build().await.unwrap()
+    CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap()
 }
 
 #[tokio::test]
@@ -182,8 +182,8 @@ async fn broken_connection_loses_no_event() {
         expected.push(SessionKey::from(create(&past_it).await.id));
     }
     for (nth, key) in expected.iter().enumerate() {
-        let (kind, key, by_us) = next_change(&mut events).await;
-        let which = expected.iter().position(|it| *it == key);
+        let (kind, reported, by_us) = next_change(&mut events).await;
+        let which = expected.iter().position(|it| *it == reported);
         assert_eq!((kind, which, by_us), (EventKind::Created, Some(nth), Some(false)), "{key:?}");
     }
 }
@@ -214,10 +214,11 @@ async fn lost_history_is_reported_as_a_gap() {
 #[tokio::test]
 async fn events_without_a_change_stream_are_an_error() {
     let mongo = other_instance(&uri()).await;
-    let without = CachedMongoStore::builder(mongo).change_stream(false).build().await.unwrap();
+    let without =
+        CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
     let error = without.events().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("change_stream(false)"), "{error}");
+    assert!(error.to_string().contains("Coherence::TimeBound"), "{error}");
 
     let small = MongoStore::builder().uri(uri()).max_pool_size(2).build().await.unwrap();
     let error = cache_of(&small).await.events().await.unwrap_err();
@@ -255,7 +256,8 @@ async fn stream_of_events_is_open_only_while_a_receiver_exists() {
     let uri = uri();
     let commands = Commands::default();
     let mongo = commands.mongo(&uri).await;
-    let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+    let store =
+        CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter).build().await.unwrap();
     assert_eq!(commands.sent("aggregate"), 0);
     let events = [store.events().await.unwrap(), store.events().await.unwrap()];
     assert_eq!(commands.sent("aggregate"), 1, "one for all");

@@ -42,7 +42,7 @@ async fn grace_serves_cached_sessions_until_the_server_is_back() {
     store.delete(&gone.id).await.unwrap();
     server.pause().unwrap();
 
-    eventually("the lease has run out", async || {
+    eventually("the lease has expired", async || {
         assert_eq!(load(&store, &record).await.unwrap().unwrap().data, record.data);
         meters.value(SERVED) >= 1.0
     })

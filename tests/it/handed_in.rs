@@ -10,8 +10,8 @@ use mongodb::options::ClientOptions;
 use tower_sessions::SessionStore;
 use tower_sessions::session_store::{Error as TraitError, ExpiredDeletion};
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, Error, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder, Result,
-    SessionHandle, mongodb,
+    CachedMongoStore, Coherence, Error, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder,
+    Result, SessionHandle, mongodb,
 };
 
 use crate::common::{FOREVER, Log, Meters, PATIENCE, create, eventually, record, uri};
@@ -193,7 +193,7 @@ async fn background_tasks_end_with_the_apps_client_and_warn_once() {
     // Each task notices at its next step. After that it sends nothing.
     let mut before = operations();
     let mut quiet = 0;
-    eventually("nothing is sent any more", async || {
+    eventually("no command is sent any longer", async || {
         tokio::time::sleep(4 * often).await;
         let now = operations();
         quiet = if (now - before).abs() < 0.5 { quiet + 1 } else { 0 };
@@ -230,7 +230,7 @@ async fn client_with_too_small_a_pool_is_rejected() {
                 assert_eq!(error.kind(), ErrorKind::Config);
                 assert_eq!(error.to_string(), refusal.to_string());
                 // A cache that needs no connection for itself.
-                let store = CachedMongoStore::builder(mongo).change_stream(false);
+                let store = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound);
                 create(&store.build().await.unwrap()).await;
                 continue;
             }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, LeaseHealth, MongoHealth, MongoStore, StreamHealth,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, LeaseHealth, MongoHealth, MongoStore,
+    StreamHealth,
 };
 
 use crate::common::{self, Commands, FOREVER, Meters, cached, create, eventually, uri};
@@ -46,7 +47,7 @@ async fn health_shows_a_cut_network_and_its_end() {
         matches!(store.health().stream, StreamHealth::Lost { .. })
     })
     .await;
-    eventually("MongoDB is silent", async || {
+    eventually("MongoDB is unresponsive", async || {
         matches!(store.health().mongo, MongoHealth::Unresponsive { .. })
     })
     .await;
@@ -56,7 +57,7 @@ async fn health_shows_a_cut_network_and_its_end() {
         "its store says the same"
     );
     assert!(!mongo.health().is_serving(), "there is no cache to serve from");
-    eventually("the lease lapses", async || {
+    eventually("the lease expires", async || {
         let health = store.health();
         let is_expired = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
         assert!(is_expired != health.is_serving(), "as long as the lease lasts: {health:?}");
@@ -68,7 +69,7 @@ async fn health_shows_a_cut_network_and_its_end() {
     let MongoHealth::Unresponsive { lasting, .. } = store.health().mongo else {
         panic!("still silent")
     };
-    eventually("the silence grows", async || {
+    eventually("the outage lasts longer", async || {
         matches!(store.health().mongo, MongoHealth::Unresponsive { lasting: now, .. } if now > lasting)
     })
     .await;
@@ -115,19 +116,19 @@ async fn health_of_an_uncached_store_follows_its_calls() {
     .await;
     proxy.mend();
     eventually("MongoDB is back", async || mongo.load(&record.id).await.is_ok()).await;
-    eventually("and known to be", async || mongo.health().is_serving()).await;
+    eventually("and its health shows it", async || mongo.health().is_serving()).await;
 }
 
 #[tokio::test]
 async fn store_without_stream_by_choice_is_not_degraded() {
     let build = async |builder: CachedMongoStoreBuilder| builder.build().await.unwrap().health();
     let builder = || async { CachedMongoStore::builder(MongoStore::connect(uri()).await.unwrap()) };
-    let exclusive = build(builder().await.exclusive()).await;
-    assert_eq!(exclusive.lease, Some(LeaseHealth::Unbounded));
-    let alone = build(builder().await.change_stream(false)).await;
-    assert_eq!(alone.lease, Some(LeaseHealth::PerSession));
+    let sole_writer = build(builder().await.coherence(Coherence::SoleWriter)).await;
+    assert_eq!(sole_writer.lease, Some(LeaseHealth::Unbounded));
+    let time_bound = build(builder().await.coherence(Coherence::TimeBound)).await;
+    assert_eq!(time_bound.lease, Some(LeaseHealth::PerSession));
     let uncached = build(builder().await.max_staleness(Duration::ZERO)).await;
-    for health in [exclusive, alone, uncached] {
+    for health in [sole_writer, time_bound, uncached] {
         assert_eq!(health.stream, StreamHealth::Off);
         assert!(health.is_serving() && !health.is_degraded(), "{health:?}");
     }
@@ -195,7 +196,7 @@ async fn store_that_was_shut_down_is_closed_and_empty() {
 async fn health_is_json_without_ids_and_does_no_io() {
     let commands = Commands::default();
     let mongo = commands.mongo(&uri()).await;
-    let builder = CachedMongoStore::builder(mongo).change_stream(false).max_entries(7);
+    let builder = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).max_entries(7);
     let store = builder.build().await.unwrap();
     let record = create(&store).await;
     let sent = commands.all();

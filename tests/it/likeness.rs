@@ -21,7 +21,7 @@ async fn proxy_holds_the_reply_to_the_named_command() {
     let insert = tokio::spawn(async move { inserted.insert_one(doc! { "_id": 1 }).await });
     held.reached().await;
     let found = things.find_one(doc! {}).await.unwrap();
-    assert_eq!(found, Some(doc! { "_id": 1 }), "done, and nobody knows");
+    assert_eq!(found, Some(doc! { "_id": 1 }), "carried out before its reply is delivered");
     assert!(!insert.is_finished());
     held.deliver();
     insert.await.unwrap().unwrap();

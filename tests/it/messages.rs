@@ -17,7 +17,7 @@ use mongodb::bson::{Document, doc};
 use session_test_server::{PASSWORD, TestServer, USER, fresh_database};
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, MongoStore, MongoStoreBuilder, Result, mongodb,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, MongoStoreBuilder, Result, mongodb,
 };
 
 use crate::common::{Log, create, mongo, record, uri};

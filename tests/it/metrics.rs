@@ -202,7 +202,7 @@ async fn eviction_for_size_is_counted_with_its_cause() {
     for _ in 0..50 {
         create(&small).await;
     }
-    eventually("the rest is let go", async || {
+    eventually("the other entries are evicted", async || {
         maintain(&small).await;
         meters.value(FOR_SIZE) >= 45.0
     })

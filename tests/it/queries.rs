@@ -76,7 +76,7 @@ async fn find(plain: impl Owned) {
     store.expire_all().await;
     assert_eq!(store.find(times).count().await, 0);
     assert_eq!(store.delete_where(doc! { &total: { "$gt": 0 } }).await.unwrap(), 0);
-    assert_eq!(store.documents().await, 4, "what has expired is left to who removes it");
+    assert_eq!(store.documents().await, 4, "expired sessions are left to the TTL index");
 }
 
 async fn not_queryable(store: impl Owned) {

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions::{SessionStore, session::Record};
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, MongoStore, SessionHandle, mongodb,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle, mongodb,
 };
 
 use crate::common::{PATIENCE, Store, create, record, uri};
@@ -192,7 +192,7 @@ fn unanswered_call_ends_at_its_deadline_without_a_timer() {
             let timeout = Duration::from_millis(500);
             let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(timeout);
             let mongo = mongo.build().await.unwrap();
-            let cached = CachedMongoStore::builder(mongo).change_stream(true).exclusive();
+            let cached = CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter);
             (proxy, cached.build().await.unwrap())
         });
         let held = proxy.hold("aggregate");
@@ -215,12 +215,12 @@ fn unanswered_call_ends_at_its_deadline_without_a_timer() {
 #[test]
 fn build_on_a_client_whose_runtime_is_gone_is_an_error_and_no_hang() {
     for thread in POLLING_THREADS {
-        for follow in [true, false] {
+        for coherence in [Coherence::ChangeStream, Coherence::TimeBound] {
             let own = runtime();
             let uri = uri();
             let mongo = own.block_on(owned(&uri));
             drop(own);
-            let build = CachedMongoStore::builder(mongo.clone()).change_stream(follow).build();
+            let build = CachedMongoStore::builder(mongo.clone()).coherence(coherence).build();
             let error = thread.poll("build", build).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
             thread.poll("shutdown", async move { mongo.shutdown().await });

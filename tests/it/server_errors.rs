@@ -8,7 +8,7 @@ use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, ErrorKind, MongoStore, StreamHealth,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, ErrorKind, MongoStore, StreamHealth,
 };
 
 use crate::common::{Commands, FOREVER, Log, Meters, PATIENCE, create, eventually};
@@ -126,7 +126,7 @@ async fn build_on_an_overloaded_server_keeps_its_change_stream() {
     let (meters, guard) = Meters::install();
     let _store = CachedMongoStore::builder(mongo).build().await.unwrap();
     drop(guard);
-    eventually("it is asked again", async || refusing.times() > 12).await;
+    eventually("it is retried", async || refusing.times() > 12).await;
     drop(refusing);
     eventually("the stream opens", async || meters.value(OPEN) > 0.5).await;
     assert!(!log.take().contains("is not told of changes"));
@@ -147,7 +147,7 @@ async fn refused_read_past_the_lease_keeps_the_entry_for_the_grace() {
         (262, "ExceededTimeLimit", &[]),
     ] {
         let world = world(|builder| {
-            builder.change_stream(false).max_staleness(SHORT).outage_grace(FOREVER)
+            builder.coherence(Coherence::TimeBound).max_staleness(SHORT).outage_grace(FOREVER)
         })
         .await;
         let record = create(&world.store).await;
@@ -173,7 +173,7 @@ async fn refused_read_past_the_lease_keeps_the_entry_for_the_grace() {
 async fn read_refused_for_another_reason_is_an_error_and_keeps_the_entry() {
     for (code, name) in [(13, "Unauthorized"), (1, "InternalError"), (175, "QueryPlanKilled")] {
         let world = world(|builder| {
-            builder.change_stream(false).max_staleness(SHORT).outage_grace(FOREVER)
+            builder.coherence(Coherence::TimeBound).max_staleness(SHORT).outage_grace(FOREVER)
         })
         .await;
         let record = create(&world.store).await;
@@ -189,7 +189,7 @@ async fn read_refused_for_another_reason_is_an_error_and_keeps_the_entry() {
 
 #[tokio::test]
 async fn error_kind_follows_the_table() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let id = create(&world.store).await.id;
     for (code, labels, kind) in [
         (462, LABELS[0], ErrorKind::Overloaded),
@@ -273,7 +273,7 @@ async fn refused_batch_keeps_the_entry_of_each_save() {
 /// out which ones. If that read is refused, nothing is known about the saves.
 #[tokio::test]
 async fn batch_whose_outcome_read_is_refused_leaves_no_entry() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let [busy, a, gone] =
         [create(&world.store).await, create(&world.store).await, create(&world.store).await];
     let past_it = MongoStore::connect(world.proxy.direct()).await.unwrap();
@@ -308,7 +308,7 @@ async fn save_that_an_overload_may_have_interrupted_leaves_no_entry() {
 
 #[tokio::test]
 async fn batch_during_a_server_shutdown_leaves_no_entry() {
-    let world = world(|builder| builder.change_stream(false)).await;
+    let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     for code in [91, 189, 11600, 11602] {
         let [busy, a, b] =
             [create(&world.store).await, create(&world.store).await, create(&world.store).await];
@@ -436,7 +436,8 @@ async fn server_that_refuses_new_streams_has_none_and_build_does_not_wait() {
 async fn events_that_the_server_refuses_later_return_the_reason() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(PATIENCE);
-    let store = CachedMongoStore::builder(mongo.build().await.unwrap()).exclusive();
+    let store =
+        CachedMongoStore::builder(mongo.build().await.unwrap()).coherence(Coherence::SoleWriter);
     let store = store.build().await.unwrap();
     let _listens = store.events().await.unwrap();
     let refusing = proxy.refuse_all("aggregate", 115, "CommandNotSupported", &[]);

@@ -11,7 +11,9 @@ use tokio::task::JoinHandle;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions::session_store::{self, Error};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionKey, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, MongoStore, SessionKey, mongodb,
+};
 
 use crate::common::{
     FOREVER, Log, Store, cache_of, create, in_the_future, mongo, on_both_tiers, uri,
@@ -241,7 +243,7 @@ async fn touch_of_an_expiry_that_is_no_date_fails_and_leaves_no_entry() {
             let proxy = Proxy::start().await;
             let mongo = one_at_a_time(&proxy).await;
             let builder = CachedMongoStore::builder(mongo).max_staleness(FOREVER);
-            let store = builder.exclusive().build().await.unwrap();
+            let store = builder.coherence(Coherence::SoleWriter).build().await.unwrap();
             let mut record = create(&store).await;
             let also = with_new_data(&create(&store).await);
             change(&store, &record, "expires", value.as_ref()).await;

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, Coherence, MongoStore};
 
 use crate::common::{FOREVER, create, mongo, uri};
 
@@ -14,7 +14,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// A cache without a change stream: it knows only its own writes and reads.
 async fn caching(mongo: MongoStore, touch_after: Duration) -> CachedMongoStore {
-    let cached = CachedMongoStore::builder(mongo).max_staleness(FOREVER).change_stream(false);
+    let cached =
+        CachedMongoStore::builder(mongo).max_staleness(FOREVER).coherence(Coherence::TimeBound);
     cached.touch_after(touch_after).build().await.unwrap()
 }
 

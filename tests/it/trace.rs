@@ -10,7 +10,9 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::Id as SessionId;
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, MongoStore, SessionHandle};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle,
+};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -286,7 +288,8 @@ async fn outage_is_logged_once_at_its_begin_and_once_at_its_end() {
     while built.is_err() {
         built = mongo.clone().build().await;
     }
-    let store = CachedMongoStore::builder(built.unwrap()).change_stream(false).build().await;
+    let store =
+        CachedMongoStore::builder(built.unwrap()).coherence(Coherence::TimeBound).build().await;
     let store = store.unwrap();
     let record = create(&store).await;
     let mut too_deep = record.clone();

@@ -81,7 +81,7 @@ async fn clear(store: impl Store) {
     let options = ttl.expect("the index stays").options.as_ref().unwrap();
     assert_eq!(options.expire_after, Some(std::time::Duration::ZERO));
     assert_eq!(store.clear().await.unwrap(), 0);
-    assert!(store.load(&create(&store).await.id).await.unwrap().is_some(), "life goes on");
+    assert!(store.load(&create(&store).await.id).await.unwrap().is_some(), "the store still works");
 }
 
 async fn length(store: impl Store) {

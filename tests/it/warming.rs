@@ -7,7 +7,7 @@ use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, MongoStore, SessionKey, WarmUpLimit, mongodb,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionKey, WarmUpLimit, mongodb,
 };
 
 use crate::common::{
@@ -65,7 +65,7 @@ async fn warm_cache_answers_without_a_command() {
         }
         assert_eq!(commands.sent("find"), before);
         assert!(store.load(&records[121].id).await.unwrap().is_some());
-        assert_eq!(commands.sent("find"), before + 1, "the rest is asked for");
+        assert_eq!(commands.sent("find"), before + 1, "the rest is read");
         // Entries that are already in the cache are left alone.
         let again = store.warm(120).await.unwrap();
         assert_eq!((again.sessions, again.bytes), (0, 0));
@@ -276,7 +276,8 @@ async fn shutdown_does_not_wait_for_a_warm_up() {
 async fn warm_up_that_reaches_its_time_limit_leaves_the_health_serving() {
     let proxy = Proxy::start().await;
     let mongo = other_instance(proxy.uri()).await;
-    let store = CachedMongoStore::builder(mongo).change_stream(false).build().await.unwrap();
+    let store =
+        CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
     create(&store).await;
     assert!(store.health().is_serving());
     let held = proxy.hold("aggregate");

@@ -1,4 +1,4 @@
-//! A queue over a small freight of its own, on paused time.
+//! The queue over an executor of numbers, on paused time.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -12,30 +12,33 @@ use crate::batching::batch_queue::*;
 mod failures;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_millis(10);
-/// An item that its command says nothing of, and one at which it panics.
-const NO_WORD: u32 = 1_000;
+const MAX_WAIT: Duration = Duration::from_millis(10);
+/// The command gives no answer for this item.
+const NO_ANSWER: u32 = 1_000;
+/// The command panics.
 const PANICS: u32 = 2_000;
-/// An item that fails by itself, and one that brings its whole command down.
+/// The item fails, the others in its command do not.
 const FAILS: u32 = 3_000;
+/// The whole command fails.
 const BREAKS: u32 = 4_000;
+/// The item alone has as many bytes as a command may have.
 const LARGE: u32 = 5_000;
 
-/// Carries numbers, and answers with each one's double once its gate is opened.
+/// Answers each number with its double, once the test opens the gate of its command.
 #[derive(Clone, Default)]
-struct Numbers(Arc<Mutex<Carried>>);
+struct Numbers(Arc<Mutex<Record>>);
 
 #[derive(Default)]
-struct Carried {
-    departed: Vec<Vec<u32>>,
+struct Record {
+    commands: Vec<Vec<u32>>,
     gates: VecDeque<Option<oneshot::Sender<()>>>,
-    /// Those that were dropped before they had ended, and when.
+    /// The items whose command was dropped before it had ended, and when.
     cut_off: Vec<(u32, Instant)>,
 }
 
-struct UnderWay(Numbers, Vec<u32>);
+struct Running(Numbers, Vec<u32>);
 
-impl Drop for UnderWay {
+impl Drop for Running {
     fn drop(&mut self) {
         let cut_off = self.1.iter().map(|item| (*item, Instant::now()));
         self.0.0.lock().unwrap().cut_off.extend(cut_off);
@@ -43,8 +46,8 @@ impl Drop for UnderWay {
 }
 
 impl Numbers {
-    fn departed(&self) -> Vec<Vec<u32>> {
-        self.0.lock().unwrap().departed.clone()
+    fn commands(&self) -> Vec<Vec<u32>> {
+        self.0.lock().unwrap().commands.clone()
     }
 
     fn open(&self, command: usize) {
@@ -55,19 +58,19 @@ impl Numbers {
         self.0.lock().unwrap().cut_off.clone()
     }
 
-    async fn carry(self, items: Vec<u32>) -> Vec<Result<u32>> {
+    async fn run(self, items: Vec<u32>) -> Vec<Result<u32>> {
         let (open, gate) = oneshot::channel();
         {
-            let mut carried = self.0.lock().unwrap();
-            carried.departed.push(items.clone());
-            carried.gates.push_back(Some(open));
+            let mut record = self.0.lock().unwrap();
+            record.commands.push(items.clone());
+            record.gates.push_back(Some(open));
         }
-        let mut under_way = UnderWay(self, items);
+        let mut running = Running(self, items);
         gate.await.ok();
-        let items = std::mem::take(&mut under_way.1);
+        let items = std::mem::take(&mut running.1);
         assert!(!items.contains(&PANICS), "on purpose");
         let failed = || Error::new(ErrorKind::Server, "by itself");
-        let items = items.into_iter().filter(|item| *item != NO_WORD);
+        let items = items.into_iter().filter(|item| *item != NO_ANSWER);
         items.map(|item| if item == FAILS { Err(failed()) } else { Ok(2 * item) }).collect()
     }
 }
@@ -77,16 +80,16 @@ impl BatchExecutor for Numbers {
     type Answer = u32;
 
     fn run_one(&self, item: u32) -> Call<u32> {
-        let carried = self.clone().carry(vec![item]);
-        Box::pin(async move { carried.await.pop().unwrap_or_else(|| Err(Error::cut_off())) })
+        let run = self.clone().run(vec![item]);
+        Box::pin(async move { run.await.pop().unwrap_or_else(|| Err(Error::cut_off())) })
     }
 
     fn run_batch(&self, items: Vec<u32>) -> Call<Vec<Result<u32>>> {
-        assert!(items.len() > 1, "one goes alone");
+        assert!(items.len() > 1, "`run_one` sends a single item");
         let breaks = items.contains(&BREAKS);
-        let carried = self.clone().carry(items);
+        let run = self.clone().run(items);
         Box::pin(async move {
-            let outcomes = carried.await;
+            let outcomes = run.await;
             if breaks { Err(Error::new(ErrorKind::Connection, "as a whole")) } else { Ok(outcomes) }
         })
     }
@@ -96,7 +99,7 @@ impl BatchExecutor for Numbers {
     }
 }
 
-struct Line {
+struct Fixture {
     queue: BatchQueue<Numbers>,
     numbers: Numbers,
 }
@@ -106,21 +109,22 @@ fn limits() -> BatchLimits {
         max_commands: 2,
         max_batch: 3,
         max_bytes: 100,
-        max_wait: PATIENCE,
+        max_wait: MAX_WAIT,
         max_calls: 100,
     }
 }
 
-impl Line {
+impl Fixture {
     fn new(limits: BatchLimits) -> Self {
         let numbers = Numbers::default();
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
         Self { queue: BatchQueue::new(numbers.clone(), tasks, limits), numbers }
     }
 
-    /// Sends an item in a task of its own, as far as it goes.
+    /// Sends an item in a task of its own, and lets the task run until it waits.
     async fn send(&self, item: u32) -> JoinHandle<Result<u32>> {
-        let (queue, began) = (self.queue.clone(), Instant::now());
+        let queue = self.queue.clone();
+        let began = Instant::now();
         let sent = tokio::spawn(async move { queue.send(queue.admit()?, item, began).await });
         settle().await;
         sent
@@ -134,16 +138,16 @@ impl Line {
         sent
     }
 
-    fn departed(&self) -> Vec<Vec<u32>> {
-        self.numbers.departed()
+    fn commands(&self) -> Vec<Vec<u32>> {
+        self.numbers.commands()
     }
 
-    fn is_at_rest(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.queue.load() == [0; 3]
     }
 }
 
-/// Lets everything run that can.
+/// Lets all tasks run until they wait.
 async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
@@ -155,163 +159,163 @@ async fn outcome(sent: JoinHandle<Result<u32>>) -> Result<u32, ErrorKind> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_queue_lets_a_call_go_at_once() {
-    let line = Line::new(limits());
-    let sent = line.send_all([1, 2]).await;
-    assert_eq!(line.departed(), [vec![1], vec![2]]);
-    line.numbers.open(1);
-    line.numbers.open(0);
+async fn an_idle_queue_sends_a_call_at_once() {
+    let fixture = Fixture::new(limits());
+    let sent = fixture.send_all([1, 2]).await;
+    assert_eq!(fixture.commands(), [vec![1], vec![2]]);
+    fixture.numbers.open(1);
+    fixture.numbers.open(0);
     for (sent, answer) in sent.into_iter().zip([2, 4]) {
         assert_eq!(outcome(sent).await, Ok(answer));
     }
-    assert!(line.is_at_rest());
+    assert!(fixture.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_while_it_is_busy_leaves_together_once_a_command_ends_and_in_order() {
-    let line = Line::new(limits());
-    let sent = line.send_all(1..=6).await;
-    assert_eq!(line.departed().len(), 2, "the others wait");
-    line.numbers.open(0);
+async fn calls_of_a_busy_queue_are_batched_in_order_when_a_command_ends() {
+    let fixture = Fixture::new(limits());
+    let sent = fixture.send_all(1..=6).await;
+    assert_eq!(fixture.commands().len(), 2, "the others wait");
+    fixture.numbers.open(0);
     settle().await;
-    assert_eq!(line.departed()[2..], [vec![3, 4, 5]]);
-    line.numbers.open(1);
+    assert_eq!(fixture.commands()[2..], [vec![3, 4, 5]]);
+    fixture.numbers.open(1);
     settle().await;
-    assert_eq!(line.departed().len(), 3, "one call is few beside three");
-    line.numbers.open(2);
+    assert_eq!(fixture.commands().len(), 3, "one queued call is fewer than the three in flight");
+    fixture.numbers.open(2);
     settle().await;
-    assert_eq!(line.departed()[3..], [vec![6]], "no more of them than may leave together");
-    line.numbers.open(3);
+    assert_eq!(fixture.commands()[3..], [vec![6]], "at most `max_batch`");
+    fixture.numbers.open(3);
     for (sent, item) in sent.into_iter().zip(1..) {
         assert_eq!(outcome(sent).await, Ok(2 * item), "each gets its own answer");
     }
-    assert!(line.is_at_rest());
+    assert!(fixture.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
-async fn beside_a_large_command_no_smaller_one_leaves_until_it_is_missed() {
-    let line = Line::new(limits());
-    let _first = line.send_all(1..=5).await;
-    line.numbers.open(0);
-    line.numbers.open(1);
+async fn beside_a_large_command_a_smaller_one_is_sent_only_after_max_wait() {
+    let fixture = Fixture::new(limits());
+    let _first = fixture.send_all(1..=5).await;
+    fixture.numbers.open(0);
+    fixture.numbers.open(1);
     settle().await;
-    assert_eq!(line.departed()[2..], [vec![3, 4, 5]]);
-    let _few = line.send_all([6, 7]).await;
-    assert_eq!(line.departed().len(), 3, "though one command more may be under way");
-    let _enough = line.send(8).await;
-    assert_eq!(line.departed()[3..], [vec![6, 7, 8]], "as many as the other one has");
-    line.numbers.open(2);
+    assert_eq!(fixture.commands()[2..], [vec![3, 4, 5]]);
+    let _few = fixture.send_all([6, 7]).await;
+    assert_eq!(fixture.commands().len(), 3, "although one more command may be in flight");
+    let _enough = fixture.send(8).await;
+    assert_eq!(fixture.commands()[3..], [vec![6, 7, 8]], "as many as the other command has");
+    fixture.numbers.open(2);
     settle().await;
-    let _one = line.send(9).await;
-    assert_eq!(line.departed().len(), 4);
-    sleep(PATIENCE + Duration::from_millis(1)).await;
-    assert_eq!(line.departed()[4..], [vec![9]]);
+    let _one = fixture.send(9).await;
+    assert_eq!(fixture.commands().len(), 4);
+    sleep(MAX_WAIT + Duration::from_millis(1)).await;
+    assert_eq!(fixture.commands()[4..], [vec![9]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_is_no_larger_than_it_may_be_unless_it_is_one_alone() {
-    let line = Line::new(limits());
-    let _sent = line.send_all([1, 2, 3, LARGE, LARGE, 4]).await;
+async fn a_command_exceeds_max_bytes_only_with_a_single_item() {
+    let fixture = Fixture::new(limits());
+    let _sent = fixture.send_all([1, 2, 3, LARGE, LARGE, 4]).await;
     for command in 0..4 {
-        line.numbers.open(command);
+        fixture.numbers.open(command);
         settle().await;
     }
-    assert_eq!(line.departed()[2..], [vec![3], vec![LARGE], vec![LARGE], vec![4]]);
+    assert_eq!(fixture.commands()[2..], [vec![3], vec![LARGE], vec![LARGE], vec![4]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_in_vain_leaves_with_all_others_and_the_next_ones_wait_longer() {
-    let line = Line::new(limits());
-    let mut sent = line.send_all([1, 2, 3, 4]).await;
-    advance(PATIENCE.saturating_sub(Duration::from_millis(1))).await;
+async fn an_expired_wait_flushes_the_queue_and_later_calls_wait_longer() {
+    let fixture = Fixture::new(limits());
+    let mut sent = fixture.send_all([1, 2, 3, 4]).await;
+    advance(MAX_WAIT.saturating_sub(Duration::from_millis(1))).await;
     settle().await;
-    assert_eq!(line.departed().len(), 2);
-    sent.push(line.send(5).await);
+    assert_eq!(fixture.commands().len(), 2);
+    sent.push(fixture.send(5).await);
     sleep(Duration::from_millis(2)).await;
-    assert_eq!(line.departed()[2..], [vec![3, 4, 5]]);
-    // Three commands are under way; with four it is twice as long, and with six three doublings.
+    assert_eq!(fixture.commands()[2..], [vec![3, 4, 5]]);
+    // With three commands in flight the wait is not doubled. With four it is twice as long, and so on.
     let mut waits = Vec::new();
     for item in 6..12 {
         let began = Instant::now();
-        let before = line.departed().len();
-        sent.push(line.send(item).await);
-        while line.departed().len() == before {
+        let before = fixture.commands().len();
+        sent.push(fixture.send(item).await);
+        while fixture.commands().len() == before {
             sleep(Duration::from_millis(1)).await;
         }
-        waits.push(began.elapsed().as_millis() / PATIENCE.as_millis());
+        waits.push(began.elapsed().as_millis() / MAX_WAIT.as_millis());
     }
     assert_eq!(waits, [1, 2, 2, 4, 4, 8]);
-    // A command beyond the usual number is followed by another one only if it is missed.
-    let late = line.send(12).await;
-    line.numbers.open(0);
+    // While more than `max_commands` are in flight, one that ends is replaced only after `max_wait`.
+    let late = fixture.send(12).await;
+    fixture.numbers.open(0);
     settle().await;
-    assert_eq!(line.departed().len(), 9, "seven are more than two");
+    assert_eq!(fixture.commands().len(), 9, "seven are in flight, and two are the limit");
     for command in 1..9 {
-        line.numbers.open(command);
+        fixture.numbers.open(command);
     }
     settle().await;
-    assert_eq!(line.departed()[9..], [vec![12]]);
-    line.numbers.open(9);
+    assert_eq!(fixture.commands()[9..], [vec![12]]);
+    fixture.numbers.open(9);
     assert_eq!(outcome(late).await, Ok(24));
     settle().await;
-    assert!(line.is_at_rest());
+    assert!(fixture.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_later_does_not_shorten_the_wait_of_those_before() {
-    let line = Line::new(limits());
-    let _stuck = line.send_all(1..=2).await;
+async fn a_later_call_does_not_shorten_the_wait_of_an_earlier_one() {
+    let fixture = Fixture::new(limits());
+    let _stuck = fixture.send_all(1..=2).await;
     for command in 2..6 {
-        let _stuck = line.send(10 + command).await;
-        while line.departed().len() == usize::try_from(command).unwrap() {
+        let _stuck = fixture.send(10 + command).await;
+        while fixture.commands().len() == usize::try_from(command).unwrap() {
             sleep(Duration::from_millis(1)).await;
         }
     }
-    assert_eq!(line.departed().len(), 6, "of two that there should be");
-    let _first = line.send(20).await;
-    sleep(PATIENCE + Duration::from_millis(1)).await;
-    let _second = line.send(21).await;
-    assert_eq!(line.departed().len(), 6, "with six it is four times as long");
-    // One that ends is followed by one, and not by all who have waited for so long.
-    let _third = line.send_all(22..28).await;
-    sleep(PATIENCE + Duration::from_millis(1)).await;
-    line.numbers.open(0);
+    assert_eq!(fixture.commands().len(), 6, "the limit is two");
+    let _first = fixture.send(20).await;
+    sleep(MAX_WAIT + Duration::from_millis(1)).await;
+    let _second = fixture.send(21).await;
+    assert_eq!(fixture.commands().len(), 6, "with six it is four times as long");
+    // One that ends is replaced by one command, not by commands for all queued calls.
+    let _third = fixture.send_all(22..28).await;
+    sleep(MAX_WAIT + Duration::from_millis(1)).await;
+    fixture.numbers.open(0);
     settle().await;
-    assert_eq!(line.departed()[6..], [vec![20, 21, 22]]);
+    assert_eq!(fixture.commands()[6..], [vec![20, 21, 22]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_large_command_that_stands_still_holds_up_nobody_but_the_first_who_waits() {
-    let line = Line::new(limits());
-    let _first = line.send_all(1..=5).await;
-    line.numbers.open(0);
-    line.numbers.open(1);
+async fn a_stalled_large_command_delays_only_the_first_queued_call() {
+    let fixture = Fixture::new(limits());
+    let _first = fixture.send_all(1..=5).await;
+    fixture.numbers.open(0);
+    fixture.numbers.open(1);
     settle().await;
-    assert_eq!(line.departed()[2..], [vec![3, 4, 5]], "which stands still");
-    let _missed = line.send(6).await;
-    sleep(PATIENCE + Duration::from_millis(1)).await;
-    assert_eq!(line.departed()[3..], [vec![6]]);
-    line.numbers.open(3);
+    assert_eq!(fixture.commands()[2..], [vec![3, 4, 5]], "this one stalls");
+    let _queued = fixture.send(6).await;
+    sleep(MAX_WAIT + Duration::from_millis(1)).await;
+    assert_eq!(fixture.commands()[3..], [vec![6]]);
+    fixture.numbers.open(3);
     settle().await;
     for item in 7..10 {
-        let sent = line.send(item).await;
-        assert_eq!(line.departed().last(), Some(&vec![item]), "at once");
-        line.numbers.open(line.departed().len() - 1);
+        let sent = fixture.send(item).await;
+        assert_eq!(fixture.commands().last(), Some(&vec![item]), "at once");
+        fixture.numbers.open(fixture.commands().len() - 1);
         assert_eq!(outcome(sent).await, Ok(2 * item));
     }
-    line.numbers.open(2);
+    fixture.numbers.open(2);
     settle().await;
-    assert!(line.is_at_rest());
+    assert!(fixture.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_waited_elsewhere_waits_for_half_of_the_rest_at_most() {
-    let line = Line::new(limits());
-    let _busy = line.send_all(1..=2).await;
-    let queue = line.queue.clone();
+async fn a_call_that_has_waited_before_waits_at_most_half_of_its_time_left() {
+    let fixture = Fixture::new(limits());
+    let _busy = fixture.send_all(1..=2).await;
+    let queue = fixture.queue.clone();
     let began = Instant::now();
     advance(TIMEOUT.saturating_sub(Duration::from_millis(8))).await;
     let _late = tokio::spawn(async move { queue.send(queue.admit()?, 3, began).await });
     sleep(Duration::from_millis(5)).await;
-    assert_eq!(line.departed()[2..], [vec![3]]);
+    assert_eq!(fixture.commands()[2..], [vec![3]]);
 }

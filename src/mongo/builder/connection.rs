@@ -1,4 +1,4 @@
-//! The options that say which collection of which server it is.
+//! The options of the builder that choose the server, the database and the collection.
 
 use std::path::PathBuf;
 
@@ -7,157 +7,155 @@ use mongodb::{Client, Collection, Database};
 use crate::mongo::builder::MongoStoreBuilder;
 
 impl MongoStoreBuilder {
-    /// A connection string, `mongodb://` or `mongodb+srv://`. The path names the database, and a
-    /// second part of it the collection: `mongodb://user:pass@host:port/database/collection`. White space
-    /// around it and a byte order mark are ignored: a file ends with a line break, and a file that a
-    /// Windows editor saved may begin with the mark.
+    /// The connection string, `mongodb://` or `mongodb+srv://`. The path names the database, and may name the
+    /// collection after it: `mongodb://user:pass@host:port/database/collection`.
     ///
-    /// The database must be one of yours: not `admin`, `config` or `local`. Where a hosted MongoDB gives
-    /// a URI that ends in `/admin`, write `/yourdb?authSource=admin`.
+    /// White space around the string and a byte order mark are ignored: a file may end with a line break, or begin
+    /// with the mark.
+    ///
+    /// The database must not be `admin`, `config` or `local`. If a hosted MongoDB gives you a URI that ends in
+    /// `/admin`, write `/yourdb?authSource=admin`.
     pub fn uri(mut self, uri: impl Into<String>) -> Self {
         self.connection.uri = Some(uri.into());
         self
     }
 
-    /// Takes the connection string from the environment variable `MONGODB_URI`. White space around
-    /// it and a byte order mark are ignored.
+    /// Reads the connection string from the environment variable `MONGODB_URI`. White space around it and a byte
+    /// order mark are ignored.
     pub fn uri_from_env(mut self) -> Self {
         self.connection.uri_from_env = true;
         self
     }
 
     /// The server's host name or address, as `name`, `name:port` or `[address]:port`. Default `127.0.0.1`.
-    /// White space around it and a byte order mark are ignored. A name that no name server can know, such as
-    /// one with a comma, a space or two dots in a row, is a [`Config`](crate::ErrorKind::Config) error.
+    /// White space around it and a byte order mark are ignored. A malformed name, such as one with a comma, a space
+    /// or two dots in a row, is a [`Config`](crate::ErrorKind::Config) error.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.connection.host = Some(host.into());
         self
     }
 
-    /// The server's port, 1 to 65535, also of those [`hosts`](Self::hosts) that have none of their
-    /// own. Default 27017.
+    /// The server's port, 1 to 65535. Default 27017. It is also the port of each of [`hosts`](Self::hosts) that has
+    /// no port of its own.
     pub fn port(mut self, port: u16) -> Self {
         self.connection.port = Some(port);
         self
     }
 
-    /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`;
-    /// at least one. Each is checked as [`host`](Self::host) is.
+    /// The members of a replica set or the routers of a sharded cluster, as `host` or `host:port`. At least one. Each
+    /// is checked as [`host`](Self::host) is.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.connection.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The name of the replica set. Default: the one in the URI, which must not be another one.
+    /// The name of the replica set. Default: the name in the URI, if any. If both are given, they must be the same.
     pub fn replica_set(mut self, name: impl Into<String>) -> Self {
         self.connection.replica_set = Some(name.into());
         self
     }
 
-    /// The user name. Goes with a [`uri`](Self::uri), too, if that has neither a user nor an
-    /// `authSource`.
+    /// The user name. You may also give it beside a [`uri`](Self::uri) that has neither a user nor an `authSource`.
     pub fn username(mut self, username: impl Into<String>) -> Self {
         self.connection.username = Some(username.into());
         self
     }
 
-    /// The password of [`username`](Self::username), as it is: nothing is to be escaped here.
+    /// The password of [`username`](Self::username), without any escaping.
     ///
-    /// Nothing is taken off silently either. A password or user name that ends with a line break or begins
-    /// with a byte order mark, as one that is read from a file may do, is a
-    /// [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
+    /// The store does not trim it. If a password or user name ends with a line break or begins with a byte order mark,
+    /// as one from a file may, it is a [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.connection.password = Some(password.into());
         self
     }
 
-    /// The database that knows the user. Default `admin`.
+    /// The database in which the user is defined. Default `admin`.
     pub fn auth_source(mut self, database: impl Into<String>) -> Self {
         self.connection.auth_source = Some(database.into());
         self
     }
 
-    /// Whether to connect by TLS. Default: what the URI says (yes, if it is `mongodb+srv://`), which
-    /// this must not contradict, or else no.
+    /// Whether to connect by TLS. Default: as the URI says (`mongodb+srv://` says yes), otherwise no. It must not
+    /// contradict the URI.
     pub fn tls(mut self, tls: bool) -> Self {
         self.connection.tls = Some(tls);
         self
     }
 
-    /// A PEM file of the authorities that the server's certificate is checked against; switches TLS
-    /// on. Default: the file in the URI, which must not be another one, or else Mozilla's
-    /// authorities. A file that cannot be read or holds no certificate is a
-    /// [`Config`](crate::ErrorKind::Config) error.
+    /// A PEM file with the certificate authorities that the store trusts. Switches TLS on. Default: the file in the
+    /// URI, otherwise Mozilla's authorities. If the URI has a file too, it must be the same. A file that cannot be
+    /// read or holds no certificate is a [`Config`](crate::ErrorKind::Config) error.
     pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.connection.tls_ca_file = Some(path.into());
         self
     }
 
-    /// How many connections the pool has at most for each server: 1 or more. Default: what the URI
-    /// says, which must not be another number, or else 100. Not for a client that is handed in.
+    /// The most connections that the pool opens to each server. At least 1. Default: the number in the URI, otherwise
+    /// 100. If the URI has a number too, it must be the same. Not for a client that you hand in.
     ///
-    /// A cached store needs two at least: its change stream keeps one of them. So does the pool of a
-    /// client that is handed in.
+    /// A cached store needs at least 2, because its change stream keeps one connection. This also holds for the pool of
+    /// a client that you hand in.
     pub fn max_pool_size(mut self, connections: u32) -> Self {
         self.connection.max_pool_size = Some(connections);
         self
     }
 
-    /// The name that the server's log shows for these connections. Default: the one in the URI,
-    /// which must not be another one, or else none.
+    /// The name that the server's log shows for these connections. Default: the name in the URI, otherwise none. If
+    /// the URI has a name too, it must be the same.
     pub fn app_name(mut self, name: impl Into<String>) -> Self {
         self.connection.app_name = Some(name.into());
         self
     }
 
-    /// An existing client. It is not closed by [`MongoStore::shutdown`](crate::MongoStore::shutdown).
+    /// An existing client. [`MongoStore::shutdown`](crate::MongoStore::shutdown) does not close it.
     ///
-    /// Shut down the store first and the client after it. If the app shuts down its client while the
-    /// store lives, the store notices within half a second and lets go of it; from then on each call
-    /// is a [`Closed`](crate::ErrorKind::Closed) error that says so, and the change stream ends.
+    /// Shut down the store first and the client after it. If the app shuts down its client first, the store notices
+    /// that within half a second and releases the client. From then on each call is a
+    /// [`Closed`](crate::ErrorKind::Closed) error that says so, and the change stream ends.
     ///
-    /// This is a `Client` of the driver's version 3. This crate enables the driver's feature `bson-3`, and
-    /// Cargo unites the features of all crates: `mongodb::bson` is bson 3 in the whole app. An app that
-    /// uses `bson = "2"` beside the driver stops compiling (``expected `mongodb::bson::Document`, found
-    /// `bson::Document` ``). Use [`mongodb::bson`](crate::mongodb::bson) in place of the crate `bson`, or
-    /// `bson = "3"`.
+    /// This is a `Client` of the driver's version 3. This crate enables the driver's feature `bson-3`, and Cargo
+    /// unites the features of all crates, so `mongodb::bson` is bson 3 in the whole app. An app that uses `bson = "2"`
+    /// beside the driver stops compiling (``expected `mongodb::bson::Document`, found `bson::Document` ``). Use
+    /// [`mongodb::bson`](crate::mongodb::bson) in place of the crate `bson`, or `bson = "3"`.
     ///
-    /// Its write concern is kept; without one, writes have `majority`. With one below `majority`
-    /// (`w: 1`) a read, which is always of read concern `majority`, may not see a write yet that was
-    /// acknowledged before it, and a failover may undo the write.
+    /// The store keeps the write concern of the client. If the client has none, writes have `majority`. A write concern
+    /// below `majority` (`w: 1`) has two costs: a read may not include a write that was acknowledged before it,
+    /// because reads have read concern `majority`; and a failover may undo the write.
     pub fn client(mut self, client: Client) -> Self {
         self.connection.client = Some(client);
         self
     }
 
-    /// An existing database, with its client and write concern; for one below `majority` see
+    /// An existing database, with its client and write concern. For a write concern below `majority` see
     /// [`client`](Self::client).
     pub fn database_handle(mut self, database: Database) -> Self {
         self.connection.database_handle = Some(database);
         self
     }
 
-    /// An existing collection of whatever type, with its client and write concern; for one below
-    /// `majority` see [`client`](Self::client).
-    #[allow(clippy::needless_pass_by_value, reason = "taken as the other handles are")]
+    /// An existing collection of any type, with its client and write concern. For a write concern below `majority`
+    /// see [`client`](Self::client).
+    #[allow(clippy::needless_pass_by_value, reason = "as the setters of the other handles")]
     pub fn collection_handle<T: Send + Sync>(mut self, collection: Collection<T>) -> Self {
         self.connection.collection_handle = Some(collection.clone_with_type());
         self
     }
 
-    /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters, and none
-    /// of MongoDB's own (`admin`, `config`, `local`).
-    /// Default: the one in the URI, which must not be another one, or else `sessions`. Two apps on
-    /// one server need two databases or two collections.
+    /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters, and not one of
+    /// MongoDB's own (`admin`, `config`, `local`). Default: the name in the URI, otherwise `sessions`. If the URI has a
+    /// name too, it must be the same. Two apps on one server need two databases or two collections.
     pub fn database(mut self, name: impl Into<String>) -> Self {
         self.connection.database = Some(name.into());
         self
     }
 
-    /// The name of the collection: 1 to 200 bytes without `$` or control characters, with no dot at
-    /// either end, and none that begins with `system.`. The names of the database and the collection have at most
-    /// 254 bytes together. Default: the second part of the URI's path,
-    /// which must not be another one, or else `sessions`.
+    /// The name of the collection: 1 to 200 bytes without `$` or control characters. It must not begin or end with a
+    /// dot, nor begin with `system.`. The names of the database and the collection have at most 254 bytes together.
+    /// Default: the second part of the URI's path, otherwise `sessions`. If the URI has a name too, it must be the
+    /// same.
+    #[doc(alias = "with_table_name")]
+    #[doc(alias = "with_prefix")]
     pub fn collection(mut self, name: impl Into<String>) -> Self {
         self.connection.collection = Some(name.into());
         self

@@ -1,24 +1,27 @@
-//! The option that has data encrypted, and the form that it is stored in then.
+//! The option of the builder that encrypts the data of sessions.
 
 use crate::error::Result;
 use crate::mongo::builder::MongoStoreBuilder;
 use crate::mongo::codec::DataFormat;
 
 impl MongoStoreBuilder {
-    /// Encrypts each session's data before it is sent, with the newest of these keys, and reads what
-    /// any of them has encrypted. Default: none, and data is stored as it is.
+    /// Encrypts each session's data with the newest of these keys before it is sent, and decrypts data with any of
+    /// them. Default: none, and data is stored in plain form.
     ///
-    /// The data alone, by XChaCha20-Poly1305 and bound to its document: data that was altered, cut,
-    /// or moved from another document is a [`Decode`](crate::ErrorKind::Decode) error. Whoever reads
-    /// the database still sees how many sessions there are, the digests of their ids, their times,
-    /// their owners and about how large each is; who writes to it can still remove a session, prolong
-    /// it, give it to another owner or to none, or put back an older state of the same one. The cache, if there is one, holds plain data in
-    /// this process's memory.
+    /// Only the data is encrypted, by XChaCha20-Poly1305, and bound to its document. Data that was altered, cut, or
+    /// moved from another document is a [`Decode`](crate::ErrorKind::Decode) error. What encryption does not hide or
+    /// prevent:
     ///
-    /// Plain sessions are read as before, unless the keys [refuse](crate::Keys::require_encrypted)
-    /// them; to change keys see [`Keys`](crate::Keys). Without the key there is no way back
-    /// to the data. Costs 45 bytes for each session and some microseconds for each save and each load
-    /// that goes to MongoDB. Cannot be combined with [`queryable`](Self::queryable).
+    /// - A reader of the database sees the number of sessions, and for each session the digest of its id, its times,
+    ///   its owner and its approximate size.
+    /// - A writer to the database can remove a session, prolong it, change or remove its owner, and restore an older
+    ///   state of the same session.
+    /// - The cache, if there is one, has plain data in the memory of this process.
+    ///
+    /// Plain sessions can still be read, unless the keys [refuse](crate::Keys::require_encrypted) them. To change keys
+    /// see [`Keys`](crate::Keys). If the key is lost, the data is lost. The cost is 45 bytes for each session, and some
+    /// microseconds for each save and for each load that MongoDB serves. It cannot be combined with
+    /// [`queryable`](Self::queryable).
     #[cfg(feature = "encryption")]
     #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
     pub fn encryption(mut self, keys: crate::mongo::Keys) -> Self {
@@ -27,9 +30,9 @@ impl MongoStoreBuilder {
     }
 
     #[cfg(feature = "encryption")]
-    pub(crate) fn form(&self) -> Result<DataFormat> {
-        match (&self.keys, &self.form) {
-            (None, form) => Ok(form.clone()),
+    pub(crate) fn data_format(&self) -> Result<DataFormat> {
+        match (&self.keys, &self.format) {
+            (None, format) => Ok(format.clone()),
             (Some(_), DataFormat::Native) => Err(crate::error::Error::config(
                 "`queryable` and `encryption` contradict each other, since what is encrypted cannot \
                  be queried: leave one of them out",
@@ -40,7 +43,7 @@ impl MongoStoreBuilder {
 
     #[cfg(not(feature = "encryption"))]
     #[allow(clippy::unnecessary_wraps, reason = "with the feature `encryption` it may fail")]
-    pub(crate) fn form(&self) -> Result<DataFormat> {
-        Ok(self.form.clone())
+    pub(crate) fn data_format(&self) -> Result<DataFormat> {
+        Ok(self.format.clone())
     }
 }

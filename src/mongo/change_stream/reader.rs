@@ -5,10 +5,11 @@
 use bson::spec::BinarySubtype;
 use bson::{Bson, Document};
 
-use crate::invalidation::source::{Batch, Change, ServerTime};
+use crate::invalidation::source::{Batch, ServerTime};
 use crate::invalidation::watermark::{Proof, StreamSource, Watermark};
 use crate::mongo::change_stream::cursor::{ResumeToken, StreamReply};
 use crate::session::id::SessionKey;
+use crate::session::revision::Change;
 use crate::session::revision::Rev;
 
 /// Reads the replies of one open change stream, in their order.

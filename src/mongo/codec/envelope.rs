@@ -1,4 +1,4 @@
-//! The envelope of encrypted data, as far as one without keys can read it: who may open it.
+//! `Envelope`: the layout of encrypted data. A store without keys reads it too, to say which key is missing.
 //!
 //! ```text
 //! version (1 byte: 1) | id of the key (4, big-endian) | nonce (24) | JSON text, encrypted | tag (16)
@@ -7,33 +7,34 @@
 use crate::error::Result;
 use crate::mongo::codec::unreadable;
 
-/// The version of the envelope that this release writes: XChaCha20-Poly1305 over JSON text, bound to
-/// the header and to the document's `_id`.
+/// The version of the envelope that this release writes: XChaCha20-Poly1305 over JSON text, with the header and the
+/// `_id` of the document as associated data.
 pub(crate) const VERSION: u8 = 1;
 
-const ID: usize = 1 + size_of::<u32>();
+/// The bytes before the nonce.
+const PREFIX: usize = 1 + size_of::<u32>();
 
 /// The bytes before the encrypted text.
-pub(crate) const HEADER: usize = ID + NONCE;
+pub(crate) const HEADER: usize = PREFIX + NONCE;
 pub(crate) const NONCE: usize = 24;
 pub(crate) const TAG: usize = 16;
 
-/// An envelope, taken apart and not opened.
+/// The parts of an envelope, without decryption.
 #[cfg_attr(
     not(feature = "encryption"),
-    allow(dead_code, reason = "without keys nothing is opened")
+    allow(dead_code, reason = "without the feature nothing is decrypted")
 )]
 pub(crate) struct Envelope<'a> {
     pub(crate) key: u32,
     pub(crate) header: &'a [u8],
     pub(crate) nonce: [u8; NONCE],
-    /// With its tag.
-    pub(crate) sealed: &'a [u8],
+    /// The encrypted text and its tag.
+    pub(crate) encrypted: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
     pub(crate) fn of(bytes: &'a [u8]) -> Result<Self> {
-        let torn = || unreadable("its `data` is a binary, and too short for encrypted data");
+        let too_short = || unreadable("its `data` is a binary, and too short for encrypted data");
         match bytes.first() {
             Some(&VERSION) => {}
             Some(&other) => {
@@ -42,15 +43,16 @@ impl<'a> Envelope<'a> {
                      data of version {VERSION}; a newer version may have written it"
                 )));
             }
-            None => return Err(torn()),
+            None => return Err(too_short()),
         }
-        let (header, sealed) = bytes.split_at_checked(HEADER).ok_or_else(torn)?;
-        let (key, nonce) = (&header[1..ID], &header[ID..]);
-        match (key.try_into(), nonce.try_into()) {
-            (Ok(key), Ok(nonce)) if sealed.len() >= TAG => {
-                Ok(Self { key: u32::from_be_bytes(key), header, nonce, sealed })
+        let (header, encrypted) = bytes.split_at_checked(HEADER).ok_or_else(too_short)?;
+        let key = header[1..PREFIX].try_into();
+        let nonce = header[PREFIX..].try_into();
+        match (key, nonce) {
+            (Ok(key), Ok(nonce)) if encrypted.len() >= TAG => {
+                Ok(Self { key: u32::from_be_bytes(key), header, nonce, encrypted })
             }
-            _ => Err(torn()),
+            _ => Err(too_short()),
         }
     }
 }

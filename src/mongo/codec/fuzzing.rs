@@ -1,4 +1,4 @@
-//! What holds for any bytes that are stored in the place of a session's data.
+//! The properties that the fuzzer checks for any bytes in the place of a session's data.
 #![allow(
     clippy::missing_panics_doc,
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ pub(crate) const ID: [u8; 32] = [7; 32];
 
 /// Reads JSON text.
 ///
-/// `serde_json` reads the same, unless the text has an object that it takes for a value of its own.
+/// `serde_json` reads the same, unless the text has an object that `serde_json` takes for a value of its own.
 pub fn text(bytes: &[u8]) {
     let Ok(json) = std::str::from_utf8(bytes) else { return };
     let data = text::decode(json);
@@ -28,7 +28,7 @@ pub fn text(bytes: &[u8]) {
         match (&data, serde_json::from_str::<Data>(json)) {
             (Ok(ours), Ok(theirs)) => assert!(same(ours, &theirs)),
             (Ok(_), Err(error)) => panic!("serde_json refuses this text: {error}"),
-            // `serde_json` takes 127 levels.
+            // `serde_json` reads 127 levels.
             (Err(error), Ok(_)) => assert!(error.to_string().contains("98 levels"), "{error}"),
             (Err(_), Err(_)) => {}
         }
@@ -46,47 +46,47 @@ pub fn native(bytes: &[u8]) {
     }
 }
 
-/// Reads an envelope, and encrypted bytes that nobody has encoded.
+/// Reads the bytes as an envelope, and as the decrypted text of one.
 #[cfg(feature = "encryption")]
 pub fn envelope(bytes: &[u8]) {
-    for form in forms() {
+    for format in formats() {
         let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes };
-        if let Ok(data) = decode(RawBsonRef::Binary(envelope), &form, &ID) {
+        if let Ok(data) = decode(RawBsonRef::Binary(envelope), &format, &ID) {
             comes_back(&data);
         }
-        if let DataFormat::Encrypted(keys) = &form {
-            let sealed = crate::mongo::codec::encrypted::encrypt(keys, &ID, bytes).unwrap();
-            let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &sealed };
-            let opened = decode(RawBsonRef::Binary(envelope), &form, &ID).ok();
+        if let DataFormat::Encrypted(keys) = &format {
+            let encrypted = crate::mongo::codec::encrypted::encrypt(keys, &ID, bytes).unwrap();
+            let envelope = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &encrypted };
+            let opened = decode(RawBsonRef::Binary(envelope), &format, &ID).ok();
             let plain = std::str::from_utf8(bytes).ok().and_then(|text| text::decode(text).ok());
             match (opened, plain) {
                 (Some(opened), Some(plain)) => assert!(same(&opened, &plain)),
                 (opened, plain) => assert!(opened.is_none() && plain.is_none()),
             }
-            drop(crate::mongo::codec::reencode(RawBsonRef::Binary(envelope), keys, &ID));
+            let _ = crate::mongo::codec::reencode(RawBsonRef::Binary(envelope), keys, &ID);
         }
     }
 }
 
-/// Data that was read once can be stored in every form, and comes back from each as it was. What is
-/// encrypted is the text.
+/// Checks that data, once read, can be stored in every format and is read back unchanged. The encrypted format stores
+/// the text, so it needs no check of its own.
 pub(crate) fn comes_back(data: &Data) {
-    for form in [DataFormat::Text, DataFormat::Native] {
-        let stored = match encode(data, &form, &ID) {
+    for format in [DataFormat::Text, DataFormat::Native] {
+        let stored = match encode(data, &format, &ID) {
             Ok((stored, _)) => RawBson::try_from(stored).unwrap(),
             Err(error) => {
                 assert!(error.to_string().contains("larger than"), "{error}");
                 continue;
             }
         };
-        let back = decode(stored.as_raw_bson_ref(), &form, &ID).unwrap();
-        assert!(same(data, &back), "{form:?}");
+        let decoded = decode(stored.as_raw_bson_ref(), &format, &ID).unwrap();
+        assert!(same(data, &decoded), "{format:?}");
     }
     let compact = compact::encode(data).unwrap();
     assert!(same(data, &compact::decode(&compact).unwrap()));
 }
 
-pub(crate) fn forms() -> Vec<DataFormat> {
+pub(crate) fn formats() -> Vec<DataFormat> {
     vec![
         DataFormat::Text,
         DataFormat::Native,

@@ -15,34 +15,35 @@ const BYTES: usize = 32;
 
 /// A key of 32 bytes that sessions' data is encrypted with.
 ///
-/// Make one with `openssl rand -base64 32` (a passphrase is no key), keep it where the app's other
-/// secrets are and never in the database or beside its backups: a secret store, or a variable of the
-/// environment. Whoever has it reads every session; if it is lost, the sessions are.
+/// Make one with `openssl rand -base64 32`; a passphrase is not a key. Keep it with the app's other secrets, in a
+/// secret store or an environment variable, and never in the database or beside its backups. The key lets its owner
+/// read every session. If the key is lost, the sessions are lost.
 ///
-/// Clones share the bytes, which are overwritten once the last one is dropped, and `Debug` shows
-/// none of them. The text or array that a key was made from is the caller's to wipe.
+/// Clones share the bytes. They are overwritten when the last clone is dropped, and `Debug` does not show them. If you
+/// make a key from a text or an array, wiping that is up to you.
 #[derive(Clone)]
 pub struct Key(Arc<Zeroizing<[u8; BYTES]>>);
 
 impl Key {
-    /// A key of these bytes.
+    /// Returns the key with these bytes.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; BYTES]) -> Self {
-        // Wiped wherever it stood before it came to its place on the heap.
+        // The bytes are copied directly to the heap, so no copy of them is left on the stack.
         let mut key = Arc::new(Zeroizing::new([0; BYTES]));
-        if let Some(place) = Arc::get_mut(&mut key) {
-            place.copy_from_slice(bytes);
+        if let Some(target) = Arc::get_mut(&mut key) {
+            target.copy_from_slice(bytes);
         }
         Self(key)
     }
 
-    /// A key in hexadecimal: 64 digits, of either case. White space around it does not count.
+    /// Reads a key in hexadecimal: 64 digits in any case. White space around it is ignored.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if it is anything else; what it is, is not told.
+    /// [`Config`](crate::ErrorKind::Config) if the text is anything else. The error does not quote it.
     pub fn from_hex(text: &str) -> Result<Self> {
-        let (text, mut bytes) = (text.trim(), Zeroizing::new([0; BYTES]));
+        let text = text.trim();
+        let mut bytes = Zeroizing::new([0; BYTES]);
         if text.len() != 2 * BYTES {
             return Err(malformed("hexadecimal", "64 digits", text));
         }
@@ -52,18 +53,18 @@ impl Key {
         }
     }
 
-    /// A key in base64, as `openssl rand -base64 32` prints it: 43 characters and one `=`, which may
-    /// be left out; with `+` and `/`, or with `-` and `_`. White space around it does not count.
+    /// Reads a key in base64, as `openssl rand -base64 32` prints it: 43 characters and one `=`, which may be left out.
+    /// The alphabet has `+` and `/`, or `-` and `_`. White space around it is ignored.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if it is anything else; what it is, is not told.
+    /// [`Config`](crate::ErrorKind::Config) if the text is anything else. The error does not quote it.
     pub fn from_base64(text: &str) -> Result<Self> {
         let text = text.trim();
         let config =
             GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
         let alphabet = if text.contains(['-', '_']) { URL_SAFE } else { STANDARD };
-        // Room for what the longest text would be, and the decoder's own estimate of it.
+        // The decoder wants room for its own estimate of the longest text.
         let mut bytes = Zeroizing::new([0; BYTES + 4]);
         let decoded = match text.len() {
             43 | 44 => {
@@ -91,23 +92,23 @@ impl fmt::Debug for Key {
 fn malformed(form: &str, wanted: &str, text: &str) -> Error {
     let found = match text.chars().count() {
         0 => "it is empty".to_owned(),
-        count => format!("it has {count} characters, or one that is none of {form}"),
+        count => format!("it has {count} characters, or one that {form} does not have"),
     };
     Error::config(format!(
-        "an encryption key of {BYTES} bytes in {form} is {wanted}, and this is none: {found} (make \
-         one with `openssl rand`)"
+        "the text is not an encryption key: {BYTES} bytes in {form} are {wanted}, and {found} (make one \
+         with `openssl rand`)"
     ))
 }
 
-/// The keys of a store, each under a number of your choice: the newest encrypts, and all decrypt.
+/// The keys of a store, each with a number of your choice. The newest key encrypts; all keys decrypt.
 ///
-/// The number stands in front of what is encrypted, so never give it to another key. To change
-/// keys, on all instances in turn:
+/// The number is stored in front of the encrypted data, so never give it to another key. To change keys, do each step
+/// on all instances before the next step:
 ///
-/// 1. Let them know the new key without using it: `Keys::new(1, old).and_old(2, new)`.
-/// 2. Let it be the newest: `Keys::new(2, new).and_old(1, old)`.
-/// 3. [`reencrypt`](crate::MongoStore::reencrypt) what the old one has encrypted.
-/// 4. Take the old one out, and destroy it with its backups' lifetime in mind.
+/// 1. Add the new key without using it: `Keys::new(1, old).and_old(2, new)`.
+/// 2. Make it the newest: `Keys::new(2, new).and_old(1, old)`.
+/// 3. Call [`reencrypt`](crate::MongoStore::reencrypt), which encrypts all sessions with the new key.
+/// 4. Remove the old key. Destroy it when no backup needs it any longer.
 ///
 /// # Examples
 ///
@@ -115,13 +116,14 @@ fn malformed(form: &str, wanted: &str, text: &str) -> Error {
 /// use tower_sessions_moka_mongodb_store::{Key, Keys, MongoStore};
 ///
 /// # fn main() -> tower_sessions_moka_mongodb_store::Result<()> {
-/// # let (this_year, last_year) = ("3q2+7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "00".repeat(32));
+/// # let this_year = "3q2+7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+/// # let last_year = "00".repeat(32);
 /// // From the environment, a file or a secret store.
 /// let newest = Key::from_base64(this_year)?;
 /// let old = Key::from_hex(&last_year)?;
 ///
 /// let keys = Keys::new(2027, newest).and_old(2026, old);
-/// assert_eq!(format!("{keys:?}"), "Keys { newest: 2027, old: [2026], refuse_plain: false }");
+/// assert_eq!(format!("{keys:?}"), "Keys { newest: 2027, old: [2026], require_encrypted: false }");
 ///
 /// let store = MongoStore::builder().uri("mongodb://localhost/app").encryption(keys);
 /// # drop(store);
@@ -133,29 +135,28 @@ fn malformed(form: &str, wanted: &str, text: &str) -> Error {
 pub struct Keys {
     newest: (u32, Key),
     old: Vec<(u32, Key)>,
-    refuse_plain: bool,
+    require_encrypted: bool,
 }
 
 impl Keys {
-    /// Encrypts with this key.
+    /// Returns keys with this key as the newest, which encrypts.
     pub fn new(id: u32, key: Key) -> Self {
-        Self { newest: (id, key), old: Vec::new(), refuse_plain: false }
+        Self { newest: (id, key), old: Vec::new(), require_encrypted: false }
     }
 
-    /// Decrypts with this key, too. Each id once; a store that is given one twice is not built.
+    /// Adds a key that only decrypts. If two keys have the same id, `build` fails.
     pub fn and_old(mut self, id: u32, key: Key) -> Self {
         self.old.push((id, key));
         self
     }
 
-    /// Refuses sessions that are not encrypted, as a [`Decode`](crate::ErrorKind::Decode) error.
-    /// Default: they are read, and encrypted when they are saved next.
+    /// Refuses sessions that are not encrypted, with a [`Decode`](crate::ErrorKind::Decode) error. Default: they are
+    /// read, and encrypted by their next save.
     ///
-    /// Who may write to the database could otherwise put a plain session in the place of an encrypted
-    /// one. Switch it on once [`reencrypt`](crate::MongoStore::reencrypt) has gone through, and every
-    /// instance encrypts.
+    /// Without this, anybody who may write to the database can put a plain session in the place of an encrypted one.
+    /// Switch it on once every instance encrypts, and [`reencrypt`](crate::MongoStore::reencrypt) is complete.
     pub fn require_encrypted(mut self) -> Self {
-        self.refuse_plain = true;
+        self.require_encrypted = true;
         self
     }
 
@@ -168,10 +169,10 @@ impl Keys {
     }
 
     pub(crate) fn requires_encrypted(&self) -> bool {
-        self.refuse_plain
+        self.require_encrypted
     }
 
-    /// Itself, if no id stands for two keys.
+    /// Checks that no two keys have the same id.
     pub(crate) fn checked(self) -> Result<Self> {
         let mut ids: Vec<_> =
             std::iter::once(&self.newest).chain(&self.old).map(|it| it.0).collect();
@@ -186,13 +187,13 @@ impl Keys {
     }
 }
 
-/// The ids, and nothing of the keys.
+/// Shows the ids of the keys, and nothing of the keys themselves.
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys")
             .field("newest", &self.newest.0)
             .field("old", &self.old.iter().map(|key| key.0).collect::<Vec<_>>())
-            .field("refuse_plain", &self.refuse_plain)
+            .field("require_encrypted", &self.require_encrypted)
             .finish()
     }
 }
@@ -206,7 +207,7 @@ mod tests {
     const BASE64: &str = "APv/ECAwQFBgcICQoLDA0ODwESIzRFVmd4iZqrvM3e4=";
 
     #[test]
-    fn a_key_is_the_same_in_every_form() {
+    fn a_key_is_the_same_from_bytes_hex_and_base64() {
         let bytes = *Key::from_hex(HEX).unwrap().bytes();
         assert_eq!(bytes[..4], [0, 0xfb, 0xff, 0x10]);
         assert_eq!(bytes, *Key::from_bytes(&bytes).bytes());
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_and_not_quoted() {
+    fn a_malformed_key_is_refused_and_not_quoted() {
         let long = HEX.to_owned() + "00";
         let mixed = BASE64.replace('E', "-");
         for text in ["", "secret", &HEX[1..], &long, &HEX.replace('f', "g"), &HEX.replace('f', "é")]
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_stands_for_one_key() {
+    fn two_keys_with_one_id_are_refused() {
         let key = || Key::from_hex(HEX).unwrap();
         assert!(Keys::new(1, key()).and_old(2, key()).checked().is_ok());
         for keys in [
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_key_is_shown() {
+    fn debug_output_shows_no_key() {
         let key = Key::from_bytes(&[0xab; BYTES]);
         let keys = Keys::new(7, key.clone()).and_old(5, key.clone());
         let shown = format!("{key:?} {key:#?} {keys:?} {keys:#?}").to_lowercase();
@@ -267,6 +268,6 @@ mod tests {
         let key = Key::from_bytes(&[1; BYTES]);
         let clone = key.clone();
         is_wiped(&*key.0);
-        assert!(Arc::ptr_eq(&key.0, &clone.0), "a clone holds bytes of its own");
+        assert!(Arc::ptr_eq(&key.0, &clone.0), "a clone has bytes of its own");
     }
 }

@@ -1,8 +1,8 @@
-//! The codec: a session's data to what is stored of it and back, without loss.
+//! The codec: encodes a session's data for the field `data`, and decodes it, without loss.
 //!
-//! It is stored as JSON text, as a native document that MongoDB can query, or as JSON text in an
-//! encrypted envelope. All are read, whatever is written, so the choice may change at any time; the
-//! last one by who has its key.
+//! There are three formats: JSON text, a native document that MongoDB can query, and JSON text in an encrypted
+//! envelope. A store writes one of them and reads all, so the choice may change at any time. Reading an envelope needs
+//! its key.
 
 #[cfg(feature = "encryption")]
 mod encrypted;
@@ -27,11 +27,11 @@ pub use crate::mongo::codec::keys::{Key, Keys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::{Data, MAX_DEPTH};
 
-/// The server keeps documents of at most 16 MiB; some is left for the fields beside the data.
+/// The most bytes of data. The server stores documents of at most 16 MiB; this leaves room for the other fields.
 /// <https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-BSON-Document-Size>
 const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
-/// How sessions' data is stored, and with which keys it is read.
+/// The format in which a store writes data, and the keys with which it reads data.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum DataFormat {
     #[default]
@@ -41,11 +41,13 @@ pub(crate) enum DataFormat {
     Encrypted(Arc<Keys>),
 }
 
-/// Encodes the data of the session whose document has this `_id`; answers with about how many bytes
-/// that is, too.
-#[cfg_attr(not(feature = "encryption"), allow(unused_variables, reason = "of encryption alone"))]
-pub(crate) fn encode(data: &Data, form: &DataFormat, id: &[u8]) -> Result<(Bson, usize)> {
-    match form {
+/// Encodes the data of the session whose document has this `_id`. Also returns the approximate size in bytes.
+#[cfg_attr(
+    not(feature = "encryption"),
+    allow(unused_variables, reason = "only encryption uses them")
+)]
+pub(crate) fn encode(data: &Data, format: &DataFormat, id: &[u8]) -> Result<(Bson, usize)> {
+    match format {
         DataFormat::Text => {
             let text = text::encode(data)?;
             let bytes = text.len();
@@ -64,20 +66,20 @@ pub(crate) fn encode(data: &Data, form: &DataFormat, id: &[u8]) -> Result<(Bson,
     }
 }
 
-/// Encodes a value as it stands in data that is a document.
+/// Encodes one value of the data, in the native format.
 pub(crate) fn encode_value(value: &Value) -> Result<Bson> {
     native::encode_value(value)
 }
 
-/// Decodes the data of the session whose document has this `_id`, in whichever form it is.
-pub(crate) fn decode(stored: RawBsonRef<'_>, form: &DataFormat, id: &[u8]) -> Result<Data> {
+/// Decodes the data of the session whose document has this `_id`, in any format.
+pub(crate) fn decode(stored: RawBsonRef<'_>, format: &DataFormat, id: &[u8]) -> Result<Data> {
     match stored {
-        RawBsonRef::String(_) | RawBsonRef::Document(_) if form.requires_encrypted() => {
+        RawBsonRef::String(_) | RawBsonRef::Document(_) if format.requires_encrypted() => {
             Err(unreadable("its data is not encrypted, and this store refuses plain sessions"))
         }
         RawBsonRef::String(text) => text::decode(text),
         RawBsonRef::Document(document) => native::decode(document),
-        RawBsonRef::Binary(envelope) => text::decode(&form.decrypt(envelope.bytes, id)?),
+        RawBsonRef::Binary(envelope) => text::decode(&format.decrypt(envelope.bytes, id)?),
         other => Err(unreadable(format!(
             "its `data` should be a text, a document or a binary and is a {:?}",
             other.element_type()
@@ -85,30 +87,32 @@ pub(crate) fn decode(stored: RawBsonRef<'_>, form: &DataFormat, id: &[u8]) -> Re
     }
 }
 
-/// A key of the data as it is stored in a document.
+/// Escapes a key of the data, as the native format stores it.
 pub(crate) fn escape(key: &str) -> Cow<'_, str> {
     native::escape(key)
 }
 
-/// The data of the session whose document has this `_id`, encrypted with the newest key; `None` if
-/// that is what it is.
+/// Encrypts the stored data of the session whose document has this `_id` with the newest key. `None` if the newest key
+/// already encrypts it.
 #[cfg(feature = "encryption")]
 pub(crate) fn reencode(
     stored: RawBsonRef<'_>,
     keys: &Arc<Keys>,
     id: &[u8],
 ) -> Result<Option<Bson>> {
-    let form = DataFormat::Encrypted(keys.clone());
+    let format = DataFormat::Encrypted(keys.clone());
     let envelope = match stored {
         RawBsonRef::Binary(old) if envelope::Envelope::of(old.bytes)?.key == keys.newest().0 => {
-            // What cannot be opened is no more than it was, and is to be told of.
-            form.decrypt(old.bytes, id)?;
+            // If the data cannot be decrypted, the caller must know.
+            format.decrypt(old.bytes, id)?;
             return Ok(None);
         }
         RawBsonRef::Binary(old) => {
-            encrypted::encrypt(keys, id, form.decrypt(old.bytes, id)?.as_bytes())?
+            encrypted::encrypt(keys, id, format.decrypt(old.bytes, id)?.as_bytes())?
         }
-        plain => return encode(&decode(plain, &form, id)?, &form, id).map(|(data, _)| Some(data)),
+        plain => {
+            return encode(&decode(plain, &format, id)?, &format, id).map(|(data, _)| Some(data));
+        }
     };
     Ok(Some(binary(envelope)))
 }
@@ -125,7 +129,7 @@ impl DataFormat {
         match self {
             Self::Native => native::encode(data).is_ok(),
             Self::Text => text::encode(data).is_ok(),
-            // It is text before.
+            // The text is what is encrypted.
             #[cfg(feature = "encryption")]
             Self::Encrypted(_) => text::encode(data).is_ok(),
         }
@@ -139,10 +143,10 @@ impl DataFormat {
         }
     }
 
-    /// Opens an encrypted text.
+    /// Decrypts the text in an envelope.
     #[cfg_attr(
         not(feature = "encryption"),
-        allow(unused_variables, reason = "of encryption alone")
+        allow(unused_variables, reason = "only encryption uses them")
     )]
     fn decrypt(&self, envelope: &[u8], id: &[u8]) -> Result<String> {
         match self {
@@ -178,6 +182,6 @@ fn unstorable(why: &str) -> Error {
 
 pub(crate) const MALFORMED: &str = "its BSON is truncated or malformed";
 
-pub(crate) fn unreadable(what: impl AsRef<str>) -> Error {
-    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", what.as_ref()))
+pub(crate) fn unreadable(why: impl AsRef<str>) -> Error {
+    Error::new(ErrorKind::Decode, format!("the stored session cannot be read: {}", why.as_ref()))
 }

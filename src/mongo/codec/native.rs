@@ -1,4 +1,4 @@
-//! Data as a document that MongoDB can query.
+//! The native format: data as a document that MongoDB can query.
 //!
 //! | JSON | BSON |
 //! |---|---|
@@ -7,16 +7,16 @@
 //! | whole number above `i64::MAX` | Decimal128 |
 //! | number with a fraction or exponent | Double |
 //!
-//! If the app has switched on the feature `arbitrary_precision` of `serde_json`, a number is its text.
-//! One whose text none of these types gives back is stored as another type:
+//! If the app enables the feature `arbitrary_precision` of `serde_json`, a number is its text. If none of these types
+//! gives back that text, the number is stored as another type:
 //!
 //! | JSON | BSON |
 //! |---|---|
 //! | text of a Decimal128: `1.10`, `1e+5`, up to 34 digits | Decimal128 |
 //! | any other | Binary of the subtype 128: the text |
 //!
-//! Keys keep to what every server and query language takes: `%`, `.`, NUL and a leading `$` are
-//! percent-escaped. Nothing is read as extended JSON: `{"$oid": …}` stays an object.
+//! In keys, `%`, `.`, NUL and a leading `$` are percent-escaped, so every server and query language takes them. Nothing
+//! is read as extended JSON: `{"$oid": …}` stays an object.
 
 use std::borrow::Cow;
 
@@ -31,10 +31,10 @@ use crate::mongo::codec::{
 use crate::session::number;
 use crate::session::{Data, MAX_DEPTH};
 
-/// The subtype of a Binary that is the text of a number: the first of those that MongoDB leaves to apps.
+/// The subtype of a Binary with the text of a number: the first subtype that MongoDB leaves to apps.
 const NUMBER_TEXT: BinarySubtype = BinarySubtype::UserDefined(0x80);
 
-/// Encodes a session's data; answers with how many bytes of BSON that is, too.
+/// Encodes a session's data. Also returns its size in bytes of BSON.
 pub(crate) fn encode(data: &Data) -> Result<(Document, usize)> {
     let mut encoder = Encoder { bytes: 5 };
     let mut document = Document::new();
@@ -51,7 +51,7 @@ pub(crate) fn encode_value(value: &Value) -> Result<Bson> {
 }
 
 struct Encoder {
-    /// Of the BSON written so far.
+    /// The size of the BSON so far.
     bytes: usize,
 }
 
@@ -111,8 +111,8 @@ impl Encoder {
         self.take(5)
     }
 
-    /// Each type is taken only if the number comes back from it. With `arbitrary_precision`, two numbers
-    /// are the same only if their texts are.
+    /// Takes the first type from which the same number is read back. With `arbitrary_precision`, two numbers are the
+    /// same only if their texts are.
     fn number(&mut self, number: &Number) -> Result<Bson> {
         if let Some(whole) = number.as_i64()
             && Number::from(whole) == *number
@@ -152,7 +152,7 @@ pub(crate) fn decode(document: &RawDocument) -> Result<Data> {
         let key = unescape(element.key().as_str())?;
         let value = decode_value(element.value().map_err(|_| malformed())?, MAX_DEPTH)?;
         if data.insert(key, value).is_some() {
-            return Err(unreadable("a key of its data stands there twice"));
+            return Err(unreadable("its data has a key twice"));
         }
     }
     Ok(data)
@@ -206,7 +206,7 @@ fn decode_value(value: RawBsonRef<'_>, levels: usize) -> Result<Value> {
                 let key = unescape(element.key().as_str())?;
                 let value = element.value().map_err(|_| malformed())?;
                 if map.insert(key, decode_value(value, levels)?).is_some() {
-                    return Err(unreadable("a key of its data stands there twice"));
+                    return Err(unreadable("its data has a key twice"));
                 }
             }
             Ok(Value::Object(map))
@@ -223,8 +223,8 @@ fn text_of(decimal: Decimal128) -> String {
     decimal.to_string().to_ascii_lowercase()
 }
 
-/// A Decimal128 with exponent zero. The specification's layout: a sign, 14 bits of exponent biased
-/// by 6176, and 113 bits of coefficient, little-endian.
+/// A Decimal128 with the exponent zero. Its layout by the specification: a sign, 14 bits of exponent with a bias of
+/// 6176, and 113 bits of coefficient, little-endian.
 /// <https://github.com/mongodb/specifications/blob/master/source/bson-decimal128/decimal128.md>
 fn decimal(whole: u64) -> Decimal128 {
     Decimal128::from_bytes((EXPONENT_ZERO | u128::from(whole)).to_le_bytes())

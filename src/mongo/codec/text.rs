@@ -1,13 +1,12 @@
-//! Data as JSON text: the shortest way to and from a session, one field to the server, and readable
-//! by whoever looks into the collection.
+//! The text format: data as JSON text. It is the fastest to encode and decode, a single field to the server, and
+//! readable for an operator who looks into the collection.
 //!
-//! `serde_json` writes the text, and the parser here reads it. `serde_json`'s own would read the wrong
-//! thing: it takes an object with the key `$serde_json::private::RawValue` or
-//! `$serde_json::private::Number` for a value of its own, if any crate of the app has switched on the
-//! feature `raw_value` or `arbitrary_precision` (axum does), and then parses the string in it once more.
-//! Anyone may send such JSON. A serde `Visitor` of ours could not tell a number from such an object without
-//! relying on the insides of `serde_json`, where a number calls `visit_map` with that key. To this parser
-//! every key is a key.
+//! `serde_json` writes the text, but the parser in this file reads it, because `serde_json` may read something else
+//! than was stored. If any crate of the app enables its feature `raw_value` or `arbitrary_precision` (axum does),
+//! `serde_json` takes an object with the key `$serde_json::private::RawValue` or `$serde_json::private::Number` for a
+//! value of its own, and parses the string in it again. Any client may send such JSON. A serde `Visitor` could not
+//! distinguish a number from such an object, because inside `serde_json` a number calls `visit_map` with that key. To
+//! this parser, every key is a key.
 
 use serde_json::{Map, Value};
 
@@ -19,12 +18,12 @@ use crate::session::number;
 use crate::session::{Data, MAX_DEPTH};
 
 pub(crate) fn encode(data: &Data) -> Result<String> {
-    // Both this look and the encoding recurse, so this one comes first.
+    // The encoder recurses without a limit, so the depth is checked first.
     if !data.values().all(|value| fits(value, MAX_DEPTH)) {
         return Err(too_deep());
     }
-    let text =
-        serde_json::to_string(data).map_err(|_| unstorable("a value in it has no form in JSON"))?;
+    let text = serde_json::to_string(data)
+        .map_err(|_| unstorable("JSON cannot represent a value in it"))?;
     if text.len() > MAX_BYTES { Err(too_large("JSON")) } else { Ok(text) }
 }
 
@@ -36,11 +35,11 @@ fn fits(value: &Value, levels: usize) -> bool {
     }
 }
 
-/// Reads a JSON object. Of a key that it has twice, the last value counts, as for `serde_json`.
+/// Reads a JSON object. If it has a key twice, the last value counts, as for `serde_json`.
 ///
 /// # Errors
 ///
-/// They say what is wrong with the text, and quote none of it.
+/// `Decode`. The error says what is wrong with the text, and does not quote it.
 pub(crate) fn decode(text: &str) -> Result<Data> {
     let mut parser = Parser { text, at: 0 };
     parser.skip_space();
@@ -49,11 +48,11 @@ pub(crate) fn decode(text: &str) -> Result<Data> {
     }
     parser.expect(b'{')?;
     let mut data = Data::new();
-    let mut next = parser.opens(b'}')?;
+    let mut next = parser.open(b'}')?;
     while next {
         let key = parser.key()?;
         data.insert(key, parser.value(MAX_DEPTH)?);
-        next = parser.continues(b'}')?;
+        next = parser.advance(b'}')?;
     }
     parser.skip_space();
     if parser.peek().is_some() { Err(malformed()) } else { Ok(data) }
@@ -62,7 +61,7 @@ pub(crate) fn decode(text: &str) -> Result<Data> {
 /// A parser of [JSON](https://www.rfc-editor.org/rfc/rfc8259), as strict as the standard.
 struct Parser<'a> {
     text: &'a str,
-    /// The byte to be read next. Always at the start of a character.
+    /// The index of the next byte. Always at the start of a character.
     at: usize,
 }
 
@@ -86,11 +85,11 @@ impl<'a> Parser<'a> {
         let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
         self.at += 1;
         let mut map = Map::new();
-        let mut next = self.opens(b'}')?;
+        let mut next = self.open(b'}')?;
         while next {
             let key = self.key()?;
             map.insert(key, self.value(levels)?);
-            next = self.continues(b'}')?;
+            next = self.advance(b'}')?;
         }
         Ok(Value::Object(map))
     }
@@ -99,24 +98,24 @@ impl<'a> Parser<'a> {
         let levels = levels.checked_sub(1).ok_or_else(too_deep_to_read)?;
         self.at += 1;
         let mut items = Vec::new();
-        let mut next = self.opens(b']')?;
+        let mut next = self.open(b']')?;
         while next {
             items.push(self.value(levels)?);
-            next = self.continues(b']')?;
+            next = self.advance(b']')?;
         }
         Ok(Value::Array(items))
     }
 
-    /// After an opening bracket: whether there is a first element. Takes the closing bracket, if not.
-    fn opens(&mut self, close: u8) -> Result<bool> {
+    /// After an opening bracket: returns whether there is a first element. If not, takes the closing bracket.
+    fn open(&mut self, close: u8) -> Result<bool> {
         self.skip_space();
         let is_empty = self.peek().ok_or_else(truncated)? == close;
         self.at += usize::from(is_empty);
         Ok(!is_empty)
     }
 
-    /// After an element: whether there is another one. Takes the comma or the closing bracket.
-    fn continues(&mut self, close: u8) -> Result<bool> {
+    /// After an element: takes the comma or the closing bracket, and returns whether there is another element.
+    fn advance(&mut self, close: u8) -> Result<bool> {
         self.skip_space();
         let byte = self.peek().ok_or_else(truncated)?;
         self.at += 1;
@@ -151,14 +150,14 @@ impl<'a> Parser<'a> {
                     return Ok(string);
                 }
                 b'\\' => string.push(self.escape()?),
-                // A control character has to be escaped.
+                // A control character must be escaped.
                 0..0x20 => return Err(malformed()),
                 _ => string.push_str(self.plain()?),
             }
         }
     }
 
-    /// Takes all up to the next byte that means something in a string.
+    /// Takes the text up to the next quotation mark, backslash or control character.
     fn plain(&mut self) -> Result<&'a str> {
         let rest = self.text.as_bytes().get(self.at..).ok_or_else(truncated)?;
         let end = self.at + plain_bytes(rest);
@@ -186,7 +185,7 @@ impl<'a> Parser<'a> {
         Ok(char)
     }
 
-    /// Reads `uXXXX`, or `uXXXX\uXXXX` for a character that UTF-16 has as two.
+    /// Reads `uXXXX`, or `uXXXX\uXXXX` for a character that is a surrogate pair in UTF-16.
     fn escaped_unicode(&mut self) -> Result<char> {
         let first = self.utf16()?;
         if let Some(char) = char::from_u32(first.into()) {
@@ -205,7 +204,7 @@ impl<'a> Parser<'a> {
         let mut unit = 0;
         for _ in 0..4 {
             let digit = char::from(self.peek().ok_or_else(truncated)?).to_digit(16);
-            // Four digits fit.
+            // Four hexadecimal digits fit into 16 bits.
             unit = unit * 16 + u16::try_from(digit.ok_or_else(malformed)?).unwrap_or(0);
             self.at += 1;
         }
@@ -213,7 +212,7 @@ impl<'a> Parser<'a> {
     }
 
     fn number(&mut self) -> Result<Value> {
-        if let Some(whole) = self.small() {
+        if let Some(whole) = self.small_number() {
             return Ok(Value::from(whole));
         }
         let rest = self.text.get(self.at..).ok_or_else(malformed)?;
@@ -230,13 +229,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Takes a whole number of up to 18 digits, which most numbers are. Not `-0`, which is a float.
-    fn small(&mut self) -> Option<i64> {
+    /// Takes a whole number of up to 18 digits, as most numbers are. It does not take `-0`, which is a float.
+    fn small_number(&mut self) -> Option<i64> {
         let rest = self.text.as_bytes().get(self.at..)?;
         let is_negative = rest.first() == Some(&b'-');
         let sign = usize::from(is_negative);
         let digits = rest.get(sign..)?;
-        let (mut whole, mut length) = (0_i64, 0);
+        let mut whole = 0_i64;
+        let mut length = 0;
         while let Some(digit @ b'0'..=b'9') = digits.get(length) {
             if length == 18 {
                 return None;
@@ -244,9 +244,9 @@ impl<'a> Parser<'a> {
             whole = 10 * whole + i64::from(digit - b'0');
             length += 1;
         }
-        let goes_on = matches!(digits.get(length), Some(b'.' | b'e' | b'E' | b'+' | b'-'));
+        let is_longer = matches!(digits.get(length), Some(b'.' | b'e' | b'E' | b'+' | b'-'));
         let has_leading_zero = digits.first() == Some(&b'0') && (length > 1 || is_negative);
-        if length == 0 || goes_on || has_leading_zero {
+        if length == 0 || is_longer || has_leading_zero {
             return None;
         }
         self.at += sign + length;
@@ -281,10 +281,10 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// How many bytes there are before the first quotation mark, backslash or control character.
+/// The number of bytes before the first quotation mark, backslash or control character.
 ///
-/// Eight at a time: a byte is below `n` if subtracting `n` borrows from its highest bit, which was not
-/// set. The borrow may spread to higher bytes, so only the lowest byte that is found counts.
+/// It checks eight bytes at a time: a byte is below `n` if its highest bit is not set, and subtracting `n` borrows from
+/// that bit. The borrow may spread to higher bytes, so only the lowest byte that is found counts.
 fn plain_bytes(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHEST: u64 = ONES << 7;

@@ -1,14 +1,12 @@
-//! What can be learned of a client that the app handed in: how many connections it may have, and
-//! whether the app is shutting it down.
+//! The state of a client that the app handed in: the size of its pool, and whether the app is shutting it down.
 //!
-//! The driver (mongodb 3.9.1) shows both in a client's `Debug` output and nowhere else, so that is what
-//! is read here. A probe that times overlapping commands would take a busy or a far server for a small
-//! pool. And `Client::shutdown`
-//! [waits](https://docs.rs/mongodb/3.9/mongodb/struct.Client.html#method.shutdown) for the driver session
-//! of each change stream, while every command succeeds as before: nobody else tells that it waits.
+//! The driver (mongodb 3.9.1) shows both only in the `Debug` output of a client, so this file reads that output. The
+//! other ways do not work. A probe that times overlapping commands would take a busy or a far server for a small pool.
+//! `Client::shutdown` [waits](https://docs.rs/mongodb/3.9/mongodb/struct.Client.html#method.shutdown) for the driver
+//! session of each change stream, and every command succeeds meanwhile, so no command shows that it waits.
 //!
-//! Should the output have another form one day, nothing is known, nothing is refused, and a client is
-//! shut down once its stores are.
+//! If a later driver has another output, both are unknown. Then nothing is refused, and the app's `Client::shutdown`
+//! waits until the store is shut down.
 
 use std::time::Duration;
 
@@ -17,35 +15,35 @@ use tokio::time::sleep;
 
 use crate::runtime::Tasks;
 
-/// What the driver takes where a client's options say nothing.
+/// The driver's pool size if the options of a client have none.
 const DEFAULT_POOL: u32 = 10;
 
-/// How often the client is looked at, which takes a fraction of a millisecond.
+/// How often the client is checked. A check takes a fraction of a millisecond.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a client is kept after its last store was dropped and not shut down. The driver sends a
-/// last command when the last handle of a client goes. A process that drops its stores often ends right
-/// after that, and a command in a runtime that ends may panic in the driver (mongodb 3.9.1 unwraps what
-/// a task of the pool answers, which the runtime has cancelled).
+/// How long a client is kept if its last store was dropped without a shutdown. The driver sends a last command when the
+/// last handle of a client is dropped. A process that drops its stores often ends right after, and a command in a
+/// runtime that ends may panic in the driver (mongodb 3.9.1 unwraps the reply of a pool task that the runtime has
+/// cancelled).
 pub(crate) const KILL_CURSORS_DELAY: Duration = Duration::from_millis(100);
 
-/// Keeps a handle of the client until the store has ended. Of a client that the app
-/// [`handed in`](crate::mongo::MongoStoreBuilder::client) it notices when the app shuts it down, and has the
-/// store let go of it.
+/// Starts the task that keeps a handle of the client until the store has ended. If the app
+/// [`handed in`](crate::mongo::MongoStoreBuilder::client) the client, the task also notices when the app shuts it down,
+/// and makes the store release it.
 pub(crate) fn watch_client(client: Client, is_handed_in: bool, tasks: &Tasks) {
-    let attended = tasks.clone();
+    let watched = tasks.clone();
     tasks.spawn(async move {
-        let ends = attended.closed();
+        let closed = watched.closed();
         if is_handed_in {
-            while ends.run_until_cancelled(sleep(CHECK_INTERVAL)).await.is_some() {
+            while closed.run_until_cancelled(sleep(CHECK_INTERVAL)).await.is_some() {
                 if is_shutting_down(&client) {
-                    attended.client_closed().cancel();
+                    watched.client_closed().cancel();
                     return;
                 }
             }
         }
-        ends.cancelled().await;
-        if !attended.is_shut_down() {
+        closed.cancelled().await;
+        if !watched.is_shut_down() {
             sleep(KILL_CURSORS_DELAY).await;
         }
         drop(client);
@@ -57,7 +55,7 @@ pub(crate) fn pool_size(client: &Client) -> Option<u32> {
     pool_size_in(&debug_text(client))
 }
 
-/// Whether somebody has called `Client::shutdown`, which may be waiting yet.
+/// Whether the app has called `Client::shutdown`. The call may still wait.
 fn is_shutting_down(client: &Client) -> bool {
     is_shutting_down_in(&debug_text(client))
 }
@@ -71,14 +69,14 @@ fn pool_size_in(shown: &str) -> Option<u32> {
 }
 
 fn is_shutting_down_in(shown: &str) -> bool {
-    // It closes the tracker of what it waits for first.
+    // `Client::shutdown` begins by closing the tracker of what it waits for.
     let tracker = shown.split_once(" pending_drops: ").map(|(_, tracker)| tracker);
     let state = tracker.and_then(|tracker| tracker.split_once(" is_closed: "));
     state.is_some_and(|(_, state)| state.starts_with("true"))
 }
 
-/// The client's `Debug` output, without every quoted text, which may be anything: an app's name, say.
-/// Nobody else gets to see it. The driver leaves passwords out of it.
+/// The `Debug` output of the client, without quoted texts: one of them, such as the app's name, could look like a field.
+/// The output stays in this file. The driver leaves passwords out of it.
 fn debug_text(client: &Client) -> String {
     without_quotes(&format!("{client:?}"))
 }
@@ -115,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_pool_of_a_client_is_as_large_as_its_options_say() {
+    async fn the_pool_size_is_read_from_the_debug_output() {
         for (given, expected) in [(None, 10), (Some(1), 1), (Some(250), 250)] {
             for name in ["app", r#", max_pool_size: Some(7), ""#, r#"\", max_pool_size: Some(7)"#] {
                 assert_eq!(pool_size(&client(given, name)), Some(expected), "{given:?} {name}");
@@ -124,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shutdown_is_seen_while_it_waits_for_a_session_and_after_it() {
+    async fn a_shutdown_is_noticed_while_it_waits_for_a_session_and_after_it() {
         let client = client(None, " pending_drops: T { is_closed: true");
         assert!(!is_shutting_down(&client));
         let session = client.start_session().await.unwrap();
@@ -137,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_another_form_says_nothing() {
+    fn an_unknown_debug_output_gives_no_state() {
         let texts = ["", "Client { .. }", " max_pool_size", " max_pool_size: Some(many)"];
         for shown in texts.into_iter().chain([" pending_drops: Many", " is_closed: true"]) {
             assert_eq!(pool_size_in(shown), None, "{shown}");
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_password_is_in_the_text_that_is_read() {
+    async fn the_debug_output_has_no_password() {
         let uri = "mongodb://ferris:s3cret-0f-mine@localhost:1/app";
         let client = Client::with_uri_str(uri).await.unwrap();
         assert!(!format!("{client:?}").contains("s3cret-0f-mine"));

@@ -1,5 +1,5 @@
-//! From what a user gives to a collection: the URI with a collection in its path, parts, or an
-//! existing handle.
+//! `Connection`: the connection options of the builder, and the collection that they lead to. The options are a URI with
+//! the collection in its path, its parts, or an existing handle.
 
 pub(crate) mod client_state;
 pub(crate) mod probe;
@@ -26,13 +26,15 @@ use crate::mongo::connect::uri::{
 use crate::mongo::connect::uri_options::{unusable_mechanism, warn_of_no_effect};
 use crate::mongo::error;
 
-/// A web server has many requests in flight; the driver's own default of 10 would queue them.
+/// The default pool size. A web server has many requests at a time; the driver's default of 10 would queue them.
 const POOL: u32 = 100;
-/// Connections that may be opened at a time: a burst after start-up should not wait for two by two.
+/// The default number of connections that may be opened at a time. The driver's default of 2 would delay the burst
+/// after a start.
 const CONNECTING: u32 = 8;
+/// The default database.
 const DATABASE: &str = "sessions";
 
-/// What is known of the connection. `Debug` is left out on purpose: it holds the password.
+/// The connection options, as they were given. It has no `Debug` on purpose, because it has the password.
 #[derive(Clone, Default)]
 pub(crate) struct Connection {
     pub(crate) uri: Option<String>,
@@ -57,7 +59,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// The collection, and how many connections its client may have to a server if it was made here.
+    /// Returns the collection, and the pool size of its client if the client was made here.
     pub(crate) async fn collection(
         &self,
         default: &str,
@@ -111,7 +113,7 @@ impl Connection {
         Ok((client.database(&database).collection(&collection), Some(pool)))
     }
 
-    /// Options that contradict each other.
+    /// Refuses options that contradict each other.
     fn check(&self) -> Result<()> {
         let parts = self.host.is_some() || self.port.is_some() || self.hosts.is_some();
         let given = [
@@ -146,7 +148,7 @@ impl Connection {
         let existing = self.client.is_some()
             || self.database_handle.is_some()
             || self.collection_handle.is_some();
-        let of_a_new_client = [
+        let client_options = [
             ("username", self.username.is_some()),
             ("password", self.password.is_some()),
             ("auth_source", self.auth_source.is_some()),
@@ -156,7 +158,7 @@ impl Connection {
             ("max_pool_size", self.max_pool_size.is_some()),
             ("app_name", self.app_name.is_some()),
         ];
-        if let Some((name, _)) = of_a_new_client.iter().find(|(_, given)| existing && *given) {
+        if let Some((name, _)) = client_options.iter().find(|(_, given)| existing && *given) {
             return Err(Error::config(format!(
                 "`{name}` was given with an existing client, which has its own: set it there"
             )));
@@ -185,9 +187,9 @@ impl Connection {
         Ok(())
     }
 
-    /// What is read from a file ends with a line break, and on Windows may begin with a byte order mark.
-    /// Where these might belong to the value, they are not taken off silently: it would be a wrong password
-    /// without a visible reason.
+    /// Refuses a line break at the end and a byte order mark at the beginning, as a value from a file may have. They are
+    /// not removed, because they may belong to the value: the result would be a wrong password without a visible
+    /// reason.
     fn check_ends(&self) -> Result<()> {
         let file = self.tls_ca_file.as_ref().and_then(|path| path.to_str());
         for (name, value) in [
@@ -217,13 +219,13 @@ impl Connection {
         Ok(())
     }
 
-    /// The driver's options, and the collection in the URI's path.
+    /// Returns the driver's options, and the collection in the path of the URI.
     async fn client_options(&self, timeout: Duration) -> Result<(ClientOptions, Option<String>)> {
         let uri = self.uri()?;
         let (mut options, collection) = match &uri {
             Some(uri) => {
                 let (uri, collection) = split_collection(uri)?;
-                // Before the names are looked up.
+                // `ClientOptions::parse` may ask a name server, so the URI is checked before it.
                 match ConnectionString::parse(&uri) {
                     Ok(parsed) => check_hosts(&parsed)?,
                     Err(error) => return Err(unusable(&uri, &error)),
@@ -243,7 +245,7 @@ impl Connection {
             }
             None => (ClientOptions::builder().hosts(self.addresses()?).build(), None),
         };
-        // A proxy resolves the names by itself.
+        // A proxy resolves the names itself.
         if !uri.as_ref().is_some_and(|uri| has_option(uri, "proxyhost")) {
             let timeout = timeout.mul_f64(0.9);
             lookup(&options.hosts, timeout, |host| tokio::net::lookup_host((host, 0))).await?;
@@ -275,7 +277,8 @@ impl Connection {
         options.max_pool_size =
             one_of("max_pool_size", self.max_pool_size, options.max_pool_size)?.or(Some(POOL));
         options.max_connecting = options.max_connecting.or(Some(CONNECTING));
-        // Less than the whole, so that a call hears that no server was there before its time is up.
+        // Shorter than the operation timeout, so that a call gets the error that no server was found, and not just a
+        // timeout.
         options.server_selection_timeout =
             options.server_selection_timeout.or(Some(timeout.mul_f64(0.9)));
         options.connect_timeout = options.connect_timeout.or(Some(timeout));
@@ -306,8 +309,8 @@ impl Connection {
         }
     }
 
-    /// Reads the files before the driver does. The driver reports a missing key file as a lost connection, and
-    /// takes a directory or an empty file for one that trusts no authority.
+    /// Reads the TLS files before the driver does. The driver reports a missing key file as a lost connection, and takes
+    /// a directory or an empty file for an empty list of authorities.
     fn check_tls_files(&self, tls: Option<&Tls>) -> Result<()> {
         let Some(Tls::Enabled(tls)) = tls else { return Ok(()) };
         if let Some(path) = &tls.ca_file_path {
@@ -366,7 +369,7 @@ impl Connection {
         })?;
         if let ServerAddress::Tcp { port: own, .. } = &mut address {
             if own.is_some() && self.port.is_some() && self.hosts.is_none() {
-                return Err(Error::config("the port stands in both `host` and `port`: give one"));
+                return Err(Error::config("both `host` and `port` have a port: give one"));
             }
             own.get_or_insert(port);
         }
@@ -374,7 +377,7 @@ impl Connection {
     }
 }
 
-/// What the file holds; `None` if it is a pipe, which can be read only once.
+/// Reads the file; `None` if it is a pipe, which can be read only once.
 fn read_file(option: &str, path: &Path) -> Result<Option<Vec<u8>>> {
     let unreadable = |reason: &dyn std::fmt::Display| {
         Error::config(format!(
@@ -396,9 +399,9 @@ fn holds(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Reads a URI, which waits for nothing but the name server that a `mongodb+srv://` is looked up at.
-async fn resolved<T>(reads: impl Future<Output = T>, timeout: Duration) -> Result<T> {
-    tokio::time::timeout(timeout, reads).await.map_err(|_| {
+/// Limits the time of `ClientOptions::parse`, which waits only for the name server of a `mongodb+srv://` URI.
+async fn resolved<T>(parse: impl Future<Output = T>, timeout: Duration) -> Result<T> {
+    tokio::time::timeout(timeout, parse).await.map_err(|_| {
         Error::new(
             ErrorKind::Connection,
             format!("the host of the mongodb+srv:// URI {}", unresolved(timeout)),
@@ -413,8 +416,8 @@ fn unresolved(timeout: Duration) -> String {
     )
 }
 
-/// Fails if no name server says anything of any host. The driver would only say that the host does not
-/// answer. What a name server does say, the driver hears as well, and asks again while there is time.
+/// Fails if no name server replies about any host. The driver would only report that the host does not answer. If a name
+/// server does reply, the driver gets the same reply, and tries again while it has time.
 async fn lookup<F, T>(
     hosts: &[ServerAddress],
     timeout: Duration,
@@ -430,10 +433,12 @@ where
         match host {
             ServerAddress::Tcp { host, .. } if host.parse::<IpAddr>().is_err() => {
                 let lookup = resolve(host.clone());
-                lookups.spawn(async move { drop(lookup.await) });
+                lookups.spawn(async move {
+                    let _ = lookup.await;
+                });
                 names.push(host.as_str());
             }
-            // This one needs no name server.
+            // An address or a socket needs no name server.
             _ => return Ok(()),
         }
     }
@@ -446,11 +451,11 @@ where
     ))
 }
 
-/// What the setter or the URI says, if they do not say different things.
+/// Returns the value of the setter or that of the URI. Fails if they differ.
 fn one_of<T: PartialEq>(setter: &str, given: Option<T>, in_uri: Option<T>) -> Result<Option<T>> {
     match (given, in_uri) {
         (Some(given), Some(in_uri)) if given != in_uri => {
-            Err(Error::config(format!("the URI and `{setter}` say two different things: give one")))
+            Err(Error::config(format!("the URI and `{setter}` have different values: give one")))
         }
         (given, in_uri) => Ok(given.or(in_uri)),
     }
@@ -465,7 +470,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_name_server_is_not_mongodb() {
+    async fn a_silent_name_server_is_reported_as_such() {
         let start = tokio::time::Instant::now();
         let error = resolved(pending::<()>(), TIMEOUT).await.unwrap_err();
         assert_eq!(start.elapsed(), TIMEOUT);
@@ -488,7 +493,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hosts_of_whom_no_name_server_says_anything_are_named() {
+    async fn the_error_of_a_silent_name_server_names_the_hosts() {
         let start = tokio::time::Instant::now();
         let error = looked_up(&["first:1", "second"], true).await.unwrap_err();
         assert_eq!(start.elapsed(), TIMEOUT);

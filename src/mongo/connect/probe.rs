@@ -1,7 +1,6 @@
-//! What `build()` asks of a server before the first session is stored: its version, and whether this user
-//! may read and write.
+//! The checks of `build` against the server: its version, and whether this user may read and write.
 //!
-//! Nothing here changes a document. Without it an app would start, and every log-in would fail.
+//! They change no document. Without them an app would start, and then every log-in would fail.
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, Hint, WriteConcern};
@@ -14,17 +13,16 @@ use crate::mongo::schema;
 use crate::mongo::server_errors::{self, Meaning};
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// The first version with `hello`, by which a cached store asks for the cluster's time. The driver needs
-/// 4.4; updates by `$replaceWith`, as a save is one, need 4.2.
+/// The first version with `hello`, by which a cached store reads the time of the cluster. The driver needs 4.4. A save
+/// is an update with `$replaceWith`, which needs 4.2.
 const OLDEST: &str = "4.4.2";
 
-/// The newest version of MongoDB that reports each
-/// [wire version](https://github.com/mongodb/mongo/blob/master/src/mongo/db/wire_version.h), of those
-/// below what the driver takes.
+/// Each [wire version](https://github.com/mongodb/mongo/blob/master/src/mongo/db/wire_version.h) that the driver refuses
+/// as too old, with the newest version of MongoDB that has it.
 const WIRE_VERSIONS: [(&str, &str); 4] = [("8", "4.2"), ("7", "4.0"), ("6", "3.6"), ("5", "3.4")];
 
 impl SessionCollection {
-    /// Fails if sessions cannot be kept on this server by this user.
+    /// Fails if this user cannot store sessions on this server.
     pub(crate) async fn probe(self) -> Result<()> {
         self.check_version().await?;
         self.probe_read().await?;
@@ -51,7 +49,7 @@ impl SessionCollection {
         self.documents.client().database(&namespace.db).run_command(command).await
     }
 
-    /// Reads what every store should find nothing of: documents that are not sessions.
+    /// Reads a document that is not a session, and warns if there is one.
     async fn probe_read(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "find");
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
@@ -69,32 +67,32 @@ impl SessionCollection {
                 timer.finish(Outcome::Ok, Ok(()))
             }
             Err(error) => match timer.fail("read a session", &error) {
-                // Another engine may not take this filter. Then a plain read decides.
+                // A server that is only compatible with MongoDB may not take this filter. Then a plain read decides.
                 Err(error) if error.kind() == ErrorKind::Server => self.try_plain_read().await,
                 failed => failed,
             },
         }
     }
 
-    /// Reads a session that nobody has, as a load does.
+    /// Reads the session of a key that no session has, as a load does.
     async fn try_plain_read(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "find");
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
-        let nobody = schema::binary(&schema::FIRST_KEY);
-        match documents.find_one(doc! { "_id": nobody }).max_time(self.timeout).await {
+        let unused = schema::binary(&schema::FIRST_KEY);
+        match documents.find_one(doc! { "_id": unused }).max_time(self.timeout).await {
             Ok(_) => timer.finish(Outcome::Ok, Ok(())),
             Err(error) => timer.fail("read a session", &error),
         }
     }
 
-    /// Sends a save of a session that nobody has. It is acknowledged by one member, so that it does not
-    /// wait for a majority.
+    /// Sends a save for a key that no session has. It needs the acknowledgement of one member only, so it does not wait
+    /// for a majority.
     async fn probe_write(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "update");
-        let nobody = schema::binary(&schema::FIRST_KEY);
+        let unused = schema::binary(&schema::FIRST_KEY);
         let save = schema::replace_update(doc! {}, OwnerUpdate::Set, self.clock.wall());
         let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
-        let update = self.documents.update_one(doc! { "_id": nobody }, vec![save]);
+        let update = self.documents.update_one(doc! { "_id": unused }, vec![save]);
         let Err(error) = update.write_concern(one).await else {
             return timer.finish(Outcome::Ok, Ok(()));
         };
@@ -113,18 +111,17 @@ impl SessionCollection {
         }
         let is_atlas = server_errors::has_meaning(&error, Meaning::AtlasRefusal);
         match timer.fail("save a session", &error) {
-            // It passes (an election, an overload), or sessions can at least be read (a full disk).
+            // The error will pass (an election, an overload), or sessions can at least be read (a full disk).
             Err(error) if error.is_outage() || (error.kind() == ErrorKind::Server && !is_atlas) => {
                 tracing::warn!("sessions can be read, but not saved: {error}");
                 Ok(())
             }
-            ended => ended,
+            failed => failed,
         }
     }
 }
 
-/// What the driver says of a server whose version it does not take, in words about versions. `None` if it
-/// says anything else.
+/// Translates the driver's text about a server of the wrong version. `None` if the text is about anything else.
 pub(crate) fn incompatible(said: &str) -> Option<Error> {
     if said.contains("only supports up to") && said.contains("requires wire version") {
         return Some(Error::new(
@@ -153,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wire_version_is_told_as_a_version_of_mongodb() {
+    fn a_wire_version_is_reported_as_a_version_of_mongodb() {
         let said = |wire: &str| {
             let driver = format!(
                 "Server at a:1 reports wire version {wire}, but this version of the MongoDB Rust \

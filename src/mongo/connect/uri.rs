@@ -1,21 +1,23 @@
-//! What a connection string says, and what is wrong with it, in words that never quote it: any
-//! piece of a malformed one may be a piece of the password.
+//! Reads a connection string, and says what is wrong with a malformed one. No message quotes the string: any piece of a
+//! malformed one may be a piece of the password.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
+use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::connect::uri_options;
 use crate::mongo::error;
 
-/// Takes off what a file adds: white space, such as the line break at its end, and the byte order mark that
-/// Windows editors put in front.
+/// Trims what a file may add: white space, such as a line break at the end, and a byte order mark, which Windows editors
+/// write at the beginning.
 pub(crate) fn trimmed(text: &str) -> &str {
     text.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}')
 }
 
-/// Takes the collection, the second part of the path, out of a URI.
+/// Splits the collection, which is the second part of the path, from a URI.
 pub(crate) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
     if uri.contains(['\n', '\r']) {
         return Err(Error::config(
@@ -38,13 +40,13 @@ pub(crate) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
              percent-encoded",
         ));
     }
-    // Most likely the `?` belongs to a password, whose first half would be taken for a port. The user
-    // name may have an `@` of its own.
+    // Most likely the `?` belongs to a password, and the driver would take its first half for a port. The user name may
+    // have an `@` of its own.
     let behind_user = head[authority..].rfind('@').map(|at| &head[authority + at..]);
     if query.contains('@') && !behind_user.is_some_and(|rest| rest.contains('/')) {
         return Err(malformed());
     }
-    // A password may hold a slash that should have been escaped: the driver will say so.
+    // A password may have a slash that is not escaped. The driver will refuse it.
     let path = match head[authority..].rfind('@') {
         Some(at) => authority + at + 1,
         None => authority,
@@ -67,16 +69,17 @@ pub(crate) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
     Ok((uri, Some(collection).filter(|name| !name.is_empty())))
 }
 
-/// What stands before the `?`, and the rest with it.
+/// Splits a URI before its `?`.
 fn split_query(uri: &str) -> (&str, &str) {
     uri.find('?').map_or((uri, ""), |at| uri.split_at(at))
 }
 
-/// Whether the URI gives this option, which is in lower case here and in any case there.
+/// Whether the URI has this option. The case of its name does not matter.
 pub(crate) fn has_option(uri: &str, name: &str) -> bool {
     options(uri).any(|pair| key(pair).eq_ignore_ascii_case(name))
 }
 
+/// The options of a URI, each as `name=value`.
 pub(crate) fn options(uri: &str) -> impl Iterator<Item = &str> {
     split_query(uri).1.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty())
 }
@@ -85,31 +88,23 @@ fn key(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(key, _)| key)
 }
 
+/// Decodes percent escapes. Refuses a malformed one.
 pub(crate) fn percent_decoded(text: &str) -> Result<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
-        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
-            return Err(Error::config(
-                "the URI's path has an invalid percent escape: a % is followed by two hex digits, \
-                 and the character % itself is written %25",
-            ));
-        };
-        bytes.extend(u8::try_from(high * 16 + low));
-        rest = &after[2..];
+    // The crate leaves a malformed escape as it is.
+    let is_escape = |after: &[u8]| after.len() >= 2 && after[..2].iter().all(u8::is_ascii_hexdigit);
+    if !text.as_bytes().split(|byte| *byte == b'%').skip(1).all(is_escape) {
+        return Err(Error::config(
+            "the URI's path has an invalid percent escape: a % is followed by two hex digits, and the \
+             character % itself is written %25",
+        ));
     }
-    String::from_utf8(bytes)
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded
+        .map(Cow::into_owned)
         .map_err(|_| Error::config("a name in the URI's path is not UTF-8 when percent-decoded"))
 }
 
-/// Why the driver refused the URI. The driver's text is passed on only where it cannot hold a piece of the
-/// URI.
+/// Why the driver refused the URI. The driver's text is passed on only if it cannot have a piece of the URI.
 pub(crate) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
     if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
         return Error::config(
@@ -122,7 +117,7 @@ pub(crate) fn unusable(uri: &str, error: &mongodb::error::Error) -> Error {
         return said;
     }
     let (head, query) = split_query(uri);
-    // Some mechanisms take an @ with no user before it.
+    // Some mechanisms allow an @ without a user before it.
     let head = head.replacen("://@", "://", 1);
     if let Err(error) = ConnectionString::parse(head) {
         return uri_options::reason(&error).map_or_else(malformed, |reason| refused(&reason));
@@ -157,27 +152,28 @@ fn malformed() -> Error {
     )
 }
 
-/// Whether a name server can know this host. The driver takes nearly every text, which would end in a failed
-/// lookup that does not say what is wrong.
+/// Whether this host can be looked up. The driver takes nearly any text, and the lookup would fail without saying what is
+/// wrong.
 pub(crate) fn is_valid_host(address: &ServerAddress) -> bool {
     match address {
         ServerAddress::Tcp { host, .. } => host.parse::<IpAddr>().is_ok() || is_valid_name(host),
-        // A path.
+        // The path of a socket.
         _ => true,
     }
 }
 
-/// The limits are those of [RFC 1035](https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4). The characters
-/// are more than it allows: service names in Docker have underscores.
+/// Whether this is a host name. The lengths are those of
+/// [RFC 1035](https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4). More characters are allowed than there: service
+/// names in Docker have underscores.
 fn is_valid_name(name: &str) -> bool {
-    // The full name of a host ends with a dot.
+    // A fully qualified name ends with a dot.
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_allowed = |it: char| it.is_alphanumeric() || it == '-' || it == '_';
     let is_label = |label: &str| matches!(label.len(), 1..=63) && label.chars().all(is_allowed);
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
-/// Fails if a host of the URI cannot be looked up.
+/// Fails if a host of the URI is malformed.
 pub(crate) fn check_hosts(uri: &ConnectionString) -> Result<()> {
     let are_valid = match &uri.host_info {
         HostInfo::HostIdentifiers(hosts) => hosts.iter().all(is_valid_host),
@@ -190,17 +186,17 @@ pub(crate) fn check_hosts(uri: &ConnectionString) -> Result<()> {
     Err(Error::config(
         "the URI has a malformed host: it has the form `name`, `name:port` or `[address]:port`, and a \
          name consists of letters, digits, hyphens, underscores and single dots. Commas separate \
-         several hosts, and an @ stands before the first one if there is a user name",
+         several hosts, and an @ is before the first one if there is a user name",
     ))
 }
 
-/// MongoDB's own databases, which have no change streams, and of which `local` is not replicated.
+/// MongoDB's own databases. They have no change streams, and `local` is not replicated.
 const INTERNAL: [&str; 3] = ["admin", "config", "local"];
 
 /// The longest `database.collection` that [MongoDB takes](https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Namespace-Length).
 const LONGEST_NAMESPACE: usize = 255;
 
-/// Checks the names of a database and of a collection, however they were given.
+/// Checks the names of a database and of a collection, from any option.
 pub(crate) fn valid_namespace(database: &str, collection: &str) -> Result<()> {
     valid_database(database)?;
     valid_collection(collection)?;
@@ -267,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_scheme_is_named() {
+    async fn a_missing_scheme_is_reported() {
         for uri in ["localhost/app", "hunter2", "hunter2://localhost", ""] {
             let said = said_of(uri).await;
             assert!(said.contains("does not begin with mongodb://"), "{uri}: {said}");
@@ -276,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_break_within_is_named() {
+    async fn a_line_break_inside_is_reported() {
         for uri in [
             "mongodb://me:hunter2\n@host/app",
             "mongodb://me\r\n:hunter2@host/app",
@@ -288,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_byte_order_mark_within_is_named() {
+    async fn a_byte_order_mark_inside_is_reported() {
         for uri in [
             "mongodb://me:\u{feff}hunter2@host/app",
             "mongodb://ho\u{feff}st/app",
@@ -303,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_digits_before_a_question_mark_in_a_password_are_no_port() {
+    async fn a_question_mark_in_a_password_is_reported() {
         for uri in [
             "mongodb://me:7712?appName=hunter2@host/app",
             "mongodb://me@corp.example:7712?appName=hunter2@host/app",
@@ -316,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_option_is_named_with_what_it_takes() {
+    async fn the_error_of_an_option_names_it_and_its_values() {
         const NO_FEATURE: &str = "this build of the driver does not support the URI's option";
         const OTHER: &str = "is an option of an older or another driver: take it out of the URI";
         const OIDC: &str = "`authMechanismProperties` does not fit authMechanism=MONGODB-OIDC";
@@ -400,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_drivers_reason_is_kept_where_it_cannot_hold_a_value() {
+    async fn the_drivers_reason_is_passed_on_if_it_cannot_have_a_value() {
         for (uri, reason) in [
             (
                 "mongodb://a,b/app?directConnection=true",
@@ -465,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_else_is_met_with_the_form() {
+    async fn any_other_malformed_uri_gives_the_form() {
         for uri in [
             "mongodb://admin:hunter2SECRET/app",
             "mongodb://admin:hunter2,localhost",
@@ -483,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn databases_of_mongodb_itself_are_refused() {
+    fn the_databases_of_mongodb_are_refused() {
         for name in ["admin", "config", "local", "Admin"] {
             let error = valid_database(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);

@@ -1,25 +1,26 @@
-//! The options of a connection string: which values each takes, and which of them this driver lacks.
+//! The options of a connection string: the values that each takes, and the options that this driver does not support.
 //!
-//! The driver alone decides whether a URI is used. This table only explains why it was refused, since the
-//! driver's own texts quote what they refuse, which may be a piece of the password. The names are those of
+//! Only the driver decides whether a URI is accepted. These tables explain a refusal: the driver's own texts quote the
+//! refused value, which may be a piece of the password. The names are those of
 //! [the manual](https://www.mongodb.com/docs/manual/reference/connection-string-options/).
 
 use mongodb::options::{AuthMechanism, Credential};
 
 use crate::error::Error;
+use crate::mongo::connect::uri::percent_decoded;
 
-/// What an option takes.
+/// The values that an option takes.
 #[derive(Clone, Copy)]
 enum Takes {
     Text,
     Boolean,
-    /// A whole number in this range.
+    /// A whole number in this range, both ends included.
     Number(i64, i64),
     /// One of these, in any case.
     OneOf(&'static [&'static str]),
     /// `key:value` pairs, with commas between them.
     Pairs,
-    /// The same, for a mechanism. Some keys hold what no URI can hold.
+    /// `key:value` pairs of a mechanism. The values of some keys cannot be in a URI.
     Properties,
     /// A whole number, or the name of a write concern.
     WriteConcern,
@@ -27,9 +28,9 @@ enum Takes {
     Mechanism,
     /// Names of compressors, with commas between them. Each needs a feature of the driver.
     Compressors,
-    /// Valid, if the driver was built with this feature.
+    /// Any value, if the driver was built with this feature.
     Feature(&'static str),
-    /// Valid, but the Rust driver has no such option. What to do about it.
+    /// The Rust driver does not support the option; with the remedy.
     Unsupported(&'static str),
 }
 
@@ -114,8 +115,7 @@ const NO_REVOCATION_LIST: &str =
 const SERVICE_NAME: &str = "write authMechanismProperties=SERVICE_NAME:… in its place";
 const TIME_OUT: &str = "take it out of the URI, and set MongoStoreBuilder::operation_timeout";
 
-/// Options of older drivers and of drivers for other languages, with what to do instead. Apps bring them along
-/// in a URI.
+/// Options of older drivers and of drivers for other languages, each with the remedy. An app may have them in its old URI.
 ///
 /// Sources: the manual's
 /// [options](https://www.mongodb.com/docs/manual/reference/connection-string-options/) and those of the
@@ -244,11 +244,11 @@ const MECHANISMS: [(&str, Option<&str>); 7] = [
     ("SCRAM-SHA-256", None),
 ];
 
-/// Properties of a mechanism that the driver takes from its own options alone.
+/// Properties of a mechanism that the driver takes only from its own options.
 const NOT_IN_A_URI: [&str; 3] = ["ALLOWED_HOSTS", "OIDC_CALLBACK", "OIDC_HUMAN_CALLBACK"];
 const CANONICALIZE: [&str; 5] = ["none", "forward", "forwardAndReverse", "true", "false"];
 
-/// The driver's reasons that hold nothing of the URI, with `#` for a number: they may be passed on.
+/// The driver's reasons that have nothing of the URI in them, with `#` for a number. They may be passed on.
 const REASONS: [&str; 38] = [
     "'heartbeat_freq' must be at least #ms, but #ms was given",
     "'tlsCAFile' can't be set if tls=false",
@@ -290,7 +290,8 @@ const REASONS: [&str; 38] = [
     "write concern cannot have w=# and j=true",
 ];
 
-/// Options that the driver takes and that have no effect here, with what has.
+/// Options that the driver takes and that have no effect here: the name, the values with the same effect as the store, and
+/// what counts instead.
 const WITHOUT_EFFECT: [(&str, &[&str], &str); 3] = [
     ("readConcernLevel", &["majority"], "a session store reads with read concern `majority`"),
     ("readPreference", &["primary"], "a session store reads from the primary"),
@@ -301,7 +302,7 @@ const WITHOUT_EFFECT: [(&str, &[&str], &str); 3] = [
     ),
 ];
 
-/// What is wrong with an option as it stands in the URI, `name=value`, if anything is.
+/// Returns what is wrong with an option of a URI, given as `name=value`; `None` if nothing is.
 pub(crate) fn fault(pair: &str) -> Option<Error> {
     let (key, value) = match pair.split_once('=') {
         Some((key, value)) => (key, Some(value)),
@@ -321,22 +322,21 @@ pub(crate) fn fault(pair: &str) -> Option<Error> {
     let Some(value) = value else {
         return Some(Error::config(format!("the URI's option `{name}` has no value")));
     };
-    let value =
-        crate::mongo::connect::uri::percent_decoded(value).unwrap_or_else(|_| value.to_owned());
+    let value = percent_decoded(value).unwrap_or_else(|_| value.to_owned());
     takes.refuse(name, &value).map(Error::config)
 }
 
-/// The row of an option, whose name is in any case in the URI.
+/// The row of an option. The case of its name does not matter.
 fn row<'a, T>(table: &'a [(&'a str, T)], key: &str) -> Option<&'a (&'a str, T)> {
     table.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))
 }
 
-/// What the driver refuses in `authMechanismProperties` only beside `authMechanism=MONGODB-OIDC`.
+/// Returns what is wrong with `authMechanismProperties` together with `authMechanism=MONGODB-OIDC`; `None` if nothing is.
 pub(crate) fn oidc_fault(pairs: &[&str]) -> Option<Error> {
     let value_of = |name: &str| {
         let given = pairs.iter().filter_map(|pair| pair.split_once('='));
         let (_, value) = given.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        crate::mongo::connect::uri::percent_decoded(value).ok()
+        percent_decoded(value).ok()
     };
     if value_of("authMechanism")? != "MONGODB-OIDC" {
         return None;
@@ -370,7 +370,7 @@ pub(crate) fn oidc_fault(pairs: &[&str]) -> Option<Error> {
     })
 }
 
-/// The driver's reason for its refusal, if it holds nothing of the URI.
+/// Returns the driver's reason for its refusal, if the reason has nothing of the URI in it.
 pub(crate) fn reason(error: &mongodb::error::Error) -> Option<String> {
     let mongodb::error::ErrorKind::InvalidArgument { message, .. } = &*error.kind else {
         return None;
@@ -383,13 +383,13 @@ pub(crate) fn reason(error: &mongodb::error::Error) -> Option<String> {
             other => pattern.push(other),
         }
     }
-    // The driver forgets to fill this in.
+    // The driver does not fill in these placeholders.
     let reason = message.replace("{key}={tls}", "`tls` or `ssl`");
     REASONS.contains(&pattern.as_str()).then_some(reason)
 }
 
-/// A mechanism that the driver reads from a URI and cannot use. It would be told as a wrong password, once the
-/// server is reached.
+/// Refuses a mechanism that the driver reads from a URI but cannot use. Without this check, the error would be that of a
+/// wrong password, after the server is reached.
 pub(crate) fn unusable_mechanism(credential: &Credential) -> Option<Error> {
     match credential.mechanism.as_ref()? {
         AuthMechanism::MongoDbCr => Some(Error::config(
@@ -411,8 +411,8 @@ pub(crate) fn unusable_mechanism(credential: &Credential) -> Option<Error> {
     }
 }
 
-/// What the driver says of a mechanism that needs a feature of it, which it does only once it has reached the
-/// server.
+/// Translates the driver's text about a mechanism that needs a feature of the driver. The driver says so only after it has
+/// reached the server.
 pub(crate) fn missing_feature(said: &str) -> Option<Error> {
     let feature = ["azure-oidc", "gcp-oidc"]
         .into_iter()
@@ -420,7 +420,7 @@ pub(crate) fn missing_feature(said: &str) -> Option<Error> {
     Some(Error::config(lacks_feature("authMechanism=MONGODB-OIDC", feature)))
 }
 
-/// Warns of an option that the driver takes and that does nothing here.
+/// Warns of an option that has no effect here.
 pub(crate) fn warn_of_no_effect(pair: &str) {
     let Some((key, value)) = pair.split_once('=') else { return };
     for (name, same, why) in WITHOUT_EFFECT {
@@ -432,7 +432,7 @@ pub(crate) fn warn_of_no_effect(pair: &str) {
 }
 
 impl Takes {
-    /// Why this value is refused.
+    /// Returns why the driver refuses this value; `None` if it does not.
     fn refuse(self, name: &str, value: &str) -> Option<String> {
         let takes = |what: &str| Some(format!("the URI's option `{name}` takes {what}"));
         match self {
@@ -511,7 +511,7 @@ fn lacks_feature(option: &str, feature: &str) -> String {
     )
 }
 
-/// `a`, `b` or `c`
+/// Formats values as `a`, `b` or `c`.
 fn one_of(values: &[&str]) -> String {
     let quoted: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
     match quoted.split_last() {
@@ -527,7 +527,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_of_another_driver_is_unknown_to_this_one_and_what_to_write_is_known() {
+    fn the_driver_knows_no_option_of_another_driver_and_each_replacement() {
         for (name, instead) in OTHER_DRIVERS {
             let uri = format!("mongodb://localhost/app?{name}=1");
             assert!(mongodb::options::ConnectionString::parse(uri).is_err(), "{name}");

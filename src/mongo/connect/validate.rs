@@ -1,4 +1,4 @@
-//! What a store needs before it is built: a runtime, limits and concerns that make sense.
+//! The checks of `build` that need no server: the runtime, the limits, and the read and write concerns.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use tokio::runtime::Handle;
 use crate::batching::BatchLimits;
 use crate::error::{Error, Result};
 
-/// How many reads, and how many saves, are sent side by side when no number is given.
+/// How many read commands, and how many save commands, may run at a time by default.
 const DEFAULT_COMMANDS_IN_FLIGHT: u32 = 4;
-/// How many loads, and how many saves, may wait when no number is given.
+/// How many loads, and how many saves, may run or be queued by default.
 const DEFAULT_QUEUED_CALLS: u32 = 10_000;
 
-pub(crate) fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<BatchLimits> {
-    let (in_flight, waiting) =
-        (in_flight.unwrap_or(DEFAULT_COMMANDS_IN_FLIGHT), waiting.unwrap_or(DEFAULT_QUEUED_CALLS));
-    for (option, value) in [("max_in_flight", in_flight), ("max_waiting", waiting)] {
+pub(crate) fn limits(commands: Option<u32>, calls: Option<u32>) -> Result<BatchLimits> {
+    let commands = commands.unwrap_or(DEFAULT_COMMANDS_IN_FLIGHT);
+    let calls = calls.unwrap_or(DEFAULT_QUEUED_CALLS);
+    for (option, value) in [("max_commands_in_flight", commands), ("max_queued_calls", calls)] {
         if value == 0 {
             return Err(Error::config(format!(
                 "`{option}` is zero, which lets no call through: give at least 1"
@@ -29,11 +29,11 @@ pub(crate) fn limits(in_flight: Option<u32>, waiting: Option<u32>) -> Result<Bat
         }
     }
     let number = |value| usize::try_from(value).unwrap_or(usize::MAX);
-    Ok(BatchLimits::of(number(in_flight), number(waiting)))
+    Ok(BatchLimits::of(number(commands), number(calls)))
 }
 
-/// The runtime that calls will run on, once it has shown that it has what the driver needs. One
-/// without a timer or without I/O panics at their first use, so that happens in a task.
+/// Returns the runtime that calls will run on, after checking that it has what the driver needs. A runtime without a
+/// timer or without I/O panics at their first use, so the check uses both in a task.
 pub(crate) async fn runtime() -> Result<Handle> {
     let runtime = Handle::try_current().map_err(|_| {
         Error::config(
@@ -43,8 +43,8 @@ pub(crate) async fn runtime() -> Result<Handle> {
     })?;
     let probe = runtime.spawn(async {
         tokio::time::sleep(Duration::ZERO).await;
-        // Whether there is a socket to be had does not matter here.
-        drop(tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await);
+        // Only the panic matters, not whether the system gives a socket.
+        let _ = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await;
     });
     match probe.await {
         Ok(()) => Ok(runtime),
@@ -56,7 +56,8 @@ pub(crate) async fn runtime() -> Result<Handle> {
     }
 }
 
-/// Reads must not go back behind what was acknowledged, and writes must be acknowledged.
+/// Returns the collection with the concerns of the store: a read must include what was acknowledged, and a write must
+/// be acknowledged.
 pub(crate) fn with_concerns(documents: &Collection<Document>) -> Result<Collection<Document>> {
     let majority = || WriteConcern::builder().w(Acknowledgment::Majority).build();
     let mut writes = documents.write_concern().cloned().unwrap_or_else(majority);

@@ -1,60 +1,82 @@
-//! The index by which the sessions of an owner are found.
+//! The index by which the store finds the sessions of an owner.
 //!
-//! Its second field is the key, so that a removal walks along it, and so that no write of a session
-//! touches it unless its owner changes. With the time of the last write in it, each touch would write
-//! two indexes, and a walk along it could miss a session that is used meanwhile: it would move past the
-//! cursor. An owner has few sessions, which the server sorts as they are asked for.
+//! The fields are `owner` and `_id`. A page of a delete reads along `_id`, and a write changes the index only if
+//! the owner changes. An index with the time of the last write would be worse in two ways: each touch would
+//! update a second index, and a scan along it could miss a session that is used meanwhile, because the session
+//! would move to a place that the scan has passed. An owner has few sessions, so the server can sort them
+//! when they are listed.
 
-use bson::{Bson, Document, doc};
+use bson::{Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::collection::SessionCollection;
-use crate::mongo::error;
-use crate::mongo::indexes::expiry::{drop_command, list_indexes};
+use crate::mongo::indexes;
+use crate::mongo::indexes::{drop_command, in_mongosh, list_indexes};
 use crate::mongo::server_errors::{Meaning, has_meaning};
-use crate::telemetry::metrics::{Outcome, Verb};
 
-/// The name that the index has if nobody gave it another one.
+/// The name that MongoDB gives the index by default.
 const NAME: &str = "owner_1__id_1";
 
 fn keys() -> Document {
     doc! { "owner": 1, "_id": 1 }
 }
 
-/// The sessions that have an owner.
+/// Matches the sessions that have an owner.
 fn has_owner_filter() -> Document {
     doc! { "owner": { "$exists": true } }
 }
 
-/// Creates the index if it is missing.
+/// Creates the index if it is missing, and checks it if it exists.
 pub(crate) async fn ensure_index(sessions: SessionCollection) -> Result<()> {
-    let standing = list_indexes(&sessions).await?;
-    check_collation(&sessions, &standing)?;
-    if let Some(verdict) = judge_all(&sessions, &standing) {
+    let existing = list_indexes(&sessions).await?;
+    check_collation(&sessions, &existing)?;
+    if let Some(verdict) = judge(&sessions, &existing) {
         return verdict;
     }
-    let timer = sessions.timer(Verb::Index);
     let options = IndexOptions::builder().partial_filter_expression(has_owner_filter()).build();
     let index = IndexModel::builder().keys(keys()).options(options).build();
-    let Err(error) = sessions.documents.create_index(index).await else {
-        return timer.finish(Outcome::Ok, Ok(()));
-    };
-    drop(timer.finish(Outcome::Failed(ErrorKind::Index), Ok(())));
-    if has_meaning(&error, Meaning::IndexConflict)
-        // It may have come meanwhile, from another instance.
-        && let Some(verdict) = judge_all(&sessions, &crate::mongo::indexes::owner::list_indexes(&sessions).await?)
-    {
-        return verdict;
+    let Err(error) = indexes::create_index(&sessions, index).await else { return Ok(()) };
+    if has_meaning(&error, Meaning::IndexConflict) {
+        return resolve_conflict(&sessions, &error).await;
     }
-    Err(refused(&sessions, &error))
+    let by_hand = format!(
+        "{}.createIndex({}, {{ partialFilterExpression: {} }})",
+        in_mongosh(&sessions),
+        keys(),
+        has_owner_filter(),
+    );
+    Err(indexes::not_created(&sessions, "owner", &by_hand, &error))
 }
 
-/// Owners that a collation takes for the same would end each other's sessions.
-fn check_collation(sessions: &SessionCollection, standing: &[IndexModel]) -> Result<()> {
+/// The server refused the index because of another one: either an instance has just created the same index, or
+/// an index with other keys has its name.
+async fn resolve_conflict(
+    sessions: &SessionCollection,
+    error: &mongodb::error::Error,
+) -> Result<()> {
+    let existing = list_indexes(sessions).await?;
+    if let Some(verdict) = judge(sessions, &existing) {
+        return verdict;
+    }
+    Err(Error::new(
+        ErrorKind::Index,
+        format!(
+            "{}: another index with the name {NAME:?} exists on {}. To mend it, run this in mongosh \
+             and start the app again: {}",
+            indexes::failed_to_create("owner", error),
+            sessions.documents.namespace(),
+            drop_command(sessions, NAME)
+        ),
+    ))
+}
+
+/// Refuses a default collation of the collection. If it took two owners for the same, one of them could end the
+/// other's sessions.
+fn check_collation(sessions: &SessionCollection, existing: &[IndexModel]) -> Result<()> {
     let by_key =
-        standing.iter().find(|index| index.keys.len() == 1 && index.keys.contains_key("_id"));
+        existing.iter().find(|index| index.keys.len() == 1 && index.keys.contains_key("_id"));
     if !by_key.is_some_and(has_collation) {
         return Ok(());
     }
@@ -73,43 +95,19 @@ fn has_collation(index: &IndexModel) -> bool {
     collation.is_some_and(|collation| collation.locale != "simple")
 }
 
-/// What the indexes on the owner are worth: one that fits is enough, and of others the first is to be
-/// mended. `None` if there is no such index.
-pub(crate) fn judge_all(
-    sessions: &SessionCollection,
-    standing: &[IndexModel],
-) -> Option<Result<()>> {
-    let mut ours = standing.iter().filter(|index| is_by_owner(&index.keys)).peekable();
-    let first = *ours.peek()?;
-    let Some(found) = unusable_option(first) else { return Some(Ok(())) };
-    if ours.any(|index| unusable_option(index).is_none()) {
-        return Some(Ok(()));
-    }
-    let name = first.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or(NAME);
-    Some(Err(Error::new(
-        ErrorKind::Index,
-        format!(
-            "the index {name:?} on {} {found}, and this store was built for an index of all sessions \
-             that have an owner. To mend it, run this in mongosh and start the app again: {}",
-            sessions.documents.namespace(),
-            drop_command(sessions, name),
-        ),
-    )))
+/// Judges the existing indexes on the owner; `None` if there is no such index.
+pub(crate) fn judge(sessions: &SessionCollection, existing: &[IndexModel]) -> Option<Result<()>> {
+    let ours = existing.iter().filter(|index| indexes::has_keys(&index.keys, &["owner", "_id"]));
+    indexes::judge_all(ours, |index| {
+        let Some(fault) = unusable_option(index) else { return Ok(()) };
+        let options = index.options.as_ref();
+        let name = options.and_then(|options| options.name.as_deref()).unwrap_or(NAME);
+        let wanted = "an index of all sessions that have an owner";
+        Err(indexes::misfit(sessions, name, fault, wanted, &drop_command(sessions, name)))
+    })
 }
 
-/// Whether these are the index's keys, with whatever type of number a shell or driver has sent.
-fn is_by_owner(keys: &Document) -> bool {
-    let ascending = |value: &Bson| match value {
-        Bson::Int32(direction) => *direction > 0,
-        Bson::Int64(direction) => *direction > 0,
-        Bson::Double(direction) => *direction > 0.0,
-        _ => false,
-    };
-    keys.iter().map(|(key, _)| key.as_str()).eq(["owner", "_id"])
-        && keys.iter().all(|(_, value)| ascending(value))
-}
-
-/// Why an index with the right keys is of no use.
+/// Why the store cannot use an index with the right keys.
 fn unusable_option(index: &IndexModel) -> Option<&'static str> {
     let options = index.options.as_ref()?;
     let covered =
@@ -121,40 +119,6 @@ fn unusable_option(index: &IndexModel) -> Option<&'static str> {
         return Some("has a collation");
     }
     (options.hidden == Some(true)).then_some("is hidden, so that no query uses it")
-}
-
-fn refused(sessions: &SessionCollection, error: &mongodb::error::Error) -> Error {
-    let namespace = sessions.documents.namespace();
-    let by_hand = format!(
-        "db.getSiblingDB({:?}).getCollection({:?}).createIndex({}, {{ partialFilterExpression: {} }})",
-        namespace.db,
-        namespace.coll,
-        keys(),
-        has_owner_filter(),
-    );
-    let failure = error::to_error("create the index on `owner`", error);
-    match failure.kind() {
-        ErrorKind::Permission => Error::new(
-            ErrorKind::Permission,
-            format!(
-                "the MongoDB user may not create the index on `owner` of {namespace}: grant it \
-                 `createIndex`, or run this in mongosh as one who may, and build the store with \
-                 create_indexes(false): {by_hand}"
-            ),
-        ),
-        ErrorKind::Server if has_meaning(error, Meaning::IndexConflict) => Error::new(
-            ErrorKind::Index,
-            format!(
-                "{failure}: another index stands on {namespace} under the name {NAME:?}. To mend \
-                     it, run this in mongosh and start the app again: {}",
-                drop_command(sessions, NAME)
-            ),
-        ),
-        ErrorKind::Server => {
-            Error::new(ErrorKind::Index, format!("{failure}. What the store wanted: {by_hand}"))
-        }
-        _ => failure,
-    }
 }
 
 #[cfg(test)]
@@ -181,23 +145,6 @@ mod tests {
             builder().sparse(true).build(),
         ] {
             assert_eq!(found(harmless.clone()), None, "{harmless:?}");
-        }
-    }
-
-    #[test]
-    fn the_keys_are_compared_in_order_and_as_numbers() {
-        for keys in [keys(), doc! { "owner": 1_i64, "_id": 1.0 }] {
-            assert!(is_by_owner(&keys), "{keys}");
-        }
-        for keys in [
-            doc! {},
-            doc! { "owner": 1 },
-            doc! { "_id": 1, "owner": 1 },
-            doc! { "owner": 1, "_id": -1 },
-            doc! { "owner": "hashed", "_id": 1 },
-            doc! { "owner": 1, "_id": 1, "rev": 1 },
-        ] {
-            assert!(!is_by_owner(&keys), "{keys}");
         }
     }
 }

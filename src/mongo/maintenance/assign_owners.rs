@@ -1,4 +1,4 @@
-//! Stores the owners of sessions that were written without.
+//! `assign_owners`: stores the owner of each session that was written without it.
 
 use bson::{Bson, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 
@@ -10,19 +10,20 @@ use crate::session::owner::Owner;
 use crate::session::revision::{Rev, RevSource};
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// What makes the stored owner of a session the one that its data tells.
+/// The change that makes the stored owner the one that the session's data has.
 struct Correction {
     owner: Option<Owner>,
-    /// The condition that nobody has saved the session since it was read.
+    /// The condition that the session was not saved since it was read.
     same_rev: Bson,
 }
 
 impl SessionCollection {
-    /// Gives each live session the owner that its data tells. `revs` are those of the store that is asked:
-    /// its [events](crate::CachedMongoStore::events) tell by the `rev` who has made a change.
+    /// Gives each live session the owner that its data has. `revs` belongs to the calling store: its
+    /// [events](crate::CachedMongoStore::events) recognize the store's own changes by their `rev`.
     pub(crate) async fn assign_owners(self, revs: RevSource) -> Result<u64> {
         self.require_owner_option()?;
-        let (mut assigned, mut left) = (0, 0_u64);
+        let mut assigned = 0;
+        let mut left = 0_u64;
         let mut panics = 0_u64;
         let (mut session, mut cursor) = self.open(crate::mongo::ListQuery::all()).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
@@ -48,7 +49,7 @@ impl SessionCollection {
         Ok(assigned)
     }
 
-    /// `None` if the stored owner is the one that the data tells.
+    /// `None` if the stored owner is already the right one.
     fn correction(&self, found: &RawDocument) -> Result<Option<Correction>> {
         let session = schema::session(found, &self.format)?;
         let owner = match &self.owner {
@@ -56,7 +57,7 @@ impl SessionCollection {
             None => None,
         };
         if let Some(owner) = &owner {
-            owner.fits()?;
+            owner.check_length()?;
         }
         let stored = found.get("owner").ok().flatten();
         let is_right = match (stored, &owner) {
@@ -71,7 +72,7 @@ impl SessionCollection {
         Ok(Some(Correction { owner, same_rev: schema::unchanged(found, "rev")? }))
     }
 
-    /// Whoever writes the session meanwhile stores its owner as well, and a new `rev`.
+    /// Stores the owner, unless the session was saved meanwhile: that save stored the owner itself, and a new `rev`.
     async fn assign(&self, found: &RawDocument, change: Correction, new: Rev) -> Result<u64> {
         let Some(key) = schema::key(found) else { return Ok(0) };
         let unchanged = doc! { "_id": schema::id(key), "rev": change.same_rev };
@@ -85,7 +86,7 @@ impl SessionCollection {
             let timer = self.timer(Verb::Replace);
             let documents = self.documents.clone_with_type::<RawDocumentBuf>();
             let assigned = async {
-                let mut session = self.causal().await?;
+                let mut session = self.causal_session().await?;
                 let assigned = documents.update_one(unchanged, change).session(&mut session).await;
                 self.causal.check_in(session, assigned)
             };

@@ -1,4 +1,4 @@
-//! The number of live sessions, told now and then.
+//! The gauge of live sessions, which a background task updates at an interval.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use crate::error::ErrorKind;
 use crate::mongo::collection::SessionCollection;
 use crate::runtime::Tasks;
 
-/// Counts the live sessions again and again, until the store is closed. A count that fails is counted
-/// as any operation that does, and the figure stays as it was.
+/// Starts the task that counts the live sessions at each interval until the store is closed. If a count fails, the
+/// metrics record it as any failed operation, and the gauge keeps its value.
 pub(crate) fn count_periodically(sessions: SessionCollection, every: Duration, tasks: &Tasks) {
-    let (closed, calls) = (tasks.closed().clone(), tasks.clone());
+    let closed = tasks.closed().clone();
+    let calls = tasks.clone();
     tasks.spawn(async move {
-        // Taken back when the store is closed.
+        // Its drop, when the store is closed, removes the count of this store from the gauge.
         let mut live = sessions.metrics.live();
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

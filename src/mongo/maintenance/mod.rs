@@ -1,4 +1,5 @@
-//! Work on many sessions that no single call waits for: re-encryption, owner assignment, counts.
+//! Work on many sessions, beside the calls of requests: re-encryption, owner assignment, the reads of a warm-up, and
+//! the gauge of live sessions.
 
 mod assign_owners;
 pub(crate) mod live_count;

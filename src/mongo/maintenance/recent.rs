@@ -1,4 +1,4 @@
-//! Reads in the background, beside the queues that requests go through.
+//! The reads of a warm-up, which do not go through the batch queue that requests use.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::session::id::SessionKey;
 use crate::telemetry::metrics::{Outcome, Verb};
 
 impl MongoStore {
-    /// The keys of the live sessions that were written last, the latest first; `None` if that takes
-    /// longer than `within`.
+    /// Returns the keys of the most recently written live sessions, the latest first; `None` if that takes longer than
+    /// `within`.
     pub(crate) async fn newest(
         &self,
         sessions: u64,
@@ -26,7 +26,7 @@ impl MongoStore {
             "expires": { "$gt": schema::date(this.clock.wall()) },
             "_id": schema::keys_after(None),
         };
-        // The projection comes first, so that what the server sorts is small.
+        // The projection comes before the sort, so that the server sorts small documents.
         let stages = [
             doc! { "$match": live },
             doc! { "$project": { "updated": 1 } },
@@ -37,8 +37,8 @@ impl MongoStore {
         let within = within.clamp(MIN_DURATION, MAX_DURATION);
         let timer = this.timer_of(Verb::List, "aggregate").with_timeout(Duration::MAX);
         let read = async {
-            let asks = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
-            let mut cursor = asks.allow_disk_use(true).max_time(within).await?;
+            let aggregate = this.documents.aggregate(stages).with_type::<RawDocumentBuf>();
+            let mut cursor = aggregate.allow_disk_use(true).max_time(within).await?;
             let mut keys = Vec::new();
             while cursor.advance().await? {
                 keys.extend(schema::key(cursor.current()));
@@ -54,13 +54,13 @@ impl MongoStore {
                 Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
                 failed => failed,
             },
-            // Given up for its own bound, which says nothing of the server.
+            // The caller's bound ended the read, which says nothing about the state of the server.
             Err(_) => timer.finish(Outcome::Ok, Ok(None)),
         }
     }
 
-    /// Hands over each session of these keys that is there and live and can be read, with how many
-    /// bytes it has in MongoDB, until `each` has enough: one command, under the operation timeout.
+    /// Reads the sessions of these keys by one command, under the operation timeout. Calls `each` with every session
+    /// that is live and can be read, and with its size in MongoDB in bytes, until `each` returns `false`.
     pub(crate) async fn read_each(
         &self,
         keys: &[SessionKey],
@@ -72,12 +72,12 @@ impl MongoStore {
         this.within(async {
             let timer = this.timer(Verb::Find);
             let read = async {
-                let mut session = this.causal().await?;
+                let mut session = this.causal_session().await?;
                 let find = documents.find(doc! { "_id": { "$in": ids } }).max_time(this.timeout);
                 let mut cursor = find.session(&mut session).await?;
                 while cursor.advance(&mut session).await? {
                     let found = cursor.current();
-                    // One that cannot be read is an error to who asks for it.
+                    // A session that cannot be read is skipped. Its next load returns the error.
                     let live = this.read(found).ok().flatten();
                     let bytes = u64::try_from(found.as_bytes().len()).unwrap_or(u64::MAX);
                     if let (Some(key), Some(live)) = (schema::key(found), live)

@@ -1,10 +1,10 @@
-//! Many operations in one command: what [`Batcher`](crate::batching::Batcher) sends while the
-//! server is busy.
+//! The operations on many sessions in one command, which the [`Batcher`](crate::batching::Batcher) sends while
+//! MongoDB is busy.
 //!
-//! Saves go as one `update` of many statements. The server's `bulkWrite` would tell how each ended,
-//! but took a quarter longer, and servers before 8.0 do not have it. Of an `update` the answer is the
-//! number of sessions modified: as a rule all of them. Otherwise a look at what is stored tells which
-//! were gone, have another `rev`, or cannot be read.
+//! Many saves are one `update` command with many statements. Its reply has the number of modified sessions, which as
+//! a rule is all of them. If it is not, the store reads which sessions are gone, have another `rev`, or cannot be
+//! read. The command `bulkWrite` would report each statement, but it took a quarter longer, and servers before 8.0
+//! do not have it.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -35,13 +35,13 @@ impl SessionCollection {
     ) -> Result<Vec<Result<Option<Session>>>> {
         let timer = self.timer(Verb::Find);
         self.metrics.record_find_batch(keys.len());
-        // Read where it lies in the answer: copies of a hundred documents would leave holes among the
-        // entries that are made of them.
+        // Each document is read inside the reply. Copies of a hundred documents would leave holes in memory
+        // between the cache entries that are made from them.
         match self.find_documents(&keys, None, |found| self.read(found)).await {
             Ok(mut found) => {
                 let read = keys.iter().map(|key| found.remove(key).unwrap_or(Ok(None)));
                 let read: Vec<_> = read.collect();
-                // One that cannot be read counts as it would alone.
+                // A session that cannot be read is counted as if it had been loaded alone.
                 let outcome =
                     read.iter().find(|read| read.is_err()).map_or(Outcome::Ok, Outcome::from);
                 timer.finish(outcome, Ok(read))
@@ -50,7 +50,7 @@ impl SessionCollection {
         }
     }
 
-    /// What `read` makes of each document of these keys that is there.
+    /// Applies `read` to each document of these keys that exists.
     pub(crate) async fn find_documents<T>(
         &self,
         keys: &[SessionKey],
@@ -58,8 +58,8 @@ impl SessionCollection {
         read: impl Fn(&RawDocument) -> T,
     ) -> mongodb::error::Result<HashMap<SessionKey, T>> {
         let ids: Vec<Bson> = keys.iter().map(|key| schema::id(*key).into()).collect();
-        let mut session = self.causal().await?;
-        // One more than there are, so that the first batch is seen to be the last.
+        let mut session = self.causal_session().await?;
+        // One more than the number of keys, so that the server closes the cursor with the first batch.
         let batch = u32::try_from(keys.len()).unwrap_or(u32::MAX).saturating_add(1);
         let find = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(batch);
         let find = match fields {
@@ -84,10 +84,9 @@ impl SessionCollection {
 
     /// Sends updates of different sessions as one command.
     ///
-    /// If that fails as a whole, the outcome of each is unknown, and it is not sent again: carried out a
-    /// second time, a save could overwrite another one that was acknowledged in between. One exception
-    /// is safe: the driver sends a batch again that an overloaded server has turned away, which was not
-    /// carried out.
+    /// If the command fails as a whole, the outcome of each update is unknown. The store does not send it again: a
+    /// second execution could overwrite a save that was acknowledged in between. One repetition is safe: the driver
+    /// sends a batch again that an overloaded server rejected, because the server did not execute it.
     pub(crate) async fn update_many(self, updates: Vec<Update>) -> Result<Vec<SaveResult>> {
         let timer = self.timer(Verb::Bulk).with_calls(updates.len());
         self.metrics.record_save_batch(updates.len());
@@ -99,9 +98,9 @@ impl SessionCollection {
         let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();
         match self.write(statements).await {
             Ok(reply) => {
-                let judged = BatchReply::of(&reply, sent.len());
-                drop(timer.finish(judged.outcome(), Ok(())));
-                Ok(self.outcomes(&sent, judged).await)
+                let reply = BatchReply::of(&reply, sent.len());
+                let _ = timer.finish(reply.outcome(), Ok(()));
+                Ok(self.outcomes(&sent, reply).await)
             }
             Err(error) => timer.fail("save sessions", &error),
         }
@@ -112,31 +111,33 @@ impl SessionCollection {
         &self,
         statements: Vec<Document>,
     ) -> mongodb::error::Result<Document> {
-        // The session is only there to learn the time of the write from. The driver (3.9.1) adds no
-        // `afterClusterTime` to a `run_command`, so a session that knows what was seen would do as well.
+        // The driver session only serves to observe the time of the write. The driver (3.9.1) adds no
+        // `afterClusterTime` to a `run_command`, so a session from the pool would not help.
         let mut session = CausalSessions::new_session(self.documents.client()).await?;
         let reply = update(&self.documents, statements, &mut session).await;
         self.causal.observe(&session);
         reply
     }
 
-    async fn outcomes(&self, sent: &[SentUpdate], mut judged: BatchReply) -> Vec<SaveResult> {
-        if let Some(concern) = judged.concern {
-            // Nothing is acknowledged where the write concern was not met.
+    async fn outcomes(&self, sent: &[SentUpdate], mut reply: BatchReply) -> Vec<SaveResult> {
+        if let Some(concern) = reply.concern {
+            // The write concern failed, so no save is acknowledged.
             return sent.iter().map(|_| Err(concern.clone())).collect();
         }
-        let mut found = if judged.all { Ok(HashMap::new()) } else { self.look_at(sent).await };
+        let mut found = if reply.all { Ok(HashMap::new()) } else { self.look_at(sent).await };
         let mut outcomes = Vec::with_capacity(sent.len());
         for (index, sent) in sent.iter().enumerate() {
-            outcomes.push(match (judged.refusals.remove(&index), &mut found) {
+            outcomes.push(match (reply.refusals.remove(&index), &mut found) {
                 (Some(refusal), _) => Err(refusal),
-                (None, _) if judged.all => Ok(Some(sent.expires)),
-                // The save may be stored; what failed is the look at it.
+                (None, _) if reply.all => Ok(Some(sent.expires)),
+                // The save may be stored: only the read after it failed.
                 (None, Err(error)) => Err(error.of_a_later_step()),
                 (None, Ok(found)) => match found.remove(&sent.key) {
-                    Some(Ok(Stored::Live { rev })) if sent.is_of(&rev) => Ok(Some(sent.expires)),
-                    // Overwritten since; or it had expired, and was prolonged by a touch that came
-                    // late. Either way this is not what is stored.
+                    Some(Ok(Stored::Live { rev })) if sent.may_have_stored(&rev) => {
+                        Ok(Some(sent.expires))
+                    }
+                    // Another save overwrote it; or the session had expired, and a touch that arrived late
+                    // prolonged it. In both cases this save is not what is stored.
                     Some(Ok(Stored::Live { .. })) => Ok(None),
                     Some(Ok(Stored::Expired)) | None => Ok(self.drop_save()),
                     Some(Err(unreadable)) => Err(unreadable),
@@ -146,8 +147,8 @@ impl SessionCollection {
         outcomes
     }
 
-    /// Reads what is stored of the sessions of these updates, those that are there. Of one whose expiry is not a
-    /// date, the error is the one that a load would return.
+    /// Reads what is stored of the sessions of these updates. A session that does not exist is not in the map. If the
+    /// expiry of a session is not a date, the error is the same as that of a load.
     pub(crate) async fn look_at(
         &self,
         sent: &[SentUpdate],
@@ -169,7 +170,7 @@ impl SessionCollection {
     }
 }
 
-/// What is stored of a session after an update that may have left it as it was.
+/// What is stored of a session after an update that may not have changed it.
 pub(crate) enum Stored {
     Live { rev: Vec<u8> },
     Expired,
@@ -189,14 +190,14 @@ pub(crate) async fn update(
     documents.client().database(&namespace.db).run_command(command).session(session).await
 }
 
-/// What the answer to many updates says.
+/// The reply to an `update` with many statements.
 #[derive(Debug)]
 struct BatchReply {
-    /// The write concern was not met.
+    /// The error of a write concern that failed.
     concern: Option<Error>,
-    /// Those that were refused, by their place.
+    /// The error of each statement that was refused, by its index.
     refusals: HashMap<usize, Error>,
-    /// Each of them has modified its session.
+    /// Whether each statement has modified its session.
     all: bool,
 }
 
@@ -220,12 +221,12 @@ impl BatchReply {
     }
 }
 
-/// What became of an update that the server reports in this document.
+/// The error of a statement, from the server's report about it.
 pub(crate) fn refused(error: &Document) -> Error {
     of_code(error, error::refused)
 }
 
-/// What became of updates that were carried out, and whose write concern failed.
+/// The error of statements that were executed, but whose write concern failed.
 pub(crate) fn unacknowledged(error: &Document) -> Error {
     of_code(error, error::unacknowledged)
 }
@@ -237,7 +238,7 @@ fn of_code(error: &Document, judge: impl Fn(&str, i32) -> Error) -> Error {
     }
 }
 
-/// A whole number of any width.
+/// Reads a whole number of any BSON type.
 pub(crate) fn number(document: &Document, field: &str) -> Option<usize> {
     let number = match document.get(field)? {
         Bson::Int32(number) => i64::from(*number),
@@ -257,11 +258,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_saved_if_as_many_were_modified_as_were_sent() {
+    fn all_are_saved_if_the_modified_count_is_the_sent_count() {
         for modified in [Bson::Int32(2), Bson::Int64(2), Bson::Double(2.0)] {
-            let judged = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
-            assert!(judged.all && judged.refusals.is_empty() && judged.concern.is_none());
-            assert!(matches!(judged.outcome(), Outcome::Ok));
+            let parsed = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
+            assert!(parsed.all && parsed.refusals.is_empty() && parsed.concern.is_none());
+            assert!(matches!(parsed.outcome(), Outcome::Ok));
         }
         for modified in [Bson::Int32(1), Bson::Double(1.5), Bson::Int32(-2), Bson::Null] {
             assert!(!BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
@@ -270,27 +271,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_so_by_its_place_and_without_its_text() {
+    fn refusals_are_kept_by_index_and_without_the_servers_text() {
         let reply = doc! { "n": 1, "nModified": 1, "writeErrors": [
             { "index": 0, "code": 11000, "errmsg": "dup key: 4111" },
             { "index": 2_i64, "code": 13, "errmsg": "4111" },
         ] };
-        let judged = BatchReply::of(&reply, 3);
-        let mut places: Vec<_> = judged.refusals.keys().copied().collect();
+        let parsed = BatchReply::of(&reply, 3);
+        let mut places: Vec<_> = parsed.refusals.keys().copied().collect();
         places.sort_unstable();
         assert_eq!(places, [0, 2]);
-        assert_eq!(judged.refusals[&2].kind(), ErrorKind::Permission);
-        assert!(judged.refusals.values().all(|error| !error.to_string().contains("4111")));
-        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+        assert_eq!(parsed.refusals[&2].kind(), ErrorKind::Permission);
+        assert!(parsed.refusals.values().all(|error| !error.to_string().contains("4111")));
+        assert!(matches!(parsed.outcome(), Outcome::Failed(_)));
     }
 
     #[test]
-    fn a_write_concern_that_was_not_met_is_an_error_though_all_were_modified() {
+    fn a_failed_write_concern_is_an_error_even_if_all_were_modified() {
         let reply = doc! {
             "n": 2, "nModified": 2, "writeConcernError": { "code": 64, "errmsg": "timed out" },
         };
-        let judged = BatchReply::of(&reply, 2);
-        assert!(judged.all && judged.concern.is_some());
-        assert!(matches!(judged.outcome(), Outcome::Failed(_)));
+        let parsed = BatchReply::of(&reply, 2);
+        assert!(parsed.all && parsed.concern.is_some());
+        assert!(matches!(parsed.outcome(), Outcome::Failed(_)));
     }
 }

@@ -1,56 +1,56 @@
-//! Ends the sessions that a filter finds, page by page, and one by its handle.
+//! The operations that remove many sessions page by page, and the one that ends a session by its handle.
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
+use crate::backend::delete_pages::{DeletePage, DeletePages};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
-use crate::mongo::ops::list::id_of;
 use crate::mongo::ops::query::and;
+use crate::mongo::ops::scan::{KeyScan, PageOptions};
 use crate::mongo::schema;
-use crate::mongo::schema::keys_after;
 use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
-use crate::store::delete_pages::{DeletePage, DeletePages};
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// Which sessions are to be ended.
+/// Which sessions to end.
 #[derive(Clone, Debug)]
 pub(crate) struct DeleteSelection {
-    /// Asked once to find them and again to remove them: they may have changed in between.
+    /// MongoDB evaluates the filter twice: to find the sessions, and again to remove them. A session may
+    /// change in between.
     pub(crate) filter: Document,
+    /// The one session that stays.
     pub(crate) kept: Option<SessionKey>,
-    /// What has expired is left to whoever removes the expired ones.
+    /// Whether to skip sessions that have expired.
     pub(crate) live_alone: bool,
 }
 
-/// A walk along the keys, which no write changes. It ends however fast new sessions come.
+/// The pages of sessions to end, in the order of their keys.
 pub(crate) struct DeleteCursor {
     sessions: SessionCollection,
-    removal: DeleteSelection,
-    /// The last key of the page before.
-    after: Option<Bson>,
+    selection: DeleteSelection,
+    scan: KeyScan,
 }
 
 impl DeletePages for DeleteCursor {
     async fn next(&mut self) -> Result<Option<DeletePage>> {
-        let mut walk = keys_after(self.after.take());
-        if let Some(kept) = self.removal.kept {
-            walk.insert("$ne", schema::id(kept));
-        }
-        let wanted = self.sessions.selected(&self.removal, doc! { "_id": walk });
-        let fields = doc! { "_id": 1, "expires": 1 };
-        let found = self.sessions.page(Verb::List, wanted, doc! { "_id": 1 }, fields).await?;
-        self.after = found.last().and_then(|last| id_of(last));
-        if self.after.is_none() {
+        let sessions = &self.sessions;
+        let selection = &self.selection;
+        let found = self.scan.next_page(|mut ids| {
+            if let Some(kept) = selection.kept {
+                ids.insert("$ne", schema::id(kept));
+            }
+            sessions.selected(selection, doc! { "_id": ids })
+        });
+        let found = found.await?;
+        if found.is_empty() {
             return Ok(None);
         }
         let mut page = DeletePage::default();
         for found in &found {
-            // Another program's document has an `_id` of another length, and is passed by.
-            if let Some(key) = schema::key(found) {
-                let live = schema::is_live(found, self.sessions.clock.wall()).unwrap_or(false);
-                if live { &mut page.live } else { &mut page.expired }.push(key);
-            }
+            // A document of another program has an `_id` of another length.
+            let Some(key) = schema::key(found) else { continue };
+            let is_live = schema::is_live(found, sessions.clock.wall()).unwrap_or(false);
+            if is_live { &mut page.live } else { &mut page.expired }.push(key);
         }
         Ok(Some(page))
     }
@@ -60,25 +60,78 @@ impl DeletePages for DeleteCursor {
             return Ok(0);
         }
         let ids: Vec<Bson> = keys.iter().map(|key| schema::id(*key).into()).collect();
-        let wanted = self.sessions.selected(&self.removal, doc! { "_id": { "$in": ids } });
+        let wanted = self.sessions.selected(&self.selection, doc! { "_id": { "$in": ids } });
         self.sessions.remove_page(Verb::Remove, wanted).await
     }
 }
 
 impl SessionCollection {
-    pub(crate) fn pages(&self, removal: DeleteSelection) -> DeleteCursor {
-        DeleteCursor { sessions: self.clone(), removal, after: None }
+    pub(crate) fn delete_cursor(&self, selection: DeleteSelection) -> DeleteCursor {
+        let options = PageOptions::to_delete(Verb::List, doc! { "_id": 1, "expires": 1 });
+        DeleteCursor { sessions: self.clone(), selection, scan: KeyScan::new(self, options) }
     }
 
-    fn selected(&self, removal: &DeleteSelection, ids: Document) -> Document {
-        let wanted = and(ids, removal.filter.clone());
-        if !removal.live_alone {
+    fn selected(&self, selection: &DeleteSelection, ids: Document) -> Document {
+        let wanted = and(ids, selection.filter.clone());
+        if !selection.live_alone {
             return wanted;
         }
         and(wanted, doc! { "expires": { "$gt": schema::date(self.clock.wall()) } })
     }
 
-    /// Ends one session, if it is of this owner where one is given. Whether there was a live one.
+    /// Removes every session that is in the collection when the call begins.
+    pub(crate) async fn remove_all(self) -> Result<u64> {
+        let options = PageOptions::to_delete(Verb::Clear, doc! { "_id": 1 });
+        let mut scan = KeyScan::new(&self, options);
+        let mut removed = 0;
+        loop {
+            let page = scan.next_page(|ids| doc! { "_id": ids }).await?;
+            if page.is_empty() {
+                return Ok(removed);
+            }
+            let filter = doc! { "_id": { "$in": session_ids(&page) } };
+            removed += self.remove_page(Verb::Clear, filter).await?;
+        }
+    }
+
+    /// Removes the sessions that have expired, the longest expired first.
+    pub(crate) async fn remove_expired(self) -> Result<u64> {
+        let expired = doc! { "$lte": schema::date(self.clock.wall()) };
+        let options = PageOptions::to_delete(Verb::Expire, doc! { "_id": 1 });
+        let mut removed = 0;
+        loop {
+            let filter = doc! { "expires": expired.clone(), "_id": schema::keys_after(None) };
+            let page = self.read_page(filter, doc! { "expires": 1 }, &options).await?;
+            // The filter repeats the expiry: a session may have been prolonged since the page was read.
+            let filter = doc! { "_id": { "$in": session_ids(&page) }, "expires": expired.clone() };
+            let gone = self.remove_page(Verb::Expire, filter).await?;
+            // Nothing was removed: either no session is left, or the next page would be this one again.
+            if gone == 0 {
+                return Ok(removed);
+            }
+            removed += gone;
+        }
+    }
+
+    async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
+        self.within(async {
+            let timer = self.timer(verb);
+            let removed = async {
+                let mut session = self.causal_session().await?;
+                let removed = self.documents.delete_many(filter).session(&mut session).await;
+                self.causal.observe(&session);
+                removed
+            };
+            match removed.await {
+                Ok(done) => timer.finish(Outcome::Ok, Ok(done.deleted_count)),
+                Err(error) => timer.fail("remove sessions", &error),
+            }
+        })
+        .await
+    }
+
+    /// Ends one session, if it belongs to this owner where one is given. Returns whether a live session was
+    /// removed.
     pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
         let timer = self.timer_of(Verb::Remove, "findAndModify");
         let mut filter = doc! { "_id": schema::id(key) };
@@ -86,7 +139,7 @@ impl SessionCollection {
             filter.insert("owner", owner.as_str());
         }
         let removed = async {
-            let mut session = self.causal().await?;
+            let mut session = self.causal_session().await?;
             let documents = self.documents.clone_with_type::<RawDocumentBuf>();
             let remove = documents.find_one_and_delete(filter);
             let removed = remove.projection(doc! { "expires": 1 }).session(&mut session).await;
@@ -101,4 +154,11 @@ impl SessionCollection {
             Err(error) => timer.fail("end a session", &error),
         }
     }
+}
+
+/// The `_id`s in a page that are keys of sessions. Some servers do not order binaries by their length, so a
+/// page may have a document of another program.
+fn session_ids(page: &[RawDocumentBuf]) -> Vec<Bson> {
+    let keys = page.iter().filter_map(|found| schema::key(found));
+    keys.map(|key| schema::id(key).into()).collect()
 }

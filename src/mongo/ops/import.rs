@@ -1,11 +1,11 @@
-//! Sessions that come from another store, under the ids that they had there: the steps of an
-//! [import](crate::import) that need the collection.
+//! The steps of an [import](crate::import) that read and write collections. An imported session keeps its id.
 //!
-//! A session arrives in two steps, between which it is not live: it has no `expires`, so no load, no
-//! list and no TTL index takes it for one. A load of it is an error and no absence. The second step
-//! changes this one document and no other, so it is done or not done, and it finds nothing if the
-//! session was ended, or taken in, before. It finds it by its `rev`, which the old document has for a
-//! mark by then: why, see [there](crate::import).
+//! A session is imported in two steps: `stage` inserts it, and `activate` makes it live. In between it has no
+//! `expires`, so it is not in a list, and the TTL index does not remove it. Loading it is an error, and not `None`.
+//!
+//! `activate` changes a single document, so it happens fully or not at all. It matches the document by its `rev`, which
+//! is also the claim on the old document by then. So it matches nothing if the session was ended or activated before.
+//! The [module of the import](crate::import) says why.
 
 use std::collections::HashMap;
 
@@ -29,29 +29,31 @@ use crate::session::id::SessionKey;
 use crate::telemetry::metrics::{Outcome, Verb};
 use crate::time::WallTime;
 
-/// The field of the source's documents that says that they were taken over.
+/// The field of a source document with the claim on it.
 const CLAIM_FIELD: &str = "imported";
 
-/// How many documents of the source are worked on at a time, and about how many bytes.
+/// The most documents of the source in a page, and the approximate most bytes.
 const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 8 << 20;
 
+/// What a claim tries to do, for an error message.
 const CLAIM: &str = "mark the old sessions";
 
-/// The marks on documents of the source, by their `_id`.
+/// The claims on documents of the source, by their `_id`.
 pub(crate) type Claims = HashMap<String, Vec<u8>>;
 
-/// The `rev` of each session that is there.
+/// The `rev` of each session that exists.
 pub(crate) type Revs = HashMap<SessionKey, Vec<u8>>;
 
-/// What stands on a document of the source.
+/// The claim on a document of the source.
 pub(crate) enum Claim<'a> {
+    /// The `rev` of the only staged session that may become live for this document.
     Rev(&'a [u8]),
-    /// It is none of ours.
+    /// The field has a value of another program.
     Foreign,
 }
 
-/// A collection that sessions come from, and the store that they go to.
+/// The collection that sessions come from, and the store that they go to.
 pub(crate) struct ImportSteps {
     source: Collection<Document>,
     store: MongoStore,
@@ -60,8 +62,8 @@ pub(crate) struct ImportSteps {
 impl ImportSteps {
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the source's writes are not acknowledged: what is taken over
-    /// must be known to be.
+    /// [`Config`](ErrorKind::Config) if writes to the source are not acknowledged: an import must know whether a claim is
+    /// stored.
     pub(crate) fn new(source: &Collection<Document>, store: MongoStore) -> Result<Self> {
         Ok(Self { source: validate::with_concerns(source)?, store })
     }
@@ -78,15 +80,17 @@ impl ImportSteps {
         &self.store.inner.collection
     }
 
-    /// The next documents of the source that have a text for an `_id`, in its order.
+    /// Reads the next documents of the source whose `_id` is a text, in the order of their `_id`.
     pub(crate) async fn page(&self, after: &str) -> Result<Vec<RawDocumentBuf>> {
         let sessions = self.sessions();
         let documents = self.source.clone_with_type::<RawDocumentBuf>();
         let read = async {
-            // Comparisons in a query stay within one type.
+            // A comparison in a query matches only values of one type.
             let find = documents.find(doc! { "_id": { "$gt": after } }).sort(doc! { "_id": 1 });
             let find = find.limit(PAGE.into()).batch_size(PAGE).max_time(sessions.timeout);
-            let (mut cursor, mut page, mut bytes) = (find.await?, Vec::new(), 0);
+            let mut cursor = find.await?;
+            let mut page = Vec::new();
+            let mut bytes = 0;
             while bytes < PAGE_BYTES && cursor.advance().await? {
                 let found = cursor.current().to_owned();
                 bytes += found.as_bytes().len();
@@ -98,7 +102,7 @@ impl ImportSteps {
         sessions.within(read).await
     }
 
-    /// How many documents of the source have an `_id` that is neither a text nor a binary, as ours are.
+    /// Counts the documents of the source whose `_id` is neither a text nor a binary, as that of this store's sessions is.
     pub(crate) async fn foreign(&self) -> Result<u64> {
         let sessions = self.sessions();
         let filter = doc! { "_id": { "$not": { "$type": ["string", "binData"] } } };
@@ -107,8 +111,7 @@ impl ImportSteps {
         sessions.within(count).await
     }
 
-    /// The mark on a document of the source: the `rev` of the one arrival that may become live for it.
-    /// `None` if there is none yet.
+    /// Reads the claim on a document of the source; `None` if it has none yet.
     pub(crate) fn claim_on(document: &RawDocument) -> Option<Claim<'_>> {
         match document.get(CLAIM_FIELD) {
             Ok(None) => None,
@@ -117,8 +120,8 @@ impl ImportSteps {
         }
     }
 
-    /// Marks documents of the source with the arrivals that were found for them, unless they are marked
-    /// already, and answers with the marks that they have from now on. One that is gone has none.
+    /// Claims documents of the source for the staged sessions with these revs, unless they are claimed already. Returns
+    /// the claims that the documents have from now on. A document that is gone has no claim.
     pub(crate) async fn claim(&self, ids: &[(String, Option<Vec<u8>>)]) -> Result<Claims> {
         let ours = ids.iter().filter_map(|(id, rev)| Some((id.clone(), rev.clone()?)));
         let ours: Claims = ours.collect();
@@ -131,7 +134,8 @@ impl ImportSteps {
             .collect();
         let sent = statements.len();
         let marked = async {
-            // So that what is read is no older than the marks of another run that were in the way.
+            // With a causally consistent session, the read below includes the claims of another run that prevented
+            // ours.
             let start = CausalSessions::new_session(self.source.client()).await;
             let mut session = start.map_err(|error| failed(CLAIM, &error))?;
             let reply = match sent {
@@ -181,7 +185,7 @@ impl ImportSteps {
         Ok(Ok(marks))
     }
 
-    /// Removes marked documents from the source.
+    /// Removes claimed documents from the source.
     pub(crate) async fn remove(&self, ids: &[String]) -> Result<()> {
         let marked = doc! { "_id": { "$in": ids }, CLAIM_FIELD: { "$exists": true } };
         let remove = self.source.delete_many(marked);
@@ -190,19 +194,20 @@ impl ImportSteps {
         self.sessions().within(remove).await.map(drop)
     }
 
-    /// The document of a session that is not live yet, or why it cannot be stored. Its expiry is the one
-    /// that it had: an import is no use of a session.
+    /// Returns the document of a session that is not live yet, or the reason why the session cannot be stored. It keeps
+    /// its expiry: an import does not prolong a session.
     ///
     /// # Errors
     ///
-    /// What would befall any session, as an encryption that fails.
+    /// An error that would fail any session, such as a failed encryption.
     pub(crate) fn staged_document(
         &self,
         key: SessionKey,
         data: &Data,
         expires: WallTime,
     ) -> Result<std::result::Result<Document, &'static str>> {
-        let (rev, sessions) = (self.store.inner.revs.next(), self.sessions());
+        let rev = self.store.inner.revs.next();
+        let sessions = self.sessions();
         let mut document = match schema::insert_document(
             key,
             rev,
@@ -231,10 +236,10 @@ impl ImportSteps {
         Ok(Ok(document))
     }
 
-    /// Stores sessions that are not live yet. Those that are there already, live or not, stay as
-    /// they are. Answers with the `rev` of each that is there then.
-    pub(crate) async fn stage(&self, arrivals: Vec<Document>) -> Result<Revs> {
-        if arrivals.is_empty() {
+    /// Inserts sessions that are not live yet. A session that exists already, live or not, stays unchanged. Returns the
+    /// `rev` of each session that exists then.
+    pub(crate) async fn stage(&self, documents: Vec<Document>) -> Result<Revs> {
+        if documents.is_empty() {
             return Ok(Revs::new());
         }
         let sessions = self.sessions();
@@ -242,20 +247,20 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Insert);
                 let inserted = async {
-                    let mut session = sessions.causal().await?;
-                    let insert = sessions.documents.insert_many(&arrivals).ordered(false);
+                    let mut session = sessions.causal_session().await?;
+                    let insert = sessions.documents.insert_many(&documents).ordered(false);
                     let inserted = insert.session(&mut session).await;
                     sessions.causal.observe(&session);
                     inserted.map(drop)
                 };
-                let mut revs: Revs = arrivals.iter().filter_map(key_and_rev).collect();
+                let mut revs: Revs = documents.iter().filter_map(key_and_rev).collect();
                 match inserted.await {
                     Ok(()) => timer.finish(Outcome::Ok, Ok(revs)),
                     Err(error) => match duplicate_positions(&error) {
-                        Some(places) => {
-                            // Those from another run, as it should be: no id was drawn twice.
-                            drop(timer.finish(Outcome::Ok, Ok(())));
-                            let theirs = places.filter_map(|at| key_and_rev(arrivals.get(at)?));
+                        Some(positions) => {
+                            // Another run has staged these. This is no collision of ids, so it counts as a success.
+                            let _ = timer.finish(Outcome::Ok, Ok(()));
+                            let theirs = positions.filter_map(|at| key_and_rev(documents.get(at)?));
                             let keys: Vec<_> = theirs.map(|(key, _)| key).collect();
                             revs.retain(|key, _| !keys.contains(key));
                             revs.extend(self.revs_of(&keys).await?);
@@ -278,13 +283,13 @@ impl ImportSteps {
         }
     }
 
-    /// Makes the sessions live that have arrived under these revs; answers with how many those were.
-    /// One that was ended meanwhile stays ended, and one that is live already stays as it is.
+    /// Makes the sessions live that are staged with these revs, and returns their number. A session that was ended
+    /// meanwhile stays ended, and one that is live already stays unchanged.
     pub(crate) async fn activate(&self, sessions: &[(SessionKey, Vec<u8>)]) -> Result<u64> {
         if sessions.is_empty() {
             return Ok(0);
         }
-        let arrived = staged(sessions);
+        let filter = staged(sessions);
         let stages = vec![
             doc! { "$set": { "expires": format!("${IMPORTING}") } },
             doc! { "$unset": IMPORTING },
@@ -294,8 +299,8 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Replace);
                 let updated = async {
-                    let mut session = sessions.causal().await?;
-                    let update = sessions.documents.update_many(arrived, stages);
+                    let mut session = sessions.causal_session().await?;
+                    let update = sessions.documents.update_many(filter, stages);
                     let updated = update.session(&mut session).await;
                     sessions.causal.observe(&session);
                     updated
@@ -308,7 +313,7 @@ impl ImportSteps {
             .await
     }
 
-    /// Removes what has arrived under these revs and is not live: it is never to be.
+    /// Removes the sessions that are staged with these revs. They will never become live.
     pub(crate) async fn discard(&self, stale: &[(SessionKey, Vec<u8>)]) -> Result<()> {
         if stale.is_empty() {
             return Ok(());
@@ -316,9 +321,9 @@ impl ImportSteps {
         self.discard_matching(staged(stale)).await
     }
 
-    /// Removes what has arrived and was not made live while it might have been.
+    /// Removes the staged sessions that have expired.
     pub(crate) async fn discard_expired(&self) -> Result<()> {
-        // By the index on `expires`, in which they stand as those without.
+        // The condition on `expires` makes MongoDB use its index, which has documents without `expires` as null.
         let now = schema::date(self.now());
         self.discard_matching(doc! { "expires": Bson::Null, IMPORTING: { "$lte": now } }).await
     }
@@ -329,7 +334,7 @@ impl ImportSteps {
             .within(async {
                 let timer = sessions.timer(Verb::Remove);
                 let removed = async {
-                    let mut session = sessions.causal().await?;
+                    let mut session = sessions.causal_session().await?;
                     let removed =
                         sessions.documents.delete_many(filter).session(&mut session).await;
                     sessions.causal.observe(&session);
@@ -344,20 +349,20 @@ impl ImportSteps {
     }
 }
 
-/// What finds those of these arrivals that are not live. A `rev` is of one session alone, so that the
-/// keys and the revs need not be told in pairs.
+/// Matches the staged sessions with these keys and revs. A `rev` belongs to one session only, so the filter needs no
+/// pairs.
 fn staged(sessions: &[(SessionKey, Vec<u8>)]) -> Document {
     let ids: Vec<Bson> = sessions.iter().map(|(key, _)| schema::id(*key).into()).collect();
     let revs: Vec<Bson> = sessions.iter().map(|(_, rev)| schema::binary(rev).into()).collect();
     doc! { "_id": { "$in": ids }, IMPORTING: { "$exists": true }, "rev": { "$in": revs } }
 }
 
-fn key_and_rev(arrival: &Document) -> Option<(SessionKey, Vec<u8>)> {
-    let key = SessionKey::from_bytes(arrival.get_binary_generic("_id").ok()?)?;
-    Some((key, arrival.get_binary_generic("rev").ok()?.clone()))
+fn key_and_rev(document: &Document) -> Option<(SessionKey, Vec<u8>)> {
+    let key = SessionKey::from_bytes(document.get_binary_generic("_id").ok()?)?;
+    Some((key, document.get_binary_generic("rev").ok()?.clone()))
 }
 
-/// What went wrong with the marks, if anything did.
+/// The first error in the reply to the claims, if there is one.
 fn refusal(reply: &Document) -> Option<Error> {
     let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
     let error = reply.get_document("writeConcernError").ok().into_iter().chain(errors).next()?;
@@ -365,8 +370,7 @@ fn refusal(reply: &Document) -> Option<Error> {
     Some(error::refused(CLAIM, code.unwrap_or_default()))
 }
 
-/// Which of the documents were not inserted, if that is all that went wrong, since others had their
-/// keys.
+/// The positions of the documents that were not inserted because their keys exist; `None` if anything else failed.
 fn duplicate_positions(error: &mongodb::error::Error) -> Option<impl Iterator<Item = usize>> {
     let Driver::InsertMany(InsertManyError { write_errors, write_concern_error, .. }) =
         &*error.kind

@@ -1,10 +1,10 @@
-//! Operations that walk over many sessions: listing them, and removing them page by page.
+//! The operations that list live sessions, as a stream.
 
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Document, RawDocumentBuf, doc};
 use futures_core::Stream;
 use mongodb::{ClientSession, SessionCursor};
 use tokio::sync::mpsc;
@@ -15,33 +15,39 @@ use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
 use crate::mongo::ops::query::and;
 use crate::mongo::schema;
-use crate::mongo::schema::keys_after;
+use crate::mongo::task_stream::{Step, TaskStream};
 use crate::runtime::Tasks;
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// How many sessions one page of a removal has, so that each command stays short and small.
-pub(crate) const PAGE: u32 = 1_000;
-
-/// How many sessions a list reads ahead.
+/// The number of sessions that a list reads ahead.
 const CHANNEL_CAPACITY: u32 = 64;
 
 /// A stream of the live sessions, from [`MongoStore::all`](crate::MongoStore::all).
 ///
-/// A session that cannot be read is a [`Decode`](crate::ErrorKind::Decode) error in its place, and
-/// the stream goes on; any other error ends it. It ends without an error only when it is complete.
+/// A session that cannot be read is a [`Decode`](crate::ErrorKind::Decode) error in its place, and the
+/// stream goes on. Any other error ends the stream. The stream ends without an error only when it is
+/// complete.
 #[must_use = "streams do nothing unless polled"]
-pub struct LiveSessions {
-    received: mpsc::Receiver<Step>,
-    ended: bool,
-}
+pub struct LiveSessions(TaskStream<LiveSession>);
 
 impl LiveSessions {
-    /// A list that is nothing but this error.
+    /// A list whose only item is this error.
     pub(crate) fn failed(error: Error) -> Self {
-        let (sender, received) = mpsc::channel(1);
-        // There is room for one.
-        drop(sender.try_send(Step::Ended(Err(error))));
-        Self { received, ended: false }
+        Self(TaskStream::failed(error))
+    }
+}
+
+impl Stream for LiveSessions {
+    type Item = Result<LiveSession>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.0).poll_next(context)
+    }
+}
+
+impl fmt::Debug for LiveSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveSessions").finish_non_exhaustive()
     }
 }
 
@@ -57,41 +63,10 @@ impl ListQuery {
     }
 }
 
-/// What the task that reads sends. One that ends without a word was cut off.
-enum Step {
-    Session(Result<LiveSession>),
-    Ended(Result<()>),
-}
-
-impl Stream for LiveSessions {
-    type Item = Result<LiveSession>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let step = std::task::ready!(self.received.poll_recv(context));
-        if let Some(Step::Session(session)) = step {
-            return Poll::Ready(Some(session));
-        }
-        self.ended = true;
-        Poll::Ready(match step {
-            Some(Step::Ended(Ok(()))) => None,
-            Some(Step::Ended(Err(error))) => Some(Err(error)),
-            _ => Some(Err(Error::cut_off())),
-        })
-    }
-}
-
-impl fmt::Debug for LiveSessions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LiveSessions").finish_non_exhaustive()
-    }
-}
-
 impl SessionCollection {
-    pub(crate) fn list(&self, tasks: &Tasks, listing: ListQuery) -> LiveSessions {
-        let (sender, received) = mpsc::channel(CHANNEL_CAPACITY as usize);
+    /// Starts a task that reads the sessions, and returns their stream.
+    pub(crate) fn list(&self, tasks: &Tasks, query: ListQuery) -> LiveSessions {
+        let (sender, stream) = TaskStream::channel(CHANNEL_CAPACITY as usize);
         if !tasks.is_closed() {
             let sessions = self.clone();
             let closed = tasks.closed().clone();
@@ -101,36 +76,38 @@ impl SessionCollection {
                     () = closed.cancelled() => {}
                     () = sender.closed() => {}
                     () = async {
-                        // A list that nobody polls must not hold what the app's client waits for.
-                        let sends = sessions.send_all(&sender, listing);
-                        let ended = client_closed.run_until_cancelled(sends).await;
-                        let ended = ended.unwrap_or_else(|| Err(Error::client_closed()));
-                        drop(sender.send(Step::Ended(ended)).await);
+                        // The driver session of a list that nobody polls must not keep the app's
+                        // `Client::shutdown` waiting.
+                        let sends = sessions.send_all(&sender, query);
+                        let result = client_closed.run_until_cancelled(sends).await;
+                        let result = result.unwrap_or_else(|| Err(Error::client_closed()));
+                        let _ = sender.send(Step::Ended(result)).await;
                     } => {}
                 }
             });
         }
-        LiveSessions { received, ended: false }
+        LiveSessions(stream)
     }
 
+    /// Opens a cursor over live sessions.
     pub(crate) async fn open(
         &self,
-        listing: ListQuery,
+        query: ListQuery,
     ) -> Result<(ClientSession, SessionCursor<RawDocumentBuf>)> {
         let documents = self.documents.clone_with_type::<RawDocumentBuf>();
         let mut live = doc! { "expires": { "$gt": schema::date(self.clock.wall()) } };
-        if let Some(wanted) = listing.wanted {
+        if let Some(wanted) = query.wanted {
             live = and(wanted, live);
         }
-        // No time limit for the server: it would count for all batches together.
+        // The server gets no time limit: it would count for all batches together.
         let mut find = documents.find(live).batch_size(CHANNEL_CAPACITY);
-        if let Some(order) = listing.order {
+        if let Some(order) = query.order {
             find = find.sort(order);
         }
         self.within(async {
             let timer = self.timer(Verb::List);
             let found = async {
-                let mut session = self.causal().await?;
+                let mut session = self.causal_session().await?;
                 let cursor = find.session(&mut session).await?;
                 Ok((session, cursor))
             };
@@ -142,21 +119,27 @@ impl SessionCollection {
         .await
     }
 
-    async fn send_all(&self, sender: &mpsc::Sender<Step>, listing: ListQuery) -> Result<()> {
-        let (mut session, mut cursor) = self.open(listing).await?;
+    async fn send_all(
+        &self,
+        sender: &mpsc::Sender<Step<LiveSession>>,
+        query: ListQuery,
+    ) -> Result<()> {
+        let (mut session, mut cursor) = self.open(query).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
             let now = self.clock.wall().to_datetime();
-            let session = schema::live_session(&found, &self.format);
-            if session.as_ref().is_ok_and(|session| now.is_some_and(|now| session.expires <= now)) {
+            let live = schema::live_session(&found, &self.format);
+            // The session may have expired while the list waited for its consumer.
+            if live.as_ref().is_ok_and(|live| now.is_some_and(|now| live.expires <= now)) {
                 continue;
             }
-            if sender.send(Step::Session(session)).await.is_err() {
+            if sender.send(Step::Item(live)).await.is_err() {
                 break;
             }
         }
         Ok(())
     }
 
+    /// Reads the next document of a list that is a session. Documents of other programs are skipped.
     pub(crate) async fn next(
         &self,
         cursor: &mut SessionCursor<RawDocumentBuf>,
@@ -171,113 +154,9 @@ impl SessionCollection {
                 }
             });
             let next = next.await?;
-            // Another program's document is passed by.
             if next.as_deref().is_none_or(|found| schema::key(found).is_some()) {
                 return Ok(next);
             }
         }
     }
-
-    /// Removes every session that stands in the collection when this begins. One walk along the
-    /// keys, which ends however fast new sessions come.
-    pub(crate) async fn remove_all(self) -> Result<u64> {
-        let (mut removed, mut after) = (0, None);
-        loop {
-            let filter = doc! { "_id": keys_after(after.take()) };
-            let page = self.page(Verb::Clear, filter, doc! { "_id": 1 }, doc! { "_id": 1 }).await?;
-            after = page.last().and_then(|last| id_of(last));
-            if after.is_none() {
-                return Ok(removed);
-            }
-            removed +=
-                self.remove_page(Verb::Clear, doc! { "_id": { "$in": keys(&page) } }).await?;
-        }
-    }
-
-    /// Removes what has expired.
-    pub(crate) async fn remove_expired(self) -> Result<u64> {
-        let expired = doc! { "$lte": schema::date(self.clock.wall()) };
-        let mut removed = 0;
-        loop {
-            let filter = doc! { "expires": expired.clone(), "_id": keys_after(None) };
-            let order = doc! { "expires": 1 };
-            let page = self.page(Verb::Expire, filter, order, doc! { "_id": 1 }).await?;
-            // The expiry is asked for again: a session may have been prolonged meanwhile.
-            let filter = doc! { "_id": { "$in": keys(&page) }, "expires": expired.clone() };
-            let gone = self.remove_page(Verb::Expire, filter).await?;
-            // None at all: all is done, or the next page would be this one again.
-            if gone == 0 {
-                return Ok(removed);
-            }
-            removed += gone;
-        }
-    }
-
-    /// These fields of the first documents that a filter finds.
-    pub(crate) async fn page(
-        &self,
-        verb: Verb,
-        filter: Document,
-        order: Document,
-        fields: Document,
-    ) -> Result<Vec<RawDocumentBuf>> {
-        self.within(async {
-            let timer = self.timer_of(verb, "find");
-            let documents = self.documents.clone_with_type::<RawDocumentBuf>();
-            let find = documents.find(filter).sort(order).limit(PAGE.into());
-            let find = find.projection(fields).batch_size(PAGE).max_time(self.timeout);
-            let read = async {
-                let (mut page, mut session) = (Vec::new(), self.causal().await?);
-                let mut cursor = find.session(&mut session).await?;
-                while cursor.advance(&mut session).await? {
-                    page.push(cursor.current().to_owned());
-                }
-                self.causal.observe(&session);
-                Ok(page)
-            };
-            match read.await {
-                Ok(page) => timer.finish(Outcome::Ok, Ok(page)),
-                Err(error) => timer.fail("find the sessions to remove", &error),
-            }
-        })
-        .await
-    }
-
-    pub(crate) async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
-        self.within(async {
-            let timer = self.timer(verb);
-            let removed = async {
-                let mut session = self.causal().await?;
-                let removed = self.documents.delete_many(filter).session(&mut session).await;
-                self.causal.observe(&session);
-                removed
-            };
-            match removed.await {
-                Ok(done) => timer.finish(Outcome::Ok, Ok(done.deleted_count)),
-                Err(error) => timer.fail("remove sessions", &error),
-            }
-        })
-        .await
-    }
-
-    /// One step of a longer operation, under the operation timeout, if the store is still open.
-    pub(crate) async fn within<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
-        if let Some(refusal) = self.tasks.refusal() {
-            return Err(refusal);
-        }
-        tokio::time::timeout(self.timeout, step)
-            .await
-            .unwrap_or_else(|_| Err(crate::runtime::timed_out(self.timeout)))
-    }
-}
-
-pub(crate) fn id_of(found: &RawDocument) -> Option<Bson> {
-    found.get("_id").ok()??.try_into().ok()
-}
-
-/// The keys of the sessions among these. Not every server orders binaries by length, so that a page may
-/// hold a document of another program.
-fn keys(page: &[RawDocumentBuf]) -> Vec<Bson> {
-    let keys = page.iter().filter_map(|found| schema::key(found));
-    keys.map(|key| schema::id(key).into()).collect()
 }

@@ -1,6 +1,7 @@
 //! The operations on the collection, grouped by what they do.
 
 pub(crate) mod batch;
+mod count;
 pub(crate) mod delete;
 #[cfg(feature = "import")]
 pub(crate) mod import;
@@ -8,3 +9,4 @@ pub(crate) mod list;
 pub(crate) mod owner;
 pub(crate) mod query;
 pub(crate) mod read_write;
+pub(crate) mod scan;

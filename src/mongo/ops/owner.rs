@@ -1,10 +1,10 @@
-//! The owner of a session: derived from its data on each write, stored beside it, and what can be
-//! asked and ended by it.
+//! The operations on the sessions of an owner: list them, end them, and assign owners.
 
 use std::sync::Arc;
 
 use bson::{Document, doc};
 
+use crate::backend::delete_pages::delete_pages;
 use crate::error::{Error, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::ops::list::ListQuery;
@@ -15,20 +15,19 @@ use crate::session::handle::SessionHandle;
 use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
 use crate::session::revision::RevSource;
-use crate::store::delete_pages::delete_pages;
 use crate::telemetry::spans;
 
 impl MongoStoreBuilder {
-    /// Whose session it is, as its data tells: say, the id of the user who is logged in. Default: no
-    /// owners are stored. With it the sessions of a user can be
-    /// [listed](MongoStore::find_by_owner) and [ended](MongoStore::delete_by_owner).
+    /// The function that derives the owner of a session from its data, for example the id of the user who is
+    /// logged in. Default: none, and no owners are stored. With owners, you can
+    /// [list](MongoStore::find_by_owner) and [end](MongoStore::delete_by_owner) the sessions of a user.
     ///
-    /// Asked on each write, and stored as `owner` beside the data, with an index of the sessions that
-    /// have one. A session that is saved with data of which this answers `None` has no owner any more.
-    /// Give the same to all instances: a store without one leaves the owner that it finds.
+    /// The store calls the function on each write, and stores the result in the field `owner` beside the data.
+    /// An index covers the sessions that have an owner. If the function returns `None`, the session has no owner
+    /// from then on. Give the same function to all instances: a store without one leaves the stored owner as it is.
     ///
-    /// Sessions that were stored before this was given have no owner until their data changes.
-    /// [`assign_owners`](MongoStore::assign_owners) gives it to all of them.
+    /// Sessions that were stored without this function get an owner when their data changes.
+    /// [`assign_owners`](MongoStore::assign_owners) gives all of them an owner.
     ///
     /// ```no_run
     /// # async fn run() -> tower_sessions_moka_mongodb_store::Result<()> {
@@ -45,10 +44,9 @@ impl MongoStoreBuilder {
     /// # }
     /// ```
     ///
-    /// For axum-login there is [`Owner::from_axum_login`].
+    /// For axum-login, use [`Owner::from_axum_login`].
     ///
-    /// If the function panics, the call that asked it fails with [`Panic`](ErrorKind::Panic), and
-    /// nothing is sent.
+    /// If the function panics, the call fails with [`Panic`](ErrorKind::Panic), and nothing is sent.
     pub fn owner<F, O>(mut self, owner: F) -> Self
     where
         F: Fn(&Data) -> Option<O> + Send + Sync + 'static,
@@ -60,12 +58,12 @@ impl MongoStoreBuilder {
 }
 
 impl MongoStore {
-    /// A stream of the live sessions of an owner, the one that was written last first; else as
-    /// [`all`](Self::all). Each has a [handle](crate::LiveSession::handle) by which it can be
-    /// [ended](Self::revoke_owned).
+    /// Returns a stream of the live sessions of an owner, the most recently written first. Otherwise as
+    /// [`all`](Self::all). Each session has a [handle](crate::LiveSession::handle), by which you can
+    /// [end](Self::revoke_owned) it.
     ///
-    /// Its only item is a [`Config`](crate::ErrorKind::Config) error if the store was built without
-    /// [`owner`](MongoStoreBuilder::owner).
+    /// If the store was built without [`owner`](MongoStoreBuilder::owner), the only item is a
+    /// [`Config`](crate::ErrorKind::Config) error.
     ///
     /// ```no_run
     /// # use tower_sessions_moka_mongodb_store::{MongoStore, Result, SessionHandle};
@@ -90,40 +88,43 @@ impl MongoStore {
         }
         let listing = ListQuery {
             wanted: Some(owned_by(&owner.into())),
-            // The few of one owner, which the server sorts: see the index.
+            // The server sorts them in memory: see the index on the owner.
             order: Some(doc! { "updated": -1, "_id": 1 }),
         };
         sessions.list(&self.inner.tasks, listing)
     }
 
-    /// Ends every session of an owner, and answers with how many live ones those were: "sign out
+    /// Ends every session of an owner, and returns the number of live sessions that it ended: "sign out
     /// everywhere".
     ///
-    /// Each session that was the owner's before the call is gone after it, and no save under way brings
-    /// it back. An exception: if a save gives a session to another owner, or to none, before MongoDB comes to
-    /// remove it, it is not ended, since it is not this owner's any more. A session that is created, or
-    /// becomes the owner's, while the call goes on may stay. Works in pages of 1,000 sessions, each
-    /// under the operation timeout.
+    /// Each session that belonged to the owner before the call is gone after it, and a running save does not bring
+    /// it back. Exceptions:
+    ///
+    /// - If a save gives a session to another owner, or to none, before MongoDB removes it, the session stays: it
+    ///   does not belong to this owner any longer.
+    /// - A session that is created, or becomes the owner's, during the call may stay.
+    ///
+    /// The store works in pages of 1,000 sessions, each under the operation timeout.
     ///
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) if the store was built without
-    /// [`owner`](MongoStoreBuilder::owner); else as [`length`](Self::length), and some sessions may
-    /// have been ended by then: call it again.
+    /// [`owner`](MongoStoreBuilder::owner); otherwise as [`length`](Self::length). Some sessions may have been
+    /// ended by then: call it again.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn delete_by_owner(&self, owner: impl Into<Owner> + Send) -> Result<u64> {
-        let removal = self.inner.collection.owner_selection(&owner.into(), None);
-        spans::verb!("session_store.delete_by_owner", self.remove(removal))
+        let selection = self.inner.collection.owner_selection(&owner.into(), None);
+        spans::verb!("session_store.delete_by_owner", self.delete_selected(selection))
     }
 
-    /// Ends every session of an owner but this one, given by its id or its handle, and answers with
-    /// how many live ones those were: "sign out everywhere else". See
+    /// Ends every session of an owner except one, and returns the number of live sessions that it ended: "sign out
+    /// everywhere else". `kept` is the id or the handle of the session to keep. See
     /// [`delete_by_owner`](Self::delete_by_owner).
     ///
-    /// A session that is given a new id meanwhile (`cycle_id`, a log-in) is another one.
+    /// A session that gets a new id meanwhile (`cycle_id`, a log-in) is another session.
     ///
     /// # Errors
     ///
@@ -137,12 +138,12 @@ impl MongoStore {
         owner: impl Into<Owner> + Send,
         kept: impl Into<SessionKey> + Send,
     ) -> Result<u64> {
-        let removal = self.inner.collection.owner_selection(&owner.into(), Some(kept.into()));
-        spans::verb!("session_store.delete_by_owner_except", self.remove(removal))
+        let selection = self.inner.collection.owner_selection(&owner.into(), Some(kept.into()));
+        spans::verb!("session_store.delete_by_owner_except", self.delete_selected(selection))
     }
 
-    /// Ends one session, whosever it is, and answers whether there was a live one. For operators: a
-    /// page for users takes [`revoke_owned`](Self::revoke_owned).
+    /// Ends one session of any owner, and returns whether a live session was ended. For operators: a page for users
+    /// calls [`revoke_owned`](Self::revoke_owned).
     ///
     /// # Errors
     ///
@@ -150,29 +151,30 @@ impl MongoStore {
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let revoke = self.inner.collection.clone().revoke(handle.into(), None);
         spans::verb!("session_store.revoke", self.run(revoke))
     }
 
-    /// Ends one session if it is this owner's, and answers whether there was such a live one. So
-    /// nobody can end another one's session with a handle from elsewhere.
+    /// Ends one session if it belongs to this owner, and returns whether a live session was ended. So a user cannot
+    /// end another user's session with a handle from elsewhere.
     ///
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) if the store was built without
-    /// [`owner`](MongoStoreBuilder::owner); else as [`length`](Self::length).
+    /// [`owner`](MongoStoreBuilder::owner); otherwise as [`length`](Self::length).
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn revoke_owned(
         &self,
         owner: impl Into<Owner> + Send,
         handle: SessionHandle,
     ) -> Result<bool> {
-        let (sessions, owner) = (self.inner.collection.clone(), owner.into());
+        let sessions = self.inner.collection.clone();
+        let owner = owner.into();
         let revoke = async {
             sessions.require_owner_option()?;
             self.run(sessions.revoke(handle.into(), Some(owner))).await
@@ -180,16 +182,17 @@ impl MongoStore {
         spans::verb!("session_store.revoke_owned", revoke)
     }
 
-    /// Stores the owner of each live session whose stored one is not what its data tells, and answers
-    /// with how many those were. For sessions from before
-    /// [`owner`](MongoStoreBuilder::owner) was given, or was given otherwise: call it once all
-    /// instances of the app have it. May be called again at any time.
+    /// Stores the owner of each live session whose stored owner differs from the one that its data has, and returns the
+    /// number of changed sessions. For sessions that were stored before [`owner`](MongoStoreBuilder::owner) was
+    /// given, or with another function. Call it once all instances of the app have the new function. You may call it
+    /// again at any time.
     ///
-    /// Reads all sessions, 64 at a time, and writes those that it changes one by one; each step is
-    /// under the operation timeout. Caches read anew what it has changed. A session that cannot be read
-    /// or whose owner is too long is left as it is, and a warning tells how many there were. So is one whose
-    /// `rev` has a deprecated type of BSON, which no store writes, and one on whose data the `owner`
-    /// function panics.
+    /// The store reads all sessions, 64 at a time, and writes those that change one by one. Each step is under the
+    /// operation timeout. Caches read the changed sessions again.
+    ///
+    /// These sessions are left unchanged: one that cannot be read, one whose owner is too long, and one whose `rev`
+    /// has a deprecated BSON type, which no store writes. A warning says how many there were. A session on whose
+    /// data the `owner` function panics is left unchanged too.
     ///
     /// # Errors
     ///
@@ -199,37 +202,37 @@ impl MongoStore {
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn assign_owners(&self) -> Result<u64> {
         let call = self.assign_owners_as(self.inner.revs.clone());
         spans::verb!("session_store.assign_owners", call)
     }
 
-    /// The same for a store whose writes have other revs.
+    /// As [`assign_owners`](Self::assign_owners), for a store that takes its revs from another source.
     pub(crate) async fn assign_owners_as(&self, revs: RevSource) -> Result<u64> {
         let call = self.inner.collection.clone().assign_owners(revs);
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 
-    pub(crate) async fn remove(&self, removal: Result<DeleteSelection>) -> Result<u64> {
-        let pages = self.inner.collection.pages(removal?);
+    pub(crate) async fn delete_selected(&self, selection: Result<DeleteSelection>) -> Result<u64> {
+        let pages = self.inner.collection.delete_cursor(selection?);
         let call = delete_pages(pages, |_| || ());
         self.inner.tasks.run_paged(call, |outcome| outcome).await
     }
 }
 
 impl SessionCollection {
-    /// Adds its owner to the fields that are stored of a session with this data.
+    /// Adds the owner that the data has to the fields of a write.
     pub(crate) fn add_owner(&self, data: &Data, fields: &mut Document) -> Result<OwnerUpdate> {
         let Some(owner_of) = &self.owner else { return Ok(OwnerUpdate::Set) };
         let Some(owner) = owner_of.derive(data)? else { return Ok(OwnerUpdate::Clear) };
-        owner.fits()?;
+        owner.check_length()?;
         fields.insert("owner", owner.as_str());
         Ok(OwnerUpdate::Set)
     }
 
-    /// Whether owners are stored. An answer of "none" from a store that stores no owner would be taken
-    /// for a log-out that has happened.
+    /// Fails if the store stores no owners. If it returned "0 sessions ended" instead, the caller would believe that
+    /// the user is signed out.
     pub(crate) fn require_owner_option(&self) -> Result<()> {
         if self.owner.is_some() {
             return Ok(());
@@ -239,7 +242,7 @@ impl SessionCollection {
         ))
     }
 
-    /// Those of an owner, whether they have expired or not: this clock is not the only one.
+    /// Selects the sessions of an owner, expired ones too: by another instance's clock they may be live.
     pub(crate) fn owner_selection(
         &self,
         owner: &Owner,

@@ -1,4 +1,4 @@
-//! What operators ask of the stored documents, and end by it.
+//! The operations by a filter of the caller: list the sessions that it matches, and end them.
 
 use bson::{Bson, Document, doc};
 use serde_json::Value;
@@ -6,14 +6,14 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::mongo::codec::{self, DataFormat};
 use crate::mongo::collection::SessionCollection;
-use crate::mongo::filter::{finds_everything, guarded};
+use crate::mongo::filter::{guarded, matches_everything};
 use crate::mongo::ops::list::ListQuery;
 use crate::mongo::{DeleteSelection, LiveSessions, MongoStore};
 use crate::session::owner::Owner;
 use crate::telemetry::spans;
 
-/// The path of a key of the data, for a filter: the keys from the outermost one on, escaped as they
-/// are stored.
+/// Returns the path of a key of the data, for a filter. `keys` begins with the outermost key. Each is escaped as the
+/// store escapes it.
 ///
 /// ```
 /// use tower_sessions_moka_mongodb_store::data_path;
@@ -22,8 +22,7 @@ use crate::telemetry::spans;
 /// assert_eq!(data_path(&["axum-login.data", "user_id"]), "data.axum-login%2Edata.user_id");
 /// ```
 ///
-/// The data is stored in such a form by a store that is
-/// [`queryable`](crate::MongoStoreBuilder::queryable).
+/// Such a path exists only in a store that is [`queryable`](crate::MongoStoreBuilder::queryable).
 #[must_use]
 pub fn data_path(keys: &[impl AsRef<str>]) -> String {
     let mut path = "data".to_owned();
@@ -34,15 +33,15 @@ pub fn data_path(keys: &[impl AsRef<str>]) -> String {
     path
 }
 
-/// A filter of the sessions whose data has this value under a key: the keys from the outermost one on, as
-/// for [`data_path`]. For values that come from a request, or from anywhere else.
+/// Returns a filter that matches the sessions whose data has this value under a key. `keys` is as for [`data_path`].
+/// Safe for values that come from a request.
 ///
-/// An attacker who sends a JSON object where a text is expected must not choose the comparison. A handler
-/// that ends "the sessions with this device" by `doc! { "data.device": device }`, with a `device` that was
-/// parsed from `{"device": {"$ne": ""}}`, ends all sessions of all users (the
-/// [NoSQL injection](https://owasp.org/www-project-web-security-testing-guide/stable/4-Web_Application_Security_Testing/07-Input_Validation_Testing/05.6-Testing_for_NoSQL_Injection)
-/// of other languages). This compares with `$eq`, and writes the value as the store writes data, so that
-/// `{"$ne": ""}` is found only where just that is stored.
+/// A caller who sends a JSON object in place of a text must not choose the comparison. Suppose that a handler ends
+/// "the sessions with this device" by `doc! { "data.device": device }`, and a request has
+/// `{"device": {"$ne": ""}}`. Then the handler ends all sessions of all users. This is
+/// [NoSQL injection](https://owasp.org/www-project-web-security-testing-guide/stable/4-Web_Application_Security_Testing/07-Input_Validation_Testing/05.6-Testing_for_NoSQL_Injection).
+/// `data_equals` compares with `$eq`, and writes the value as the store writes data. So `{"$ne": ""}` matches only a
+/// session that has exactly this object.
 ///
 /// ```
 /// use serde_json::json;
@@ -58,28 +57,28 @@ pub fn data_path(keys: &[impl AsRef<str>]) -> String {
 /// # }
 /// ```
 ///
-/// `null` is found only where `null` is stored. As in every filter of MongoDB, a list is found by each
-/// value in it too, and an object only if its keys stand in the same order: compare with texts, numbers
-/// and booleans. To combine filters put them into a list: `doc! { "$and": [one, other] }`.
+/// `null` matches only a stored `null`. As in every filter of MongoDB, each value in a list matches the list, and an
+/// object matches only if its keys have the same order. So compare with texts, numbers and booleans. To combine
+/// filters, put them into a list: `doc! { "$and": [one, other] }`.
 ///
 /// # Errors
 ///
-/// [`Config`](crate::ErrorKind::Config) if there is no key, [`Encode`](crate::ErrorKind::Encode) if the
-/// value is none that a session can have.
+/// [`Config`](crate::ErrorKind::Config) if `keys` is empty; [`Encode`](crate::ErrorKind::Encode) if a session cannot
+/// have this value.
 pub fn data_equals(keys: &[impl AsRef<str>], value: impl Into<Value>) -> Result<Document> {
     if keys.is_empty() {
         return Err(Error::config("a filter by the data needs a key to look under"));
     }
     let path = data_path(keys);
     Ok(match codec::encode_value(&value.into())? {
-        // `$eq` would find the sessions that do not have the key at all.
+        // `$eq` with null would match the sessions that do not have the key at all.
         Bson::Null => doc! { path: { "$type": "null" } },
         value => doc! { path: { "$eq": value } },
     })
 }
 
-/// A filter of the sessions of an owner, to combine with others; see [`data_equals`]. All sessions of an
-/// owner are ended by [`delete_by_owner`](MongoStore::delete_by_owner).
+/// Returns a filter that matches the sessions of an owner, to combine with others; see [`data_equals`]. To end all
+/// sessions of an owner, call [`delete_by_owner`](MongoStore::delete_by_owner).
 ///
 /// ```
 /// use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
@@ -93,40 +92,40 @@ pub fn owner_equals(owner: impl Into<Owner>) -> Document {
 }
 
 impl MongoStore {
-    /// A stream of the live sessions whose stored document a filter finds, in no particular order;
-    /// else as [`all`](Self::all). The filter is MongoDB's, over the fields of
-    /// [`StoredSession`](crate::StoredSession); [`data_path`] writes the path of a key of the data.
+    /// Returns a stream of the live sessions that match a filter, in no particular order. Otherwise as
+    /// [`all`](Self::all). The filter is a MongoDB filter over the fields of
+    /// [`StoredSession`](crate::StoredSession). [`data_path`] returns the path of a key of the data.
     ///
-    /// Only a store that is [`queryable`](crate::MongoStoreBuilder::queryable) stores data in a form
-    /// that a filter can look into; of another one, the only item is a
-    /// [`Config`](crate::ErrorKind::Config) error if the filter asks for `data`. A session
-    /// that was stored before the store was queryable is not found by its data until it changes, neither
-    /// by what that has nor by what it does not have: a condition on its data is unknown, and a filter finds
-    /// a session if the filter as a whole is true. So `$or` of an owner and of data finds it by its owner.
+    /// A filter can read `data` only in a store that is [`queryable`](crate::MongoStoreBuilder::queryable). In any
+    /// other store, such a filter gives a single item: a [`Config`](crate::ErrorKind::Config) error.
     ///
-    /// The store sends only a filter of which it knows what it reads; any other is a `Config` error
-    /// too. It may have:
+    /// A session may have been stored before the store was queryable. Until it changes, a condition on its data is
+    /// unknown: neither true nor false. A filter matches a session if the filter as a whole is true. So
+    /// `data.role != "admin"` alone does not match the session, but an `$or` with its owner does.
     ///
-    /// - Paths. Each path must be a field of [`StoredSession`](crate::StoredSession), `data`, or
-    ///   begin with `data.`. `reencrypted` may be asked for too.
-    /// - Around conditions: `$and`, `$or`, `$nor`, each with a list of filters, and neither the list nor a
-    ///   filter in it may be empty; `$expr`, `$comment`. An `$expr` must read a field, and so must each part of the
-    ///   outermost `$and`, `$or` and `$not` in it: else it is true of every session, or of none.
+    /// The store sends a filter only if it knows what the filter reads. Any other filter is a `Config` error too. A
+    /// filter may have:
+    ///
+    /// - Paths. Each path must be a field of [`StoredSession`](crate::StoredSession), `reencrypted`, `data`, or begin
+    ///   with `data.`.
+    /// - Around conditions: `$and`, `$or` and `$nor`, each with a list of filters; `$expr`; `$comment`. Neither the
+    ///   list nor a filter in it may be empty. An `$expr` must read a field, and so must each part of the outermost
+    ///   `$and`, `$or` and `$not` in it: otherwise it is true for every session, or for none.
     /// - In a condition: `$bitsAllClear`, `$bitsAllSet`, `$bitsAnyClear`, `$bitsAnySet`, `$eq`,
     ///   `$exists`, `$gt`, `$gte`, `$in`, `$lt`, `$lte`, `$mod`, `$ne`, `$nin`, `$options`,
     ///   `$regex`, `$size`, `$type`; `$not`, `$all` and `$elemMatch` with conditions of these. In
     ///   `$elemMatch` also `$and`, `$or`, `$nor`, and the element's own fields.
-    /// - In `$expr`, what reads its arguments alone: paths as above (`"$owner"`, `"$$ROOT.owner"`,
-    ///   `"$$CURRENT.owner"`), `"$$NOW"`, variables of an expression's own, whose names begin with
-    ///   a small letter, `$literal`, and the operators listed below. `$getField`, `$setField` and
-    ///   `$unsetField` need an `input`. `"$$ROOT"` and `"$$CURRENT"` as a whole may not be used.
+    /// - In `$expr`: paths as above (`"$owner"`, `"$$ROOT.owner"`, `"$$CURRENT.owner"`), `"$$NOW"`, `$literal`, the
+    ///   variables that an expression defines (their names begin with a small letter), and the operators listed
+    ///   below. `$getField`, `$setField` and `$unsetField` need an `input`. `"$$ROOT"` and `"$$CURRENT"` as a whole
+    ///   are not allowed.
     ///
-    /// [`collection`](Self::collection) asks MongoDB itself, by any filter.
+    /// For any other filter, use [`collection`](Self::collection), which queries MongoDB directly.
     ///
-    /// Some operators in `$expr` are an error of the server for a value of another type: `$size` of what is
-    /// no list, arithmetic with a text. The store does not evaluate a condition on data that MongoDB cannot look into.
-    /// For other data test the type in a `$cond`: `{"$cond": [{"$isArray": "$data.cart"}, …, false]}`. In an `$and` the
-    /// test would not help, since MongoDB may evaluate the parts of an `$and` in any order.
+    /// Some operators in `$expr` make the server fail for a value of another type: `$size` of something that is not a
+    /// list, or arithmetic with a text. The server does not evaluate a condition on data that it cannot look into. For
+    /// other data, test the type in a `$cond`: `{"$cond": [{"$isArray": "$data.cart"}, …, false]}`. A test in an
+    /// `$and` does not help, because MongoDB may evaluate the parts of an `$and` in any order.
     ///
     /// The operators in `$expr`: `$abs`, `$add`, `$allElementsTrue`, `$and`, `$anyElementTrue`,
     /// `$arrayElemAt`, `$arrayToObject`, `$avg`, `$binarySize`, `$bsonSize`, `$ceil`, `$cmp`,
@@ -146,8 +145,8 @@ impl MongoStore {
     /// `$toLong`, `$toLower`, `$toObjectId`, `$toString`, `$toUpper`, `$trim`, `$trunc`, `$type`,
     /// `$week`, `$year`, `$zip`.
     ///
-    /// **Values from a request** belong into [`data_equals`] or [`owner_equals`]: as a part of a filter,
-    /// `{"$ne": ""}` is an operator.
+    /// **Values from a request** belong into [`data_equals`] or [`owner_equals`]. In a filter, `{"$ne": ""}` is an
+    /// operator.
     ///
     /// ```no_run
     /// use futures::TryStreamExt;
@@ -171,32 +170,31 @@ impl MongoStore {
         sessions.list(&self.inner.tasks, ListQuery { wanted, order: None })
     }
 
-    /// Ends the live sessions whose stored document a filter finds, and answers with how many those
-    /// were. The filter is as in [`find`](Self::find), and must not be empty.
+    /// Ends the live sessions that match a filter, and returns their number. The filter is as in
+    /// [`find`](Self::find), and must not be empty.
     ///
-    /// A session is removed only if the filter still finds it then. One that the filter comes to find
-    /// while the call goes on may stay. Works in pages of 1,000 sessions, each under the operation
-    /// timeout.
+    /// A session is removed only if it still matches at that moment. A session that begins to match during the call
+    /// may stay. The store works in pages of 1,000 sessions, each under the operation timeout.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for an empty filter, for one that asks for `data` in a store
-    /// that is not queryable, and for one that has what [`find`](Self::find) does not list. Else as
-    /// [`length`](Self::length), what the server says of a malformed filter included. Some sessions may
-    /// have been ended by then.
+    /// [`Config`](crate::ErrorKind::Config) for an empty filter, for a filter that reads `data` in a store that is
+    /// not queryable, and for a filter with anything that [`find`](Self::find) does not list. Otherwise as
+    /// [`length`](Self::length), or an error of the server about a malformed filter. Some sessions may have been
+    /// ended by then.
     ///
     /// # Cancel safety
     ///
-    /// Once begun it goes on to its end though the future is dropped.
+    /// Once the call has begun, it runs to completion, even if the future is dropped.
     pub async fn delete_where(&self, filter: Document) -> Result<u64> {
-        let removal = self.inner.collection.filter_selection(filter);
-        spans::verb!("session_store.delete_where", self.remove(removal))
+        let selection = self.inner.collection.filter_selection(filter);
+        spans::verb!("session_store.delete_where", self.delete_selected(selection))
     }
 }
 
 impl SessionCollection {
     pub(crate) fn filter_selection(&self, filter: Document) -> Result<DeleteSelection> {
-        if finds_everything(&filter) {
+        if matches_everything(&filter) {
             return Err(Error::config(
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
@@ -209,8 +207,8 @@ impl SessionCollection {
     }
 }
 
-/// A filter that finds what both find: side by side where that can be said, since not every server
-/// looks into an `$and` for what it has an index on.
+/// Returns a filter that matches what both match. It merges them where they have no key in common, because some
+/// servers use no index for a condition inside an `$and`.
 pub(crate) fn and(mut one: Document, other: Document) -> Document {
     if other.keys().any(|key| one.contains_key(key)) {
         return doc! { "$and": [one, other] };
@@ -224,15 +222,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_filters_none_covers_the_other() {
-        let (a, b) = (doc! { "a": 1 }, doc! { "b": 2 });
+    fn two_filters_with_a_common_key_are_not_merged() {
+        let a = doc! { "a": 1 };
+        let b = doc! { "b": 2 };
         assert_eq!(and(a.clone(), b), doc! { "a": 1, "b": 2 });
         let other = doc! { "a": 2, "b": 2 };
         assert_eq!(and(a.clone(), other.clone()), doc! { "$and": [a, other] });
     }
 
     #[test]
-    fn a_path_has_keys_as_they_are_stored() {
+    fn a_path_escapes_keys_as_the_store_does() {
         assert_eq!(data_path(&["cart", "total"]), "data.cart.total");
         assert_eq!(data_path(&["a.b".to_owned(), "$c%".to_owned()]), "data.a%2Eb.%24c%25");
         assert_eq!(data_path(&[""; 0]), "data");

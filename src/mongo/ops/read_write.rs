@@ -1,52 +1,50 @@
-//! The operations on one session, and on their number.
+//! The operations on one session: insert, replace, touch, find, remove.
 
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
-use mongodb::ClientSession;
-use mongodb::options::Hint;
 use mongodb::results::UpdateResult;
 
+use crate::backend::Call;
 use crate::batching::Commands;
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
-use crate::mongo::ops::query::and;
 use crate::mongo::owner_field::OwnerUpdate;
 use crate::mongo::schema;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::store::backend::Call;
 use crate::telemetry::metrics::{Outcome, Verb};
 use crate::time::WallTime;
 
-/// A change of one session, ready to be sent.
+/// A save of one session, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Update {
     key: SessionKey,
     expires: WallTime,
     change: Change,
-    /// Of its data, about.
+    /// The approximate size of the data.
     bytes: usize,
 }
 
 #[derive(Debug)]
 enum Change {
-    /// To these fields.
+    /// Stores these fields, under a new rev.
     Replace(Document, OwnerUpdate, Rev),
+    /// Prolongs the session, by this update.
     Touch(Document),
 }
 
-/// What is known of an update that was sent.
+/// What the store remembers of an update that it sent, to judge the reply.
 #[derive(Debug)]
 pub(crate) struct SentUpdate {
     pub(crate) key: SessionKey,
     pub(crate) expires: WallTime,
-    /// Under which it has stored its data, unless it is a touch.
+    /// The rev that the update stores; `None` for a touch.
     rev: Option<Rev>,
 }
 
 impl Update {
-    /// The filter, and the one stage of the update, to be sent now.
+    /// Returns the filter and the only stage of the update, as of `now`.
     pub(crate) fn into_query(self, now: WallTime) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, filter, stage) = match change {
@@ -65,25 +63,26 @@ impl SentUpdate {
         if self.rev.is_some() { Verb::Replace } else { Verb::Touch }
     }
 
-    /// Whether what is stored under this `rev` may be what this has stored.
-    pub(crate) fn is_of(&self, rev: &[u8]) -> bool {
+    /// Whether this update may have stored what has this `rev`.
+    pub(crate) fn may_have_stored(&self, rev: &[u8]) -> bool {
         self.rev.is_none_or(|ours| ours.as_bytes() == rev)
     }
 
     /// Whether the session was there and live.
     fn is_done(&self, result: &UpdateResult) -> bool {
-        // The `rev` of a replacement is new, so there is always something to modify.
+        // A replacement has a new `rev`, so it always modifies a live session.
         if self.rev.is_some() { result.modified_count > 0 } else { result.matched_count > 0 }
     }
 
-    /// Whether the answer says that no document has this key. A touch asks for a live session, so its
-    /// answer does not say why there was none.
+    /// Whether the reply says that no document has this key. The filter of a touch also has the expiry, so its reply
+    /// does not say why nothing matched.
     fn is_missing(&self, result: &UpdateResult) -> bool {
         self.rev.is_some() && result.matched_count == 0
     }
 }
 
-/// What finds a session that has not expired. A query would take a list of dates for each date in it.
+/// Matches the session of this key if it has not expired. A query compares each date in a list of dates, so arrays
+/// are excluded.
 fn live(key: SessionKey, now: WallTime) -> Document {
     let not_expired = doc! { "$gt": schema::date(now), "$not": { "$type": "array" } };
     doc! { "_id": schema::id(key), "expires": not_expired }
@@ -108,7 +107,7 @@ impl Commands for SessionCollection {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
             let inserted = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let inserted = sessions.documents.insert_one(document).session(&mut session).await;
                 sessions.causal.check_in(session, inserted)
             };
@@ -151,7 +150,7 @@ impl Commands for SessionCollection {
             let (sent, filter, stage) = update.into_query(sessions.clock.wall());
             let timer = sessions.timer(sent.verb());
             let updated = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let change = sessions.documents.update_one(filter, vec![stage]);
                 let changed = change.session(&mut session).await;
                 sessions.causal.check_in(session, changed)
@@ -166,11 +165,11 @@ impl Commands for SessionCollection {
             if sent.is_missing(&done) {
                 return Ok(sessions.drop_save());
             }
-            // In a box of its own: few updates come here.
+            // Boxed, because it is large and few updates come here.
             let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
             match found.map_err(|error| error.of_a_later_step())?.remove(&sent.key) {
                 Some(Err(unreadable)) => Err(unreadable),
-                // It had expired. If it is live now, a touch that came late has prolonged it.
+                // The session had expired. If it is live now, a touch that arrived late has prolonged it.
                 Some(Ok(_)) | None => Ok(sessions.drop_save()),
             }
         })
@@ -185,7 +184,7 @@ impl Commands for SessionCollection {
         Box::pin(async move {
             let timer = sessions.timer(Verb::Find);
             let found = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
                 let find = documents.find_one(doc! { "_id": schema::id(key) });
                 let found = find.max_time(sessions.timeout).session(&mut session).await;
@@ -210,7 +209,7 @@ impl Commands for SessionCollection {
         Box::pin(async move {
             let timer = sessions.timer(Verb::Remove);
             let removed = async {
-                let mut session = sessions.causal().await?;
+                let mut session = sessions.causal_session().await?;
                 let remove = sessions.documents.delete_one(doc! { "_id": schema::id(key) });
                 let removed = remove.session(&mut session).await;
                 sessions.causal.check_in(session, removed)
@@ -232,7 +231,7 @@ impl Commands for SessionCollection {
 }
 
 impl SessionCollection {
-    /// Reports an update that found no live session. Its answer: nothing is stored.
+    /// Logs and counts an update that found no live session. Returns its result: nothing is stored.
     pub(crate) fn drop_save(&self) -> Option<WallTime> {
         self.metrics.saves_dropped.increment(1);
         tracing::warn!(
@@ -241,21 +240,16 @@ impl SessionCollection {
         None
     }
 
-    /// The session in a document, if it has not expired.
+    /// Reads the session in a document; `None` if it has expired.
     pub(crate) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
         let session = schema::session(document, &self.format)?;
         Ok((session.expires > self.clock.wall()).then_some(session))
     }
 
-    /// A session for one operation, whose reads are as new as anything that was seen.
-    pub(crate) async fn causal(&self) -> mongodb::error::Result<ClientSession> {
-        self.causal.check_out(self.documents.client()).await
-    }
-
     pub(crate) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
         let found = async {
-            let mut session = self.causal().await?;
+            let mut session = self.causal_session().await?;
             let live = live(key, self.clock.wall());
             let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
             let found = find.max_time(self.timeout).session(&mut session).await;
@@ -265,48 +259,5 @@ impl SessionCollection {
             Ok(found) => timer.finish(Outcome::Ok, Ok(found.is_some())),
             Err(error) => timer.fail("look for a session", &error),
         }
-    }
-
-    pub(crate) async fn count(self) -> Result<u64> {
-        let timer = self.timer(Verb::Count);
-        let live = || doc! { "expires": { "$gt": schema::date(self.clock.wall()) } };
-        let counted = async {
-            let mut session = self.causal().await?;
-            let count = self.documents.count_documents(live()).max_time(self.timeout);
-            let all = count.session(&mut session).await;
-            let foreign = match all {
-                Ok(_) => self.count_foreign(live()).session(&mut session).await,
-                Err(_) => Ok(0),
-            };
-            self.causal.observe(&session);
-            Ok(all?.saturating_sub(foreign?))
-        };
-        match counted.await {
-            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fail("count the sessions", &error),
-        }
-    }
-
-    pub(crate) async fn estimate(self) -> Result<u64> {
-        let timer = self.timer_of(Verb::Count, "count");
-        let ended = doc! { "$lte": schema::date(self.clock.wall()) };
-        let expired = self.documents.count_documents(doc! { "expires": ended.clone() });
-        // Those of them that have expired are subtracted with the sessions that have.
-        let foreign = self.count_foreign(doc! { "expires": { "$not": ended } });
-        let (all, expired, foreign) = tokio::join!(
-            self.documents.estimated_document_count().max_time(self.timeout).into_future(),
-            expired.max_time(self.timeout).into_future(),
-            foreign.into_future(),
-        );
-        match all.and_then(|all| Ok(all.saturating_sub(expired?).saturating_sub(foreign?))) {
-            Ok(count) => timer.finish(Outcome::Ok, Ok(count)),
-            Err(error) => timer.fail("estimate the number of sessions", &error),
-        }
-    }
-
-    /// Counts the documents of other programs that a filter finds, through the index on `_id`.
-    fn count_foreign(&self, filter: Document) -> mongodb::action::CountDocuments<'_> {
-        let foreign = self.documents.count_documents(and(schema::foreign_filter(), filter));
-        foreign.hint(Hint::Keys(doc! { "_id": 1 })).max_time(self.timeout)
     }
 }

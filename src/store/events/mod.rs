@@ -108,8 +108,8 @@ impl CachedMongoStore {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) for a store without
-    /// [`change_stream`](crate::CachedMongoStoreBuilder::change_stream), with a pool of fewer than
+    /// [`Config`](ErrorKind::Config) for a store with
+    /// [`Coherence::TimeBound`](crate::Coherence::TimeBound), with a pool of fewer than
     /// three connections, or if the server has no change streams (a standalone one, or any that refuses
     /// one three times in a row; the message has the server's error) or the user may not open one;
     /// [`Timeout`](ErrorKind::Timeout) if it is not open within the operation timeout.
@@ -125,7 +125,7 @@ impl CachedMongoStore {
         if !self.events.allowed {
             return Err(Error::config(
                 "events come from a change stream, and this store was built with \
-                 change_stream(false)",
+                 Coherence::TimeBound",
             ));
         }
         self.mongo.check_pool_for_events()?;

@@ -117,8 +117,8 @@ async fn data_moved_to_another_document_is_a_decode_error() {
     let change = doc! { "$set": { "data": stolen.data.clone(), "rev": stolen.rev.clone() } };
     store.collection().update_one(by_key(&thief), change).await.unwrap();
     for cache in [store.clone(), store.another_with_keys(&uri).await] {
-        refuses(&cache, &thief, "does not open with key 1").await;
-        refuses(&cache_of(&cache).await, &thief, "does not open with key 1").await;
+        refuses(&cache, &thief, "cannot be decrypted with key 1").await;
+        refuses(&cache_of(&cache).await, &thief, "cannot be decrypted with key 1").await;
         assert_eq!(cache.load(&victim.id).await.unwrap().unwrap().data, victim.data);
     }
 
@@ -127,7 +127,7 @@ async fn data_moved_to_another_document_is_a_decode_error() {
     let mut moved = stolen.clone();
     moved.key = stored_key(&thief);
     store.collection().insert_one(moved).await.unwrap();
-    refuses(&store, &thief, "does not open with key 1").await;
+    refuses(&store, &thief, "cannot be decrypted with key 1").await;
     store.collection().delete_one(by_key(&victim)).await.unwrap();
     assert!(store.load(&victim.id).await.unwrap().is_none());
     store.collection().insert_one(stolen).await.unwrap();
@@ -161,9 +161,9 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     let error = stored(&store, &record).await.data().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode, "{error}");
     let unknown = with_keys(&uri, Keys::new(7, key(1))).await;
-    refuses(&unknown, &record, "key 2026, which is none of this store's keys").await;
+    refuses(&unknown, &record, "key 2026, which this store does not have").await;
     let wrong = with_keys(&uri, Keys::new(2026, key(9))).await;
-    refuses(&wrong, &record, "does not open with key 2026").await;
+    refuses(&wrong, &record, "cannot be decrypted with key 2026").await;
 
     // In a list, an unreadable session is an error in its own place.
     let readable = secret(&unknown).await;

@@ -108,7 +108,7 @@ async fn reencryption_evicts_no_entry() {
     let sessions = store.collection().clone_with_type::<Document>();
     let other = create(&plain).await;
     sessions.update_one(by_key(&other), by_hand.clone()).await.unwrap();
-    eventually("the stream has come so far", async || meters.value(OTHER) > 0.5).await;
+    eventually("the stream has reported it", async || meters.value(OTHER) > 0.5).await;
     assert!((meters.value(OTHER) - 1.0).abs() < 0.5, "{}", meters.value(OTHER));
     assert_eq!(cached.load(&record.id).await.unwrap().unwrap().data, record.data);
     assert_eq!(commands.sent("find"), finds, "served from the cache");

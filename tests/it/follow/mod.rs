@@ -15,7 +15,7 @@ use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey, mongodb,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, MongoStore, SessionKey, mongodb,
 };
 
 use crate::common::{Commands, FOREVER, Meters, PATIENCE, cache_of, create, eventually, uri};
@@ -226,13 +226,13 @@ async fn stream_that_is_given_up_leaves_no_cursor() {
 }
 
 #[tokio::test]
-async fn exclusive_store_opens_no_change_stream() {
+async fn store_without_change_stream_opens_none_and_sends_no_checkpoint() {
     let uri = uri();
     let commands = Commands::default();
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
     for builder in [
-        cached.clone().max_staleness(Duration::ZERO).exclusive(),
-        cached.max_staleness(FOREVER).change_stream(false),
+        cached.clone().max_staleness(Duration::ZERO).coherence(Coherence::SoleWriter),
+        cached.max_staleness(FOREVER).coherence(Coherence::TimeBound),
     ] {
         let store = builder.build().await.unwrap();
         let record = create(&store).await;

@@ -122,7 +122,7 @@ pub(super) async fn keys(quotes: &Quotes) {
 }
 
 pub(super) async fn events(quotes: &Quotes) {
-    let without = CachedMongoStore::builder(mongo().await).change_stream(false);
+    let without = CachedMongoStore::builder(mongo().await).coherence(Coherence::TimeBound);
     config(quotes, "no stream", without.build().await.unwrap().events().await);
     let two = MongoStore::builder().uri(uri()).max_pool_size(2).build().await.unwrap();
     let two = CachedMongoStore::builder(two).build().await.unwrap();
@@ -130,7 +130,11 @@ pub(super) async fn events(quotes: &Quotes) {
     for (what, code) in [("a standalone server", 40573), ("a user who may not watch", 13)] {
         let proxy = Proxy::start().await;
         let mongo = MongoStore::connect(proxy.uri()).await.unwrap();
-        let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+        let store = CachedMongoStore::builder(mongo)
+            .coherence(Coherence::SoleWriter)
+            .build()
+            .await
+            .unwrap();
         let held = proxy.hold("aggregate");
         held.refuse(code);
         config(quotes, what, store.events().await);
@@ -142,7 +146,11 @@ pub(super) async fn events(quotes: &Quotes) {
         ("a load balancer", proxy.as_load_balancer()),
     ] {
         let mongo = MongoStore::connect(uri).await.unwrap();
-        let store = CachedMongoStore::builder(mongo).exclusive().build().await.unwrap();
+        let store = CachedMongoStore::builder(mongo)
+            .coherence(Coherence::SoleWriter)
+            .build()
+            .await
+            .unwrap();
         config(quotes, what, store.events().await);
     }
 }

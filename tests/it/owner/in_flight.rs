@@ -15,7 +15,9 @@ use mongodb::bson::doc;
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionHandle, mongodb};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, MongoStore, SessionHandle, mongodb,
+};
 
 use super::{is_there, log_in, user};
 use crate::common::{FOREVER, PATIENCE};
@@ -23,14 +25,14 @@ use crate::proxy::Proxy;
 
 /// What keeps the cache coherent.
 #[derive(Clone, Copy, Debug)]
-enum Coherence {
+enum Mode {
     SoleWriter,
     TimeBound,
     /// A change stream that reports nothing for a while.
     StalledStream,
 }
 
-impl Coherence {
+impl Mode {
     const ALL: [Self; 3] = [Self::SoleWriter, Self::TimeBound, Self::StalledStream];
 
     async fn store(self, proxy: &Proxy, max_commands: u32) -> CachedMongoStore {
@@ -41,8 +43,8 @@ impl Coherence {
             .operation_timeout(PATIENCE);
         let store = CachedMongoStore::builder(mongo.build().await.unwrap());
         let store = match self {
-            Self::SoleWriter => store.exclusive(),
-            Self::TimeBound => store.change_stream(false).max_staleness(FOREVER),
+            Self::SoleWriter => store.coherence(Coherence::SoleWriter),
+            Self::TimeBound => store.coherence(Coherence::TimeBound).max_staleness(FOREVER),
             Self::StalledStream => store.max_staleness(FOREVER),
         };
         store.build().await.unwrap()
@@ -93,16 +95,16 @@ async fn owner_loaded(store: &CachedMongoStore, record: &Record) -> Option<Value
 
 #[tokio::test]
 async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
-    for coherence in Coherence::ALL {
+    for mode in Mode::ALL {
         for sign_out in SignOut::ALL {
             for new_owner in [Some("corro"), None] {
-                let case = format!("{coherence:?}, {sign_out:?}, {new_owner:?}");
+                let case = format!("{mode:?}, {sign_out:?}, {new_owner:?}");
                 let proxy = Proxy::start().await;
-                let store = coherence.store(&proxy, 4).await;
+                let store = mode.store(&proxy, 4).await;
                 let record = log_in(&store, "ferris").await;
                 assert!(is_there(&store, &record).await, "{case}: it is cached");
                 let mut stream = proxy.hold("getMore");
-                if matches!(coherence, Coherence::StalledStream) {
+                if matches!(mode, Mode::StalledStream) {
                     stream.reached().await;
                 }
                 let mut reply = proxy.hold("update");
@@ -110,7 +112,7 @@ async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
                 let save = saves(&store, &changed);
                 reply.reached().await;
 
-                assert_eq!(sign_out.run(&store).await, 0, "{case}: it is nobody's of ferris");
+                assert_eq!(sign_out.run(&store).await, 0, "{case}: no session is of ferris");
                 let new_owner = new_owner.map(Value::from);
                 assert_eq!(owner_loaded(&store, &record).await, new_owner, "{case}");
 
@@ -127,7 +129,7 @@ async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
 #[tokio::test]
 async fn sign_out_invalidates_saves_of_one_batch() {
     let proxy = Proxy::start().await;
-    let store = Coherence::SoleWriter.store(&proxy, 1).await;
+    let store = Mode::SoleWriter.store(&proxy, 1).await;
     let first = log_in(&store, "ferris").await;
     let second = log_in(&store, "ferris").await;
     let blocker = log_in(&store, "blocker").await;
@@ -160,7 +162,7 @@ async fn load_after_a_sign_out_does_not_join_an_earlier_read() {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
     let record = log_in(&other, "ferris").await;
-    let store = Coherence::TimeBound.store(&proxy, 4).await;
+    let store = Mode::TimeBound.store(&proxy, 4).await;
     let mut read = proxy.hold("find");
     let slow = tokio::spawn({
         let store = store.clone();
@@ -188,7 +190,7 @@ async fn load_after_a_sign_out_does_not_join_an_earlier_read() {
 async fn sign_out_that_finds_nothing_invalidates_pending_deletes() {
     for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {
         let proxy = Proxy::start().await;
-        let store = Coherence::SoleWriter.store(&proxy, 4).await;
+        let store = Mode::SoleWriter.store(&proxy, 4).await;
         let record = log_in(&store, "ferris").await;
         let command = if other_call == "revoke" { "findAndModify" } else { "delete" };
         let mut reply = proxy.hold(command);
@@ -206,7 +208,7 @@ async fn sign_out_that_finds_nothing_invalidates_pending_deletes() {
         });
         reply.reached().await;
         let second = tokio::time::timeout(PATIENCE, store.delete_by_owner("ferris"));
-        assert_eq!(second.await.expect("it waits for nobody").unwrap(), 0, "{other_call}");
+        assert_eq!(second.await.expect("it does not wait").unwrap(), 0, "{other_call}");
         assert!(!is_there(&store, &record).await, "{other_call}");
         reply.deliver();
         first.await.unwrap();

@@ -90,7 +90,7 @@ async fn server_with_tls_accepts_only_tls() {
     assert!(write_and_read(&trusting).await.unwrap().is_some());
     let plain = with_option(&uri, "tls", "false");
     assert!(write_and_read(&plain).await.is_err());
-    assert!(write_and_read(&uri).await.is_err(), "nobody trusts it");
+    assert!(write_and_read(&uri).await.is_err(), "no client trusts it");
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ fn paused_server_answers_after_resume() {
     server.pause().unwrap();
     eventually("it is paused", || state(pid) == Some('T'));
     server.resume().unwrap();
-    eventually("it goes on", || state(pid) != Some('T'));
+    eventually("it runs again", || state(pid) != Some('T'));
     server.pause().unwrap();
     server.stop().unwrap();
     assert!(is_dead(pid), "a paused server can be stopped as well");

@@ -22,13 +22,13 @@ fn encrypted(keys: Keys) -> DataFormat {
     DataFormat::Encrypted(Arc::new(keys))
 }
 
-fn form() -> DataFormat {
+fn one_key() -> DataFormat {
     encrypted(Keys::new(1, key(1)))
 }
 
-/// What is stored of `data` under [`ID`].
-fn stored(data: &Data, form: &DataFormat) -> Vec<u8> {
-    match encode(data, form, &ID).unwrap() {
+/// The envelope of `data`, for the document with [`ID`].
+fn stored(data: &Data, format: &DataFormat) -> Vec<u8> {
+    match encode(data, format, &ID).unwrap() {
         (Bson::Binary(Binary { bytes, subtype: BinarySubtype::Generic }), counted) => {
             assert_eq!(bytes.len(), counted);
             bytes
@@ -41,14 +41,14 @@ fn raw(bytes: &[u8]) -> RawBson {
     RawBson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
 }
 
-fn read(bytes: &[u8], form: &DataFormat, id: &[u8]) -> Result<Data> {
-    decode(raw(bytes).as_raw_bson_ref(), form, id)
+fn read(bytes: &[u8], format: &DataFormat, id: &[u8]) -> Result<Data> {
+    decode(raw(bytes).as_raw_bson_ref(), format, id)
 }
 
-/// That `bytes` are refused, with what is said.
+/// Asserts that `bytes` are refused, and returns the error.
 #[track_caller]
-fn refused(bytes: &[u8], form: &DataFormat, id: &[u8]) -> Error {
-    let error = read(bytes, form, id).unwrap_err();
+fn refused(bytes: &[u8], format: &DataFormat, id: &[u8]) -> Error {
+    let error = read(bytes, format, id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode, "{error}");
     error
 }
@@ -59,8 +59,8 @@ fn sample() -> Data {
 
 type Frozen = (u32, [u8; NONCE], [u8; 32], &'static str, &'static str);
 
-/// Made by tests/frozen/envelopes.py with other code: the id of the key, its nonce, the document's
-/// `_id`, the text and the envelope. A release that reads these no more loses sessions.
+/// The id of the key, the nonce, the `_id` of the document, the text and the envelope. Made by
+/// tests/frozen/envelopes.py, with other code. A release that cannot read these loses sessions.
 const FROZEN: [Frozen; 3] = [
     (
         1,
@@ -89,7 +89,9 @@ const FROZEN: [Frozen; 3] = [
 ];
 
 const fn counting<const N: usize>(from: u8) -> [u8; N] {
-    let (mut bytes, mut at, mut next) = ([0; N], 0, from);
+    let mut bytes = [0; N];
+    let mut at = 0;
+    let mut next = from;
     while at < N {
         bytes[at] = next;
         at += 1;
@@ -112,59 +114,58 @@ fn frozen_envelopes_are_read_and_written() {
 
 proptest! {
     #[test]
-    fn whatever_json_goes_in_comes_out(data in data()) {
-        let back = read(&stored(&data, &form()), &form(), &ID).unwrap();
+    fn data_is_decrypted_unchanged(data in data()) {
+        let back = read(&stored(&data, &one_key()), &one_key(), &ID).unwrap();
         prop_assert!(same(&data, &back), "{data:?}\n{back:?}");
     }
-
 }
 
 proptest! {
-    // Each case decrypts as often as its envelope has bytes.
+    // Each case decrypts once for each byte of its envelope.
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn what_was_altered_anywhere_is_refused(data in data(), flip in 1..=u8::MAX) {
-        let mut envelope = stored(&data, &form());
+    fn an_envelope_with_one_altered_byte_is_refused(data in data(), flip in 1..=u8::MAX) {
+        let mut envelope = stored(&data, &one_key());
         for at in 0..envelope.len() {
             envelope[at] ^= flip;
-            refused(&envelope, &form(), &ID);
+            refused(&envelope, &one_key(), &ID);
             envelope[at] ^= flip;
         }
-        prop_assert!(read(&envelope, &form(), &ID).is_ok());
+        prop_assert!(read(&envelope, &one_key(), &ID).is_ok());
     }
 
     #[test]
-    fn what_was_cut_or_grew_is_refused(data in data(), more in any::<u8>()) {
-        let envelope = stored(&data, &form());
+    fn a_cut_or_longer_envelope_is_refused(data in data(), more in any::<u8>()) {
+        let envelope = stored(&data, &one_key());
         for end in 0..envelope.len() {
-            refused(&envelope[..end], &form(), &ID);
-            refused(&envelope[envelope.len() - end..], &form(), &ID);
+            refused(&envelope[..end], &one_key(), &ID);
+            refused(&envelope[envelope.len() - end..], &one_key(), &ID);
         }
-        refused(&[&envelope[..], &[more]].concat(), &form(), &ID);
+        refused(&[&envelope[..], &[more]].concat(), &one_key(), &ID);
     }
 }
 
 proptest! {
     #[test]
     fn another_documents_data_is_refused(at in 0..32_usize, flip in 1..=u8::MAX, short in 0..32_usize) {
-        let envelope = stored(&sample(), &form());
+        let envelope = stored(&sample(), &one_key());
         let mut id = ID;
         id[at] ^= flip;
-        refused(&envelope, &form(), &id);
-        refused(&envelope, &form(), &ID[..short]);
+        refused(&envelope, &one_key(), &id);
+        refused(&envelope, &one_key(), &ID[..short]);
     }
 
     #[test]
-    fn what_nobody_encrypted_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        refused(&bytes, &form(), &ID);
+    fn random_bytes_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        refused(&bytes, &one_key(), &ID);
         refused(&bytes, &DataFormat::Text, &ID);
-        refused(&[&[VERSION, 0, 0, 0, 1], &bytes[..]].concat(), &form(), &ID);
+        refused(&[&[VERSION, 0, 0, 0, 1], &bytes[..]].concat(), &one_key(), &ID);
     }
 }
 
 #[test]
-fn a_header_of_another_key_does_not_open_though_that_key_is_the_same() {
+fn the_number_of_the_key_is_authenticated() {
     let twice = encrypted(Keys::new(1, key(1)).and_old(2, key(1)));
     let mut envelope = stored(&sample(), &twice);
     assert_eq!(read(&envelope, &twice, &ID).unwrap(), sample());
@@ -173,64 +174,65 @@ fn a_header_of_another_key_does_not_open_though_that_key_is_the_same() {
 }
 
 #[test]
-fn no_two_envelopes_are_alike_and_none_shows_the_text() {
-    let (one, other) = (stored(&sample(), &form()), stored(&sample(), &form()));
+fn two_envelopes_of_the_same_data_differ_and_do_not_show_it() {
+    let one = stored(&sample(), &one_key());
+    let other = stored(&sample(), &one_key());
     assert_ne!(one[5..HEADER], other[5..HEADER]);
     assert_ne!(one[HEADER..], other[HEADER..]);
     assert!(!one.windows(4).any(|window| window == b"4111" || window == b"card"));
 }
 
 #[test]
-fn what_a_store_cannot_open_says_which_key_and_no_data() {
+fn an_error_of_decryption_names_the_key_and_no_data() {
     let envelope = stored(&sample(), &encrypted(Keys::new(2026, key(9))));
     let newer = [&[VERSION + 1], &envelope[1..]].concat();
-    for (bytes, form, said) in [
+    for (bytes, format, said) in [
         (
             &envelope,
             DataFormat::Text,
             "encrypted with key 2026, and this store was built without keys",
         ),
         (&envelope, DataFormat::Native, "built without keys"),
-        (&envelope, form(), "key 2026, which is none of this store's keys"),
-        (&envelope, encrypted(Keys::new(2026, key(1))), "does not open with key 2026"),
-        (&newer, form(), "of version 2"),
-        (&Vec::new(), form(), "too short"),
+        (&envelope, one_key(), "key 2026, which this store does not have"),
+        (&envelope, encrypted(Keys::new(2026, key(1))), "cannot be decrypted with key 2026"),
+        (&newer, one_key(), "of version 2"),
+        (&Vec::new(), one_key(), "too short"),
         (&envelope[..20].to_vec(), DataFormat::Text, "too short"),
     ] {
-        let error = refused(bytes, &form, &ID).to_string();
+        let error = refused(bytes, &format, &ID).to_string();
         assert!(error.contains(said), "{error}");
         assert!(!error.contains("4111") && !error.contains("card"), "{error}");
     }
 }
 
 #[test]
-fn plain_data_is_read_unless_it_is_refused() {
-    let picky = encrypted(Keys::new(1, key(1)).require_encrypted());
-    assert_eq!(read(&stored(&sample(), &picky), &picky, &ID).unwrap(), sample());
+fn plain_data_is_read_unless_encryption_is_required() {
+    let strict = encrypted(Keys::new(1, key(1)).require_encrypted());
+    assert_eq!(read(&stored(&sample(), &strict), &strict, &ID).unwrap(), sample());
     for plain in [DataFormat::Text, DataFormat::Native] {
         let plain = RawBson::try_from(encode(&sample(), &plain, &ID).unwrap().0).unwrap();
-        assert_eq!(decode(plain.as_raw_bson_ref(), &form(), &ID).unwrap(), sample());
-        let error = decode(plain.as_raw_bson_ref(), &picky, &ID).unwrap_err();
+        assert_eq!(decode(plain.as_raw_bson_ref(), &one_key(), &ID).unwrap(), sample());
+        let error = decode(plain.as_raw_bson_ref(), &strict, &ID).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Decode);
         assert!(error.to_string().contains("refuses plain"), "{error}");
     }
 }
 
 #[test]
-fn what_is_encrypted_anew_is_the_same_data_under_the_newest_key() {
+fn reencoded_data_is_the_same_under_the_newest_key() {
     let keys = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)));
     let newest = encrypted(Keys::new(2, key(2)));
-    for old in [form(), DataFormat::Text, DataFormat::Native] {
+    for old in [one_key(), DataFormat::Text, DataFormat::Native] {
         let old = RawBson::try_from(encode(&sample(), &old, &ID).unwrap().0).unwrap();
-        let anew = reencode(old.as_raw_bson_ref(), &keys, &ID).unwrap().unwrap();
-        let anew = RawBson::try_from(anew).unwrap();
-        assert_eq!(decode(anew.as_raw_bson_ref(), &newest, &ID).unwrap(), sample());
-        assert!(reencode(anew.as_raw_bson_ref(), &keys, &ID).unwrap().is_none());
+        let reencoded = reencode(old.as_raw_bson_ref(), &keys, &ID).unwrap().unwrap();
+        let reencoded = RawBson::try_from(reencoded).unwrap();
+        assert_eq!(decode(reencoded.as_raw_bson_ref(), &newest, &ID).unwrap(), sample());
+        assert!(reencode(reencoded.as_raw_bson_ref(), &keys, &ID).unwrap().is_none());
     }
-    // What cannot be trusted is not made trustworthy.
-    let picky = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)).require_encrypted());
+    // Data that a load would refuse is not encrypted with the newest key.
+    let strict = Arc::new(Keys::new(2, key(2)).and_old(1, key(1)).require_encrypted());
     let plain = RawBson::String("{}".to_owned());
-    assert!(reencode(plain.as_raw_bson_ref(), &picky, &ID).is_err());
-    let moved = raw(&stored(&sample(), &form()));
-    assert!(reencode(moved.as_raw_bson_ref(), &picky, &[8; 32]).is_err());
+    assert!(reencode(plain.as_raw_bson_ref(), &strict, &ID).is_err());
+    let moved = raw(&stored(&sample(), &one_key()));
+    assert!(reencode(moved.as_raw_bson_ref(), &strict, &[8; 32]).is_err());
 }

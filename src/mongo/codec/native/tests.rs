@@ -16,7 +16,7 @@ fn round_trip(data: &Data) -> Data {
 
 proptest! {
     #[test]
-    fn whatever_json_goes_in_comes_out(data in data()) {
+    fn data_is_decoded_unchanged(data in data()) {
         let back = round_trip(&data);
         prop_assert!(same(&data, &back), "{data:?}\n{back:?}");
     }
@@ -35,9 +35,9 @@ proptest! {
     }
 
     #[test]
-    fn bytes_that_are_no_session_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(raw) = RawDocumentBuf::from_bytes(bytes) {
-            drop(decode(&raw));
+            let _ = decode(&raw);
         }
     }
 
@@ -47,13 +47,13 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(raw) = RawDocumentBuf::from_bytes(bytes) {
-            drop(decode(&raw));
+            let _ = decode(&raw);
         }
     }
 }
 
 #[test]
-fn numbers_keep_their_kind() {
+fn numbers_keep_their_type() {
     for value in [json!(u64::MAX), json!(i64::MIN), json!(1), json!(1.0), json!(-0.0), json!(1e300)]
     {
         let data = Data::from([("n".to_owned(), value.clone())]);
@@ -73,9 +73,9 @@ fn extended_json_is_not_interpreted() {
     assert_eq!(round_trip(&data), data);
 }
 
-/// With `arbitrary_precision`, that is to the last digit.
+/// With `arbitrary_precision`, to the last digit.
 #[test]
-fn numbers_come_back_as_they_were() {
+fn numbers_are_decoded_unchanged() {
     for text in NUMBERS {
         let number: Number = text.parse().unwrap();
         let data = Data::from([("n".to_owned(), json!([number]))]);
@@ -84,7 +84,7 @@ fn numbers_come_back_as_they_were() {
 }
 
 #[test]
-fn a_number_is_stored_as_a_type_that_can_be_queried_if_one_holds_it() {
+fn a_number_is_stored_as_a_queryable_type_if_that_loses_nothing() {
     let is_text = "1.10".parse::<Number>().unwrap().to_string() == "1.10";
     for (text, plain, exact) in [
         ("1", "Int64", "Int64"),
@@ -107,7 +107,7 @@ fn a_number_is_stored_as_a_type_that_can_be_queried_if_one_holds_it() {
 }
 
 #[test]
-fn a_decimal_of_an_operator_is_a_number() {
+fn a_decimal_that_an_operator_wrote_is_a_number() {
     for text in ["1.5", "-0.25", "1E+3", "0", "-7", "1E-7"] {
         let raw = doc! { "a": text.parse::<Decimal128>().unwrap() };
         let raw = RawDocumentBuf::try_from(&raw).unwrap();
@@ -117,7 +117,7 @@ fn a_decimal_of_an_operator_is_a_number() {
 }
 
 #[test]
-fn keys_that_serde_json_uses_itself_are_keys() {
+fn the_private_keys_of_serde_json_are_ordinary_keys() {
     for data in hostile() {
         let back = round_trip(&data);
         assert!(same(&data, &back), "{data:?}\n{back:?}");
@@ -126,7 +126,7 @@ fn keys_that_serde_json_uses_itself_are_keys() {
 }
 
 #[test]
-fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
+fn the_deepest_allowed_data_is_read_and_one_level_more_is_refused() {
     on_a_small_stack("decoding", || {
         for of in [nested, hollow] {
             let deepest = of(MAX_DEPTH);
@@ -146,7 +146,7 @@ fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
     });
 }
 
-/// `levels` documents in each other, as bytes.
+/// The bytes of `levels` nested documents.
 fn nest(levels: usize) -> Vec<u8> {
     let mut bytes = vec![5, 0, 0, 0, 0];
     for _ in 0..levels {
@@ -157,7 +157,7 @@ fn nest(levels: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_document_deeper_than_ours_is_refused() {
+fn a_deeper_document_of_another_program_is_refused() {
     on_a_small_stack("decoding", || {
         for levels in [MAX_DEPTH + 2, 500, 5_000] {
             let raw = RawDocumentBuf::from_bytes(nest(levels)).unwrap();
@@ -170,7 +170,7 @@ fn a_document_deeper_than_ours_is_refused() {
 }
 
 #[test]
-fn the_largest_that_is_stored_fits_and_a_byte_more_is_refused() {
+fn the_largest_allowed_data_is_stored_and_one_byte_more_is_refused() {
     let (_, overhead) = encode(&Data::from([("a".to_owned(), json!(""))])).unwrap();
     let fits = |bytes| encode(&Data::from([("a".to_owned(), json!("x".repeat(bytes)))]));
     assert!(fits(MAX_BYTES - overhead).is_ok());
@@ -180,7 +180,7 @@ fn the_largest_that_is_stored_fits_and_a_byte_more_is_refused() {
 }
 
 #[test]
-fn what_json_does_not_have_is_named() {
+fn an_error_names_the_type_that_json_does_not_have() {
     for (document, named) in [
         (doc! {"a": bson::oid::ObjectId::new()}, "ObjectId"),
         (doc! {"a": f64::NAN}, "not finite"),

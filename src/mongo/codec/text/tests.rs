@@ -8,21 +8,21 @@ use crate::session::samples::{bomb, data, hollow, hostile, nested, on_a_small_st
 
 proptest! {
     #[test]
-    fn whatever_json_goes_in_comes_out(data in data()) {
+    fn data_is_decoded_unchanged(data in data()) {
         let back = decode(&encode(&data).unwrap()).unwrap();
         prop_assert!(same(&data, &back), "{data:?}\n{back:?}");
     }
 
     #[test]
-    fn a_part_of_it_is_an_error(data in data(), at in any::<prop::sample::Index>()) {
+    fn a_part_of_a_text_is_an_error(data in data(), at in any::<prop::sample::Index>()) {
         let text = encode(&data).unwrap();
         let part = text.get(..at.index(text.len())).unwrap_or_default();
         prop_assert_eq!(decode(part).unwrap_err().kind(), ErrorKind::Decode);
     }
 
     #[test]
-    fn what_nobody_encoded_is_an_error_or_data_and_no_panic(text in any::<String>()) {
-        drop(decode(&text));
+    fn a_random_text_is_an_error_or_data_and_no_panic(text in any::<String>()) {
+        let _ = decode(&text);
     }
 
     #[test]
@@ -41,7 +41,7 @@ proptest! {
     }
 
     #[test]
-    fn a_string_ends_where_it_ends(plain in "[ !#-\\[\\]-~é漢🦀\u{80}-\u{ff}]{0,40}", end in prop::sample::select(&['"', '\\', '\0', '\n', '\u{1f}'][..]), after in any::<String>()) {
+    fn a_string_ends_at_the_first_special_character(plain in "[ !#-\\[\\]-~é漢🦀\u{80}-\u{ff}]{0,40}", end in prop::sample::select(&['"', '\\', '\0', '\n', '\u{1f}'][..]), after in any::<String>()) {
         let text = format!("{plain}{end}{after}");
         prop_assert_eq!(plain_bytes(text.as_bytes()), plain.len());
         prop_assert_eq!(plain_bytes(plain.as_bytes()), plain.len());
@@ -49,7 +49,7 @@ proptest! {
 }
 
 #[test]
-fn keys_that_serde_json_uses_itself_are_keys() {
+fn the_private_keys_of_serde_json_are_ordinary_keys() {
     for data in hostile() {
         let back = decode(&encode(&data).unwrap()).unwrap();
         assert!(same(&data, &back), "{data:?}\n{back:?}");
@@ -57,7 +57,7 @@ fn keys_that_serde_json_uses_itself_are_keys() {
 }
 
 #[test]
-fn texts_within_texts_are_texts() {
+fn json_inside_a_string_is_a_string() {
     on_a_small_stack("decoding", || {
         for levels in [5, 20, 40] {
             let data = bomb(levels);
@@ -67,7 +67,7 @@ fn texts_within_texts_are_texts() {
 }
 
 #[test]
-fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
+fn the_deepest_allowed_data_is_read_and_one_level_more_is_refused() {
     on_a_small_stack("decoding", || {
         for of in [nested, hollow] {
             let deepest = of(MAX_DEPTH);
@@ -84,7 +84,7 @@ fn the_deepest_that_is_stored_is_read_and_one_deeper_is_refused() {
 }
 
 #[test]
-fn a_text_of_brackets_is_refused() {
+fn a_text_of_many_brackets_is_refused() {
     on_a_small_stack("decoding", || {
         for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]"), ("[[],", "]")] {
             let text = format!("{{\"a\":{}1{}}}", open.repeat(100_000), close.repeat(100_000));
@@ -94,7 +94,7 @@ fn a_text_of_brackets_is_refused() {
 }
 
 #[test]
-fn what_json_allows_is_read() {
+fn all_that_json_allows_is_read() {
     for (text, data) in [
         (" \n\t\r{ \"a\" : [ 1 , 2 ] , \"b\" : { } } \n", json!({"a": [1, 2], "b": {}})),
         ("{}", json!({})),
@@ -114,8 +114,8 @@ fn what_json_allows_is_read() {
 }
 
 #[test]
-fn what_is_wrong_with_a_text_is_told() {
-    for (text, told) in [
+fn an_error_says_what_is_wrong_with_a_text() {
+    for (text, said) in [
         ("", "truncated"),
         (" ", "truncated"),
         ("{", "truncated"),
@@ -162,12 +162,12 @@ fn what_is_wrong_with_a_text_is_told() {
     ] {
         let error = decode(text).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Decode);
-        assert!(error.to_string().contains(told), "{text}: {error}");
+        assert!(error.to_string().contains(said), "{text}: {error}");
     }
 }
 
 #[test]
-fn the_largest_that_is_stored_fits_and_a_byte_more_is_refused() {
+fn the_largest_allowed_data_is_stored_and_one_byte_more_is_refused() {
     let of = |bytes: usize| Data::from([("a".to_owned(), json!("x".repeat(bytes)))]);
     let overhead = encode(&of(0)).unwrap().len();
     assert!(encode(&of(MAX_BYTES - overhead)).is_ok());

@@ -66,8 +66,8 @@ pub enum MongoHealth {
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StreamHealth {
-    /// There is none, by choice: no cache, `change_stream(false)`, `exclusive`, or a `max_staleness`
-    /// of zero. Or the store was shut down.
+    /// There is none, by choice: no cache, [`Coherence::TimeBound`](crate::Coherence::TimeBound) or `SoleWriter`, or
+    /// a `max_staleness` of zero. Or the store was shut down.
     Off,
     /// It is about to be opened for the first time.
     #[non_exhaustive]
@@ -111,7 +111,7 @@ pub enum StreamHealth {
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LeaseHealth {
-    /// For ever: the store is `exclusive`.
+    /// It never ends: [`Coherence::SoleWriter`](crate::Coherence::SoleWriter).
     Unbounded,
     /// For some time yet, without being told of changes again.
     #[non_exhaustive]

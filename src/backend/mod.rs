@@ -1,0 +1,102 @@
+//! [`Backend`]: what the stores ask of their persistence tier.
+//!
+//! [`Batcher`](crate::batching::Batcher) implements it over MongoDB, and the simulation over a
+//! simulated database.
+//!
+//! Futures are `'static` and own what they need, since each one runs in a task of its own. A method
+//! encodes the session before it returns its future. So a session that cannot be stored is an error
+//! before anything is sent.
+
+pub(crate) mod delete_pages;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::session::id::{RawId, SessionKey};
+use crate::session::revision::Rev;
+use crate::session::{Data, Session};
+use crate::time::WallTime;
+
+/// A call to the persistence tier, ready to run in a task.
+pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+
+/// The persistence tier.
+pub(crate) trait Backend: Clone + Send + Sync + 'static {
+    /// The right to send a touch: it keeps the order among the saves of one session.
+    type TouchPermit: Send + 'static;
+
+    /// Stores a new session and returns the stored expiry. `None` if the key is taken.
+    fn insert(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
+
+    /// Replaces the data and the expiry of a live session, and returns the stored expiry. `None` if
+    /// there is no live session. Never creates one.
+    fn replace(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
+
+    /// Waits for the earlier saves of the session, and then gives the right to
+    /// [`touch`](Self::touch) it. `None` if one of them may change its data: the touch would then
+    /// extend a state that is not the one in the cache.
+    fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>>;
+
+    /// Stores another expiry of a live session, and returns the stored one. `None` if there is no live
+    /// session. Other instances are not notified.
+    fn touch(
+        &self,
+        permit: Self::TouchPermit,
+        key: SessionKey,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>>;
+
+    /// Whether a save that was called here may still change the data of the session. Its caller may
+    /// have given up on it.
+    fn has_pending_write(&self, key: SessionKey) -> bool;
+
+    /// The expiry that would be stored for a session that is saved now with this one.
+    fn expiry(&self, expires: WallTime) -> WallTime;
+
+    /// Finds a session that is live by the wall clock. `None` only if the database has none.
+    fn find(&self, key: SessionKey) -> Call<Option<Session>>;
+
+    /// Removes a session, if there is one.
+    fn remove(&self, key: SessionKey) -> Call<()>;
+
+    /// Removes every session that exists when the call begins, and returns their number.
+    fn clear(&self) -> Call<u64>;
+}
+
+/// How many random ids `create` tries while the tried one is taken.
+const MAX_ID_ATTEMPTS: usize = 8;
+
+/// Creates a session under a random id. `insert` stores it, unless the id is taken, and returns
+/// whether it did.
+pub(crate) async fn create<F>(mut insert: impl FnMut(RawId) -> F) -> Result<RawId>
+where
+    F: Future<Output = Result<bool>>,
+{
+    for _ in 0..MAX_ID_ATTEMPTS {
+        let id = RawId::random();
+        if insert(id).await? {
+            return Ok(id);
+        }
+    }
+    // Two random ids of 128 bits are never the same. So something else rejects the documents.
+    Err(Error::new(
+        ErrorKind::Server,
+        format!(
+            "{MAX_ID_ATTEMPTS} fresh ids in a row met a duplicate key: is there a unique index on the \
+             sessions collection beside the one on _id?"
+        ),
+    ))
+}
