@@ -18,7 +18,7 @@ impl Content {
             ("owner".to_owned(), json!(0)),
             ("version".to_owned(), json!(0)),
             ("theme".to_owned(), json!("dark")),
-            ("seen".to_owned(), json!(["terms", "news"])),
+            ("seen".to_owned(), json!(["terms", "newsletter"])),
         ]
         .into();
         let so_far = json!(data).to_string().len() + r#","cart":[]"#.len();

@@ -90,8 +90,8 @@ impl Fleet {
 
     /// The cookies and owners of all sessions.
     pub(crate) fn sessions(&self) -> Vec<(HeaderValue, u64)> {
-        let held = self.workers.iter().flat_map(|worker| &worker.held);
-        held.map(|held| (held.cookie.clone(), held.owner)).collect()
+        let sessions = self.workers.iter().flat_map(|worker| &worker.sessions);
+        sessions.map(|session| (session.cookie.clone(), session.owner)).collect()
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {

@@ -59,7 +59,7 @@ fn section(html: &mut String, cells: &[&Cell]) -> Result<()> {
         html,
         "<h2>{}: {}</h2>\n<div class=\"plots\">\
          <figure><figcaption>Requests a second</figcaption>{}</figure>\
-         <figure><figcaption>So many requests took at most so long</figcaption>{}</figure></div>\n",
+         <figure><figcaption>Share of the requests that took at most this long</figcaption>{}</figure></div>\n",
         scenario.key(),
         escaped(scenario.about()),
         plot::throughput(cells)?,

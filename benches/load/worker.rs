@@ -17,7 +17,7 @@ use crate::options::Options;
 use crate::scenario::{Scenario, Step};
 
 /// A session whose cookie this client has, and that no other client changes.
-pub(crate) struct Held {
+pub(crate) struct ClientSession {
     pub(crate) cookie: HeaderValue,
     pub(crate) owner: u64,
     /// The last acknowledged version, and when it was acknowledged.
@@ -48,11 +48,11 @@ pub(crate) struct Worker {
     rules: Rules,
     /// One connection for each instance.
     connections: Vec<Connection>,
-    pub(crate) held: Vec<Held>,
+    pub(crate) sessions: Vec<ClientSession>,
     chance: ChaCha8Rng,
     zipf: Zipf<f64>,
     /// A session that was created, and whose id is cycled next.
-    logged_in: Option<Held>,
+    logged_in: Option<ClientSession>,
     /// The cookie of an id that was cycled away.
     retired: Option<HeaderValue>,
 }
@@ -60,13 +60,13 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(rules: Rules, connections: Vec<Connection>, index: usize) -> Result<Self> {
         let options = &rules.options;
-        let sessions = options.sessions.div_ceil(options.connections);
-        let zipf = Zipf::new(float(sessions as u64), options.zipf)?;
+        let count = options.sessions.div_ceil(options.connections);
+        let zipf = Zipf::new(float(count as u64), options.zipf)?;
         let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64);
         Ok(Self {
             rules,
             connections,
-            held: Vec::with_capacity(sessions),
+            sessions: Vec::with_capacity(count),
             chance: ChaCha8Rng::seed_from_u64(seed),
             zipf,
             logged_in: None,
@@ -82,7 +82,7 @@ impl Worker {
     /// Creates a session on the first instance and keeps its cookie.
     pub(crate) async fn create(&mut self, owner: u64) -> Result<()> {
         let held = self.log_in(owner).await?;
-        self.held.push(held);
+        self.sessions.push(held);
         Ok(())
     }
 
@@ -124,17 +124,17 @@ impl Worker {
         if self.rules.scenario.is_zipf() {
             let rank = self.zipf.sample(&mut self.chance);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
-            return (rank as usize - 1).min(self.held.len() - 1);
+            return (rank as usize - 1).min(self.sessions.len() - 1);
         }
-        self.chance.random_range(0..self.held.len())
+        self.chance.random_range(0..self.sessions.len())
     }
 
     async fn read(&mut self, instance: usize, at: usize, path: &'static str) -> Result<Verdict> {
         let asked = Instant::now();
-        let cookie = self.held[at].cookie.clone();
+        let cookie = self.sessions[at].cookie.clone();
         let answer = self.ask(instance, Method::GET, uri(path), Some(&cookie)).await?;
         let (owner, version) = version(&answer)?;
-        let held = &mut self.held[at];
+        let held = &mut self.sessions[at];
         ensure!(owner == held.owner, "an answer with another visitor's session");
         ensure!(version <= held.version, "an answer with a version that was never written");
         if instance == 0 {
@@ -156,13 +156,13 @@ impl Worker {
 
     async fn write(&mut self) -> Result<Verdict> {
         let at = self.choice();
-        let cookie = self.held[at].cookie.clone();
-        let next = self.held[at].version + 1;
+        let cookie = self.sessions[at].cookie.clone();
+        let next = self.sessions[at].version + 1;
         // If the response is lost, the write may still have been carried out.
         let path = Uri::from_str(&format!("/write/{next}"))?;
         let answer = self.ask(0, Method::POST, path, Some(&cookie)).await?;
         let (owner, written) = version(&answer)?;
-        let held = &mut self.held[at];
+        let held = &mut self.sessions[at];
         ensure!(owner == held.owner, "a write to another visitor's session");
         ensure!(written == next, "a write of another version");
         ensure!(answer.cookie.as_ref() == Some(&held.cookie), "a write that changed the id");
@@ -191,13 +191,13 @@ impl Worker {
         Ok(Verdict::Fresh)
     }
 
-    async fn log_in(&mut self, owner: u64) -> Result<Held> {
+    async fn log_in(&mut self, owner: u64) -> Result<ClientSession> {
         let path = Uri::from_str(&format!("/login/{owner}"))?;
         let answer = self.ask(0, Method::POST, path, None).await?;
         ensure!(version(&answer)? == (owner, 0), "a log-in as another visitor");
         let cookie = answer.cookie.context("a log-in without a cookie")?;
         let acknowledged = Instant::now();
-        Ok(Held { cookie, owner, version: 0, acknowledged, seen_elsewhere: 0 })
+        Ok(ClientSession { cookie, owner, version: 0, acknowledged, seen_elsewhere: 0 })
     }
 
     async fn expect_absent(&mut self, cookie: &HeaderValue) -> Result<Verdict> {

@@ -77,7 +77,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
 
 /// Compared with updates in the same collection, as for one task at a time.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
-    eprintln!("  against a collection that nobody follows:");
+    eprintln!("  compared with a collection without a change stream:");
     let uri = bench.uri();
     let apart = save_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
     eprintln!("  that is {apart:.4}; against the same collection:");

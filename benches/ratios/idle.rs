@@ -63,7 +63,7 @@ pub(crate) async fn load(bench: Bench) -> Result<Measured> {
 /// Compared with updates in the same collection, which its change stream reports like those of the
 /// store. The server's work for that stream is a part of both. The figure on stderr shows its cost.
 pub(crate) async fn save(bench: Bench) -> Result<Measured> {
-    eprintln!("  against a collection that nobody follows:");
+    eprintln!("  compared with a collection without a change stream:");
     let uri = bench.uri();
     let apart = save_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
     eprintln!("  that is {apart:.4}; against the same collection:");
@@ -123,7 +123,7 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
 
 /// Compared with inserts into the same collection, as for [`save`].
 pub(crate) async fn create(bench: Bench) -> Result<Measured> {
-    eprintln!("  against a collection that nobody follows:");
+    eprintln!("  compared with a collection without a change stream:");
     let uri = bench.uri();
     let apart = create_beside(&bench, &uri, &fixtures::driver_apart(&uri).await?).await?;
     eprintln!("  that is {apart:.4}; against the same collection:");

@@ -156,11 +156,11 @@ pub(crate) async fn sign_out_others(
     messages: Messages,
     State(store): State<CachedMongoStore>,
 ) -> Result<Redirect, AppError> {
-    let told = match store.delete_by_owner_except(&member.name, member.here).await? {
+    let message = match store.delete_by_owner_except(&member.name, member.here).await? {
         0 => "There was no other device.".to_owned(),
         1 => "1 other device is signed out.".to_owned(),
         ended => format!("{ended} other devices are signed out."),
     };
-    messages.success(told);
+    messages.success(message);
     Ok(Redirect::to("/devices"))
 }

@@ -65,7 +65,7 @@ impl Reading {
 
 /// The figures so far. A real site has a Prometheus for that, for all instances and for months.
 #[derive(Clone)]
-pub(crate) struct Watch {
+pub(crate) struct History {
     store: CachedMongoStore,
     seen: Arc<Mutex<Seen>>,
 }
@@ -85,11 +85,11 @@ pub(crate) struct Figures {
     pub(crate) seconds: Vec<Loads>,
 }
 
-impl Watch {
+impl History {
     /// Starts to read the store's metrics once a second, until the program ends.
     pub(crate) fn start(store: CachedMongoStore, metrics: PrometheusHandle) -> Self {
-        let watch = Self { store, seen: Arc::default() };
-        let seen = watch.seen.clone();
+        let history = Self { store, seen: Arc::default() };
+        let seen = history.seen.clone();
         tokio::spawn(async move {
             let mut every = tokio::time::interval(Duration::from_secs(1));
             every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,7 +101,7 @@ impl Watch {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).add(reading);
             }
         });
-        watch
+        history
     }
 
     pub(crate) fn figures(&self) -> Figures {

@@ -31,7 +31,7 @@ use axum_login::tower_sessions::{Expiry, SessionManagerLayer};
 use axum_messages::MessagesManagerLayer;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStoreBuilder, Owner};
 
-use crate::figures::Watch;
+use crate::figures::History;
 use crate::users::Users;
 
 /// The name of the cookie.
@@ -60,14 +60,14 @@ async fn run() -> Result<()> {
     let store =
         CachedMongoStore::builder(mongo).touch_after(Duration::from_secs(60)).build().await?;
     let users = Users::beside(&store);
-    let watch = Watch::start(store.clone(), metrics);
+    let history = History::start(store.clone(), metrics);
 
-    support::serve(listener, app(store.clone(), users, watch)).await?;
+    support::serve(listener, app(store.clone(), users, history)).await?;
     store.shutdown().await;
     Ok(())
 }
 
-fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
+fn app(store: CachedMongoStore, users: Users, history: History) -> Router {
     let sessions = SessionManagerLayer::new(store.clone())
         .with_name(COOKIE)
         // For http on localhost. Remove this line where the app is served over https.
@@ -89,7 +89,7 @@ fn app(store: CachedMongoStore, users: Users, watch: Watch) -> Router {
         .with_state(store)
         // Without a session, so that the page does not count its own visits. A real app shows this to its
         // operators only: on a port that is not public, or behind an extractor like `devices::Member`.
-        .merge(operator::routes(watch))
+        .merge(operator::routes(history))
         .merge(pages::files())
         .layer(DefaultBodyLimit::max(LARGEST_FORM))
         .layer(middleware::from_fn(from_here))

@@ -17,7 +17,7 @@ function show(figures) {
   for (const [id, path] of Object.entries(figures.paths)) {
     document.getElementById(id)?.setAttribute("d", path);
   }
-  document.getElementById("standing").dataset.level = figures.level;
+  document.getElementById("state").dataset.level = figures.level;
 }
 
 async function renew() {
@@ -28,8 +28,8 @@ async function renew() {
       const figures = await answer.json();
       if (!paused) show(figures);
     } catch {
-      say("standing", "This app does not answer; the figures are old");
-      document.getElementById("standing").dataset.level = "down";
+      say("state", "This app does not answer; the figures are old");
+      document.getElementById("state").dataset.level = "down";
     }
   }
   setTimeout(renew, EVERY_MS);

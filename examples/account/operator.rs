@@ -13,17 +13,17 @@ use time::OffsetDateTime;
 use tower_sessions_moka_mongodb_store::{Health, LeaseHealth, MongoHealth, StreamHealth};
 
 use crate::chart::{Chart, HEIGHT, WIDTH};
-use crate::figures::{Figures, Loads, SECONDS, Watch};
+use crate::figures::{Figures, History, Loads, SECONDS};
 use crate::pages;
 
 /// The number of seconds that one row of the table adds up.
 const ROW: u32 = 10;
 
-pub(crate) fn routes<S: Clone + Send + Sync + 'static>(watch: Watch) -> Router<S> {
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>(history: History) -> Router<S> {
     Router::new()
         .route("/operator", get(page))
         .route("/operator/figures", get(figures))
-        .with_state(watch)
+        .with_state(history)
 }
 
 /// The parts of the page that change: texts and SVG paths, by the id of their element. The page itself is
@@ -36,13 +36,13 @@ struct Changing {
     paths: BTreeMap<&'static str, String>,
 }
 
-async fn figures(State(watch): State<Watch>) -> impl IntoResponse {
-    let changing = Changing::of(&watch.figures());
+async fn figures(State(history): State<History>) -> impl IntoResponse {
+    let changing = Changing::of(&history.figures());
     ([(header::CACHE_CONTROL, "no-store")], Json(changing))
 }
 
-async fn page(State(watch): State<Watch>) -> impl IntoResponse {
-    let figures = watch.figures();
+async fn page(State(history): State<History>) -> impl IntoResponse {
+    let figures = history.figures();
     let changing = Changing::of(&figures);
     let text = |id: &str| changing.text.get(id).map_or("", String::as_str);
     let path = |id: &str| changing.paths.get(id).map_or("", String::as_str);
@@ -71,7 +71,7 @@ async fn page(State(watch): State<Watch>) -> impl IntoResponse {
     let main = format!(
         r#"<main id="main">
 <h1>The store at work</h1>
-<p id="standing" class="standing" data-level="{level}" role="status">{standing}</p>
+<p id="state" class="state" data-level="{level}" role="status">{state}</p>
 <dl class="tiles">
 {tiles}</dl>
 <figure class="card chart">
@@ -93,7 +93,7 @@ async fn page(State(watch): State<Watch>) -> impl IntoResponse {
 </main>
 "#,
         level = changing.level,
-        standing = text("standing"),
+        state = text("state"),
         top = text("top"),
         half = HEIGHT / 2,
         memory = path("memory"),
@@ -106,12 +106,12 @@ async fn page(State(watch): State<Watch>) -> impl IntoResponse {
 
 impl Changing {
     fn of(figures: &Figures) -> Self {
-        let (level, standing) = standing(&figures.health);
+        let (level, state) = state(&figures.health);
         let chart = Chart::of(&figures.seconds);
         let mut changing = Self {
             level,
             text: BTreeMap::from([
-                ("standing", standing.to_owned()),
+                ("state", state.to_owned()),
                 ("at", clock(figures.at)),
                 ("top", chart.top.to_string()),
             ]),
@@ -176,7 +176,7 @@ impl Changing {
 }
 
 /// The state of the store, as a level and as a sentence.
-fn standing(health: &Health) -> (&'static str, &'static str) {
+fn state(health: &Health) -> (&'static str, &'static str) {
     if !health.is_serving() {
         return ("down", "Sessions cannot be served: MongoDB does not answer");
     }

@@ -33,7 +33,7 @@ Then come these faults, drawn from the seed, of one instance or of several:
   Election                             the server is no primary for a moment: it interrupts what runs
                                        (11602), ends cursors (175), refuses commands (11600, 10107, 91,
                                        11602), and answers `hello` as a secondary
-  Kill, Pause                          the server is killed and restarted, or stands still
+  Kill, Pause                          the server is killed and restarted, or is paused
 
 What libtest takes is taken as well: a filter that does not match `chaos` runs nothing.";
 
@@ -176,7 +176,7 @@ fn number(
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => {
             let wants = format!("--{option} takes a whole number from {least} to {most}");
-            Err(format!("{wants}, and `{value}` is none").into())
+            Err(format!("{wants}, not `{value}`").into())
         }
     }
 }

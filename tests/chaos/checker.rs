@@ -117,7 +117,7 @@ impl Writes {
     fn objection(&self, seen: Seen, end: Nanos) -> Option<(&'static str, String)> {
         match seen {
             Seen::Error => None,
-            Seen::Foreign => Some(("I5", "data was served that nobody wrote".to_owned())),
+            Seen::Foreign => Some(("I5", "data was served that no task wrote".to_owned())),
             Seen::Absent => match self.delete_began {
                 Some(began) if began <= end => None,
                 _ => Some(("I7", "a live session was answered with None".to_owned())),
@@ -217,8 +217,8 @@ fn expected(events: &[Event], writes: &Writes) -> Expected {
     let mut gone = writes.deleted.is_some();
     for event in events {
         match event.what {
-            What::Write { least: stands, ok: true, .. } if !writes.is_ghost(event.start) => {
-                least = least.max(stands);
+            What::Write { least: written, ok: true, .. } if !writes.is_ghost(event.start) => {
+                least = least.max(written);
             }
             What::Load(Seen::State(state)) => least = least.max(state.step),
             What::Load(Seen::Absent) if writes.delete_began.is_some() => gone = true,
@@ -252,7 +252,7 @@ impl Expected {
         let broken = |rule, text: String| Err(Violation { rule, event: None, text });
         match found {
             Seen::Error => Ok(()),
-            Seen::Foreign => broken("I5", "in the end there is data that nobody wrote".to_owned()),
+            Seen::Foreign => broken("I5", "in the end there is data that no task wrote".to_owned()),
             Seen::Absent if self.may_be_gone => Ok(()),
             Seen::Absent => broken("I5", "an acknowledged session is lost in the end".to_owned()),
             Seen::State(_) if !self.may_live => {

@@ -125,14 +125,14 @@ pub(crate) fn plan(
 
 /// The faults that are active, which other tasks read to find calm periods.
 #[derive(Default)]
-pub(crate) struct Weather {
+pub(crate) struct ActiveFaults {
     active: AtomicU64,
     /// When the last fault ended.
     ended: AtomicU64,
     faults: AtomicU64,
 }
 
-impl Weather {
+impl ActiveFaults {
     /// Whether no fault is active, and none was within the last `quiet`. The beginning of the run
     /// counts as calm.
     pub(crate) fn is_calm(&self, now: Nanos, quiet: Duration) -> bool {
@@ -204,7 +204,7 @@ fn election(proxy: &Proxy, running: u32) -> [Injected; 3] {
 pub(crate) async fn carry_out(
     plan: Vec<Fault>,
     victims: Arc<Victims>,
-    weather: Arc<Weather>,
+    active_faults: Arc<ActiveFaults>,
     clock: Clock,
 ) -> Result<BTreeMap<Kind, u32>, String> {
     let mut running = tokio::task::JoinSet::new();
@@ -212,13 +212,13 @@ pub(crate) async fn carry_out(
     for fault in plan {
         *done.entry(fault.kind).or_default() += 1;
         let victims = victims.clone();
-        let weather = weather.clone();
+        let active_faults = active_faults.clone();
         running.spawn(async move {
             let now = Duration::from_nanos(clock.now());
             tokio::time::sleep(fault.at.saturating_sub(now)).await;
-            weather.begin();
+            active_faults.begin();
             let outcome = victims.suffer(fault).await;
-            weather.end(clock.now());
+            active_faults.end(clock.now());
             outcome
         });
     }

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use self::actions::Run;
 use self::args::{Asked, Settings};
 use self::cluster::{Cluster, Server};
-use self::faults::Weather;
+use self::faults::ActiveFaults;
 use self::meters::Meters;
 use self::report::Report;
 
@@ -99,7 +99,7 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     let cluster = Cluster::start(&settings, server).await?;
     let began = Instant::now();
     let run = Arc::new(Run::new(settings, cluster.instances.clone()));
-    let weather = Arc::new(Weather::default());
+    let active_faults = Arc::new(ActiveFaults::default());
     let seconds = Duration::from_secs(settings.seconds);
     let mut rng = workload::random(settings.seed, 0);
     let own = cluster.victims.server.is_some();
@@ -112,15 +112,15 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
     workload::start(&run, &mut tasks);
     let alone = (!settings.calm).then(|| {
         let victims = cluster.victims.clone();
-        let weather = weather.clone();
+        let active_faults = active_faults.clone();
         let meters = meters.clone();
         let run = run.clone();
-        tokio::spawn(async move { overload::alone(&victims, &weather, &meters, &run).await })
+        tokio::spawn(async move { overload::alone(&victims, &active_faults, &meters, &run).await })
     });
-    let storm = faults::carry_out(plan, cluster.victims.clone(), weather.clone(), run.clock);
+    let storm = faults::carry_out(plan, cluster.victims.clone(), active_faults.clone(), run.clock);
     let storm = tokio::spawn(storm);
     let for_prober = run.clone();
-    let sky = weather.clone();
+    let sky = active_faults.clone();
     let prober = tokio::task::spawn_blocking(move || {
         prober::probe(&for_prober, &sky, &tokio::runtime::Handle::current())
     });
@@ -130,7 +130,7 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
         meters.read();
         if settings.seconds > 15 {
             let broken = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);
-            report::progress(&run, weather.faults(), broken.broken.len());
+            report::progress(&run, active_faults.faults(), broken.broken.len());
         }
     }
     let kinds = storm.await.map_err(|error| error.to_string())??;
@@ -167,7 +167,7 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
         failures.extend(together.missing().map(str::to_owned));
     }
     failures.extend(ending::clean_up(&run, &cluster).await.err());
-    let faults = weather.faults();
+    let faults = active_faults.faults();
     let report = Report { took: began.elapsed(), faults, kinds, latencies, together, failures };
     let ok = {
         let findings = run.ledger.findings.lock().unwrap_or_else(PoisonError::into_inner);

@@ -38,7 +38,7 @@ pub(crate) struct Lost {
     /// Caches that were emptied after a gap.
     pub(crate) emptied: u64,
     /// Entries that were invalidated after an operation with unknown outcome.
-    pub(crate) doubted: u64,
+    pub(crate) unknown_outcomes: u64,
 }
 
 impl Meters {
@@ -77,8 +77,8 @@ impl Meters {
                 (INVALIDATIONS, "gap", DebugValue::Counter(count)) => {
                     so_far.lost.emptied += count;
                 }
-                (INVALIDATIONS, "doubt", DebugValue::Counter(count)) => {
-                    so_far.lost.doubted += count;
+                (INVALIDATIONS, "unknown_outcome", DebugValue::Counter(count)) => {
+                    so_far.lost.unknown_outcomes += count;
                 }
                 _ => {}
             }
@@ -95,8 +95,8 @@ impl Together {
     /// What did not happen although a run should show it.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         let all = [
-            (self.finds, "no loads left together"),
-            (self.bulks, "no saves left together"),
+            (self.finds, "no loads were batched"),
+            (self.bulks, "no saves were batched"),
             (self.touches, "no session was touched"),
             (self.skipped, "no touch was left out"),
         ];

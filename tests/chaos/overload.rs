@@ -9,7 +9,7 @@ use session_test_proxy::{Commands, Injected};
 use tokio::time::sleep;
 
 use crate::actions::Run;
-use crate::faults::{OVERLOADED, READS, Victims, Weather, overload};
+use crate::faults::{ActiveFaults, OVERLOADED, READS, Victims, overload};
 use crate::history::Clock;
 use crate::meters::{Lost, Meters};
 
@@ -46,29 +46,30 @@ pub(crate) struct Outcome {
 /// Carries the overload out, and measures what the caches lose.
 pub(crate) async fn alone(
     victims: &Victims,
-    weather: &Weather,
+    active_faults: &ActiveFaults,
     meters: &Meters,
     run: &Run,
 ) -> Outcome {
     let clock = run.clock;
     let lasts = reads_refused(Duration::from_secs(run.settings.seconds));
     sleep(BEFORE).await;
-    let (refused, reads) = refuse(victims, weather, meters, clock, READS.into(), lasts).await;
+    let (refused, reads) = refuse(victims, active_faults, meters, clock, READS.into(), lasts).await;
     let undecided = run.ledger.counts.undecided.load(Ordering::SeqCst);
-    let (more, all) = refuse(victims, weather, meters, clock, Commands::All, ALL_REFUSED).await;
+    let (more, all) =
+        refuse(victims, active_faults, meters, clock, Commands::All, ALL_REFUSED).await;
     Outcome { refused: refused + more, reads, all, undecided }
 }
 
 async fn refuse(
     victims: &Victims,
-    weather: &Weather,
+    active_faults: &ActiveFaults,
     meters: &Meters,
     clock: Clock,
     commands: Commands,
     lasts: Duration,
 ) -> (u32, Lost) {
     let before = meters.read().lost;
-    weather.begin();
+    active_faults.begin();
     let begin = |(index, proxy)| {
         let code = OVERLOADED[index % OVERLOADED.len()];
         overload(proxy, commands.clone(), code)
@@ -76,13 +77,13 @@ async fn refuse(
     let refused: Vec<_> = victims.proxies.iter().enumerate().map(begin).collect();
     sleep(lasts).await;
     refused.iter().for_each(Injected::stop);
-    weather.end(clock.now());
+    active_faults.end(clock.now());
     sleep(AFTER).await;
     let after = meters.read().lost;
     let lost = Lost {
         gaps: after.gaps - before.gaps,
         emptied: after.emptied - before.emptied,
-        doubted: after.doubted - before.doubted,
+        unknown_outcomes: after.unknown_outcomes - before.unknown_outcomes,
     };
     (refused.iter().map(Injected::count).sum(), lost)
 }
@@ -97,7 +98,7 @@ impl Outcome {
         }
         // On a slow machine a write may end with unknown outcome at its deadline, and once more
         // when it ends.
-        if (reads.gaps, reads.emptied) != (0, 0) || reads.doubted > 2 * undecided {
+        if (reads.gaps, reads.emptied) != (0, 0) || reads.unknown_outcomes > 2 * undecided {
             let writes = format!("{undecided} writes failed");
             failures
                 .push(format!("overload of reads cost caches their entries: {reads:?}, {writes}"));
@@ -119,14 +120,14 @@ pub(crate) fn self_check() -> Result<(), String> {
     let none = Lost::default();
     let gap = Lost { gaps: 1, ..none };
     let emptied = Lost { emptied: 1, ..none };
-    let doubted = Lost { doubted: 1, ..none };
+    let unknown_outcomes = Lost { unknown_outcomes: 1, ..none };
     for (refused, reads, all, undecided, failures) in [
         (9, none, none, 0, 0),
         (0, none, none, 0, 1),
         (9, gap, none, 5, 1),
         (9, emptied, gap, 5, 2),
-        (9, doubted, emptied, 0, 2),
-        (9, doubted, doubted, 1, 0),
+        (9, unknown_outcomes, emptied, 0, 2),
+        (9, unknown_outcomes, unknown_outcomes, 1, 0),
     ] {
         let outcome = Outcome { refused, reads, all, undecided };
         if outcome.failures().len() != failures {

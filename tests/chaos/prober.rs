@@ -9,7 +9,7 @@ use rand::Rng;
 use tokio::runtime::Handle;
 
 use crate::actions::Run;
-use crate::faults::Weather;
+use crate::faults::ActiveFaults;
 use crate::history::{Nanos, Seen, What};
 use crate::session::Session;
 use crate::workload::random;
@@ -31,7 +31,7 @@ pub(crate) type Latencies = Histogram<u64>;
 /// Probes until the run has ended. Call it on a thread of its own.
 pub(crate) fn probe(
     run: &Arc<Run>,
-    weather: &Weather,
+    active_faults: &ActiveFaults,
     runtime: &Handle,
 ) -> Result<Latencies, String> {
     let mut latencies = Histogram::new(3).map_err(|error| error.to_string())?;
@@ -41,13 +41,13 @@ pub(crate) fn probe(
         std::thread::sleep(PAUSE);
         let writer = rng.random_range(0..instances);
         let deletes = rng.random();
-        if instances < 2 || !weather.is_calm(run.clock.now(), QUIET) {
+        if instances < 2 || !active_faults.is_calm(run.clock.now(), QUIET) {
             continue;
         }
         let created = run.create(writer, Duration::ZERO, false);
         let Some(session) = runtime.block_on(created) else { continue };
         let measured = runtime.block_on(one(run, &session, writer, deletes));
-        if weather.is_calm(run.clock.now(), QUIET) {
+        if active_faults.is_calm(run.clock.now(), QUIET) {
             for latency in measured {
                 let micros = latency / 1_000;
                 latencies.record(micros).map_err(|error| error.to_string())?;

@@ -24,7 +24,7 @@ fn save(start: Nanos, end: Nanos, version: u32) -> Event {
     event(A, start, end, What::Write { state: state(version), least: version, ok: true })
 }
 
-fn in_doubt(start: Nanos, end: Nanos, version: u32) -> Event {
+fn unknown(start: Nanos, end: Nanos, version: u32) -> Event {
     event(A, start, end, What::Write { state: state(version), least: version, ok: false })
 }
 
@@ -103,9 +103,9 @@ fn broken() -> Vec<Case> {
             vec![save(0, 10, 1), save(20, 30, 2), saw(B, 31, 32, 2), saw(B, 33, 34, 1)],
         ),
         case(
-            "backward from a version in doubt",
+            "backward from a version of unknown outcome",
             Some("I3"),
-            vec![save(0, 10, 1), in_doubt(20, 30, 2), saw(B, 31, 32, 2), saw(B, 33, 34, 1)],
+            vec![save(0, 10, 1), unknown(20, 30, 2), saw(B, 31, 32, 2), saw(B, 33, 34, 1)],
         ),
         case(
             "back after it was seen to be gone",
@@ -144,7 +144,7 @@ fn broken() -> Vec<Case> {
         case(
             "stale, as another load shows",
             Some("staleness"),
-            vec![save(0, 10, 1), in_doubt(20, 300, 2), saw(A, 25, 40, 2), saw(B, 141, 142, 1)],
+            vec![save(0, 10, 1), unknown(20, 300, 2), saw(A, 25, 40, 2), saw(B, 141, 142, 1)],
         ),
     ]
 }
@@ -180,11 +180,11 @@ fn sound() -> Vec<Case> {
             ],
         ),
         case(
-            "a write in doubt lands late or never",
+            "a write of unknown outcome is carried out late or never",
             None,
             vec![
                 save(0, 10, 1),
-                in_doubt(20, 30, 2),
+                unknown(20, 30, 2),
                 saw(A, 31, 32, 1),
                 saw(B, 1_000, 1_001, 2),
                 saw(A, 1_050, 1_051, 1),
@@ -192,7 +192,7 @@ fn sound() -> Vec<Case> {
             ],
         ),
         case(
-            "a delete in doubt, and a save beside a delete",
+            "a delete of unknown outcome, and a save beside a delete",
             None,
             vec![
                 save(0, 10, 1),
@@ -206,7 +206,7 @@ fn sound() -> Vec<Case> {
             ],
         ),
         case(
-            "a touch elsewhere need not be heard of",
+            "a touch elsewhere need not be reported",
             None,
             vec![save(0, 10, 1), touch(20, 30, 2, 2), saw(B, 1_000, 1_001, 1)],
         ),
@@ -235,11 +235,11 @@ fn ends() -> Vec<(&'static str, Vec<Event>, Seen, Option<&'static str>)> {
             None,
         ),
         ("a touch lost", vec![save(0, 10, 1), touch(20, 30, 3, 2)], holds(1), Some("I5")),
-        ("in doubt, landed", with(&[in_doubt(40, 50, 3)]), holds(3), None),
-        ("in doubt, did not land", with(&[in_doubt(40, 50, 3)]), holds(2), None),
+        ("unknown outcome, carried out", with(&[unknown(40, 50, 3)]), holds(3), None),
+        ("unknown outcome, not carried out", with(&[unknown(40, 50, 3)]), holds(2), None),
         (
             "seen and not there",
-            with(&[in_doubt(40, 50, 3), saw(B, 60, 61, 3)]),
+            with(&[unknown(40, 50, 3), saw(B, 60, 61, 3)]),
             holds(2),
             Some("I5"),
         ),

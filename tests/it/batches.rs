@@ -33,7 +33,7 @@ async fn one_at_a_time(proxy: &Proxy) -> MongoStore {
 }
 
 #[tokio::test]
-async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
+async fn batch_with_a_lost_connection_is_not_sent_again() {
     let proxy = Proxy::start().await;
     let ours = one_at_a_time(&proxy).await;
     let theirs = other_instance(proxy.direct()).await;
@@ -45,7 +45,7 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
     first.reached().await;
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
-    assert_eq!(batch.reached().await, 2, "they left together");
+    assert_eq!(batch.reached().await, 2, "they are sent as one batch");
     // The server has carried out the save. Another instance sees it, and saves on top of it.
     let seen = theirs.load(&a.id).await.unwrap().unwrap();
     assert_eq!(seen.data["version"], json!(1));
@@ -58,7 +58,7 @@ async fn a_batch_whose_connection_is_lost_is_not_carried_out_again() {
 }
 
 #[tokio::test]
-async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prolongs_it() {
+async fn save_of_an_expired_session_is_not_cached_even_if_a_touch_prolongs_it() {
     let proxy = Proxy::start().await;
     let mongo = one_at_a_time(&proxy).await;
     let ours = CachedMongoStore::builder(mongo).max_staleness(FOREVER).build().await.unwrap();
@@ -79,7 +79,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
     first.reached().await;
     let mut batch = proxy.hold("update");
     let saves = (save(&ours, version(&a, 1)), save(&ours, version(&b, 1)));
-    assert_eq!(batch.reached().await, 2, "they left together");
+    assert_eq!(batch.reached().await, 2, "they are sent as one batch");
     // Another instance found the session live. Its touch is carried out late.
     expires(DateTime::now().timestamp_millis() + 600_000).await;
     batch.deliver();
@@ -95,7 +95,7 @@ async fn a_save_that_found_its_session_expired_is_not_cached_though_a_touch_prol
 
 /// `select!` and buffered streams leave a call like this.
 #[tokio::test]
-async fn a_call_that_nobody_polls_any_more_holds_up_nobody() {
+async fn call_that_is_not_polled_blocks_no_other_call() {
     let mongo = mongo().await;
     let store = CachedMongoStore::builder(mongo.clone()).build().await.unwrap();
     let loaded = create(&mongo).await;

@@ -60,7 +60,7 @@ async fn another_instance_sees_a_change_within_the_bound_and_never_goes_back() {
 }
 
 #[tokio::test]
-async fn without_staleness_every_load_asks_the_database() {
+async fn max_staleness_of_zero_reads_on_every_load() {
     let commands = Commands::default();
     let store = CachedMongoStore::builder(commands.mongo(&uri()).await);
     let store = store.max_staleness(Duration::ZERO).build().await.unwrap();
@@ -74,7 +74,7 @@ async fn without_staleness_every_load_asks_the_database() {
 }
 
 #[tokio::test]
-async fn the_cache_keeps_to_its_bytes_under_ten_thousand_sessions() {
+async fn cache_keeps_to_max_bytes_under_ten_thousand_sessions() {
     const LIMIT: f64 = 1_048_576.0;
     for policy in [EvictionPolicy::Lru, EvictionPolicy::TinyLfu] {
         let mongo = mongo().await;
@@ -97,7 +97,7 @@ async fn the_cache_keeps_to_its_bytes_under_ten_thousand_sessions() {
                 }
             })
             .await;
-        eventually("the cache has tidied up", async || {
+        eventually("moka has done its maintenance", async || {
             store.load(&Id::default()).await.unwrap();
             meters.value("session_store_cache_bytes") <= LIMIT
         })
@@ -110,7 +110,7 @@ async fn the_cache_keeps_to_its_bytes_under_ten_thousand_sessions() {
 }
 
 #[tokio::test]
-async fn the_cache_keeps_to_its_number_of_entries() {
+async fn cache_keeps_to_max_entries() {
     let mongo = mongo().await;
     let (meters, guard) = Meters::install();
     let store = CachedMongoStore::builder(mongo).max_entries(10).max_staleness(FOREVER);
@@ -119,7 +119,7 @@ async fn the_cache_keeps_to_its_number_of_entries() {
     for _ in 0..100 {
         create(&store).await;
     }
-    eventually("the cache has tidied up", async || {
+    eventually("moka has done its maintenance", async || {
         store.load(&Id::default()).await.unwrap();
         meters.value("session_store_cache_entries") <= 10.0
     })
@@ -128,7 +128,7 @@ async fn the_cache_keeps_to_its_number_of_entries() {
 }
 
 #[tokio::test]
-async fn a_flood_of_invented_ids_evicts_no_session() {
+async fn flood_of_invented_ids_evicts_no_session() {
     let commands = Commands::default();
     let store = CachedMongoStore::builder(commands.mongo(&uri()).await);
     let store = store.max_bytes(256 << 10).max_absent_ids(100).max_staleness(FOREVER);
@@ -150,7 +150,7 @@ async fn a_flood_of_invented_ids_evicts_no_session() {
 }
 
 #[tokio::test]
-async fn an_id_that_does_not_exist_is_asked_for_once() {
+async fn absent_id_is_read_once() {
     let commands = Commands::default();
     let store = cache_of(&commands.mongo(&uri()).await).await;
     let id = record().id;
@@ -161,7 +161,7 @@ async fn an_id_that_does_not_exist_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn a_cache_of_no_bytes_is_no_cache_and_still_a_store() {
+async fn store_with_max_bytes_of_zero_caches_nothing_and_works() {
     let commands = Commands::default();
     let store =
         CachedMongoStore::builder(commands.mongo(&uri()).await).max_bytes(0).max_absent_ids(0);

@@ -27,7 +27,7 @@ async fn fails(builder: MongoStoreBuilder, kind: ErrorKind, text: &str) {
 }
 
 #[tokio::test]
-async fn databases_of_mongodb_itself_are_refused_however_they_are_given() {
+async fn databases_of_mongodb_itself_are_rejected() {
     let client = Client::with_uri_str("mongodb://127.0.0.1:1/admin").await.unwrap();
     let builder = MongoStore::builder;
     for builder in [
@@ -47,7 +47,7 @@ async fn databases_of_mongodb_itself_are_refused_however_they_are_given() {
 }
 
 #[tokio::test]
-async fn white_space_and_a_byte_order_mark_around_a_uri_or_a_host_do_not_count() {
+async fn white_space_and_a_byte_order_mark_around_a_uri_or_a_host_are_ignored() {
     let uri = uri();
     create(&MongoStore::connect(format!(" {uri}\r\n")).await.unwrap()).await;
     create(&MongoStore::connect(format!("\u{feff}{uri}\r\n")).await.unwrap()).await;
@@ -59,7 +59,7 @@ async fn white_space_and_a_byte_order_mark_around_a_uri_or_a_host_do_not_count()
 }
 
 #[tokio::test]
-async fn a_line_break_at_the_end_of_what_may_hold_one_is_refused_and_not_taken_off() {
+async fn trailing_line_break_in_a_name_is_rejected() {
     let builder = || MongoStore::builder().host("127.0.0.1").port(1);
     let user = || builder().username("u");
     for (builder, name) in [
@@ -93,7 +93,7 @@ async fn a_line_break_at_the_end_of_what_may_hold_one_is_refused_and_not_taken_o
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_read_and_write_is_told_the_role_though_no_index_is_made() {
+async fn missing_role_is_named_even_without_an_index() {
     let server = TestServer::builder().fast(true).auth(true).start().unwrap();
     let database = fresh_database();
     let uri = server.uri_for(&database);
@@ -121,7 +121,7 @@ async fn a_user_who_may_not_read_and_write_is_told_the_role_though_no_index_is_m
 }
 
 #[tokio::test]
-async fn the_checks_of_the_user_change_nothing_and_end_by_the_operation_timeout() {
+async fn privilege_checks_change_nothing_and_end_by_the_operation_timeout() {
     let commands = Commands::default();
     let client = commands.client(&uri()).await;
     let store = MongoStore::builder().client(client).create_indexes(false).build().await.unwrap();
@@ -147,7 +147,7 @@ async fn the_checks_of_the_user_change_nothing_and_end_by_the_operation_timeout(
 }
 
 #[tokio::test]
-async fn a_right_that_is_missing_alone_is_told() {
+async fn single_missing_right_is_named() {
     for (command, doing) in [("find", "read a session"), ("update", "save a session")] {
         let proxy = Proxy::start().await;
         proxy.hold(command).refuse(13);
@@ -172,7 +172,7 @@ async fn a_store_is_built_only_after_a_read_that_succeeded() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_understand_a_save_is_refused_and_one_that_is_full_is_not() {
+async fn build_rejects_a_server_without_pipeline_updates_but_not_a_full_one() {
     for code in [9, 59, 303, 304, 40324] {
         let proxy = Proxy::start().await;
         proxy.hold("update").refuse(code);
@@ -273,7 +273,7 @@ pub(crate) async fn old_server() -> String {
 }
 
 #[tokio::test]
-async fn a_server_of_an_old_wire_version_is_too_old() {
+async fn server_with_an_old_wire_version_is_too_old() {
     let uri = old_server().await;
     for create_indexes in [true, false] {
         let builder = MongoStore::builder().uri(&uri).create_indexes(create_indexes);
@@ -283,7 +283,7 @@ async fn a_server_of_an_old_wire_version_is_too_old() {
 }
 
 #[tokio::test]
-async fn a_server_without_hello_is_too_old_and_its_version_is_told() {
+async fn server_without_hello_is_too_old_and_its_version_is_shown() {
     let database = fresh_database();
     let own = database.clone();
     let port = relay(
@@ -314,7 +314,7 @@ async fn a_server_without_hello_is_too_old_and_its_version_is_told() {
 }
 
 #[tokio::test]
-async fn a_mechanism_that_this_driver_lacks_is_not_told_as_a_wrong_password() {
+async fn unsupported_mechanism_is_not_reported_as_a_wrong_password() {
     let port = server_port().await;
     let with = |options: &str| {
         let uri = format!("mongodb://127.0.0.1:{port}/app?directConnection=true&{options}");
@@ -335,7 +335,7 @@ async fn a_mechanism_that_this_driver_lacks_is_not_told_as_a_wrong_password() {
 }
 
 #[tokio::test]
-async fn options_without_effect_are_told() {
+async fn options_without_effect_are_logged() {
     let log = Log::default();
     let _logs = tracing::subscriber::set_default(log.subscriber());
     let uri = uri();

@@ -13,13 +13,13 @@ use crate::common::{PATIENCE, Store, create, eventually, on_both_tiers};
 const POLLS: usize = 12;
 
 on_both_tiers! {
-    a_create_that_is_dropped_is_done_or_not_begun = dropped_create;
-    a_save_that_is_dropped_is_done_or_not_begun = dropped_save;
-    a_load_that_is_dropped_hides_no_later_change = dropped_load;
-    a_delete_that_is_dropped_is_done_or_not_begun = dropped_delete;
-    a_clear_that_is_dropped_is_done_or_not_begun = dropped_clear;
-    after_a_dropped_save_a_delete_is_final = delete_after_dropped_save;
-    after_a_dropped_delete_nothing_is_saved = save_after_dropped_delete;
+    dropped_create_is_complete_or_has_not_begun = dropped_create;
+    dropped_save_is_complete_or_has_not_begun = dropped_save;
+    dropped_load_hides_no_later_change = dropped_load;
+    dropped_delete_is_complete_or_has_not_begun = dropped_delete;
+    dropped_clear_is_complete_or_has_not_begun = dropped_clear;
+    delete_after_a_dropped_save_is_final = delete_after_dropped_save;
+    dropped_delete_is_final = save_after_dropped_delete;
 }
 
 /// Polls `call` up to `polls` times, lets everything else run between two polls, and drops it.
@@ -50,7 +50,8 @@ async fn dropped_create(store: impl Store) {
         let mut record = crate::common::record();
         poll_and_drop(store.create(&mut record), polls).await;
         let made = u64::from(polls > 0);
-        eventually("what was begun is done", async || store.documents().await == made).await;
+        eventually("the calls in progress have ended", async || store.documents().await == made)
+            .await;
         assert_eq!(store.clear().await.unwrap(), made);
         assert_eq!(store.load(&record.id).await.unwrap(), None);
     }

@@ -24,12 +24,12 @@ fn fills(outcome: &str) -> String {
     format!("session_store_cache_fills_total{{outcome={outcome}}}")
 }
 
-fn voids(cause: &str) -> String {
+fn invalidations(cause: &str) -> String {
     format!("session_store_cache_invalidations_total{{cause={cause}}}")
 }
 
 /// A cache without a change stream, and the store behind it.
-async fn unfollowed(
+async fn without_stream(
     uri: &str,
     with: impl FnOnce(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder,
 ) -> (Meters, MongoStore, CachedMongoStore) {
@@ -55,15 +55,15 @@ fn documented() -> BTreeSet<&'static str> {
 }
 
 #[tokio::test]
-async fn all_that_is_documented_is_there_once_the_stores_are_built_and_nothing_else() {
-    let (meters, _, _store) = unfollowed(&uri(), |builder| builder).await;
+async fn built_stores_register_exactly_the_documented_metrics() {
+    let (meters, _, _store) = without_stream(&uri(), |builder| builder).await;
     let names = meters.names();
     let found: BTreeSet<_> = names.iter().map(|name| name.split('{').next().unwrap()).collect();
     assert_eq!(found, documented());
 }
 
 #[tokio::test]
-async fn named_stores_are_told_apart() {
+async fn metrics_of_named_stores_are_separate() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let rendered = recorder.handle();
     let guard = metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));
@@ -101,31 +101,31 @@ async fn named_stores_are_told_apart() {
 }
 
 #[tokio::test]
-async fn the_bounds_are_told_as_they_were_given_and_taken_back() {
+async fn limit_gauges_show_the_options_and_end_with_the_store() {
     let limits = ["session_store_cache_limit_bytes", "session_store_cache_limit_entries"];
     let (meters, _, store) =
-        unfollowed(&uri(), |builder| builder.max_bytes(1 << 20).max_entries(100)).await;
+        without_stream(&uri(), |builder| builder.max_bytes(1 << 20).max_entries(100)).await;
     assert_count(&meters, limits[0], 1 << 20);
     assert_count(&meters, limits[1], 100);
     assert_count(&meters, "session_store_max_staleness_seconds", 3_600);
     drop(store);
     for limit in limits {
-        eventually("it is taken back", async || meters.value(limit).abs() < 0.5).await;
+        eventually("the gauge returns to zero", async || meters.value(limit).abs() < 0.5).await;
     }
     let (meters, _, _store) =
-        unfollowed(&uri(), |builder| builder.coherence(Coherence::SoleWriter)).await;
+        without_stream(&uri(), |builder| builder.coherence(Coherence::SoleWriter)).await;
     assert_count(&meters, limits[1], 0);
     assert!(meters.value("session_store_max_staleness_seconds").is_infinite());
 }
 
 #[tokio::test]
-async fn loads_of_what_has_outlived_its_lease_are_counted_once_each() {
+async fn loads_past_the_lease_are_counted_as_expired() {
     let (meters, mongo, store) =
-        unfollowed(&uri(), |builder| builder.max_staleness(Duration::from_millis(20))).await;
+        without_stream(&uri(), |builder| builder.max_staleness(Duration::from_millis(20))).await;
     let record = create(&mongo).await;
     let mut loads = 0.0;
     let expired = "session_store_loads_total{result=expired}";
-    eventually("one comes too late", async || {
+    eventually("one load is past the lease", async || {
         store.load(&record.id).await.unwrap();
         loads += 1.0;
         meters.value(expired) >= 1.0
@@ -138,9 +138,9 @@ async fn loads_of_what_has_outlived_its_lease_are_counted_once_each() {
 }
 
 #[tokio::test]
-async fn reads_are_counted_by_what_they_leave() {
+async fn fills_are_counted_by_outcome() {
     let proxy = Proxy::start().await;
-    let (meters, mongo, store) = unfollowed(proxy.uri(), |builder| builder).await;
+    let (meters, mongo, store) = without_stream(proxy.uri(), |builder| builder).await;
     let record = create(&mongo).await;
     store.load(&record.id).await.unwrap();
     assert_count(&meters, &fills("stored"), 1);
@@ -161,38 +161,38 @@ async fn reads_are_counted_by_what_they_leave() {
     held.deliver();
     load.await.unwrap().unwrap();
     assert_count(&meters, &fills("overtaken"), 1);
-    assert_count(&meters, &voids("overtaken"), 1);
+    assert_count(&meters, &invalidations("overtaken"), 1);
 
     mongo.collection().update_many(doc! {}, doc! { "$set": { "format": 2 } }).await.unwrap();
     store.load(&other.id).await.unwrap_err();
     assert_count(&meters, &fills("failed"), 1);
 
-    let (meters, mongo, store) = unfollowed(&uri(), |builder| builder.max_bytes(0)).await;
+    let (meters, mongo, store) = without_stream(&uri(), |builder| builder.max_bytes(0)).await;
     let record = create(&mongo).await;
     store.load(&record.id).await.unwrap();
     assert_count(&meters, &fills("unfit"), 1);
 }
 
 #[tokio::test]
-async fn what_becomes_void_is_counted_by_its_cause_and_only_if_it_was_cached() {
+async fn invalidation_is_counted_by_cause_if_an_entry_was_cached() {
     let proxy = Proxy::start().await;
     let (meters, mongo, store) =
-        unfollowed(proxy.uri(), |builder| builder.max_bytes(1 << 16)).await;
+        without_stream(proxy.uri(), |builder| builder.max_bytes(1 << 16)).await;
     let record = create(&store).await;
     store.delete(&record.id).await.unwrap();
-    assert_count(&meters, &voids("delete"), 1);
+    assert_count(&meters, &invalidations("delete"), 1);
     store.delete(&record.id).await.unwrap();
-    assert_count(&meters, &voids("delete"), 1);
+    assert_count(&meters, &invalidations("delete"), 1);
 
     let record = create(&store).await;
     mongo.delete(&record.id).await.unwrap();
     store.save(&changed(&record)).await.unwrap();
-    assert_count(&meters, &voids("gone"), 1);
+    assert_count(&meters, &invalidations("gone"), 1);
 
     let mut record = create(&store).await;
     record.data.insert("large".to_owned(), json!("x".repeat(1 << 17)));
     store.save(&record).await.unwrap();
-    assert_count(&meters, &voids("unfit"), 1);
+    assert_count(&meters, &invalidations("unfit"), 1);
 
     let record = create(&store).await;
     let mut held = proxy.hold("update");
@@ -204,18 +204,18 @@ async fn what_becomes_void_is_counted_by_its_cause_and_only_if_it_was_cached() {
     held.reached().await;
     held.refuse(1);
     save.await.unwrap().unwrap_err();
-    assert_count(&meters, &voids("unknown_outcome"), 1);
+    assert_count(&meters, &invalidations("unknown_outcome"), 1);
 
     store.clear().await.unwrap();
-    assert_count(&meters, &voids("clear"), 1);
+    assert_count(&meters, &invalidations("clear"), 1);
     store.shutdown().await;
     for cause in ["remote", "own_write", "overtaken", "gap"] {
-        assert_count(&meters, &voids(cause), 0);
+        assert_count(&meters, &invalidations(cause), 0);
     }
 }
 
 #[tokio::test]
-async fn another_instances_change_is_counted_where_it_is_cached() {
+async fn change_of_another_instance_is_counted_if_it_was_cached() {
     let uri = uri();
     let (meters, guard) = Meters::install();
     let mongo = MongoStore::connect(&uri).await.unwrap();
@@ -226,15 +226,15 @@ async fn another_instances_change_is_counted_where_it_is_cached() {
     let unknown = create(&other).await;
     other.delete(&unknown.id).await.unwrap();
     other.delete(&cached.id).await.unwrap();
-    eventually("both are heard of", async || {
+    eventually("both are reported", async || {
         meters.value("session_store_stream_events_total{origin=other}") >= 2.0
     })
     .await;
-    assert_count(&meters, &voids("remote"), 1);
+    assert_count(&meters, &invalidations("remote"), 1);
 }
 
 #[tokio::test]
-async fn a_stream_that_is_opened_again_is_a_retry() {
+async fn reopened_stream_is_counted_as_a_retry() {
     const STREAM: &str = "session_store_mongo_retries_total{cause=stream}";
 
     let proxy = Proxy::start().await;
@@ -246,10 +246,10 @@ async fn a_stream_that_is_opened_again_is_a_retry() {
     eventually("it is open", async || meters.value("session_store_stream_open") > 0.5).await;
     assert_count(&meters, STREAM, 0);
     proxy.cut();
-    eventually("it is tried again", async || meters.value(STREAM) >= 1.0).await;
+    eventually("it is opened again", async || meters.value(STREAM) >= 1.0).await;
     assert_count(&meters, "session_store_stream_open", 0);
     proxy.mend();
-    eventually("it goes on", async || {
+    eventually("it continues", async || {
         meters.value("session_store_stream_resumes_total") >= 1.0
             && meters.value("session_store_stream_open") > 0.5
     })
@@ -258,7 +258,7 @@ async fn a_stream_that_is_opened_again_is_a_retry() {
 }
 
 #[tokio::test]
-async fn calls_that_leave_together_and_touches_that_stay_are_counted() {
+async fn batches_and_skipped_touches_are_counted() {
     let (meters, guard) = Meters::install();
     let mongo = MongoStore::builder().uri(uri()).max_commands_in_flight(1).build().await.unwrap();
     let builder = CachedMongoStore::builder(mongo.clone()).touch_after(Duration::from_secs(60));
@@ -268,8 +268,8 @@ async fn calls_that_leave_together_and_touches_that_stay_are_counted() {
     join_all(records.iter().map(|record| mongo.load(&record.id))).await;
     join_all(records.iter().map(|record| mongo.save(record))).await;
     for verb in ["find", "bulk"] {
-        let together = format!("session_store_mongo_batch_size{{verb={verb}}}");
-        assert!(meters.value(&together) >= 1.0, "{verb}");
+        let size = format!("session_store_mongo_batch_size{{verb={verb}}}");
+        assert!(meters.value(&size) >= 1.0, "{verb}");
     }
     let record = create(&store).await;
     store.save(&record).await.unwrap();
@@ -277,7 +277,7 @@ async fn calls_that_leave_together_and_touches_that_stay_are_counted() {
 }
 
 #[tokio::test]
-async fn live_sessions_are_counted_as_often_as_asked_and_a_failure_leaves_the_figure() {
+async fn live_sessions_are_counted_at_the_interval_and_a_failure_keeps_the_count() {
     let proxy = Proxy::start().await;
     let (meters, guard) = Meters::install();
     let builder =
@@ -300,7 +300,7 @@ async fn live_sessions_are_counted_as_often_as_asked_and_a_failure_leaves_the_fi
     eventually("a count fails", async || failed() >= 1.0).await;
     assert_count(&meters, LIVE, 1);
     proxy.mend();
-    eventually("it goes on", async || create(&quiet).await.id != record.id).await;
+    eventually("it continues", async || create(&quiet).await.id != record.id).await;
     eventually("and counts", async || meters.value(LIVE) > 1.5).await;
     store.shutdown().await;
     assert_count(&meters, LIVE, 0);

@@ -63,7 +63,7 @@ async fn a_uri_names_the_database_and_perhaps_the_collection() {
 }
 
 #[tokio::test]
-async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
+async fn names_beside_the_uri_complete_it_and_must_not_contradict_it() {
     let one = fresh_database();
     let other = fresh_database();
     let uri = shared_fast().unwrap().uri_for(&one);
@@ -86,7 +86,7 @@ async fn names_beside_the_uri_fill_in_and_must_not_contradict() {
 }
 
 #[tokio::test]
-async fn parts_instead_of_a_uri() {
+async fn parts_can_replace_the_uri() {
     let Some((host, port)) = address() else { return };
     let builder = || MongoStore::builder().database(fresh_database());
     used(builder().host(&host).port(port)).await;
@@ -138,7 +138,7 @@ async fn existing_handles() {
 }
 
 #[tokio::test]
-async fn a_client_of_unconfirmed_writes_is_refused() {
+async fn client_with_unacknowledged_writes_is_rejected() {
     let mut options = ClientOptions::parse(uri()).await.unwrap();
     options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Nodes(0)).build());
     let client = Client::with_options(options).unwrap();
@@ -151,7 +151,7 @@ async fn a_client_of_unconfirmed_writes_is_refused() {
 }
 
 #[tokio::test]
-async fn parts_that_contradict_each_other_are_refused() {
+async fn contradicting_parts_are_rejected() {
     let builder = MongoStore::builder;
     let uri = "mongodb://127.0.0.1:1/never";
     config_error(builder().uri(uri).host("h"), "one of them").await;
@@ -174,7 +174,7 @@ async fn parts_that_contradict_each_other_are_refused() {
 }
 
 #[tokio::test]
-async fn setters_that_contradict_the_uri_are_refused() {
+async fn setters_that_contradict_the_uri_are_rejected() {
     let with = |query: &str| MongoStore::builder().uri(format!("mongodb://127.0.0.1:1/x?{query}"));
     config_error(with("tls=true").tls(false), "switches it on").await;
     config_error(with("tlsCAFile=a").tls(false), "switches it on").await;
@@ -237,7 +237,7 @@ async fn a_tls_file_that_cannot_be_read_is_a_config_error_that_names_the_option(
 /// Without the check, the driver would look up each of these, and report a name that DNS does not
 /// know.
 #[tokio::test]
-async fn a_malformed_host_is_refused_at_once_however_it_is_given() {
+async fn malformed_host_is_rejected_at_once() {
     let builder = MongoStore::builder;
     let long_label = "x".repeat(64);
     let long_name = ["x"; 128].join(".");
@@ -335,7 +335,7 @@ async fn every_way_to_name_a_collection_has_the_same_rules() {
 }
 
 #[tokio::test]
-async fn names_that_the_server_would_refuse_are_refused() {
+async fn names_that_the_server_would_reject_are_rejected() {
     let long = "x".repeat(64);
     for name in ["", "a b", "a.b", "a/b", "a\\b", "a\"b", "$a", "a\0b", "a\nb", long.as_str()] {
         let builder = MongoStore::builder().port(1).database(name);
@@ -349,7 +349,7 @@ async fn names_that_the_server_would_refuse_are_refused() {
 }
 
 #[test]
-fn outside_of_a_runtime_it_is_an_error_and_no_panic() {
+fn build_outside_of_a_runtime_is_an_error() {
     let error = futures::executor::block_on(MongoStore::connect("mongodb://127.0.0.1:1/x"));
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
@@ -357,7 +357,7 @@ fn outside_of_a_runtime_it_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn in_a_runtime_without_time_it_is_an_error_and_no_panic() {
+fn build_in_a_runtime_without_timer_is_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     let error = runtime.block_on(MongoStore::connect("mongodb://127.0.0.1:1/x")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
@@ -365,7 +365,7 @@ fn in_a_runtime_without_time_it_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn in_a_runtime_without_network_it_is_an_error_and_no_panic() {
+fn build_in_a_runtime_without_io_is_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let error = runtime.block_on(MongoStore::connect("mongodb://127.0.0.1:1/x")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
@@ -375,7 +375,7 @@ fn in_a_runtime_without_network_it_is_an_error_and_no_panic() {
 /// A process with threads must not change its environment, so the test runs itself as a child
 /// process.
 #[tokio::test]
-async fn the_environment_names_the_uri() {
+async fn uri_comes_from_the_environment() {
     const CHILD: &str = "SESSION_STORE_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {
         let store = CachedMongoStore::from_env().await.unwrap();
@@ -385,7 +385,7 @@ async fn the_environment_names_the_uri() {
         return;
     }
     let uri = uri();
-    let status = this_test("connect::the_environment_names_the_uri")
+    let status = this_test("connect::uri_comes_from_the_environment")
         .env(CHILD, "1")
         .env("MONGODB_URI", format!("\u{feff} {uri}\n"))
         .status();
@@ -394,7 +394,7 @@ async fn the_environment_names_the_uri() {
 }
 
 #[tokio::test]
-async fn an_environment_without_a_uri_is_an_error_that_names_the_variable() {
+async fn missing_uri_in_the_environment_is_an_error_that_names_the_variable() {
     const CHILD: &str = "SESSION_STORE_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {
         config_error(MongoStore::builder().uri_from_env(), "MONGODB_URI").await;
@@ -402,7 +402,7 @@ async fn an_environment_without_a_uri_is_an_error_that_names_the_variable() {
         assert_eq!(error.kind(), ErrorKind::Config);
         return;
     }
-    let name = "connect::an_environment_without_a_uri_is_an_error_that_names_the_variable";
+    let name = "connect::missing_uri_in_the_environment_is_an_error_that_names_the_variable";
     let status = this_test(name).env(CHILD, "1").env_remove("MONGODB_URI").status();
     assert!(status.unwrap().success());
     let status = this_test(name).env(CHILD, "1").env("MONGODB_URI", " ").status();
@@ -438,7 +438,7 @@ async fn an_unreachable_server_is_a_connection_error_by_the_deadline() {
 }
 
 #[tokio::test]
-async fn options_of_the_cache_that_make_no_sense_are_refused() {
+async fn contradicting_cache_options_are_rejected() {
     let mongo = MongoStore::builder().uri(uri()).build().await.unwrap();
     let cached = || CachedMongoStore::builder(mongo.clone());
     let one = MongoStore::builder().uri(uri()).max_pool_size(1).build().await.unwrap();

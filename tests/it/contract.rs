@@ -28,7 +28,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn a_save_of_what_was_created_is_loaded() {
+            async fn saved_session_is_loaded() {
                 let store = $store;
                 let mut record = record();
                 store.create(&mut record).await.unwrap();
@@ -40,7 +40,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn what_was_created_is_loaded() {
+            async fn created_session_is_loaded() {
                 let store = $store;
                 let mut record = record();
                 store.create(&mut record).await.unwrap();
@@ -52,7 +52,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn what_was_deleted_is_none_and_may_be_deleted_again() {
+            async fn deleted_session_is_absent_and_can_be_deleted_again() {
                 let store = $store;
                 let mut record = record();
                 store.create(&mut record).await.unwrap();
@@ -63,7 +63,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn a_colliding_id_gives_a_different_id_and_both_sessions_stand() {
+            async fn id_collision_gives_a_new_id_and_keeps_both_sessions() {
                 let store = $store;
                 let mut first = record();
                 let mut second = record();
@@ -77,7 +77,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn an_unknown_id_is_none_every_time() {
+            async fn unknown_id_is_always_absent() {
                 let store = $store;
                 let id = Id::default();
                 for _ in 0..3 {
@@ -87,7 +87,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn an_expired_session_is_none() {
+            async fn expired_session_is_absent() {
                 let store = $store;
                 let mut late = record();
                 let mut ended = record();
@@ -102,7 +102,7 @@ macro_rules! contract {
             }
 
             #[tokio::test]
-            async fn all_of_json_comes_back_as_it_was() {
+            async fn all_json_values_are_returned_unchanged() {
                 let store = $store;
                 let mut record = record();
                 record.data = awkward();
@@ -157,7 +157,7 @@ macro_rules! our_contract {
             }
 
             #[tokio::test]
-            async fn the_expiry_is_kept_to_the_millisecond() {
+            async fn expiry_is_stored_to_the_millisecond() {
                 let uri = uri();
                 let store = $store(uri.clone()).await;
                 let plain = MongoStore::connect(uri).await.unwrap();
@@ -196,7 +196,7 @@ macro_rules! our_contract {
             }
 
             #[tokio::test]
-            async fn delete_expired_removes_the_expired_alone() {
+            async fn delete_expired_removes_only_expired_sessions() {
                 let store = $store(uri()).await;
                 let mut live = record();
                 let mut ended = record();
@@ -209,7 +209,7 @@ macro_rules! our_contract {
             }
 
             #[tokio::test]
-            async fn what_cannot_be_stored_is_an_encode_error() {
+            async fn session_that_cannot_be_stored_is_an_encode_error() {
                 let store = $store(uri()).await;
                 let mut record = record();
                 record.data.insert("large".to_owned(), "x".repeat(17 << 20).into());
@@ -218,7 +218,7 @@ macro_rules! our_contract {
             }
 
             #[tokio::test]
-            async fn what_cannot_be_read_is_a_decode_error_and_an_outage_a_backend_error() {
+            async fn unreadable_session_is_a_decode_error_and_an_outage_a_backend_error() {
                 let store = $store(uri()).await;
                 let mut record = record();
                 store.create(&mut record).await.unwrap();

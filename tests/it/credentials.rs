@@ -56,7 +56,7 @@ pub(crate) fn certificates(folder: &Path) {
 }
 
 #[tokio::test]
-async fn tls_connects_with_the_right_authority_alone() {
+async fn tls_connects_only_with_the_right_authority() {
     let folder = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     certificates(folder.path());
@@ -118,8 +118,8 @@ const PASSWORDS: [&str; 18] = [
 ];
 
 #[tokio::test]
-async fn no_error_tells_a_password_that_was_not_escaped() {
-    let mut told = Vec::new();
+async fn error_shows_no_part_of_an_unescaped_password() {
+    let mut leaks = Vec::new();
     let mut uris = Vec::new();
     for password in PASSWORDS {
         for host in ["127.0.0.1:1", "localhost:1"] {
@@ -138,7 +138,7 @@ async fn no_error_tells_a_password_that_was_not_escaped() {
             MongoStore::builder().host(uri.trim_start_matches("mongodb://")),
         ];
         for builder in builders {
-            told.extend(what_is_told(builder, &uri).await);
+            leaks.extend(leak(builder, &uri).await);
         }
     }
     for uri in [
@@ -153,13 +153,19 @@ async fn no_error_tells_a_password_that_was_not_escaped() {
         "user:S3cr3tA@127.0.0.1/x",
         "mongodb:/user:S3cr3tA@h/x",
     ] {
-        told.extend(what_is_told(MongoStore::builder().uri(uri), uri).await);
+        leaks.extend(leak(MongoStore::builder().uri(uri), uri).await);
     }
-    assert!(told.is_empty(), "{} are told:\n{}", told.len(), told.join("\n"));
+    assert!(
+        leaks.is_empty(),
+        "{} errors show a password:
+{}",
+        leaks.len(),
+        leaks.join("\n")
+    );
 }
 
 /// Returns the error about the URI if it shows a part of the password.
-async fn what_is_told(builder: MongoStoreBuilder, uri: &str) -> Option<String> {
+async fn leak(builder: MongoStoreBuilder, uri: &str) -> Option<String> {
     let built = builder.operation_timeout(Duration::from_millis(20)).build().await;
     let error = built.expect_err("nothing listens there");
     let said = everything_said_by(&error).to_lowercase();
@@ -167,7 +173,7 @@ async fn what_is_told(builder: MongoStoreBuilder, uri: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_password_that_was_escaped_is_taken_and_not_told() {
+async fn escaped_password_is_accepted_and_not_shown() {
     for password in ["S3cr3t%40%2F%3A%3F%23%5B%5D%25", "S3cr3t!$&'()*+,;=-._~"] {
         let uri = format!("mongodb://user:{password}@127.0.0.1:1/app");
         let builder = MongoStore::builder().uri(&uri).operation_timeout(Duration::from_millis(20));

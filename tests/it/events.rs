@@ -13,10 +13,10 @@ use crate::proxy::Proxy;
 
 async fn next(events: &mut Events) -> Event {
     let event = tokio::time::timeout(PATIENCE, events.next()).await;
-    event.expect("it is told").expect("the store is open")
+    event.expect("it is reported").expect("the store is open")
 }
 
-async fn told(events: &mut Events) -> (EventKind, SessionKey, Option<bool>) {
+async fn next_change(events: &mut Events) -> (EventKind, SessionKey, Option<bool>) {
     match next(events).await {
         Event::Session(SessionEvent { kind, key, by_this_instance, .. }) => {
             (kind, key, by_this_instance)
@@ -33,7 +33,7 @@ async fn alone(uri: &str) -> CachedMongoStore {
 }
 
 #[tokio::test]
-async fn every_kind_is_told_on_both_instances() {
+async fn events_of_every_kind_reach_both_instances() {
     use EventKind::{Changed, Created, Deleted, Expired, Removed};
 
     let uri = uri();
@@ -82,7 +82,7 @@ async fn every_kind_is_told_on_both_instances() {
             let by_hand = kind == Changed && record.id == two.id;
             let by_us = by_here.map(|by_here| by_here == at_here && !by_hand);
             let expected = (kind, SessionKey::from(record.id), by_us);
-            assert_eq!(told(events).await, expected, "{kind:?} on {at_here}");
+            assert_eq!(next_change(events).await, expected, "{kind:?} on {at_here}");
         }
     }
     let said = format!("{:?} {:?}", all[0], Event::Lagged(3));
@@ -90,7 +90,7 @@ async fn every_kind_is_told_on_both_instances() {
 }
 
 #[tokio::test]
-async fn the_owners_that_an_instance_assigns_are_its_own_changes() {
+async fn assigned_owners_are_reported_as_own_changes() {
     let uri = uri();
     let plain = other_instance(&uri).await;
     let mut set = create(&plain).await;
@@ -113,13 +113,13 @@ async fn the_owners_that_an_instance_assigns_are_its_own_changes() {
     for (events, at_here) in all.iter_mut().zip([true, false]) {
         for by_us in [at_here, false, !at_here] {
             let expected = (EventKind::Changed, SessionKey::from(set.id), Some(by_us));
-            assert_eq!(told(events).await, expected, "at_here: {at_here}");
+            assert_eq!(next_change(events).await, expected, "at_here: {at_here}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_event_shows_no_byte_of_a_key_and_has_the_time() {
+async fn event_shows_no_byte_of_a_key_and_has_the_time() {
     let store = alone(&uri()).await;
     let mut events = store.events().await.unwrap();
     let created = create(&store).await;
@@ -131,7 +131,7 @@ async fn an_event_shows_no_byte_of_a_key_and_has_the_time() {
 }
 
 #[tokio::test]
-async fn a_slow_consumer_is_told_how_many_it_missed() {
+async fn slow_consumer_receives_the_number_of_missed_events() {
     const WAITING: u64 = 4_096;
     let store = alone(&uri()).await;
     let mut slow = store.events().await.unwrap();
@@ -161,7 +161,7 @@ async fn a_slow_consumer_is_told_how_many_it_missed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_off_loses_nothing() {
+async fn broken_connection_loses_no_event() {
     let proxy = Proxy::start().await;
     let store = alone(proxy.uri()).await;
     let past_it = other_instance(proxy.direct()).await;
@@ -182,20 +182,20 @@ async fn a_connection_that_breaks_off_loses_nothing() {
         expected.push(SessionKey::from(create(&past_it).await.id));
     }
     for (nth, key) in expected.iter().enumerate() {
-        let (kind, told, by_us) = told(&mut events).await;
-        let which = expected.iter().position(|it| *it == told);
+        let (kind, reported, by_us) = next_change(&mut events).await;
+        let which = expected.iter().position(|it| *it == reported);
         assert_eq!((kind, which, by_us), (EventKind::Created, Some(nth), Some(false)), "{key:?}");
     }
 }
 
 #[tokio::test]
-async fn a_history_that_is_lost_is_told_as_a_gap() {
+async fn lost_history_is_reported_as_a_gap() {
     let proxy = Proxy::start().await;
     let store = alone(proxy.uri()).await;
     let past_it = other_instance(proxy.direct()).await;
     let mut events = store.events().await.unwrap();
     let known = create(&past_it).await;
-    assert_eq!(told(&mut events).await.0, EventKind::Created);
+    assert_eq!(next_change(&mut events).await.0, EventKind::Created);
     let mut held = proxy.hold("getMore");
     held.reached().await;
     // ChangeStreamHistoryLost.
@@ -203,16 +203,16 @@ async fn a_history_that_is_lost_is_told_as_a_gap() {
     assert_eq!(next(&mut events).await, Event::Gap);
     // After a gap, what was known before is not used.
     past_it.delete(&known.id).await.unwrap();
-    assert_eq!(told(&mut events).await.0, EventKind::Removed);
+    assert_eq!(next_change(&mut events).await.0, EventKind::Removed);
     // A dropped collection reports no event for each session either.
     store.collection().drop().await.unwrap();
     assert_eq!(next(&mut events).await, Event::Gap);
     let after = create(&past_it).await;
-    assert_eq!(told(&mut events).await.1, SessionKey::from(after.id));
+    assert_eq!(next_change(&mut events).await.1, SessionKey::from(after.id));
 }
 
 #[tokio::test]
-async fn where_there_is_no_change_stream_there_is_an_error() {
+async fn events_without_a_change_stream_are_an_error() {
     let mongo = other_instance(&uri()).await;
     let without =
         CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
@@ -240,7 +240,7 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
     // The next attempt may find that the server has change streams.
     let mut events = store.events().await.unwrap();
     create(&store).await;
-    assert_eq!(told(&mut events).await.0, EventKind::Created);
+    assert_eq!(next_change(&mut events).await.0, EventKind::Created);
 
     let shut = alone(&uri()).await;
     let mut events = shut.events().await.unwrap();
@@ -250,7 +250,7 @@ async fn where_there_is_no_change_stream_there_is_an_error() {
 }
 
 #[tokio::test]
-async fn the_stream_is_open_while_somebody_listens_and_no_longer() {
+async fn stream_of_events_is_open_only_while_a_receiver_exists() {
     use crate::common::{Commands, eventually};
 
     let uri = uri();
@@ -265,6 +265,6 @@ async fn the_stream_is_open_while_somebody_listens_and_no_longer() {
     eventually("the cursor is closed", async || commands.sent("killCursors") == 1).await;
     let mut events = store.events().await.unwrap();
     let created = create(&other_instance(&uri).await).await;
-    assert_eq!(told(&mut events).await.1, SessionKey::from(created.id));
+    assert_eq!(next_change(&mut events).await.1, SessionKey::from(created.id));
     assert_eq!(commands.sent("aggregate"), 2);
 }

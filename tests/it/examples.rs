@@ -61,7 +61,7 @@ async fn a_message_is_answered_with_303() {
 }
 
 #[tokio::test]
-async fn a_log_out_ends_the_session_and_kills_its_cookie() {
+async fn log_out_ends_the_session_and_its_cookie() {
     let app = App::start("counter", &common::uri()).await;
     let visitor = Visitor::new();
     visitor.me(&app).await;
@@ -99,7 +99,7 @@ async fn two_apps_share_their_sessions() {
 }
 
 #[tokio::test]
-async fn a_log_out_on_one_app_ends_the_session_that_the_other_has_cached() {
+async fn log_out_on_one_app_ends_the_session_cached_by_the_other() {
     let uri = common::uri();
     let first = App::start("counter", &uri).await;
     let second = App::start("counter", &uri).await;
@@ -108,7 +108,7 @@ async fn a_log_out_on_one_app_ends_the_session_that_the_other_has_cached() {
     assert_eq!(visitor.me(&second).await["views"], 2);
     let cookie = visitor.cookie().unwrap();
     visitor.post(&first, "/logout", &[]).await;
-    common::eventually("the second app has heard of it", async || {
+    common::eventually("the second app has received the change", async || {
         Visitor::with_cookie(&second, &cookie).me(&second).await["views"] == 1
     })
     .await;
@@ -129,7 +129,7 @@ async fn the_count_survives_a_restart_and_sigterm_ends_the_app_well() {
 }
 
 #[tokio::test]
-async fn half_a_request_does_not_keep_the_app_from_ending() {
+async fn app_ends_despite_half_a_request() {
     let app = App::start("counter", &common::uri()).await;
     let mut slow = TcpStream::connect(app.url("").strip_prefix("http://").unwrap()).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
@@ -140,7 +140,7 @@ async fn half_a_request_does_not_keep_the_app_from_ending() {
 }
 
 #[tokio::test]
-async fn the_operator_sees_metrics_and_sessions_but_no_ids() {
+async fn operator_sees_metrics_and_sessions_but_no_ids() {
     let app = App::start("counter", &common::uri()).await;
     let visitors = [Visitor::new(), Visitor::new()];
     visitors[0].me(&app).await;
@@ -170,7 +170,7 @@ async fn the_operator_sees_metrics_and_sessions_but_no_ids() {
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_had_is_explained() {
+async fn unusable_address_is_explained() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
     for (address, says) in [(&*taken, "is in use"), ("3000", "such as 127.0.0.1:3000")] {
@@ -188,7 +188,7 @@ mod login {
     const RIGHT: [(&str, &str); 2] = [("name", "ferris"), ("password", "hunter42")];
 
     #[tokio::test]
-    async fn only_who_is_signed_in_sees_the_page() {
+    async fn only_a_signed_in_user_sees_the_page() {
         let app = App::start("login", &common::uri()).await;
         let visitor = Visitor::new();
         assert_sign_in_form(&visitor.page(&app, "/").await);
@@ -217,7 +217,7 @@ mod login {
     }
 
     #[tokio::test]
-    async fn sessions_of_before_and_after_are_worth_nothing() {
+    async fn session_ids_from_before_the_log_in_and_after_the_log_out_are_invalid() {
         let app = App::start("login", &common::uri()).await;
         let visitor = Visitor::new();
         // A message is stored for the visitor, so the session exists before a user logs in.

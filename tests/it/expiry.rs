@@ -34,7 +34,7 @@ fn expire_after(index: &IndexModel) -> Option<Duration> {
 }
 
 #[tokio::test]
-async fn the_ttl_index_is_made_with_zero_seconds() {
+async fn ttl_index_has_zero_seconds() {
     let uri = uri();
     for _ in 0..2 {
         let store = MongoStore::connect(&uri).await.unwrap();
@@ -44,7 +44,7 @@ async fn the_ttl_index_is_made_with_zero_seconds() {
 }
 
 #[tokio::test]
-async fn many_instances_that_start_at_once_make_one_index() {
+async fn instances_that_start_at_once_create_one_index() {
     let uri = uri();
     let built = futures::future::join_all((0..8).map(|_| MongoStore::connect(&uri))).await;
     let stores: Vec<_> = built.into_iter().collect::<Result<_, _>>().unwrap();
@@ -52,7 +52,7 @@ async fn many_instances_that_start_at_once_make_one_index() {
 }
 
 #[tokio::test]
-async fn without_a_ttl_index_there_is_one_to_count_by() {
+async fn store_without_ttl_index_has_an_index_for_counting() {
     for removal in [ExpiredRemoval::Off, ExpiredRemoval::Sweep(Duration::from_secs(3_600))] {
         let store =
             MongoStore::builder().uri(uri()).expired_removal(removal).build().await.unwrap();
@@ -61,7 +61,7 @@ async fn without_a_ttl_index_there_is_one_to_count_by() {
 }
 
 #[tokio::test]
-async fn no_index_is_made_when_none_is_wanted() {
+async fn expired_removal_off_creates_no_index() {
     let commands = Commands::default();
     let uri = uri();
     let builder = MongoStore::builder().client(commands.client(&uri).await).create_indexes(false);
@@ -73,7 +73,7 @@ async fn no_index_is_made_when_none_is_wanted() {
 }
 
 /// An index that already exists, what the store expects, and the command that repairs it.
-struct Standing {
+struct ExistingIndex {
     options: Document,
     wanted: ExpiredRemoval,
     found: &'static str,
@@ -81,24 +81,24 @@ struct Standing {
 }
 
 #[tokio::test]
-async fn an_index_with_other_options_is_an_error_with_the_command_that_mends_it() {
+async fn ttl_index_with_other_options_is_an_error_with_the_repair_command() {
     let off = ExpiredRemoval::Off;
     let ttl = ExpiredRemoval::TtlIndex;
-    for standing in [
-        Standing {
+    for existing in [
+        ExistingIndex {
             options: doc! { "expireAfterSeconds": 60 },
             wanted: ttl,
             found: "60 s after it has expired",
             by_coll_mod: true,
         },
-        Standing { options: doc! {}, wanted: ttl, found: "no TTL index", by_coll_mod: false },
-        Standing {
+        ExistingIndex { options: doc! {}, wanted: ttl, found: "no TTL index", by_coll_mod: false },
+        ExistingIndex {
             options: doc! { "expireAfterSeconds": 0 },
             wanted: off,
             found: "is a TTL index with expireAfterSeconds: 0",
             by_coll_mod: false,
         },
-        Standing {
+        ExistingIndex {
             options: doc! { "expireAfterSeconds": 0, "sparse": true },
             wanted: ttl,
             found: "covers only some",
@@ -109,16 +109,16 @@ async fn an_index_with_other_options_is_an_error_with_the_command_that_mends_it(
         let name = "by_expiry";
         let database = client.default_database().unwrap();
         let mut spec = doc! { "key": { "expires": 1 }, "name": name };
-        spec.extend(standing.options);
+        spec.extend(existing.options);
         let create = doc! { "createIndexes": "sessions", "indexes": [spec] };
         database.run_command(create).await.unwrap();
 
-        let builder = MongoStore::builder().client(client).expired_removal(standing.wanted);
+        let builder = MongoStore::builder().client(client).expired_removal(existing.wanted);
         let error = builder.clone().build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Index, "{error}");
         let said = error.to_string();
-        assert!(said.contains(standing.found), "{said}");
-        let (shell, command) = mend(&database, name, standing.by_coll_mod);
+        assert!(said.contains(existing.found), "{said}");
+        let (shell, command) = mend(&database, name, existing.by_coll_mod);
         assert!(said.ends_with(&shell), "{said}\n{shell}");
         database.run_command(command).await.unwrap();
         mended(builder).await;
@@ -141,7 +141,7 @@ async fn an_index_with_another_number_type_is_recognised() {
 }
 
 #[tokio::test]
-async fn an_index_that_has_the_name_is_an_error_with_the_command_that_mends_it() {
+async fn other_index_with_our_name_is_an_error_with_the_repair_command() {
     let client = Commands::default().client(&uri()).await;
     let database = client.default_database().unwrap();
     let spec = doc! { "key": { "other": 1 }, "name": "expires_1" };
@@ -178,7 +178,7 @@ async fn mended(builder: MongoStoreBuilder) {
 }
 
 #[tokio::test]
-async fn a_sweep_removes_the_expired_again_and_again() {
+async fn sweep_removes_expired_sessions_repeatedly() {
     let sweep = ExpiredRemoval::Sweep(Duration::from_millis(20));
     let store = MongoStore::builder().uri(uri()).expired_removal(sweep).build().await.unwrap();
     let live = create(&store).await;
@@ -239,7 +239,7 @@ async fn a_sweep_ends_with_the_store() {
 }
 
 #[tokio::test]
-async fn off_removes_nothing_until_it_is_told_to() {
+async fn expired_removal_off_removes_only_on_request() {
     let commands = Commands::default();
     let builder = MongoStore::builder().client(commands.client(&uri()).await);
     let store = builder.expired_removal(ExpiredRemoval::Off).build().await.unwrap();
@@ -322,7 +322,7 @@ async fn a_ttl_overrides_the_cookies_expiry() {
 }
 
 #[tokio::test]
-async fn durations_that_make_no_sense_are_config_errors() {
+async fn impossible_durations_are_config_errors() {
     let builder = || MongoStore::builder().uri("mongodb://127.0.0.1:1/never");
     for (builder, said) in [
         (builder().expired_removal(ExpiredRemoval::Sweep(Duration::ZERO)), "Sweep"),

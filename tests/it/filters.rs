@@ -250,7 +250,7 @@ fn filter() -> impl Strategy<Value = Filter> {
 }
 
 #[tokio::test]
-async fn a_filter_finds_what_it_is_known_to_be_true_of_and_no_more() {
+async fn filter_finds_exactly_the_sessions_of_the_model() {
     let uri = uri();
     let owner = |data: &std::collections::HashMap<String, serde_json::Value>| {
         Owner::from_value(data.get("owner")?)

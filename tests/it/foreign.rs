@@ -100,10 +100,10 @@ async fn insert_theirs(store: &impl Store, ids: Vec<Bson>) -> u64 {
 }
 
 on_both_tiers! {
-    what_others_keep_there_is_not_counted = not_counted;
-    what_others_keep_there_is_not_listed = not_listed;
-    what_others_keep_there_is_not_cleared = not_cleared;
-    what_others_keep_there_is_not_swept = not_swept;
+    documents_of_others_are_not_counted = not_counted;
+    documents_of_others_are_not_listed = not_listed;
+    documents_of_others_are_not_cleared = not_cleared;
+    documents_of_others_are_not_swept = not_swept;
 }
 
 async fn not_counted(store: impl Store) {
@@ -146,7 +146,7 @@ async fn not_swept(store: impl Store + ExpiredDeletion) {
 }
 
 #[tokio::test]
-async fn filters_end_sessions_alone() {
+async fn filters_delete_only_sessions() {
     let store = mongo().await;
     create(&store).await;
     let theirs = insert_theirs(&store, all_ids()).await;
@@ -158,7 +158,7 @@ async fn filters_end_sessions_alone() {
 }
 
 #[tokio::test]
-async fn owners_are_assigned_to_sessions_alone() {
+async fn owners_are_assigned_only_to_sessions() {
     let log = Log::default();
     let _logs = tracing::subscriber::set_default(log.subscriber());
     let uri = uri();
@@ -171,7 +171,7 @@ async fn owners_are_assigned_to_sessions_alone() {
 }
 
 #[tokio::test]
-async fn a_warm_up_is_for_sessions_alone() {
+async fn warm_up_loads_only_sessions() {
     let store = cached().await;
     create(&store).await;
     insert_theirs(&store, told_apart(&store).await).await;
@@ -182,7 +182,7 @@ async fn a_warm_up_is_for_sessions_alone() {
 }
 
 #[tokio::test]
-async fn a_page_of_their_expired_documents_does_not_hold_up_ours() {
+async fn expired_documents_of_others_do_not_block_the_sweep() {
     let store = MongoStore::builder().uri(uri()).expired_removal(ExpiredRemoval::Off);
     let store = store.build().await.unwrap();
     let theirs = store.collection().clone_with_type::<Document>();
@@ -198,7 +198,7 @@ async fn a_page_of_their_expired_documents_does_not_hold_up_ours() {
 }
 
 #[tokio::test]
-async fn build_warns_of_them_once() {
+async fn build_warns_once_about_documents_of_others() {
     let log = Log::default();
     let _logs = tracing::subscriber::set_default(log.subscriber());
     let uri = uri();

@@ -79,7 +79,7 @@ fn text(data: &HashMap<String, Value>) -> String {
 }
 
 #[tokio::test]
-async fn what_was_written_once_is_read_by_every_release() {
+async fn every_release_reads_the_frozen_documents() {
     let mongo = MongoStore::connect(uri()).await.unwrap();
     let cached = cache_of(&mongo).await;
     let documents = mongo.collection().clone_with_type::<Document>();

@@ -33,7 +33,7 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Result<Option<Record
 }
 
 #[tokio::test]
-async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server_is_back() {
+async fn grace_serves_cached_sessions_until_the_server_is_back() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (meters, store) = on(&server, FOREVER).await;
     let record = create(&store).await;
@@ -42,7 +42,7 @@ async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server
     store.delete(&gone.id).await.unwrap();
     server.pause().unwrap();
 
-    eventually("the lease has run out", async || {
+    eventually("the lease has expired", async || {
         assert_eq!(load(&store, &record).await.unwrap().unwrap().data, record.data);
         meters.value(SERVED) >= 1.0
     })
@@ -75,7 +75,7 @@ async fn a_grace_serves_what_is_cached_and_nothing_that_is_gone_until_the_server
 }
 
 #[tokio::test]
-async fn without_a_grace_a_load_past_the_bound_is_an_error() {
+async fn load_past_the_bound_without_grace_is_an_error() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (meters, store) = on(&server, Duration::ZERO).await;
     let record = create(&store).await;
@@ -105,7 +105,7 @@ async fn without_a_grace_a_load_past_the_bound_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_grace_that_is_over_is_over() {
+async fn grace_ends_after_its_duration() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let grace = Duration::from_millis(500);
     let (_, store) = on(&server, grace).await;

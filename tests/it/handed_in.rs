@@ -87,7 +87,7 @@ macro_rules! every_verb_fails {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_app_shuts_down_its_client_while_stores_live_and_is_told_so_by_each_verb() {
+async fn verbs_report_that_the_app_has_shut_its_client_down() {
     for nth in 0..3 {
         let client = client(&uri()).await;
         let [first, second, third] = handed_in(&client);
@@ -121,7 +121,7 @@ async fn an_app_shuts_down_its_client_while_stores_live_and_is_told_so_by_each_v
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cached_store_on_a_client_that_was_shut_down_is_refused() {
+async fn cached_store_on_a_client_that_was_shut_down_is_rejected() {
     let client = client(&uri()).await;
     let mongo = MongoStore::builder().client(client.clone()).build().await.unwrap();
     shut_down(&client).await;
@@ -131,7 +131,7 @@ async fn a_cached_store_on_a_client_that_was_shut_down_is_refused() {
 /// Two stores on one client, each with a change stream. Several rounds shut the client down at
 /// different moments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_of_several_stores_is_shut_down_at_any_moment() {
+async fn client_of_several_stores_can_be_shut_down_at_any_moment() {
     for round in 0..20 {
         let uri = uri();
         let client = client(&uri).await;
@@ -157,7 +157,7 @@ async fn a_client_of_several_stores_is_shut_down_at_any_moment() {
 /// A store without a change stream. Its calls leave nothing open that `Client::shutdown` would wait
 /// for.
 #[tokio::test]
-async fn no_call_leaves_anything_behind_on_the_apps_client() {
+async fn calls_leave_nothing_open_on_the_apps_client() {
     let client = client(&uri()).await;
     let store = MongoStore::builder().client(client.clone()).build().await.unwrap();
     for _ in 0..3 {
@@ -193,7 +193,7 @@ async fn background_tasks_end_with_the_apps_client_and_warn_once() {
     // Each task notices at its next step. After that it sends nothing.
     let mut before = operations();
     let mut quiet = 0;
-    eventually("nothing is sent any more", async || {
+    eventually("no command is sent any longer", async || {
         tokio::time::sleep(4 * often).await;
         let now = operations();
         quiet = if (now - before).abs() < 0.5 { quiet + 1 } else { 0 };
@@ -208,7 +208,7 @@ async fn background_tasks_end_with_the_apps_client_and_warn_once() {
 }
 
 #[tokio::test]
-async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
+async fn client_with_too_small_a_pool_is_rejected() {
     let own = async |pool| {
         let mongo = MongoStore::builder().uri(uri()).max_pool_size(pool).build().await.unwrap();
         CachedMongoStore::builder(mongo).build().await
@@ -248,7 +248,7 @@ async fn a_client_with_too_small_a_pool_is_refused_as_our_own_is() {
 
 /// The app shuts its client down while a reply is on its way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_under_way_ends_before_the_client_does() {
+async fn call_in_progress_ends_before_the_client() {
     let proxy = Proxy::start().await;
     let client = client(proxy.uri()).await;
     let mongo = MongoStore::builder().client(client.clone()).build().await.unwrap();

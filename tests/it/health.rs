@@ -34,7 +34,7 @@ async fn is_fresh(store: &CachedMongoStore) {
 }
 
 #[tokio::test]
-async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
+async fn health_shows_a_cut_network_and_its_end() {
     let proxy = Proxy::start().await;
     let (mongo, builder) = behind(&proxy).await;
     let store = builder.build().await.unwrap();
@@ -47,7 +47,7 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
         matches!(store.health().stream, StreamHealth::Lost { .. })
     })
     .await;
-    eventually("MongoDB is silent", async || {
+    eventually("MongoDB is unresponsive", async || {
         matches!(store.health().mongo, MongoHealth::Unresponsive { .. })
     })
     .await;
@@ -57,11 +57,11 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
         "its store says the same"
     );
     assert!(!mongo.health().is_serving(), "there is no cache to serve from");
-    eventually("the lease lapses", async || {
+    eventually("the lease expires", async || {
         let health = store.health();
-        let lapsed = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
-        assert!(lapsed != health.is_serving(), "as long as the lease lasts: {health:?}");
-        lapsed
+        let is_expired = matches!(health.lease, Some(LeaseHealth::Expired { .. }));
+        assert!(is_expired != health.is_serving(), "as long as the lease lasts: {health:?}");
+        is_expired
     })
     .await;
     let StreamHealth::Lost { lag, .. } = store.health().stream else { panic!("still lost") };
@@ -69,7 +69,7 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
     let MongoHealth::Unresponsive { lasting, .. } = store.health().mongo else {
         panic!("still silent")
     };
-    eventually("the silence grows", async || {
+    eventually("the outage lasts longer", async || {
         matches!(store.health().mongo, MongoHealth::Unresponsive { lasting: now, .. } if now > lasting)
     })
     .await;
@@ -80,7 +80,7 @@ async fn a_cut_network_is_told_by_every_part_and_so_is_its_end() {
 }
 
 #[tokio::test]
-async fn a_grace_is_told_while_it_lasts() {
+async fn health_shows_the_grace_while_it_lasts() {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
@@ -97,7 +97,7 @@ async fn a_grace_is_told_while_it_lasts() {
 }
 
 #[tokio::test]
-async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
+async fn health_of_an_uncached_store_follows_its_calls() {
     let proxy = Proxy::start().await;
     let (mongo, _) = behind(&proxy).await;
     let record = create(&mongo).await;
@@ -116,11 +116,11 @@ async fn a_store_by_itself_knows_by_the_calls_that_were_made() {
     .await;
     proxy.mend();
     eventually("MongoDB is back", async || mongo.load(&record.id).await.is_ok()).await;
-    eventually("and known to be", async || mongo.health().is_serving()).await;
+    eventually("and its health shows it", async || mongo.health().is_serving()).await;
 }
 
 #[tokio::test]
-async fn what_is_chosen_is_not_degraded() {
+async fn store_without_stream_by_choice_is_not_degraded() {
     let build = async |builder: CachedMongoStoreBuilder| builder.build().await.unwrap().health();
     let builder = || async { CachedMongoStore::builder(MongoStore::connect(uri()).await.unwrap()) };
     let sole_writer = build(builder().await.coherence(Coherence::SoleWriter)).await;
@@ -146,7 +146,7 @@ async fn what_is_chosen_is_not_degraded() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_late_is_told_as_opening() {
+async fn stream_that_opens_late_is_shown_as_opening() {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let mut held = proxy.hold("aggregate");
@@ -160,7 +160,7 @@ async fn a_stream_that_is_late_is_told_as_opening() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
+async fn store_that_was_shut_down_is_closed_and_empty() {
     let mongo = common::mongo().await;
     for through_the_lower_tier in [false, true] {
         let mongo = if through_the_lower_tier { common::mongo().await } else { mongo.clone() };
@@ -193,7 +193,7 @@ async fn a_store_that_was_shut_down_says_so_and_holds_nothing() {
 }
 
 #[tokio::test]
-async fn health_is_json_without_ids_and_asks_nobody() {
+async fn health_is_json_without_ids_and_does_no_io() {
     let commands = Commands::default();
     let mongo = commands.mongo(&uri()).await;
     let builder = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).max_entries(7);

@@ -181,7 +181,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn what_is_set_is_read_changed_and_removed() {
+            async fn value_in_the_session_is_set_read_changed_and_removed() {
                 let mut browser = Browser::new(app($store));
                 browser.body("/set/one").await;
                 let cookie = browser.cookie.clone().unwrap();
@@ -199,7 +199,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn two_visitors_have_a_session_each() {
+            async fn two_visitors_have_two_sessions() {
                 let mut a = Browser::new(app($store));
                 let mut b = a.clone();
                 a.body("/set/a").await;
@@ -209,7 +209,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn a_session_expires_in_time_and_not_before() {
+            async fn session_expires_at_its_expiry_and_not_before() {
                 let expiry = Expiry::OnInactivity(Duration::seconds(1));
                 let layer = SessionManagerLayer::new($store).with_expiry(expiry);
                 let mut browser = Browser::new(routes().layer(layer));
@@ -251,7 +251,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn flushing_ends_the_session_and_takes_the_cookie() {
+            async fn flush_deletes_the_session_and_removes_the_cookie() {
                 let mut browser = Browser::new(app($store));
                 browser.body("/set/gone").await;
                 let mut thief = browser.clone();
@@ -261,7 +261,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn a_malformed_cookie_is_nobodys_and_is_replaced() {
+            async fn malformed_cookie_finds_no_session_and_is_replaced() {
                 let app = app($store);
                 for cookie in malformed() {
                     let mut browser = Browser::with(&app, cookie.clone());
@@ -274,7 +274,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn an_invented_id_is_nobodys_and_is_replaced() {
+            async fn invented_id_finds_no_session_and_is_replaced() {
                 let store = $store;
                 let app = app(store.clone());
                 for id in [Id(0), Id(-1), Id(i128::MAX), Id::default()] {
@@ -291,7 +291,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn a_cookie_of_another_name_is_not_looked_at() {
+            async fn cookie_with_another_name_is_ignored() {
                 let mut browser = Browser::new(app($store));
                 browser.body("/set/mine").await;
                 let mut other = browser.clone();
@@ -300,7 +300,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn a_signed_cookie_counts_and_a_forged_one_does_not() {
+            async fn signed_cookie_is_accepted_and_a_forged_one_is_not() {
                 let layer = SessionManagerLayer::new($store).with_expiry(an_hour());
                 let mut browser = Browser::new(routes().layer(layer.with_signed(Key::generate())));
                 browser.body("/set/signed").await;
@@ -332,7 +332,7 @@ macro_rules! suite {
             }
 
             #[tokio::test]
-            async fn without_always_save_a_read_writes_nothing() {
+            async fn read_without_always_save_writes_nothing() {
                 let store = $store;
                 let mut browser = Browser::new(app(store.clone()));
                 browser.body("/set/kept").await;
@@ -364,7 +364,7 @@ macro_rules! our_suite {
             use super::*;
 
             #[tokio::test]
-            async fn flushing_and_setting_again_gives_a_new_id() {
+            async fn flush_and_insert_gives_a_new_id() {
                 let store = $store;
                 let mut browser =
                     Browser::new(routes().layer(SessionManagerLayer::new(store.clone())));
@@ -396,7 +396,7 @@ macro_rules! our_suite {
             //     slow request   load ───────────────────── save
             //     log-out               flush ── answered
             #[tokio::test]
-            async fn a_slow_request_does_not_bring_a_logged_out_session_back() {
+            async fn slow_request_does_not_bring_a_logged_out_session_back() {
                 let store = $store;
                 let gate = Gate::default();
                 // With `always_save` the layer also saves after a request that only reads.
@@ -424,7 +424,7 @@ macro_rules! our_suite {
             }
 
             #[tokio::test]
-            async fn an_invented_id_leaves_no_document() {
+            async fn invented_id_leaves_no_document() {
                 let store = $store;
                 let app = routes().layer(SessionManagerLayer::new(store.clone()));
                 for path in ["/", "/get", "/remove", "/clear", "/flush"] {
@@ -435,7 +435,7 @@ macro_rules! our_suite {
             }
 
             #[tokio::test]
-            async fn an_outage_is_an_error_and_logs_nobody_out() {
+            async fn outage_is_an_error_and_logs_no_user_out() {
                 let store = $store;
                 let mut browser =
                     Browser::new(routes().layer(SessionManagerLayer::new(store.clone())));

@@ -52,7 +52,7 @@ pub(crate) async fn by_the_minute(what: &str, mut is_so: impl AsyncFnMut() -> bo
 }
 
 #[tokio::test]
-async fn what_was_dropped_is_created_again_within_a_minute() {
+async fn dropped_index_is_created_again_within_a_minute() {
     for dropped in ["the database", "the collection", "the indexes", "one index"] {
         let log = Log::default();
         let _logs = tracing::subscriber::set_default(log.subscriber());
@@ -81,7 +81,7 @@ async fn what_was_dropped_is_created_again_within_a_minute() {
 }
 
 #[tokio::test]
-async fn a_collection_that_nobody_writes_to_stays_dropped() {
+async fn dropped_collection_without_writes_is_not_created_again() {
     let (_store, database, commands) = store(|builder| builder).await;
     database.drop().await.unwrap();
     let looked = commands.sent("listIndexes");
@@ -90,7 +90,7 @@ async fn a_collection_that_nobody_writes_to_stays_dropped() {
 }
 
 #[tokio::test]
-async fn a_store_that_makes_no_indexes_does_not_look_for_them() {
+async fn store_that_creates_no_indexes_does_not_check_them() {
     let (with, _, looks) = store(|builder| builder).await;
     let (without, database, commands) = store(|builder| builder.create_indexes(false)).await;
     let looked = looks.sent("listIndexes");
@@ -101,7 +101,7 @@ async fn a_store_that_makes_no_indexes_does_not_look_for_them() {
 }
 
 #[tokio::test]
-async fn an_index_that_has_become_another_is_told_once_and_left() {
+async fn changed_index_is_logged_once_and_left() {
     let log = Log::default();
     let _logs = tracing::subscriber::set_default(log.subscriber());
     let (_store, database, commands) = store(|builder| builder).await;
@@ -119,7 +119,7 @@ async fn an_index_that_has_become_another_is_told_once_and_left() {
 }
 
 #[tokio::test]
-async fn the_looks_end_with_the_store() {
+async fn index_checks_end_with_the_store() {
     for by_drop in [true, false] {
         let (store, _, commands) = store(|builder| builder).await;
         let looked = commands.sent("listIndexes");

@@ -12,7 +12,7 @@ use tower_sessions_moka_mongodb_store::mongodb;
 use crate::proxy::Proxy;
 
 #[tokio::test]
-async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
+async fn proxy_holds_the_reply_to_the_named_command() {
     let proxy = Proxy::start().await;
     let client = Client::with_uri_str(proxy.uri()).await.unwrap();
     let things = client.default_database().unwrap().collection::<Document>("things");
@@ -21,7 +21,7 @@ async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
     let insert = tokio::spawn(async move { inserted.insert_one(doc! { "_id": 1 }).await });
     held.reached().await;
     let found = things.find_one(doc! {}).await.unwrap();
-    assert_eq!(found, Some(doc! { "_id": 1 }), "done, and nobody knows");
+    assert_eq!(found, Some(doc! { "_id": 1 }), "carried out before its reply is delivered");
     assert!(!insert.is_finished());
     held.deliver();
     insert.await.unwrap().unwrap();
@@ -30,7 +30,7 @@ async fn the_proxy_holds_the_reply_it_is_told_to_hold() {
 /// The change streams of MongoDB behave like this, and so do those of the test server behind the
 /// proxy.
 #[tokio::test]
-async fn a_change_stream_behaves_as_mongodbs() {
+async fn change_stream_behaves_like_mongodbs() {
     if !crate::proxy::is_like_mongodb() {
         return;
     }
@@ -110,7 +110,7 @@ fn time_of(token: &str) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn commands_are_refused_as_long_as_the_test_wants() {
+async fn commands_are_refused_until_the_test_stops_it() {
     let proxy = Proxy::start().await;
     let client = Client::with_uri_str(proxy.uri()).await.unwrap();
     let things = client.default_database().unwrap().collection::<Document>("things");
@@ -124,7 +124,7 @@ async fn commands_are_refused_as_long_as_the_test_wants() {
 }
 
 #[tokio::test]
-async fn a_driver_takes_the_server_for_routers_behind_a_load_balancer() {
+async fn driver_sees_the_server_as_a_load_balancer() {
     let proxy = Proxy::start().await;
     let client = Client::with_uri_str(proxy.as_load_balancer()).await.unwrap();
     let database = client.default_database().unwrap();

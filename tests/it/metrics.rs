@@ -13,7 +13,7 @@ use crate::proxy::Proxy;
 const HITS: &str = "session_store_loads_total{result=hit}";
 const MISSES: &str = "session_store_loads_total{result=miss}";
 const ABSENT: &str = "session_store_loads_total{result=absent}";
-const SHARED: &str = "session_store_loads_total{result=shared}";
+const COALESCED: &str = "session_store_loads_total{result=coalesced}";
 const ENTRIES: &str = "session_store_cache_entries";
 const BYTES: &str = "session_store_cache_bytes";
 const DROPPED: &str = "session_store_saves_dropped_total";
@@ -62,11 +62,11 @@ async fn loads_are_counted_by_their_result() {
     store.load(&id).await.unwrap();
     assert_count(&meters, ABSENT, 1);
     assert_count(&meters, HITS, 3);
-    assert_count(&meters, SHARED, 0);
+    assert_count(&meters, COALESCED, 0);
 }
 
 #[tokio::test]
-async fn loads_that_wait_for_anothers_read_are_counted_as_shared() {
+async fn loads_that_join_a_flight_are_counted_as_coalesced() {
     let proxy = Proxy::start().await;
     let (meters, mongo, store) = metered(proxy.uri()).await;
     let record = create(&mongo).await;
@@ -78,7 +78,7 @@ async fn loads_that_wait_for_anothers_read_are_counted_as_shared() {
     held.deliver();
     assert!(loads.await.into_iter().all(|loaded| loaded.unwrap().is_some()));
     assert_count(&meters, MISSES, 1);
-    assert_count(&meters, SHARED, 4);
+    assert_count(&meters, COALESCED, 4);
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn failures_are_counted_by_their_outcome() {
 }
 
 #[tokio::test]
-async fn saves_of_what_is_gone_are_counted() {
+async fn saves_of_deleted_sessions_are_counted() {
     let (meters, mongo, store) = metered(&uri()).await;
     let record = create(&store).await;
     store.save(&record).await.unwrap();
@@ -162,7 +162,7 @@ async fn saves_of_what_is_gone_are_counted() {
 }
 
 #[tokio::test]
-async fn the_gauges_go_up_and_come_back_to_zero() {
+async fn gauges_rise_and_return_to_zero() {
     let (meters, _, store) = metered(&uri()).await;
     assert_count(&meters, ENTRIES, 0);
     assert_count(&meters, BYTES, 0);
@@ -178,7 +178,7 @@ async fn the_gauges_go_up_and_come_back_to_zero() {
     store.save(&records[0]).await.unwrap();
     store.delete(&records[1].id).await.unwrap();
     eventually("one is replaced and one removed", async || {
-        tidy(&store).await;
+        maintain(&store).await;
         (meters.value(ENTRIES) - 19.0).abs() < 0.5
     })
     .await;
@@ -186,7 +186,7 @@ async fn the_gauges_go_up_and_come_back_to_zero() {
     assert!(bytes > full + 7_000.0 && bytes < full + 11_000.0, "{full} {bytes}");
     assert_eq!(store.clear().await.unwrap(), 19);
     eventually("all are gone", async || {
-        tidy(&store).await;
+        maintain(&store).await;
         meters.value(ENTRIES).abs() < 0.5 && meters.value(BYTES).abs() < 0.5
     })
     .await;
@@ -194,7 +194,7 @@ async fn the_gauges_go_up_and_come_back_to_zero() {
 }
 
 #[tokio::test]
-async fn what_is_let_go_for_size_is_counted_so() {
+async fn eviction_for_size_is_counted_with_its_cause() {
     let mongo = MongoStore::connect(uri()).await.unwrap();
     let (meters, guard) = Meters::install();
     let small = CachedMongoStore::builder(mongo).max_entries(5).build().await.unwrap();
@@ -202,15 +202,15 @@ async fn what_is_let_go_for_size_is_counted_so() {
     for _ in 0..50 {
         create(&small).await;
     }
-    eventually("the rest is let go", async || {
-        tidy(&small).await;
+    eventually("the other entries are evicted", async || {
+        maintain(&small).await;
         meters.value(FOR_SIZE) >= 45.0
     })
     .await;
 }
 
 #[tokio::test]
-async fn no_metric_has_an_id_or_a_database_in_its_labels() {
+async fn metrics_have_no_id_or_database_in_their_labels() {
     let uri = uri();
     let (meters, _, store) = metered(&uri).await;
     let record = create(&store).await;
@@ -226,7 +226,7 @@ async fn no_metric_has_an_id_or_a_database_in_its_labels() {
 }
 
 /// Runs moka's maintenance, which removes expired entries when the cache is used.
-async fn tidy(store: &CachedMongoStore) {
+async fn maintain(store: &CachedMongoStore) {
     let gone = create(store).await;
     store.delete(&gone.id).await.unwrap();
 }

@@ -22,7 +22,7 @@ use crate::common::{self, PATIENCE, eventually};
 const HIT_RATE: &str = "instance_store:session_store_loads_hit:ratio_rate5m";
 
 #[tokio::test]
-async fn promtool_takes_the_configuration_and_every_rule_passes_its_test() {
+async fn promtool_accepts_the_configuration_and_every_rule_passes_its_test() {
     let Some(promtool) = tool("promtool") else { return };
     for (check, file) in [
         (["check", "config"], "prometheus.yml"),
@@ -38,7 +38,7 @@ async fn promtool_takes_the_configuration_and_every_rule_passes_its_test() {
 }
 
 #[tokio::test]
-async fn promtool_has_nothing_to_say_of_a_scrape() {
+async fn promtool_accepts_a_scrape() {
     let Some(promtool) = tool("promtool") else { return };
     let app = App::start("observability", &common::uri()).await;
     let load = Load::of(&app).await;
@@ -55,7 +55,7 @@ async fn promtool_has_nothing_to_say_of_a_scrape() {
 }
 
 #[tokio::test]
-async fn every_metric_that_is_named_exists() {
+async fn every_metric_in_the_example_exists() {
     let app = App::start("observability", &common::uri()).await;
     let scrape = Load::of(&app).await.scrape(&app).await;
     let emitted = emitted(&scrape);
@@ -79,7 +79,7 @@ async fn every_metric_that_is_named_exists() {
 }
 
 #[tokio::test]
-async fn a_real_prometheus_knows_the_hit_rate_and_answers_the_dashboard() {
+async fn real_prometheus_computes_the_hit_rate_and_the_dashboard() {
     let Some(prometheus) = tool("prometheus") else { return };
     // No lease expires in this test, so the result of each load is known.
     let app = App::start_with("observability", &common::uri(), &[("MAX_STALENESS", "3600")]).await;

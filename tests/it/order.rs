@@ -1,22 +1,24 @@
 //! Writes of one session keep their order, even if callers leave. Lists and removals are complete.
 
-use futures::{StreamExt, poll};
-use mongodb::bson::{Document, doc};
+use std::collections::HashSet;
+
+use futures::{StreamExt, TryStreamExt, poll};
+use mongodb::bson::{DateTime, Document, doc};
 use serde_json::json;
 use tower_sessions::session::Record;
 use tower_sessions::{SessionStore, session_store};
 use tower_sessions_moka_mongodb_store::{ErrorKind, mongodb};
 
-use crate::common::{PATIENCE, Store, cached, create, on_both_tiers};
+use crate::common::{PATIENCE, Store, cached, create, in_the_future, mongo, on_both_tiers};
 
 on_both_tiers! {
     an_abandoned_save_does_not_overwrite_a_later_one = abandoned_saves_keep_their_order;
-    a_save_that_cannot_be_stored_lets_nobody_overtake = unstorable_saves_keep_the_order;
+    save_that_cannot_be_stored_keeps_the_order = unstorable_saves_keep_the_order;
     an_abandoned_save_does_not_overwrite_a_later_one_of_the_old_data = old_data_stays_last;
     an_abandoned_save_does_not_undo_a_later_delete = abandoned_saves_stay_before_a_delete;
     clear_removes_every_session_beside_documents_of_others = clear_beside_others;
-    a_list_that_is_cut_off_does_not_look_complete = cut_off_list;
-    a_list_that_nobody_reads_does_not_hold_up_a_shutdown = unread_list;
+    interrupted_list_ends_with_an_error = cut_off_list;
+    unread_list_does_not_delay_the_shutdown = unread_list;
 }
 
 fn version(record: &Record, version: u64) -> Record {
@@ -126,4 +128,27 @@ async fn a_closed_cache_serves_nothing() {
     let record = create(&store).await;
     store.shutdown().await;
     assert!(store.load(&record.id).await.is_err());
+}
+
+#[tokio::test]
+async fn session_that_is_prolonged_during_a_list_is_listed_once() {
+    let store = mongo().await;
+    for _ in 0..400 {
+        create(&store).await;
+    }
+    let documents = store.collection().clone_with_type::<Document>();
+    let mut listed = HashSet::new();
+    let mut all = store.all();
+    while let Some(session) = all.next().await {
+        assert!(listed.insert(session.unwrap().handle), "listed twice");
+        if listed.len() == 20 {
+            let first = documents.find(doc! {}).sort(doc! { "expires": 1 }).limit(20);
+            let first: Vec<_> = first.await.unwrap().try_collect().await.unwrap();
+            let ids: Vec<_> = first.iter().filter_map(|session| session.get("_id")).collect();
+            let later = (in_the_future().unix_timestamp() + 600) * 1_000;
+            let later = doc! { "$set": { "expires": DateTime::from_millis(later) } };
+            documents.update_many(doc! { "_id": { "$in": ids } }, later).await.unwrap();
+        }
+    }
+    assert_eq!(listed.len(), 400);
 }

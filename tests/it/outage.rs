@@ -27,7 +27,7 @@ async fn on(server: &TestServer, database: &str) -> (MongoStore, CachedMongoStor
 }
 
 #[tokio::test]
-async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itself() {
+async fn crash_after_a_save_loses_nothing_and_the_store_recovers() {
     let mut server = TestServer::builder().fast(true).durable(true).start().unwrap();
     let database = fresh_database();
     let mongo = MongoStore::connect(server.uri_for(&database)).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_crash_right_after_a_save_loses_nothing_and_the_store_recovers_by_itse
 }
 
 #[tokio::test]
-async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
+async fn dead_server_is_an_error_of_every_verb_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
     let cold = create(&mongo).await;
@@ -79,7 +79,7 @@ async fn a_dead_server_is_an_error_for_every_verb_and_never_an_absence() {
 }
 
 #[tokio::test]
-async fn a_clear_that_failed_leaves_nothing_cached() {
+async fn failed_clear_leaves_no_entry() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (_, store) = on(&server, &fresh_database()).await;
     let record = create(&store).await;
@@ -90,7 +90,7 @@ async fn a_clear_that_failed_leaves_nothing_cached() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
+async fn hanging_server_is_a_timeout_and_never_an_absence() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (mongo, store) = on(&server, &fresh_database()).await;
     let cold = create(&mongo).await;
@@ -132,7 +132,7 @@ async fn a_server_that_hangs_is_a_timeout_and_never_an_absence() {
 }
 
 #[tokio::test]
-async fn shutdown_ends_though_the_server_hangs() {
+async fn shutdown_ends_even_if_the_server_hangs() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let (_, store) = on(&server, &fresh_database()).await;
     server.pause().unwrap();

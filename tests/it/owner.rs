@@ -125,16 +125,16 @@ fn these<'a>(records: impl IntoIterator<Item = &'a Record>) -> HashSet<SessionHa
 
 on_both_tiers! {
     an_owner_finds_all_its_live_sessions_and_no_others = find_by_owner;
-    what_is_stored_as_the_owner_follows_the_data = follows_the_data;
+    stored_owner_follows_the_data = follows_the_data;
     an_expired_session_is_not_changed_by_a_save_that_has_no_owner = expired_is_left;
-    everywhere_else_ends_all_but_one = everywhere_else;
-    more_sessions_than_a_page_has_end_together = many;
-    the_expired_go_too_and_are_not_counted = expired_go_too;
-    a_handle_ends_its_session_and_only_for_its_owner = revoke;
-    without_an_owner_given_nothing_is_claimed = without_owners;
+    sign_out_elsewhere_deletes_all_but_one = everywhere_else;
+    sign_out_deletes_more_than_a_page = many;
+    sign_out_deletes_expired_sessions_without_counting_them = expired_go_too;
+    handle_revokes_the_session_only_for_its_owner = revoke;
+    store_without_owner_function_changes_no_owner = without_owners;
     an_owner_that_is_too_long_is_refused_before_anything_is_sent = too_long;
     sessions_from_before_get_their_owner = assign_owners;
-    after_shutdown_these_say_closed_too = shutdown;
+    every_method_beyond_the_contract_says_closed_after_shutdown = shutdown;
 }
 
 async fn find_by_owner(plain: impl Owned) {
@@ -395,7 +395,7 @@ async fn instance(uri: &str) -> CachedMongoStore {
 }
 
 #[tokio::test]
-async fn a_closure_may_answer_with_whatever_an_owner_is_made_of() {
+async fn owner_function_may_return_any_owner_type() {
     let mongo = MongoStore::builder().uri(uri()).owner(|data| data.get("user")?.as_u64());
     let store = mongo.build().await.unwrap();
     let mut record = record();

@@ -32,7 +32,7 @@ async fn client(sent: &Sent) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_dropped_closes_what_it_has_opened_and_not_at_once() {
+async fn dropped_store_closes_its_cursors_after_a_pause() {
     let sent = Sent::default();
     let mongo = MongoStore::builder().client(client(&sent).await).build().await.unwrap();
     let store = cache_of(&mongo).await;
@@ -69,7 +69,7 @@ const ENDS: usize = 60;
 /// command still panics, and no store can rule that out while a change stream sends a command.
 #[test]
 #[ignore = "counts what happens now and then"]
-fn runtimes_that_end_with_their_stores_cause_hardly_a_panic() {
+fn runtime_that_ends_under_its_store_rarely_panics() {
     let mut panics = 0;
     for role in ["dropped before", "dropped with it", "stream given up before"] {
         let mut child = Command::new(std::env::current_exe().unwrap());

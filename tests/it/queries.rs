@@ -8,24 +8,27 @@ use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    ErrorKind, LiveSessions, Result, SessionHandle, data_equals, data_path, mongodb, owner_equals,
+    ErrorKind, LiveSessions, MongoStore, Result, SessionHandle, data_equals, data_path, mongodb,
+    owner_equals,
 };
 
-use crate::common::{create, eventually, everything_said_by, on_both_tiers, record};
+use crate::common::{
+    create, eventually, everything_said_by, mongo, on_both_tiers, other_instance, record, uri,
+};
 use crate::owner::Owned;
 
 on_both_tiers! {
-    what_the_data_says_can_be_asked = find;
-    a_store_of_texts_says_what_to_do = not_queryable;
-    what_a_filter_finds_ends_here_and_elsewhere = delete_where;
-    an_empty_filter_ends_nothing = empty;
-    a_filter_that_reads_data_in_any_way_is_refused_where_data_is_text = reads_data_of_texts;
+    filter_finds_sessions_by_their_data = find;
+    store_of_texts_explains_how_to_query_data = not_queryable;
+    filter_deletes_sessions_on_every_instance = delete_where;
+    empty_filter_deletes_nothing = empty;
+    filter_that_reads_data_is_rejected_where_data_is_a_text = reads_data_of_texts;
     an_owner_or_its_data_finds_the_sessions_of_both_forms = owner_or_data;
-    an_expression_that_reads_no_field_ends_nothing = constant_expressions;
+    expression_that_reads_no_field_deletes_nothing = constant_expressions;
     an_expression_is_not_evaluated_for_data_that_is_text = expressions_over_both_forms;
     a_filter_may_test_the_type_before_a_condition = guarded_by_the_caller;
-    a_filter_from_untrusted_json_finds_what_equals_it = untrusted;
-    the_server_is_not_quoted = errors;
+    filter_from_untrusted_json_only_compares_for_equality = untrusted;
+    error_quotes_no_message_of_the_server = errors;
 }
 
 async fn with(store: &impl SessionStore, key: &str, value: Value) -> Record {
@@ -73,7 +76,7 @@ async fn find(plain: impl Owned) {
     store.expire_all().await;
     assert_eq!(store.find(times).count().await, 0);
     assert_eq!(store.delete_where(doc! { &total: { "$gt": 0 } }).await.unwrap(), 0);
-    assert_eq!(store.documents().await, 4, "what has expired is left to who removes it");
+    assert_eq!(store.documents().await, 4, "expired sessions are left to the TTL index");
 }
 
 async fn not_queryable(store: impl Owned) {
@@ -405,4 +408,27 @@ async fn untrusted(plain: impl Owned) {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(store.find(owner_equals("$ne")).count().await, 0);
     assert_eq!(store.find(doc! {}).count().await, 3);
+}
+
+#[tokio::test]
+async fn negated_filter_finds_no_session_whose_data_is_a_text() {
+    let uri = uri();
+    let text = other_instance(&uri).await;
+    with(&text, "role", json!("admin")).await;
+    let store = MongoStore::builder().uri(&uri).queryable(true).build().await.unwrap();
+    let deleted = store.delete_where(doc! { "data.role": { "$ne": "admin" } }).await.unwrap();
+    assert_eq!(deleted, 0, "an admin was signed out by role != admin");
+}
+
+#[tokio::test]
+async fn filter_that_compares_the_whole_data_is_rejected_where_data_is_a_text() {
+    let store = mongo().await;
+    let record = create(&store).await;
+    for filter in
+        [doc! { "data": { "user": 7 } }, doc! { "$nor": [{ "data": { "$type": "object" } }] }]
+    {
+        let error = store.delete_where(filter).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    }
+    assert!(store.load(&record.id).await.unwrap().is_some());
 }

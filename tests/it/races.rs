@@ -34,7 +34,7 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
 }
 
 #[tokio::test]
-async fn a_slow_read_that_overlaps_a_delete_leaves_nothing_behind() {
+async fn slow_load_that_overlaps_a_delete_leaves_no_entry() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
@@ -51,7 +51,7 @@ async fn a_slow_read_that_overlaps_a_delete_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_slow_read_that_overlaps_a_clear_leaves_nothing_behind() {
+async fn slow_load_that_overlaps_a_clear_leaves_no_entry() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
@@ -68,7 +68,7 @@ async fn a_slow_read_that_overlaps_a_clear_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_slow_read_that_overlaps_a_save_hides_it_from_nobody() {
+async fn slow_load_that_overlaps_a_save_does_not_hide_it() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let slow = tokio::spawn({
@@ -85,7 +85,7 @@ async fn a_slow_read_that_overlaps_a_save_hides_it_from_nobody() {
 }
 
 #[tokio::test]
-async fn a_slow_save_that_a_delete_overtakes_leaves_nothing_behind() {
+async fn slow_save_overtaken_by_a_delete_leaves_no_entry() {
     let (proxy, store, _, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("update");
@@ -102,7 +102,7 @@ async fn a_slow_save_that_a_delete_overtakes_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn of_two_saves_that_overlap_the_second_waits_for_the_answer_to_the_first() {
+async fn second_save_waits_for_the_reply_to_the_first() {
     let (proxy, store, other, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let save = |version: &'static str| {
@@ -129,7 +129,7 @@ async fn of_two_saves_that_overlap_the_second_waits_for_the_answer_to_the_first(
 }
 
 #[tokio::test]
-async fn a_slow_delete_lets_nobody_see_the_session_once_it_has_returned() {
+async fn session_is_absent_once_a_slow_delete_has_returned() {
     let (proxy, store, _, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("delete");
@@ -146,7 +146,7 @@ async fn a_slow_delete_lets_nobody_see_the_session_once_it_has_returned() {
 }
 
 #[tokio::test]
-async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
+async fn write_with_a_late_reply_times_out_and_leaves_no_entry() {
     let (proxy, _, other, record) = cold().await;
     let commands = Commands::default();
     let short = Duration::from_millis(300);
@@ -171,10 +171,8 @@ async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
     assert!(error.to_string().contains("300ms"), "{error}");
     held.reached().await;
     let finds = commands.sent("find");
-    eventually("the database is asked", async || {
-        SessionStore::load(&store, &record.id).await.is_ok()
-    })
-    .await;
+    eventually("a find is sent", async || SessionStore::load(&store, &record.id).await.is_ok())
+        .await;
     assert!(commands.sent("find") > finds, "nothing was cached");
     held.deliver();
     let stored = SessionStore::load(&other, &record.id).await.unwrap().unwrap();
@@ -183,7 +181,7 @@ async fn a_write_whose_reply_is_late_is_a_timeout_and_leaves_nothing_cached() {
 }
 
 #[tokio::test]
-async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
+async fn write_with_a_broken_connection_leaves_the_stored_state() {
     for command in ["update", "delete"] {
         let (proxy, store, other, record) = cold().await;
         assert!(load(&store, &record).await.is_some());
@@ -210,7 +208,7 @@ async fn a_write_whose_connection_breaks_leaves_what_the_database_has() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_ends_neither_the_read_nor_the_wait_of_others() {
+async fn load_that_is_dropped_does_not_end_the_read_for_its_waiters() {
     let (proxy, store, _, record) = cold().await;
     let mut held = proxy.hold("find");
     let mut first = Box::pin(SessionStore::load(&store, &record.id));
@@ -224,7 +222,7 @@ async fn a_caller_that_leaves_ends_neither_the_read_nor_the_wait_of_others() {
 }
 
 #[tokio::test]
-async fn a_save_whose_caller_leaves_is_carried_out_and_cached() {
+async fn save_whose_caller_gives_up_is_carried_out_and_cached() {
     let (proxy, store, other, record) = cold().await;
     assert!(load(&store, &record).await.is_some());
     let mut held = proxy.hold("update");
@@ -242,7 +240,7 @@ async fn a_save_whose_caller_leaves_is_carried_out_and_cached() {
 }
 
 #[tokio::test]
-async fn shutdown_waits_for_the_call_under_way() {
+async fn shutdown_waits_for_the_call_in_progress() {
     let (proxy, store, other, record) = cold().await;
     let mut held = proxy.hold("update");
     let save = changed(&record);

@@ -18,16 +18,17 @@ use crate::common::{PATIENCE, Store, create, record, uri};
 
 /// A thread that polls a future with less than the store's own runtime offers.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum PollingThread {
     /// A thread without a runtime.
     PlainThread,
     /// A runtime with neither a timer nor I/O.
     BareRuntime,
 }
 
-const PLACES: [Place; 2] = [Place::PlainThread, Place::BareRuntime];
+const POLLING_THREADS: [PollingThread; 2] =
+    [PollingThread::PlainThread, PollingThread::BareRuntime];
 
-impl Place {
+impl PollingThread {
     /// Polls `call` on a new thread of this kind. Fails if the call panics or takes too long.
     fn poll<T: Send + 'static>(
         self,
@@ -142,44 +143,49 @@ fn calls_of_an_uncached_store() -> Calls<MongoStore> {
     calls
 }
 
-fn all_work<S: Store + Send + 'static>(store: &S, own: &Runtime, place: Place, calls: Calls<S>) {
+fn all_work<S: Store + Send + 'static>(
+    store: &S,
+    own: &Runtime,
+    thread: PollingThread,
+    calls: Calls<S>,
+) {
     for (what, call) in calls {
         let mut record = record();
         record.data.insert("user".to_owned(), 7.into());
         own.block_on(store.create(&mut record)).unwrap();
-        place.poll(what, call(store.clone(), record));
+        thread.poll(what, call(store.clone(), record));
     }
 }
 
 #[test]
-fn every_call_of_a_cached_store_works_where_there_is_no_timer() {
-    for place in PLACES {
+fn every_call_of_a_cached_store_works_without_a_timer() {
+    for thread in POLLING_THREADS {
         let own = runtime();
         let uri = uri();
         let store = own.block_on(async {
             CachedMongoStore::builder(owned(&uri).await).build().await.unwrap()
         });
-        all_work(&store, &own, place, calls_of_a_cached_store());
+        all_work(&store, &own, thread, calls_of_a_cached_store());
     }
 }
 
 #[test]
-fn every_call_of_an_uncached_store_works_where_there_is_no_timer() {
-    for place in PLACES {
+fn every_call_of_an_uncached_store_works_without_a_timer() {
+    for thread in POLLING_THREADS {
         let own = runtime();
         let uri = uri();
         let store = own.block_on(owned(&uri));
-        all_work(&store, &own, place, calls_of_an_uncached_store());
+        all_work(&store, &own, thread, calls_of_an_uncached_store());
     }
 }
 
 /// The calls that wait longest: `outage_grace`, a timeout of its own, and a server that does not
 /// answer.
 #[test]
-fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
+fn unanswered_call_ends_at_its_deadline_without_a_timer() {
     use std::time::Duration;
 
-    for place in PLACES {
+    for thread in POLLING_THREADS {
         let own = runtime();
         let (proxy, store) = own.block_on(async {
             let proxy = crate::proxy::Proxy::start().await;
@@ -191,43 +197,43 @@ fn a_call_that_is_not_answered_ends_at_its_deadline_where_there_is_no_timer() {
         });
         let held = proxy.hold("aggregate");
         let asks = store.clone();
-        let outcome = place.poll("events", async move { asks.events().await.map(drop) });
-        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Timeout, "{place:?}");
+        let outcome = thread.poll("events", async move { asks.events().await.map(drop) });
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Timeout, "{thread:?}");
         drop(held);
         let held = proxy.hold("find");
         let asks = store.clone();
-        place.poll("load", async move { asks.load(&record().id).await }).unwrap_err();
+        thread.poll("load", async move { asks.load(&record().id).await }).unwrap_err();
         drop(held);
         let mongo = own.block_on(MongoStore::connect(proxy.uri())).unwrap();
         let held = proxy.hold("aggregate");
-        place.poll("build", CachedMongoStore::builder(mongo).build()).unwrap();
+        thread.poll("build", CachedMongoStore::builder(mongo).build()).unwrap();
         drop(held);
-        place.poll("shutdown", async move { store.shutdown().await });
+        thread.poll("shutdown", async move { store.shutdown().await });
     }
 }
 
 #[test]
-fn a_cached_store_on_a_runtime_that_is_gone_is_an_error_and_no_hang() {
-    for place in PLACES {
+fn build_on_a_client_whose_runtime_is_gone_is_an_error_and_no_hang() {
+    for thread in POLLING_THREADS {
         for coherence in [Coherence::ChangeStream, Coherence::TimeBound] {
             let own = runtime();
             let uri = uri();
             let mongo = own.block_on(owned(&uri));
             drop(own);
             let build = CachedMongoStore::builder(mongo.clone()).coherence(coherence).build();
-            let error = place.poll("build", build).unwrap_err();
+            let error = thread.poll("build", build).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-            place.poll("shutdown", async move { mongo.shutdown().await });
+            thread.poll("shutdown", async move { mongo.shutdown().await });
         }
     }
 }
 
 #[test]
-fn building_where_there_is_no_timer_says_what_to_do() {
-    for place in PLACES {
-        let error = place.poll("connect", MongoStore::connect(uri())).unwrap_err();
+fn build_without_a_timer_says_what_to_do() {
+    for thread in POLLING_THREADS {
+        let error = thread.poll("connect", MongoStore::connect(uri())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        let error = place.poll("connect", CachedMongoStore::connect(uri())).unwrap_err();
+        let error = thread.poll("connect", CachedMongoStore::connect(uri())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains("tokio"), "{error}");
     }
@@ -236,9 +242,22 @@ fn building_where_there_is_no_timer_says_what_to_do() {
 /// The build begins in a runtime. Then another thread polls it without a runtime. Everything in it
 /// that needs a runtime stays in the first one.
 #[test]
-fn a_build_goes_on_though_it_is_polled_elsewhere_after_its_first_step() {
+fn build_continues_on_a_thread_without_runtime() {
     let own = runtime();
     let mut build = Box::pin(MongoStore::connect(uri()));
     own.block_on(async { assert!(futures::poll!(&mut build).is_pending()) });
-    Place::PlainThread.poll("connect", build).unwrap();
+    PollingThread::PlainThread.poll("connect", build).unwrap();
+}
+
+#[test]
+fn events_on_a_runtime_that_is_gone_are_an_error_and_no_hang() {
+    let gone = Runtime::new().unwrap();
+    let store = gone.block_on(crate::common::cached());
+    drop(gone);
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let here = Builder::new_multi_thread().enable_all().build().unwrap();
+        let _ = done.send(here.block_on(store.events()).is_err());
+    });
+    assert_eq!(is_done.recv_timeout(PATIENCE), Ok(true));
 }

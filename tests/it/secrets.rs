@@ -28,8 +28,8 @@ fn secret_record() -> Record {
 }
 
 on_both_tiers! {
-    what_is_logged_tells_of_no_session = logs;
-    what_an_error_says_tells_of_no_session = errors;
+    log_shows_no_session = logs;
+    error_shows_no_session = errors;
 }
 
 async fn logs(store: impl Store) {

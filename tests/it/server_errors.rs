@@ -22,7 +22,7 @@ const RATE_LIMIT: (i32, &str) = (462, "IngressRequestRateLimitExceeded");
 const SHORT: Duration = Duration::from_millis(200);
 
 const EMPTIED: &str = "session_store_cache_invalidations_total{cause=gap}";
-const DOUBT: &str = "session_store_cache_invalidations_total{cause=doubt}";
+const UNKNOWN_OUTCOME: &str = "session_store_cache_invalidations_total{cause=unknown_outcome}";
 const RESUMES: &str = "session_store_stream_resumes_total";
 const OPEN: &str = "session_store_stream_open";
 const GRACE: &str = "session_store_loads_total{result=grace}";
@@ -83,7 +83,7 @@ async fn held(proxy: &Proxy, command: &'static str) -> HeldReply {
 }
 
 #[tokio::test]
-async fn an_overloaded_stream_goes_on_from_its_place_and_empties_nothing() {
+async fn overloaded_stream_resumes_from_its_token_and_empties_nothing() {
     for labels in LABELS {
         let world = world(|builder| builder).await;
         let record = create(&world.store).await;
@@ -92,17 +92,17 @@ async fn an_overloaded_stream_goes_on_from_its_place_and_empties_nothing() {
         // Wait until more than three attempts were refused, not counting the driver's retries.
         let refusing = ["getMore", "aggregate"];
         let refusing = refusing.map(|command| world.proxy.refuse_all(command, code, name, labels));
-        eventually("the stream is turned away", async || refusing[1].times() > 12).await;
+        eventually("the stream is refused", async || refusing[1].times() > 12).await;
         let other = create(&past_it).await;
         world.has_cached(&record).await;
         drop(refusing);
-        eventually("the stream goes on", async || world.meters.value(RESUMES) > 0.5).await;
+        eventually("the stream resumes", async || world.meters.value(RESUMES) > 0.5).await;
         world.has_cached(&record).await;
         world.never(EMPTIED);
         // The stream reports changes again.
         assert!(world.store.load(&other.id).await.unwrap().is_some());
         past_it.delete(&other.id).await.unwrap();
-        eventually("the log-out is heard of", async || {
+        eventually("the log-out is reported", async || {
             world.store.load(&other.id).await.unwrap().is_none()
         })
         .await;
@@ -110,7 +110,7 @@ async fn an_overloaded_stream_goes_on_from_its_place_and_empties_nothing() {
 }
 
 #[tokio::test]
-async fn a_start_on_an_overloaded_server_is_not_taken_for_one_without_streams() {
+async fn build_on_an_overloaded_server_keeps_its_change_stream() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(SHORT);
     let mongo = loop {
@@ -126,14 +126,14 @@ async fn a_start_on_an_overloaded_server_is_not_taken_for_one_without_streams() 
     let (meters, guard) = Meters::install();
     let _store = CachedMongoStore::builder(mongo).build().await.unwrap();
     drop(guard);
-    eventually("it is asked again", async || refusing.times() > 12).await;
+    eventually("it is retried", async || refusing.times() > 12).await;
     drop(refusing);
     eventually("the stream opens", async || meters.value(OPEN) > 0.5).await;
     assert!(!log.take().contains("is not told of changes"));
 }
 
 #[tokio::test]
-async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves_it() {
+async fn refused_read_past_the_lease_keeps_the_entry_for_the_grace() {
     // Overload, an election, a router that does not reach the shard, and the server's own time
     // limit.
     for (code, name, labels) in [
@@ -152,13 +152,13 @@ async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves
         .await;
         let record = create(&world.store).await;
         let refusing = world.proxy.refuse_all("find", code, name, labels);
-        eventually("the entry has lapsed, and is served", async || {
+        eventually("the lease has expired, and the entry is served", async || {
             let loaded = world.store.load(&record.id).await.unwrap().unwrap();
             assert_eq!(loaded.data, record.data, "{code}");
             world.meters.value(GRACE) > 0.5
         })
         .await;
-        world.never(DOUBT);
+        world.never(UNKNOWN_OUTCOME);
         drop(refusing);
         eventually("the grace ends", async || {
             let before = world.meters.value(GRACE);
@@ -170,7 +170,7 @@ async fn a_lapsed_read_that_is_turned_away_leaves_the_entry_and_the_grace_serves
 }
 
 #[tokio::test]
-async fn a_read_that_is_refused_for_another_reason_is_an_error_and_leaves_the_entry() {
+async fn read_refused_for_another_reason_is_an_error_and_keeps_the_entry() {
     for (code, name) in [(13, "Unauthorized"), (1, "InternalError"), (175, "QueryPlanKilled")] {
         let world = world(|builder| {
             builder.coherence(Coherence::TimeBound).max_staleness(SHORT).outage_grace(FOREVER)
@@ -178,9 +178,9 @@ async fn a_read_that_is_refused_for_another_reason_is_an_error_and_leaves_the_en
         .await;
         let record = create(&world.store).await;
         let refusing = world.proxy.refuse_all("find", code, name, &[]);
-        eventually("the entry has lapsed", async || world.store.load(&record.id).await.is_err())
+        eventually("the lease has expired", async || world.store.load(&record.id).await.is_err())
             .await;
-        world.never(DOUBT);
+        world.never(UNKNOWN_OUTCOME);
         world.never(GRACE);
         drop(refusing);
         assert!(world.store.load(&record.id).await.unwrap().is_some());
@@ -188,7 +188,7 @@ async fn a_read_that_is_refused_for_another_reason_is_an_error_and_leaves_the_en
 }
 
 #[tokio::test]
-async fn the_kind_of_an_error_follows_the_table() {
+async fn error_kind_follows_the_table() {
     let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let id = create(&world.store).await.id;
     for (code, labels, kind) in [
@@ -218,7 +218,7 @@ async fn the_kind_of_an_error_follows_the_table() {
 }
 
 #[tokio::test]
-async fn a_build_that_is_turned_away_says_so() {
+async fn refused_build_reports_an_overload() {
     for (code, kind) in [(462, ErrorKind::Overloaded), (134, ErrorKind::Connection)] {
         let proxy = Proxy::start().await;
         let _refusing = proxy.refuse_all("listIndexes", code, "Named", &[]);
@@ -228,7 +228,7 @@ async fn a_build_that_is_turned_away_says_so() {
 }
 
 #[tokio::test]
-async fn a_save_that_is_turned_away_was_not_carried_out_and_leaves_the_entry() {
+async fn refused_save_keeps_the_entry() {
     for (code, labels) in [(462, LABELS[0]), (462, LABELS[1]), (433, &[]), (999, LABELS[0])] {
         let world = world(|builder| builder).await;
         let record = create(&world.store).await;
@@ -238,7 +238,7 @@ async fn a_save_that_is_turned_away_was_not_carried_out_and_leaves_the_entry() {
             assert!(error.contains("overloaded") && error.contains(&code.to_string()), "{error}");
         }
         world.has_cached(&record).await;
-        world.never(DOUBT);
+        world.never(UNKNOWN_OUTCOME);
         drop(refusing);
         let saved = changed(&record);
         world.store.save(&saved).await.unwrap();
@@ -247,7 +247,7 @@ async fn a_save_that_is_turned_away_was_not_carried_out_and_leaves_the_entry() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_turned_away_leaves_the_entry_of_each_save() {
+async fn refused_batch_keeps_the_entry_of_each_save() {
     let world = world(|builder| builder).await;
     let [busy, a, b] =
         [create(&world.store).await, create(&world.store).await, create(&world.store).await];
@@ -272,7 +272,7 @@ async fn a_batch_that_is_turned_away_leaves_the_entry_of_each_save() {
 /// The reply to a batch says how many sessions it changed. If that is not all of them, a read finds
 /// out which ones. If that read is refused, nothing is known about the saves.
 #[tokio::test]
-async fn a_batch_whose_outcome_is_turned_away_leaves_no_entry() {
+async fn batch_whose_outcome_read_is_refused_leaves_no_entry() {
     let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     let [busy, a, gone] =
         [create(&world.store).await, create(&world.store).await, create(&world.store).await];
@@ -294,7 +294,7 @@ async fn a_batch_whose_outcome_is_turned_away_leaves_no_entry() {
 }
 
 #[tokio::test]
-async fn a_save_that_an_overload_may_have_interrupted_leaves_no_entry() {
+async fn save_that_an_overload_may_have_interrupted_leaves_no_entry() {
     let world = world(|builder| builder).await;
     let record = create(&world.store).await;
     let saved = changed(&record);
@@ -307,7 +307,7 @@ async fn a_save_that_an_overload_may_have_interrupted_leaves_no_entry() {
 }
 
 #[tokio::test]
-async fn a_batch_in_the_middle_of_which_the_server_shuts_down_leaves_no_entry() {
+async fn batch_during_a_server_shutdown_leaves_no_entry() {
     let world = world(|builder| builder.coherence(Coherence::TimeBound)).await;
     for code in [91, 189, 11600, 11602] {
         let [busy, a, b] =
@@ -318,7 +318,7 @@ async fn a_batch_in_the_middle_of_which_the_server_shuts_down_leaves_no_entry() 
         let mut batch = world.proxy.hold("update");
         let after = [changed(&a), changed(&b)];
         let saves = after.clone().map(|record| save(&world.store, record));
-        assert_eq!(batch.reached().await, 2, "they left together");
+        assert_eq!(batch.reached().await, 2, "they are sent as one batch");
         batch.refuse_with(code, "Named", &["RetryableWriteError"]);
         for save in saves {
             let error = save.await.unwrap().unwrap_err();
@@ -341,7 +341,7 @@ async fn a_batch_in_the_middle_of_which_the_server_shuts_down_leaves_no_entry() 
 }
 
 #[tokio::test]
-async fn a_stream_that_an_election_or_a_migration_breaks_off_is_resumed_without_a_gap() {
+async fn stream_broken_by_an_election_or_a_migration_resumes_without_a_gap() {
     const RESUMABLE: &[&str] = &["ResumableChangeStreamError"];
 
     let world = world(|builder| builder).await;
@@ -375,7 +375,7 @@ async fn a_stream_that_an_election_or_a_migration_breaks_off_is_resumed_without_
 }
 
 #[tokio::test]
-async fn a_change_that_is_too_large_to_be_told_is_one_gap() {
+async fn too_large_change_is_one_gap() {
     let world = world(|builder| builder).await;
     let record = create(&world.store).await;
     held(&world.proxy, "getMore").await.refuse_with(10334, "BSONObjectTooLarge", &[]);
@@ -386,7 +386,7 @@ async fn a_change_that_is_too_large_to_be_told_is_one_gap() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_fresh_streams_is_one_without_and_the_start_does_not_wait() {
+async fn server_that_refuses_new_streams_has_none_and_build_does_not_wait() {
     for (code, name) in [
         (136, "CappedPositionLost"),
         (8000, "AtlasError"),
@@ -433,7 +433,7 @@ async fn a_server_that_refuses_fresh_streams_is_one_without_and_the_start_does_n
 }
 
 #[tokio::test]
-async fn events_that_the_server_refuses_later_tell_those_who_ask_why() {
+async fn events_that_the_server_refuses_later_return_the_reason() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(PATIENCE);
     let store =
@@ -446,7 +446,7 @@ async fn events_that_the_server_refuses_later_tell_those_who_ask_why() {
     // follow.
     eventually("it is given up", async || refusing.times() >= 4).await;
     let start = Instant::now();
-    eventually("who asks is told", async || match store.events().await {
+    eventually("events() returns the reason", async || match store.events().await {
         Ok(_) => false,
         Err(error) => error.to_string().contains("error 115 (CommandNotSupported)"),
     })

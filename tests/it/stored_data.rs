@@ -78,7 +78,7 @@ fn forms(uri: &str) -> Vec<MongoStoreBuilder> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_that_serde_json_misreads_comes_back_on_every_instance_and_in_every_form() {
+async fn data_that_serde_json_misreads_is_returned_unchanged() {
     for form in 0..forms("").len() {
         for compact in [false, true] {
             let uri = uri();
@@ -148,7 +148,7 @@ fn unreadable() -> Vec<Bson> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_cannot_be_read_stands_alone() {
+async fn unreadable_session_affects_no_other_session() {
     for form in 0..forms("").len() {
         let uri = uri();
         let mongo = forms(&uri).remove(form).build().await.unwrap();

@@ -118,7 +118,7 @@ async fn save_together(
     let mut batch = proxy.hold("update");
     let wanted = records.len();
     let saves: Vec<_> = records.into_iter().map(|record| save(store, record)).collect();
-    assert_eq!(batch.reached().await, wanted, "they left together");
+    assert_eq!(batch.reached().await, wanted, "they are sent as one batch");
     batch.deliver();
     first.deliver();
     keeps_busy.await.unwrap().unwrap();
@@ -139,7 +139,7 @@ async fn unindexed(uri: &str) -> MongoStore {
 }
 
 #[tokio::test]
-async fn a_save_over_an_expiry_that_is_no_date_fails_as_a_load_does() {
+async fn save_over_an_expiry_that_is_no_date_fails_like_a_load() {
     let uri = uri();
     let store = unindexed(&uri).await;
     saves_over_an_expiry(&uri, store.clone()).await;
@@ -186,7 +186,7 @@ async fn saves_over_data_and_rev(store: impl Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_batch_a_save_over_an_expiry_that_is_no_date_fails_alone() {
+async fn batched_save_over_an_expiry_that_is_no_date_fails_alone() {
     let proxy = Proxy::start().await;
     let mongo = one_at_a_time(&proxy).await;
     let good = create(&mongo).await;
@@ -209,7 +209,7 @@ async fn in_a_batch_a_save_over_an_expiry_that_is_no_date_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_batch_a_save_over_data_or_a_rev_of_any_type_is_stored() {
+async fn batched_save_over_data_or_a_rev_of_any_type_is_stored() {
     for field in ["data", "rev"] {
         let proxy = Proxy::start().await;
         let mongo = one_at_a_time(&proxy).await;
@@ -237,7 +237,7 @@ async fn in_a_batch_a_save_over_data_or_a_rev_of_any_type_is_stored() {
 /// A save of the same data is a touch. Without a change stream, the store does not learn of the
 /// changed expiry.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_touch_of_an_expiry_that_is_no_date_fails_and_the_session_is_not_served_on() {
+async fn touch_of_an_expiry_that_is_no_date_fails_and_leaves_no_entry() {
     for together in [false, true] {
         for value in values_and_none() {
             let proxy = Proxy::start().await;
@@ -265,7 +265,7 @@ async fn a_touch_of_an_expiry_that_is_no_date_fails_and_the_session_is_not_serve
 
 /// A session with a `rev` of any type belongs to its owner, so a sign-out must delete it too.
 #[tokio::test]
-async fn an_owner_is_assigned_whatever_type_the_rev_has() {
+async fn assign_owners_accepts_a_rev_of_any_type() {
     let log = Log::default();
     let _logs = tracing::subscriber::set_default(log.subscriber());
     let plain = mongo().await;
@@ -303,7 +303,7 @@ async fn an_owner_is_assigned_whatever_type_the_rev_has() {
 /// Each `rev` is compared as it was read. A session whose `rev` has changed meanwhile is left
 /// alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owner_is_not_assigned_over_a_save_that_came_first() {
+async fn assign_owners_does_not_overwrite_a_save() {
     for value in values_and_none() {
         let proxy = Proxy::start().await;
         let plain = MongoStore::connect(proxy.direct()).await.unwrap();

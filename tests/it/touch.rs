@@ -34,7 +34,7 @@ async fn ends(store: &CachedMongoStore) -> i64 {
 }
 
 #[tokio::test]
-async fn of_two_touches_the_longer_lasts_whichever_comes_last() {
+async fn touches_of_two_instances_keep_the_later_expiry() {
     let uri = uri();
     let ours = caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await;
     let theirs = caching(MongoStore::connect(&uri).await.unwrap(), Duration::ZERO).await;
@@ -47,11 +47,11 @@ async fn of_two_touches_the_longer_lasts_whichever_comes_last() {
     save_until(&theirs, &record, sooner).await;
     assert_eq!(ends(&ours).await, later.unix_timestamp());
     let after = stored(&ours).await;
-    assert_eq!(after.get("rev"), before.get("rev"), "nobody was told");
+    assert_eq!(after.get("rev"), before.get("rev"), "other instances receive no change");
 }
 
 #[tokio::test]
-async fn a_session_that_is_to_end_sooner_does_and_others_are_told() {
+async fn shorter_expiry_is_stored_and_reported() {
     let store = caching(mongo().await, HOUR).await;
     let record = create(&store).await;
     let before = stored(&store).await;
@@ -62,7 +62,7 @@ async fn a_session_that_is_to_end_sooner_does_and_others_are_told() {
 }
 
 #[tokio::test]
-async fn what_is_not_worth_a_touch_is_not_sent_and_adds_up_to_one() {
+async fn small_extensions_are_not_sent_until_they_add_up_to_touch_after() {
     let store = caching(mongo().await, Duration::from_secs(60)).await;
     let record = create(&store).await;
     let before = stored(&store).await;
@@ -79,7 +79,7 @@ async fn what_is_not_worth_a_touch_is_not_sent_and_adds_up_to_one() {
 }
 
 #[tokio::test]
-async fn however_much_may_be_left_out_a_session_loses_no_more_than_a_tenth_of_its_life() {
+async fn large_touch_after_costs_at_most_a_tenth_of_the_lifetime() {
     let store = caching(mongo().await, FOREVER).await;
     let mut record = create(&store).await;
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();

@@ -1,5 +1,7 @@
 //! The spans of verbs and commands, and the warnings that an operator must see.
 
+mod captured;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -17,7 +19,8 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::common::{Store, cache_of, create, eventually, mongo, on_both_tiers, uri};
 use crate::proxy::Proxy;
-use crate::seen::{OURS, Seen};
+
+use captured::{Captured, OURS};
 
 const DROPPED: &str = "a save was dropped";
 const BEGINS: &str = "an outage begins";
@@ -26,7 +29,7 @@ const INDEX: &str = "expired sessions may stay";
 
 on_both_tiers! {
     each_verb_has_a_span_and_its_command_one_below_it = verbs;
-    a_save_that_is_dropped_is_warned_of_in_the_span_of_the_save = dropped;
+    save_of_a_deleted_session_warns_in_its_span = dropped;
 }
 
 async fn verbs(store: impl Store + ExpiredDeletion) {
@@ -35,8 +38,8 @@ async fn verbs(store: impl Store + ExpiredDeletion) {
     let id = record.id;
     macro_rules! has_spans {
         ($call:expr, $verb:literal, $commands:expr) => {
-            let seen = Seen::during(async { _ = $call.await.unwrap() }).await;
-            seen.are_of($verb, &$commands, &namespace);
+            let captured = Captured::during(async { _ = $call.await.unwrap() }).await;
+            captured.assert_verb($verb, &$commands, &namespace);
         };
     }
     has_spans!(store.create(&mut record), "create", ["insert"]);
@@ -60,8 +63,8 @@ macro_rules! of_owners {
         let namespace = store.collection().namespace();
         macro_rules! has_spans {
             ($call:expr, $verb:literal, $commands:expr) => {
-                let seen = Seen::during(async { _ = $call.await.unwrap() }).await;
-                seen.are_of($verb, &$commands, &namespace);
+                let captured = Captured::during(async { _ = $call.await.unwrap() }).await;
+                captured.assert_verb($verb, &$commands, &namespace);
             };
         }
         let of_seven = || async {
@@ -81,9 +84,13 @@ macro_rules! of_owners {
         let filter = doc! { "owner": "7" };
         has_spans!(store.delete_where(filter), "delete_where", ["find", "delete", "find"]);
         // A call that is refused before anything is sent is still a failure of the verb.
-        let seen = Seen::during(async { drop(store.delete_where(doc! {}).await.unwrap_err()) });
-        let seen = seen.await;
-        assert_eq!(seen.span("session_store.delete_where").unwrap().fields["error.type"], "config");
+        let captured =
+            Captured::during(async { drop(store.delete_where(doc! {}).await.unwrap_err()) });
+        let captured = captured.await;
+        assert_eq!(
+            captured.span("session_store.delete_where").unwrap().fields["error.type"],
+            "config"
+        );
     };
 }
 
@@ -103,15 +110,15 @@ async fn each_verb_of_owners_has_a_span_cached() {
 }
 
 #[tokio::test]
-async fn a_warm_up_has_a_span_and_so_has_the_opening_of_a_stream_of_events() {
+async fn warm_up_and_events_have_spans() {
     let mongo = mongo().await;
     create(&mongo).await;
     let store = cache_of(&mongo).await;
     let namespace = mongo.collection().namespace();
-    let seen = Seen::during(async { _ = store.warm(10).await.unwrap() }).await;
-    seen.are_of("warm", &["aggregate", "find"], &namespace);
-    let seen = Seen::during(async { drop(store.events().await.unwrap()) }).await;
-    seen.are_of("events", &[], &namespace);
+    let captured = Captured::during(async { _ = store.warm(10).await.unwrap() }).await;
+    captured.assert_verb("warm", &["aggregate", "find"], &namespace);
+    let captured = Captured::during(async { drop(store.events().await.unwrap()) }).await;
+    captured.assert_verb("events", &[], &namespace);
 }
 
 #[cfg(feature = "import")]
@@ -122,28 +129,28 @@ async fn an_import_has_a_span() {
     let mongo = mongo().await;
     let old = mongo.collection().client().database(&fresh_database()).collection::<()>("old");
     let run = import::tower_sessions_mongodb_store(&old).into_store(&mongo).run();
-    let seen = Seen::during(async { _ = run.await.unwrap() }).await;
+    let captured = Captured::during(async { _ = run.await.unwrap() }).await;
     // The documents that expired during the import are removed.
-    seen.are_of("import", &["delete"], &mongo.collection().namespace());
+    captured.assert_verb("import", &["delete"], &mongo.collection().namespace());
 }
 
 async fn dropped(store: impl Store) {
     let record = create(&store).await;
-    let seen = Seen::during(async { store.save(&record).await.unwrap() }).await;
-    assert_eq!(seen.warned(DROPPED), 0);
+    let captured = Captured::during(async { store.save(&record).await.unwrap() }).await;
+    assert_eq!(captured.warnings(DROPPED), 0);
     store.delete(&record.id).await.unwrap();
-    let seen = Seen::during(async { store.save(&record).await.unwrap() }).await;
-    assert_eq!((seen.warned(DROPPED), seen.events.len()), (1, 1));
-    let within = seen.events[0].span;
-    assert_eq!(seen.span("session_store.save").map(|span| span.id), within);
+    let captured = Captured::during(async { store.save(&record).await.unwrap() }).await;
+    assert_eq!((captured.warnings(DROPPED), captured.events.len()), (1, 1));
+    let within = captured.events[0].span;
+    assert_eq!(captured.span("session_store.save").map(|span| span.id), within);
 }
 
 #[tokio::test]
-async fn a_hit_has_a_span_of_its_own_and_nothing_below_it() {
+async fn hit_has_a_span_without_children() {
     let store = cache_of(&mongo().await).await;
     let record = create(&store).await;
-    let seen = Seen::during(async { drop(store.load(&record.id).await.unwrap()) }).await;
-    let names: Vec<_> = seen.spans.iter().map(|span| span.name).collect();
+    let captured = Captured::during(async { drop(store.load(&record.id).await.unwrap()) }).await;
+    let names: Vec<_> = captured.spans.iter().map(|span| span.name).collect();
     assert_eq!(names, ["session_store.load"]);
 }
 
@@ -165,7 +172,7 @@ impl<S: Subscriber> Layer<S> for Loud<'static> {
 }
 
 #[tokio::test]
-async fn the_verbs_are_silent_at_info() {
+async fn verbs_log_nothing_at_info() {
     static SEEN: AtomicUsize = AtomicUsize::new(0);
     let store = cache_of(&mongo().await).await;
     let loud = tracing_subscriber::registry().with(Loud(&SEEN));
@@ -184,14 +191,15 @@ async fn the_verbs_are_silent_at_info() {
 }
 
 #[tokio::test]
-async fn a_failure_is_named_in_the_spans_of_the_command_and_the_verb() {
+async fn failure_is_recorded_in_the_spans_of_command_and_verb() {
     let store = mongo().await;
     let record = create(&store).await;
     let newer = doc! { "$set": { "format": 2 } };
     store.collection().update_many(doc! {}, newer).await.unwrap();
-    let seen = Seen::during(async { drop(store.load(&record.id).await.unwrap_err()) }).await;
+    let captured =
+        Captured::during(async { drop(store.load(&record.id).await.unwrap_err()) }).await;
     for name in ["session_store.load", "mongodb"] {
-        let span = seen.span(name).unwrap();
+        let span = captured.span(name).unwrap();
         assert_eq!(span.fields["error.type"], "decode", "{span:?}");
         assert_eq!(span.fields["otel.status_code"], "ERROR", "{span:?}");
         assert!(!span.fields.contains_key("db.response.status_code"), "{span:?}");
@@ -204,9 +212,10 @@ async fn a_failure_is_named_in_the_spans_of_the_command_and_the_verb() {
     store.clear().await.unwrap();
     create(&store).await;
     let mut record = crate::common::record();
-    let seen = Seen::during(async { drop(store.create(&mut record).await.unwrap_err()) }).await;
-    assert_eq!(seen.span("session_store.create").unwrap().fields["error.type"], "server");
-    let draws: Vec<_> = seen.spans.iter().filter(|span| span.name == "mongodb").collect();
+    let captured =
+        Captured::during(async { drop(store.create(&mut record).await.unwrap_err()) }).await;
+    assert_eq!(captured.span("session_store.create").unwrap().fields["error.type"], "server");
+    let draws: Vec<_> = captured.spans.iter().filter(|span| span.name == "mongodb").collect();
     assert_eq!(draws.len(), 8);
     for draw in draws {
         assert_eq!(draw.fields["error.type"], "11000", "{draw:?}");
@@ -215,13 +224,13 @@ async fn a_failure_is_named_in_the_spans_of_the_command_and_the_verb() {
 }
 
 #[tokio::test]
-async fn saves_that_leave_together_say_how_many_they_are() {
+async fn span_of_a_batched_save_has_the_size_of_its_batch() {
     let proxy = Proxy::start().await;
     let mongo =
         MongoStore::builder().uri(proxy.uri()).max_commands_in_flight(1).build().await.unwrap();
     let records = [create(&mongo).await, create(&mongo).await, create(&mongo).await];
     let mut held = proxy.hold("update");
-    let seen = Seen::during(async {
+    let captured = Captured::during(async {
         let first = mongo.save(&records[0]);
         let others = futures::future::join(mongo.save(&records[1]), mongo.save(&records[2]));
         let mut all = Box::pin(futures::future::join(first, others));
@@ -233,37 +242,41 @@ async fn saves_that_leave_together_say_how_many_they_are() {
         first.and(second).and(third).unwrap();
     })
     .await;
-    let commands = seen.spans.iter().filter(|span| span.name == "mongodb");
+    let commands = captured.spans.iter().filter(|span| span.name == "mongodb");
     let sizes: Vec<_> = commands
         .map(|it| {
             (it.fields.get("db.operation.batch.size").map(|size| &**size), it.parent.is_none())
         })
         .collect();
-    assert_eq!(sizes, [(None, false), (Some("2"), true)], "{:?}", seen.spans);
+    assert_eq!(sizes, [(None, false), (Some("2"), true)], "{:?}", captured.spans);
 }
 
 #[tokio::test]
-async fn an_index_that_is_not_as_it_should_be_is_warned_of() {
+async fn wrong_ttl_index_is_warned_of() {
     let uri = uri();
     let plain = MongoStore::builder().uri(&uri).create_indexes(false).build().await.unwrap();
     let indexes = plain.collection();
     let database = plain.collection().namespace().db;
-    let seen = Seen::during(async { plain.ensure_indexes().await.unwrap() }).await;
-    assert_eq!(seen.warned(INDEX), 0);
+    let captured = Captured::during(async { plain.ensure_indexes().await.unwrap() }).await;
+    assert_eq!(captured.warnings(INDEX), 0);
     let other = doc! { "collMod": indexes.name(), "index": {
     "name": "expires_1", "expireAfterSeconds": 60 } };
     indexes.client().database(&database).run_command(other).await.unwrap();
-    let seen = Seen::during(async {
+    let captured = Captured::during(async {
         let error = MongoStore::connect(&uri).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Index);
     })
     .await;
-    assert_eq!(seen.warned(INDEX), 1);
-    assert!(seen.events[0].said.contains("collMod"), "it says what to do: {:?}", seen.events);
+    assert_eq!(captured.warnings(INDEX), 1);
+    assert!(
+        captured.events[0].text.contains("collMod"),
+        "it says what to do: {:?}",
+        captured.events
+    );
 }
 
 #[tokio::test]
-async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
+async fn outage_is_logged_once_at_its_begin_and_once_at_its_end() {
     let mut server = TestServer::builder().fast(true).start().unwrap();
     let mongo = MongoStore::connect(server.uri_for(&fresh_database())).await.unwrap();
     // Another store on the same client, whose calls have a shorter timeout.
@@ -283,7 +296,7 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
     let deep = (0..200).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
     too_deep.data.insert("deep".to_owned(), deep);
 
-    let seen = Seen::during(async {
+    let captured = Captured::during(async {
         store.save(&too_deep).await.unwrap_err();
         server.pause().unwrap();
         store.length().await.unwrap_err();
@@ -292,12 +305,22 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
         store.delete(&record.id).await.unwrap_err();
     })
     .await;
-    assert_eq!((seen.warned(BEGINS), seen.warned(ENDS)), (1, 0), "{:?}", seen.events);
-    let seen = Seen::during(async {
+    assert_eq!(
+        (captured.warnings(BEGINS), captured.warnings(ENDS)),
+        (1, 0),
+        "{:?}",
+        captured.events
+    );
+    let captured = Captured::during(async {
         server.resume().unwrap();
         eventually("the store recovers", async || store.length().await.is_ok()).await;
         store.load(&record.id).await.unwrap();
     })
     .await;
-    assert_eq!((seen.warned(BEGINS), seen.warned(ENDS)), (0, 1), "{:?}", seen.events);
+    assert_eq!(
+        (captured.warnings(BEGINS), captured.warnings(ENDS)),
+        (0, 1),
+        "{:?}",
+        captured.events
+    );
 }

@@ -41,7 +41,7 @@ async fn store(uri: &str) -> (MongoStore, CachedMongoStore) {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_owner_function_is_an_error_of_that_call_alone() {
+async fn panic_in_the_owner_function_is_an_error_of_that_call_only() {
     let (mongo, cached) = store(&uri()).await;
     let error = mongo.create(&mut with("bug", 1)).await.unwrap_err();
     assert!(said(error).contains(SAID));
@@ -62,7 +62,7 @@ async fn a_panic_in_the_owner_function_is_an_error_of_that_call_alone() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_owner_function_costs_assign_owners_no_other_session() {
+async fn panic_in_the_owner_function_skips_only_that_session() {
     let uri = uri();
     let plain = MongoStore::connect(&uri).await.unwrap();
     for nth in 0..200 {
@@ -97,7 +97,7 @@ mod import {
     }
 
     #[tokio::test]
-    async fn a_panic_of_the_app_during_an_import_is_told_and_loses_nothing() {
+    async fn panic_of_the_app_during_an_import_is_an_error_and_loses_nothing() {
         let uri = uri();
         let (mongo, _) = store(&uri).await;
         let sessions = mongo.collection();
@@ -200,7 +200,7 @@ mod recorder {
 }
 
 #[tokio::test]
-async fn a_metrics_recorder_that_panics_costs_its_figures_and_nothing_else() {
+async fn panicking_metrics_recorder_loses_only_its_metrics() {
     for from_the_start in [true, false] {
         let breaks = Breaks::default();
         breaks.0.store(from_the_start, Ordering::SeqCst);
@@ -221,7 +221,7 @@ async fn a_metrics_recorder_that_panics_costs_its_figures_and_nothing_else() {
         assert_eq!(cached.load(&kept.id).await.unwrap().unwrap().data, changed.data);
         // The change stream continues as well.
         mongo.delete(&kept.id).await.unwrap();
-        crate::common::eventually("another's delete is heard of", async || {
+        crate::common::eventually("another instance's delete is reported", async || {
             cached.load(&kept.id).await.unwrap().is_none()
         })
         .await;

@@ -12,15 +12,15 @@ use crate::common::{
 };
 
 on_both_tiers! {
-    a_save_after_a_delete_stores_nothing_and_leaves_nothing = save_after_delete;
+    save_after_a_delete_stores_nothing_and_leaves_no_entry = save_after_delete;
     a_save_of_an_expired_session_stores_nothing = save_of_an_expired;
     a_save_of_what_another_instance_expired_stores_nothing = save_of_what_another_expired;
-    a_create_that_finds_no_free_id_says_what_to_look_for = no_free_id;
-    clear_answers_how_many_and_keeps_the_index = clear;
-    length_counts_what_is_live = length;
+    create_without_a_free_id_names_the_likely_cause = no_free_id;
+    clear_returns_the_count_and_keeps_the_index = clear;
+    length_counts_live_sessions = length;
     all_streams_what_is_live_without_ids = all;
-    contains_asks_the_database = contains;
-    a_document_of_something_else_is_a_decode_error = foreign_documents;
+    contains_reads_the_database = contains;
+    document_that_is_no_session_is_a_decode_error = foreign_documents;
     after_shutdown_every_call_says_closed = shutdown;
 }
 
@@ -81,7 +81,7 @@ async fn clear(store: impl Store) {
     let options = ttl.expect("the index stays").options.as_ref().unwrap();
     assert_eq!(options.expire_after, Some(std::time::Duration::ZERO));
     assert_eq!(store.clear().await.unwrap(), 0);
-    assert!(store.load(&create(&store).await.id).await.unwrap().is_some(), "life goes on");
+    assert!(store.load(&create(&store).await.id).await.unwrap().is_some(), "the store still works");
 }
 
 async fn length(store: impl Store) {
@@ -191,7 +191,7 @@ async fn shutdown(store: impl Store) {
 }
 
 #[tokio::test]
-async fn a_client_that_was_handed_in_is_not_closed() {
+async fn client_of_the_app_is_not_closed() {
     let client = Commands::default().client(&uri()).await;
     let store = MongoStore::builder().client(client.clone()).build().await.unwrap();
     store.shutdown().await;
@@ -199,7 +199,7 @@ async fn a_client_that_was_handed_in_is_not_closed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_stored_sends_nothing() {
+async fn session_that_cannot_be_stored_sends_nothing() {
     let mut deep = json!(0);
     for _ in 0..99 {
         deep = json!([deep]);
@@ -208,12 +208,12 @@ async fn what_cannot_be_stored_sends_nothing() {
     let uri = uri();
     let plain = commands.mongo(&uri).await;
     let cached = cache_of(&plain).await;
-    let mut standing = record();
-    SessionStore::create(&cached, &mut standing).await.unwrap();
+    let mut existing = record();
+    SessionStore::create(&cached, &mut existing).await.unwrap();
     let before = commands.all();
     for value in [deep, Value::String("x".repeat(17 << 20))] {
         let data = [("too much".to_owned(), value)].into();
-        let mut record = Record { data, ..standing.clone() };
+        let mut record = Record { data, ..existing.clone() };
         for error in [
             SessionStore::create(&plain, &mut record).await.unwrap_err(),
             SessionStore::create(&cached, &mut record).await.unwrap_err(),
@@ -224,12 +224,12 @@ async fn what_cannot_be_stored_sends_nothing() {
         }
     }
     assert_eq!(commands.all(), before);
-    let loaded = SessionStore::load(&cached, &standing.id).await.unwrap().unwrap();
-    assert_eq!(loaded.data, standing.data, "what stood there stands");
+    let loaded = SessionStore::load(&cached, &existing.id).await.unwrap().unwrap();
+    assert_eq!(loaded.data, existing.data, "the existing session is unchanged");
 }
 
 #[tokio::test]
-async fn a_thousand_loads_of_one_cold_session_are_one_find() {
+async fn thousand_loads_of_one_uncached_session_are_one_find() {
     let commands = Commands::default();
     let uri = uri();
     let record = create(&other_instance(&uri).await).await;
@@ -287,7 +287,7 @@ async fn every_verb_is_one_round_trip() {
 }
 
 #[tokio::test]
-async fn data_is_a_text_or_a_document_and_every_store_reads_both() {
+async fn every_store_reads_text_and_document() {
     let texts = MongoStore::connect(uri()).await.unwrap();
     let builder = MongoStore::builder().collection_handle(texts.collection()).queryable(true);
     let documents = builder.build().await.unwrap();

@@ -1,13 +1,13 @@
 //! The warm-up: a cache that is filled before the first load, on the real server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
 use serde_json::json;
 use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, ErrorKind, SessionKey, WarmUpLimit, mongodb,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionKey, WarmUpLimit, mongodb,
 };
 
 use crate::common::{
@@ -36,7 +36,7 @@ async fn sessions(store: &impl Store, count: i64) -> Vec<Record> {
 }
 
 #[tokio::test]
-async fn a_warm_cache_answers_without_a_question() {
+async fn warm_cache_answers_without_a_command() {
     let uri = uri();
     let other = other_instance(&uri).await;
     let records = sessions(&other, 130).await;
@@ -65,7 +65,7 @@ async fn a_warm_cache_answers_without_a_question() {
         }
         assert_eq!(commands.sent("find"), before);
         assert!(store.load(&records[121].id).await.unwrap().is_some());
-        assert_eq!(commands.sent("find"), before + 1, "the rest is asked for");
+        assert_eq!(commands.sent("find"), before + 1, "the rest is read");
         // Entries that are already in the cache are left alone.
         let again = store.warm(120).await.unwrap();
         assert_eq!((again.sessions, again.bytes), (0, 0));
@@ -74,7 +74,7 @@ async fn a_warm_cache_answers_without_a_question() {
 }
 
 #[tokio::test]
-async fn it_displaces_nothing_and_keeps_to_its_bytes() {
+async fn warm_up_displaces_nothing_and_keeps_to_max_bytes() {
     let (meters, _guard) = Meters::install();
     let evicted = || meters.value("session_store_cache_evictions_total{cause=size}");
     let mongo = mongo().await;
@@ -116,7 +116,7 @@ async fn it_displaces_nothing_and_keeps_to_its_bytes() {
 }
 
 #[tokio::test]
-async fn the_latest_are_kept_where_a_page_is_more_than_there_is_room_for() {
+async fn warm_up_keeps_the_latest_sessions_of_a_page_that_does_not_fit() {
     let uri = uri();
     let mongo = other_instance(&uri).await;
     let documents = mongo.collection().clone_with_type::<Document>();
@@ -148,7 +148,7 @@ async fn the_latest_are_kept_where_a_page_is_more_than_there_is_room_for() {
 }
 
 #[tokio::test]
-async fn it_keeps_to_its_time() {
+async fn warm_up_keeps_to_its_time_limit() {
     let proxy = Proxy::start().await;
     sessions(&other_instance(proxy.direct()).await, 3).await;
     let store = cache_of(&other_instance(proxy.uri()).await).await;
@@ -183,7 +183,7 @@ async fn held_up() -> (
 }
 
 #[tokio::test]
-async fn a_delete_or_a_save_that_it_races_is_never_undone() {
+async fn reencryption_never_undoes_a_delete_or_a_save() {
     let (store, records, held, warm) = held_up().await;
     store.delete(&records[0].id).await.unwrap();
     let mut changed = records[1].clone();
@@ -197,7 +197,7 @@ async fn a_delete_or_a_save_that_it_races_is_never_undone() {
 }
 
 #[tokio::test]
-async fn a_clear_that_it_races_is_never_undone() {
+async fn reencryption_never_undoes_a_clear() {
     let (store, records, held, warm) = held_up().await;
     assert_eq!(store.clear().await.unwrap(), 2);
     held.deliver();
@@ -208,7 +208,7 @@ async fn a_clear_that_it_races_is_never_undone() {
 }
 
 #[tokio::test]
-async fn what_another_instance_changes_meanwhile_is_not_left() {
+async fn change_of_another_instance_during_a_warm_up_leaves_no_entry() {
     let (store, records, held, warm) = held_up().await;
     let other = store.another().await;
     other.delete(&records[0].id).await.unwrap();
@@ -217,7 +217,7 @@ async fn what_another_instance_changes_meanwhile_is_not_left() {
     let mut changed = probe.clone();
     changed.data.insert("more".to_owned(), json!(1));
     other.save(&changed).await.unwrap();
-    eventually("the change is heard", async || {
+    eventually("the change is reported", async || {
         store.load(&probe.id).await.unwrap().unwrap().data == changed.data
     })
     .await;
@@ -227,7 +227,7 @@ async fn what_another_instance_changes_meanwhile_is_not_left() {
 }
 
 #[tokio::test]
-async fn a_request_does_not_wait_for_it() {
+async fn request_does_not_wait_for_a_warm_up() {
     let (store, records, held, warm) = held_up().await;
     let load = tokio::time::timeout(PATIENCE, store.load(&records[0].id)).await.unwrap();
     assert_eq!(load.unwrap().unwrap().data, records[0].data);
@@ -238,4 +238,52 @@ async fn a_request_does_not_wait_for_it() {
     for record in &records {
         assert!(store.load(&record.id).await.unwrap().is_some());
     }
+}
+
+#[tokio::test]
+async fn warm_up_accepts_any_limit_of_time_and_number() {
+    let store = cache_of(&mongo().await).await;
+    create(&store).await;
+    let month = Duration::from_secs(30 * 24 * 3_600);
+    for within in [month, Duration::from_secs(u64::MAX), Duration::MAX] {
+        store.warm(10).within(within).await.unwrap();
+    }
+    // MongoDB accepts no limit as large as this one, so the store may report that.
+    if let Err(error) = store.warm(u64::MAX).await {
+        panic!("u64::MAX: {error}");
+    }
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_warm_up() {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(Duration::from_secs(1));
+    let store = cache_of(&mongo.build().await.unwrap()).await;
+    create(&store).await;
+    let mut held = proxy.hold("aggregate");
+    let warm = tokio::spawn({
+        let store = store.clone();
+        async move { store.warm(10).within(Duration::from_secs(25)).await }
+    });
+    held.reached().await;
+    let began = Instant::now();
+    store.shutdown().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    warm.abort();
+}
+
+#[tokio::test]
+async fn warm_up_that_reaches_its_time_limit_leaves_the_health_serving() {
+    let proxy = Proxy::start().await;
+    let mongo = other_instance(proxy.uri()).await;
+    let store =
+        CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound).build().await.unwrap();
+    create(&store).await;
+    assert!(store.health().is_serving());
+    let held = proxy.hold("aggregate");
+    let warmed = store.warm(10).within(Duration::from_millis(300)).await;
+    assert!(warmed.is_ok_and(|warmed| warmed.limit == WarmUpLimit::Time));
+    drop(held);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(store.health().is_serving(), "no call follows, so nothing would correct it");
 }

@@ -83,7 +83,7 @@ fn holds(dump: &[u8], text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_dump_holds_no_plain_text() {
+async fn dump_contains_no_plain_text() {
     for encrypted in [true, false] {
         let uri = uri();
         let store = if encrypted {
@@ -108,7 +108,7 @@ async fn a_dump_holds_no_plain_text() {
 }
 
 #[tokio::test]
-async fn data_that_was_moved_to_another_document_is_refused() {
+async fn data_moved_to_another_document_is_a_decode_error() {
     let uri = uri();
     let store = with_keys(&uri, Keys::new(1, key(1))).await;
     let victim = secret(&store).await;
@@ -179,7 +179,7 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
 }
 
 #[tokio::test]
-async fn plain_sessions_are_read_until_they_are_refused_and_encrypted_when_they_are_saved() {
+async fn plain_sessions_are_read_until_rejected_and_encrypted_on_save() {
     let uri = uri();
     let plain = MongoStore::connect(&uri).await.unwrap();
     let queryable = MongoStore::builder().uri(&uri).queryable(true).build().await.unwrap();
@@ -197,7 +197,7 @@ async fn plain_sessions_are_read_until_they_are_refused_and_encrypted_when_they_
 }
 
 #[tokio::test]
-async fn what_contradicts_itself_is_refused_before_anything_is_sent() {
+async fn contradicting_options_are_rejected_before_anything_is_sent() {
     let nowhere = || MongoStore::builder().uri("mongodb://127.0.0.1:1/none");
     for (builder, said) in [
         (
@@ -225,7 +225,7 @@ async fn a_key_is_shown_by_no_builder_and_no_store() {
 
 /// A touch, a batch, a delete and a clear need no key.
 #[tokio::test]
-async fn the_verbs_are_those_of_a_plain_store() {
+async fn verbs_of_an_encrypted_store_work() {
     let store = with_keys(&uri(), Keys::new(1, key(1))).await;
     let records = futures::future::join_all((0..64).map(|_| create(&store))).await;
     let cold = cache_of(&store).await;

@@ -31,7 +31,7 @@ async fn walked(store: &MongoStore) -> Reencrypted {
 }
 
 #[tokio::test]
-async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_up_nobody() {
+async fn reencryption_moves_every_readable_session_to_the_newest_key() {
     let uri = uri();
     let plain = patient(&uri).await;
     let queryable = MongoStore::builder().uri(&uri).queryable(true).build().await.unwrap();
@@ -84,7 +84,7 @@ async fn all_that_is_not_of_the_newest_key_becomes_so_and_one_that_fails_holds_u
 }
 
 #[tokio::test]
-async fn no_cache_loses_what_was_encrypted_anew() {
+async fn reencryption_evicts_no_entry() {
     let uri = uri();
     let commands = Commands::default();
     let plain = patient(&uri).await;
@@ -108,7 +108,7 @@ async fn no_cache_loses_what_was_encrypted_anew() {
     let sessions = store.collection().clone_with_type::<Document>();
     let other = create(&plain).await;
     sessions.update_one(by_key(&other), by_hand.clone()).await.unwrap();
-    eventually("the stream has come so far", async || meters.value(OTHER) > 0.5).await;
+    eventually("the stream has reported it", async || meters.value(OTHER) > 0.5).await;
     assert!((meters.value(OTHER) - 1.0).abs() < 0.5, "{}", meters.value(OTHER));
     assert_eq!(cached.load(&record.id).await.unwrap().unwrap().data, record.data);
     assert_eq!(commands.sent("find"), finds, "served from the cache");
@@ -120,7 +120,7 @@ async fn no_cache_loses_what_was_encrypted_anew() {
 }
 
 #[tokio::test]
-async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
+async fn large_sessions_are_reencrypted_and_their_entries_invalidated() {
     let uri = uri();
     let plain = patient(&uri).await;
     let mut records = many(&plain, 10).await;
@@ -148,7 +148,7 @@ async fn large_sessions_are_encrypted_anew_too_and_caches_hear_of_it() {
 }
 
 #[tokio::test]
-async fn what_was_changed_since_it_was_read_is_not_overwritten() {
+async fn reencryption_does_not_overwrite_a_later_change() {
     let proxy = Proxy::start().await;
     let plain = patient(proxy.direct()).await;
     let mut saved = secret(&plain).await;
@@ -182,7 +182,7 @@ async fn what_was_changed_since_it_was_read_is_not_overwritten() {
 }
 
 #[tokio::test]
-async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some_mib() {
+async fn reencryption_splits_commands_when_sessions_grew_after_the_read() {
     let proxy = Proxy::start().await;
     let plain = patient(proxy.direct()).await;
     let mut records = many(&plain, 10).await;
@@ -214,7 +214,7 @@ async fn sessions_that_grew_since_they_were_read_are_written_by_commands_of_some
 }
 
 #[tokio::test]
-async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mib() {
+async fn reencryption_splits_commands_when_documents_grow_as_text() {
     let proxy = Proxy::start().await;
     let builder = MongoStore::builder().uri(proxy.direct()).operation_timeout(PATIENCE);
     let queryable = builder.queryable(true).build().await.unwrap();
@@ -236,7 +236,7 @@ async fn documents_that_become_larger_as_text_are_written_by_commands_of_some_mi
 /// Two instances have different newest keys. Each one reencrypts what the other has written, while
 /// requests use both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rotation_under_load_loses_nothing() {
+async fn key_rotation_under_load_loses_nothing() {
     const SAVERS: usize = 8;
     const OF_EACH: usize = 12;
 
@@ -291,7 +291,7 @@ async fn a_rotation_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_walk_without_a_key_or_a_store_says_so() {
+async fn reencryption_without_a_key_or_a_store_is_an_error() {
     let uri = uri();
     let plain = patient(&uri).await;
     let error = plain.reencrypt().finish().await.unwrap_err();

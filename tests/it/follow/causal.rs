@@ -48,14 +48,14 @@ impl Wire {
     }
 
     /// The operation time in the last reply to a command of this name.
-    fn told_by(&self, command: &str) -> Option<Timestamp> {
+    fn operation_time(&self, command: &str) -> Option<Timestamp> {
         let answered = self.answered.lock().unwrap();
         let (_, last) = answered.iter().rfind(|(name, _)| name == command)?;
         last.get_timestamp("operationTime").ok()
     }
 
     /// The time of the last change that a stream has reported.
-    fn heard_of(&self) -> Option<Timestamp> {
+    fn last_reported(&self) -> Option<Timestamp> {
         let answered = self.answered.lock().unwrap();
         let batches = answered.iter().filter(|(name, _)| name == "getMore").filter_map(|it| {
             it.1.get_document("cursor").ok()?.get_array("nextBatch").ok()?.last()?.as_document()
@@ -65,18 +65,18 @@ impl Wire {
 }
 
 /// Writes a document that no store reads, and returns the operation time of the write.
-async fn unheard_of(uri: &str) -> Option<Timestamp> {
+async fn write_elsewhere(uri: &str) -> Option<Timestamp> {
     let wire = Wire::default();
     let database = wire.client(uri).await.default_database().unwrap();
     let others = database.collection::<Document>("others");
     others.insert_one(doc! {}).await.unwrap();
-    let told = wire.told_by("insert");
-    assert!(told.is_some(), "the server tells its time");
-    told
+    let time = wire.operation_time("insert");
+    assert!(time.is_some(), "the reply has an operation time");
+    time
 }
 
 #[tokio::test]
-async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
+async fn read_is_no_older_than_own_writes_and_reported_changes() {
     let uri = uri();
     let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
@@ -103,27 +103,27 @@ async fn a_read_is_no_older_than_what_was_written_here_or_heard_of() {
     reaches(&meters, OTHER, before + 1.0).await;
     // Not the operation time in the reply to the save: that is the time of the newest operation on
     // the server, which may be another client's.
-    let save = wire.heard_of();
+    let save = wire.last_reported();
     assert!(save > last, "{last:?} {save:?}");
     sees(&store, &record, Some(&saved)).await;
     let waited = wire.waited_for("find");
-    assert!(waited >= save, "after a report of what was saved at {save:?}: {waited:?}");
+    assert!(waited >= save, "after the report of a save at {save:?}: {waited:?}");
 }
 
 #[tokio::test]
-async fn a_read_is_no_older_than_the_stream_and_its_fences() {
+async fn read_is_no_older_than_the_stream_and_its_checkpoints() {
     let uri = uri();
     let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
-    let before = unheard_of(&uri).await;
+    let before = write_elsewhere(&uri).await;
     let store = cache_of(&mongo).await;
     assert!(SessionStore::load(&store, &Id::default()).await.unwrap().is_none());
     let first = wire.waited_for("find");
     assert!(first >= before, "the stream was opened after {before:?}: {first:?}");
 
-    let later = unheard_of(&uri).await;
+    let later = write_elsewhere(&uri).await;
     assert!(later > before);
-    eventually("a fence is answered", async || {
+    eventually("a checkpoint is answered", async || {
         assert!(SessionStore::load(&store, &Id::default()).await.unwrap().is_none());
         wire.waited_for("find") >= later
     })
@@ -131,12 +131,12 @@ async fn a_read_is_no_older_than_the_stream_and_its_fences() {
 }
 
 #[tokio::test]
-async fn clear_contains_and_length_read_no_older_than_that_either() {
+async fn clear_contains_and_length_are_causal_reads() {
     let uri = uri();
     let wire = Wire::default();
     let mongo = wire.mongo(&uri).await;
     let record = create(&mongo).await;
-    let written = wire.told_by("insert");
+    let written = wire.operation_time("insert");
     assert!(written.is_some());
     assert!(mongo.contains(record.id).await.unwrap());
     assert!(wire.waited_for("find") >= written);

@@ -25,7 +25,7 @@ const BURST: u32 = 5;
 // | the next getMores: errors    |               |
 // | the delete is reported       |               |
 #[tokio::test]
-async fn an_election_in_the_middle_of_a_stream_leaves_no_gap() {
+async fn election_during_a_stream_leaves_no_gap() {
     at_once(async |code| {
         let (proxy, meters, one, other, record) = behind_a_proxy().await;
         let mut held = proxy.hold("getMore");
@@ -62,7 +62,7 @@ async fn a_stream_resumes_once_its_server_is_primary_again() {
 }
 
 #[tokio::test]
-async fn a_load_during_an_election_answers_with_the_session_or_an_error() {
+async fn load_during_an_election_returns_the_session_or_an_error() {
     at_once(async |code| {
         let proxy = Proxy::start().await;
         let record = create(&other_instance(proxy.direct()).await).await;
@@ -91,14 +91,15 @@ enum Moment {
 }
 
 #[tokio::test]
-async fn a_save_during_an_election_is_acknowledged_and_kept_or_fails_and_is_in_doubt() {
+async fn save_during_an_election_is_kept_or_fails_with_unknown_outcome() {
     at_once(async |code| {
-        for (moment, times) in [
+        let each = [
             (Moment::BeforeTheWrite, 1),
             (Moment::BeforeTheWrite, BURST),
             (Moment::AfterTheWrite, BURST),
             (Moment::WhileItReplicates, BURST),
-        ] {
+        ];
+        let each = each.map(async |(moment, times)| {
             let proxy = Proxy::start().await;
             let one = instance(proxy.direct()).await;
             let mongo = MongoStore::connect(proxy.direct()).await.unwrap();
@@ -125,7 +126,8 @@ async fn a_save_during_an_election_is_acknowledged_and_kept_or_fails_and_is_in_d
             let found = SessionStore::load(&other, &record.id).await;
             assert!(found.is_ok_and(|found| found.unwrap().data == stored.data), "{what}");
             sees(&one, &record, Some(&stored)).await;
-        }
+        });
+        futures::future::join_all(each).await;
     })
     .await;
 }

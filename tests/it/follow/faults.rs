@@ -24,7 +24,7 @@ pub(super) async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, Cached
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cut_goes_on_where_it_was() {
+async fn cut_stream_resumes_at_its_token() {
     let (proxy, meters, one, other, record) = behind_a_proxy().await;
     let mut held = proxy.hold("getMore");
     held.reached().await;
@@ -38,7 +38,7 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_history_that_is_lost_empties_the_cache_once_a_new_stream_is_open() {
+async fn lost_history_empties_the_cache_once_a_new_stream_is_open() {
     for code in [286, 280, 136] {
         let (proxy, meters, one, other, record) = behind_a_proxy().await;
         let mut held = proxy.hold("getMore");
@@ -52,7 +52,7 @@ async fn a_history_that_is_lost_empties_the_cache_once_a_new_stream_is_open() {
 }
 
 #[tokio::test]
-async fn a_position_that_is_refused_again_and_again_is_given_up() {
+async fn resume_token_that_is_refused_repeatedly_is_given_up() {
     let (proxy, meters, one, other, record) = behind_a_proxy().await;
     let mut held = proxy.hold("getMore");
     held.reached().await;
@@ -67,7 +67,7 @@ async fn a_position_that_is_refused_again_and_again_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_lets_no_session_be_served_past_the_bound() {
+async fn stalled_stream_serves_no_session_past_the_bound() {
     const BOUND: Duration = Duration::from_secs(1);
 
     let proxy = Proxy::start().await;
@@ -90,12 +90,12 @@ async fn a_stalled_stream_lets_no_session_be_served_past_the_bound() {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(meters.value("session_store_loads_total{result=lapsed}") >= 1.0);
+    assert!(meters.value("session_store_loads_total{result=expired}") >= 1.0);
     held.deliver();
 }
 
 #[tokio::test]
-async fn a_start_does_not_wait_for_a_stream_past_its_deadline() {
+async fn build_does_not_wait_for_a_stream_past_its_deadline() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri());
     let mongo = mongo.operation_timeout(Duration::from_millis(300)).build().await.unwrap();
@@ -114,7 +114,7 @@ async fn a_start_does_not_wait_for_a_stream_past_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_dropped_leaves_nobody_following() {
+async fn dropped_build_leaves_no_change_stream() {
     let proxy = Proxy::start().await;
     let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(FOREVER);
     let mongo = mongo.build().await.unwrap();
@@ -129,7 +129,7 @@ async fn a_start_that_is_dropped_leaves_nobody_following() {
 }
 
 #[tokio::test]
-async fn without_change_streams_the_bound_alone_holds() {
+async fn store_without_change_stream_keeps_the_staleness_bound() {
     for code in [40573, 13] {
         let proxy = Proxy::start().await;
         let one = instance(proxy.direct()).await;
@@ -151,7 +151,7 @@ async fn without_change_streams_the_bound_alone_holds() {
 /// `IngressRequestRateLimitExceeded`, `AdmissionQueueOverflow`, `RateLimitExceeded` and
 /// `PooledConnectionAcquisitionRejected`.
 #[tokio::test]
-async fn an_overload_costs_a_stream_neither_its_place_nor_the_cache_its_entries() {
+async fn overload_keeps_the_resume_token_and_the_cache() {
     /// The driver sends each command three times. Then the token survived three refusals.
     const REFUSED: u32 = 15;
 

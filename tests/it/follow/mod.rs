@@ -23,7 +23,7 @@ use crate::proxy::Proxy;
 
 const OWN: &str = "session_store_stream_events_total{origin=own}";
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
-const ECHO: &str = "session_store_cache_invalidations_total{cause=echo}";
+const OWN_WRITE: &str = "session_store_cache_invalidations_total{cause=own_write}";
 const OPEN: &str = "session_store_stream_open";
 const EMPTIED: &str = "session_store_cache_invalidations_total{cause=gap}";
 const RESUMES: &str = "session_store_stream_resumes_total";
@@ -73,7 +73,7 @@ fn by_key(record: &Record) -> Document {
 }
 
 #[tokio::test]
-async fn a_save_and_a_log_out_reach_the_other_instance() {
+async fn save_and_log_out_reach_the_other_instance() {
     let uri = uri();
     let one = instance(&uri).await;
     let other = instance(&uri).await;
@@ -102,7 +102,7 @@ async fn a_clear_reaches_the_other_instance() {
 }
 
 #[tokio::test]
-async fn the_echo_of_an_own_save_evicts_nothing() {
+async fn own_save_in_the_stream_evicts_nothing() {
     let proxy = Proxy::start().await;
     let commands = Commands::default();
     let mongo = commands.mongo(proxy.uri()).await;
@@ -133,7 +133,7 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
     });
     answer.reached().await;
     reaches(&meters, OWN, 2.0).await;
-    assert!((meters.value(ECHO) - 1.0).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
+    assert!((meters.value(OWN_WRITE) - 1.0).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
     answer.deliver();
     save.await.unwrap().unwrap();
     assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
@@ -148,7 +148,7 @@ async fn the_echo_of_an_own_save_evicts_nothing() {
 }
 
 #[tokio::test]
-async fn what_only_prolongs_a_session_is_not_reported_and_all_else_is() {
+async fn events_report_every_change_except_a_longer_expiry() {
     let uri = uri();
     let one = instance(&uri).await;
     let (meters, other) = metered(&uri).await;
@@ -179,7 +179,7 @@ async fn what_only_prolongs_a_session_is_not_reported_and_all_else_is() {
 }
 
 #[tokio::test]
-async fn a_collection_that_is_dropped_empties_the_caches_and_they_go_on() {
+async fn dropped_collection_empties_the_caches_and_they_continue() {
     let uri = uri();
     let one = instance(&uri).await;
     let (meters, other) = metered(&uri).await;
@@ -215,7 +215,7 @@ async fn a_stream_ends_with_its_store() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
+async fn stream_that_is_given_up_leaves_no_cursor() {
     let uri = uri();
     let commands = Commands::default();
     let mongo = commands.mongo(&uri).await;
@@ -226,7 +226,7 @@ async fn a_stream_that_is_given_up_leaves_no_cursor_behind() {
 }
 
 #[tokio::test]
-async fn a_store_that_needs_no_change_stream_opens_none_and_sends_no_checkpoint() {
+async fn store_without_change_stream_opens_none_and_sends_no_checkpoint() {
     let uri = uri();
     let commands = Commands::default();
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
@@ -245,7 +245,7 @@ async fn a_store_that_needs_no_change_stream_opens_none_and_sends_no_checkpoint(
 }
 
 #[tokio::test]
-async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
+async fn lease_is_renewed_under_constant_reports() {
     const BOUND: Duration = Duration::from_millis(500);
 
     let uri = uri();
@@ -272,7 +272,8 @@ async fn reports_without_a_pause_do_not_keep_the_lease_from_being_renewed() {
     eventually("a session is served long after it was read", async || {
         assert!(load(&store, &record).await.is_some());
         if commands.sent("find") > finds {
-            (finds, read) = (commands.sent("find"), Instant::now());
+            finds = commands.sent("find");
+            read = Instant::now();
         }
         read.elapsed() > 4 * BOUND && meters.value(OTHER) > 100.0
     })

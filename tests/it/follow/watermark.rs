@@ -62,7 +62,7 @@ fn begins(time: Timestamp) -> String {
 }
 
 #[tokio::test]
-async fn an_unchanged_session_is_read_once_for_many_times_the_bound() {
+async fn unchanged_session_is_read_once_while_the_lease_is_renewed() {
     const BOUND: Duration = Duration::from_millis(300);
 
     let uri = uri();
@@ -84,7 +84,7 @@ async fn an_unchanged_session_is_read_once_for_many_times_the_bound() {
 }
 
 #[tokio::test]
-async fn the_tests_of_this_process_see_mongodbs_tokens() {
+async fn tests_of_this_process_see_tokens_of_mongodb() {
     if !crate::proxy::is_like_mongodb() {
         return;
     }
@@ -126,12 +126,12 @@ async fn the_tests_of_this_process_see_mongodbs_tokens() {
 // which the checkpoint was requested. Then it would serve the deleted session for another
 // `max_staleness`.
 #[tokio::test]
-async fn the_first_token_of_a_stream_does_not_vouch_for_its_own_time() {
+async fn first_token_of_a_stream_proves_nothing_at_its_own_time() {
     const BOUND: Duration = Duration::from_secs(2);
     /// The clock's seconds and new connections can separate the two times.
     const ATTEMPTS: u32 = 30;
     /// The number of checkpoints. A checkpoint is requested every tenth of the bound.
-    const FENCES: u32 = 6;
+    const CHECKPOINTS: u32 = 6;
 
     if !crate::proxy::is_like_mongodb() {
         return;
@@ -154,10 +154,10 @@ async fn the_first_token_of_a_stream_does_not_vouch_for_its_own_time() {
         batch.reached().await;
         one.delete(&record.id).await.unwrap();
         let deleted = Instant::now();
-        for _ in 0..FENCES {
-            let mut fence = proxy.hold("hello");
-            fence.reached().await;
-            fence.deliver();
+        for _ in 0..CHECKPOINTS {
+            let mut checkpoint = proxy.hold("hello");
+            checkpoint.reached().await;
+            checkpoint.deliver();
         }
         let stalled = proxy.hold("getMore");
         batch.deliver();

@@ -35,11 +35,11 @@ enum Mode {
 impl Mode {
     const ALL: [Self; 3] = [Self::SoleWriter, Self::TimeBound, Self::StalledStream];
 
-    async fn store(self, proxy: &Proxy, max_in_flight: u32) -> CachedMongoStore {
+    async fn store(self, proxy: &Proxy, max_commands: u32) -> CachedMongoStore {
         let mongo = MongoStore::builder()
             .uri(proxy.uri())
             .owner(user)
-            .max_commands_in_flight(max_in_flight)
+            .max_commands_in_flight(max_commands)
             .operation_timeout(PATIENCE);
         let store = CachedMongoStore::builder(mongo.build().await.unwrap());
         let store = match self {
@@ -94,7 +94,7 @@ async fn owner_loaded(store: &CachedMongoStore, record: &Record) -> Option<Value
 }
 
 #[tokio::test]
-async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_the_owners() {
+async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
     for mode in Mode::ALL {
         for sign_out in SignOut::ALL {
             for new_owner in [Some("corro"), None] {
@@ -112,7 +112,7 @@ async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_t
                 let save = saves(&store, &changed);
                 reply.reached().await;
 
-                assert_eq!(sign_out.run(&store).await, 0, "{case}: it is nobody's of ferris");
+                assert_eq!(sign_out.run(&store).await, 0, "{case}: no session is of ferris");
                 let new_owner = new_owner.map(Value::from);
                 assert_eq!(owner_loaded(&store, &record).await, new_owner, "{case}");
 
@@ -127,7 +127,7 @@ async fn a_session_that_a_save_in_flight_takes_from_its_owner_is_not_served_as_t
 
 /// Two saves wait for a third one that has the only permit. Then they are sent in one command.
 #[tokio::test]
-async fn saves_that_are_sent_together_are_in_flight_too() {
+async fn sign_out_invalidates_saves_of_one_batch() {
     let proxy = Proxy::start().await;
     let store = Mode::SoleWriter.store(&proxy, 1).await;
     let first = log_in(&store, "ferris").await;
@@ -158,7 +158,7 @@ async fn saves_that_are_sent_together_are_in_flight_too() {
 /// A load that began before the sign-out may return what it has read. A later load does not join
 /// it.
 #[tokio::test]
-async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
+async fn load_after_a_sign_out_does_not_join_an_earlier_read() {
     let proxy = Proxy::start().await;
     let other = MongoStore::builder().uri(proxy.direct()).owner(user).build().await.unwrap();
     let record = log_in(&other, "ferris").await;
@@ -187,7 +187,7 @@ async fn a_load_after_a_sign_out_does_not_share_a_read_from_before_it() {
 /// Another call has removed the session, and does not have the reply yet. The second call finds
 /// nothing.
 #[tokio::test]
-async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_removed() {
+async fn sign_out_that_finds_nothing_invalidates_pending_deletes() {
     for other_call in ["delete", "revoke", "clear", "delete_by_owner"] {
         let proxy = Proxy::start().await;
         let store = Mode::SoleWriter.store(&proxy, 4).await;
@@ -208,7 +208,7 @@ async fn a_sign_out_that_finds_nothing_leaves_nothing_that_another_call_has_remo
         });
         reply.reached().await;
         let second = tokio::time::timeout(PATIENCE, store.delete_by_owner("ferris"));
-        assert_eq!(second.await.expect("it waits for nobody").unwrap(), 0, "{other_call}");
+        assert_eq!(second.await.expect("it does not wait").unwrap(), 0, "{other_call}");
         assert!(!is_there(&store, &record).await, "{other_call}");
         reply.deliver();
         first.await.unwrap();

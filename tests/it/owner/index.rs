@@ -30,7 +30,7 @@ fn exists() -> Document {
 }
 
 #[tokio::test]
-async fn it_is_there_only_where_an_owner_is_given() {
+async fn owner_index_exists_only_with_an_owner_function() {
     let (uri, collection) = plain().await;
     assert!(on_the_owner(&collection).await.is_empty());
     for _ in 0..2 {
@@ -50,7 +50,7 @@ async fn it_is_there_only_where_an_owner_is_given() {
 }
 
 #[tokio::test]
-async fn one_of_the_same_use_is_taken() {
+async fn equivalent_owner_index_is_accepted() {
     for (keys, only) in [
         (doc! { "owner": 1_i64, "_id": 1_i64 }, None),
         (doc! { "owner": 1.0, "_id": 1.0 }, Some(exists())),
@@ -66,7 +66,7 @@ async fn one_of_the_same_use_is_taken() {
 }
 
 #[tokio::test]
-async fn one_of_no_use_is_named_with_what_mends_it() {
+async fn useless_owner_index_is_an_error_with_the_repair_command() {
     let only = doc! { "owner": { "$gt": "m" } };
     let partial = IndexOptions::builder().partial_filter_expression(only).build();
     let named = IndexOptions::builder().name("owner_1__id_1".to_owned()).build();

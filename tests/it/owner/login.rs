@@ -102,7 +102,7 @@ impl Browser {
 }
 
 #[tokio::test]
-async fn everywhere_else_ends_two_of_three_in_both_instances() {
+async fn sign_out_elsewhere_ends_two_of_three_sessions_on_both_instances() {
     let uri = uri();
     let mut apps = Vec::new();
     for _ in 0..2 {

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mongodb::bson::doc;
 use serde_json::json;
 use tower_sessions::SessionStore;
-use tower_sessions::session::Record;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, SessionHandle, mongodb};
+use tower_sessions::session::{Id, Record};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, Coherence, MongoStore, SessionHandle, mongodb,
+};
 
 use super::{instance, is_there, log_in, user};
-use crate::common::{PATIENCE, cache_of, eventually, uri};
+use crate::common::{FOREVER, PATIENCE, cache_of, eventually, in_the_future, uri};
 use crate::proxy::Proxy;
 
 /// Each way to delete a session, other than `delete`.
@@ -34,7 +37,7 @@ impl End {
     }
 
     async fn run(self, store: &CachedMongoStore, record: &Record) -> u64 {
-        let other = SessionHandle::of(tower_sessions::session::Id::default());
+        let other = SessionHandle::of(Id::default());
         match self {
             Self::Owner => store.delete_by_owner("ferris").await.unwrap(),
             Self::Else => store.delete_by_owner_except("ferris", other).await.unwrap(),
@@ -58,7 +61,7 @@ async fn cold() -> (Proxy, CachedMongoStore, Record) {
 }
 
 #[tokio::test]
-async fn a_slow_read_that_overlaps_leaves_nothing_behind() {
+async fn slow_load_that_overlaps_a_sign_out_leaves_no_entry() {
     for end in End::ALL {
         let (proxy, store, record) = cold().await;
         let mut held = proxy.hold("find");
@@ -77,7 +80,7 @@ async fn a_slow_read_that_overlaps_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_slow_save_that_is_overtaken_leaves_nothing_behind() {
+async fn slow_save_overtaken_by_a_sign_out_leaves_no_entry() {
     for end in End::ALL {
         let (proxy, store, mut record) = cold().await;
         assert!(is_there(&store, &record).await);
@@ -98,7 +101,7 @@ async fn a_slow_save_that_is_overtaken_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn what_is_read_while_it_is_removed_is_forgotten_by_the_end() {
+async fn load_during_a_sign_out_leaves_no_entry_at_its_end() {
     for end in End::ALL {
         let (proxy, store, record) = cold().await;
         assert!(is_there(&store, &record).await, "it is cached");
@@ -117,7 +120,7 @@ async fn what_is_read_while_it_is_removed_is_forgotten_by_the_end() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_removed_is_not_cached_any_more() {
+async fn sign_out_with_unknown_outcome_leaves_no_entry() {
     for end in End::ALL {
         let (proxy, store, record) = cold().await;
         assert!(is_there(&store, &record).await, "it is cached");
@@ -136,7 +139,7 @@ async fn what_may_have_been_removed_is_not_cached_any_more() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_ends_no_removal() {
+async fn sign_out_continues_after_its_caller_gives_up() {
     for end in End::ALL {
         let (proxy, store, record) = cold().await;
         assert!(is_there(&store, &record).await);
@@ -146,14 +149,15 @@ async fn a_caller_that_leaves_ends_no_removal() {
         held.reached().await;
         drop(call);
         held.deliver();
-        eventually("the cache hears of the end", async || !is_there(&store, &record).await).await;
+        eventually("the cache receives the change", async || !is_there(&store, &record).await)
+            .await;
         assert_eq!(store.length().await.unwrap(), 0, "{end:?}");
     }
 }
 
 /// A filter has found a session, and the session changes before it is removed.
 #[tokio::test]
-async fn who_is_no_longer_the_owner_is_left_alone() {
+async fn sign_out_leaves_a_session_whose_owner_changed() {
     for end in [End::Owner, End::Else, End::Filter] {
         let (proxy, store, mut record) = cold().await;
         let mut held = proxy.hold("find");
@@ -175,7 +179,7 @@ async fn who_is_no_longer_the_owner_is_left_alone() {
 /// Signs the user out everywhere else, many times, while the user's browsers load, save and log in
 /// on two instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_was_there_before_is_gone_whatever_goes_on() {
+async fn sign_out_ends_every_earlier_session_under_load() {
     let uri = uri();
     let one = instance(&uri).await;
     let other = instance(&uri).await;
@@ -236,14 +240,14 @@ async fn whoever_was_there_before_is_gone_whatever_goes_on() {
         }
         assert!(is_there(&one, &kept).await && is_there(&other, &anothers).await);
     }
-    assert!(logged_in_meanwhile > 0, "nobody has logged in meanwhile");
+    assert!(logged_in_meanwhile > 0, "no log-in took place meanwhile");
     assert!(one.delete_by_owner("ferris").await.unwrap() > 0);
     assert_eq!(one.length().await.unwrap(), 1, "corro's");
 }
 
 /// The owner was derived from data that is replaced before the owner is stored.
 #[tokio::test]
-async fn an_owner_from_older_data_is_not_assigned() {
+async fn assign_owners_does_not_use_older_data() {
     let proxy = Proxy::start().await;
     let plain = MongoStore::connect(proxy.direct()).await.unwrap();
     let mut record = log_in(&plain, "ferris").await;
@@ -265,7 +269,7 @@ async fn an_owner_from_older_data_is_not_assigned() {
 
 /// Each session is counted by exactly one of the calls that delete it.
 #[tokio::test]
-async fn two_who_end_the_same_share_the_count() {
+async fn two_sign_outs_count_each_session_once() {
     let uri = uri();
     let one = instance(&uri).await;
     let other = instance(&uri).await;
@@ -283,4 +287,59 @@ async fn two_who_end_the_same_share_the_count() {
             }
         }
     }
+}
+
+/// A store with users as owners, behind a proxy. Its entries do not expire.
+async fn numbered_users() -> (Proxy, CachedMongoStore) {
+    let proxy = Proxy::start().await;
+    let mongo = MongoStore::builder()
+        .uri(proxy.uri())
+        .owner(|data| data.get("user")?.as_i64())
+        .operation_timeout(Duration::from_secs(60));
+    let store =
+        CachedMongoStore::builder(mongo.build().await.unwrap()).coherence(Coherence::TimeBound);
+    (proxy, store.max_staleness(FOREVER).build().await.unwrap())
+}
+
+async fn session_of(user: i64, store: &CachedMongoStore) -> Record {
+    let mut record = Record {
+        id: Id::default(),
+        data: [("user".to_owned(), json!(user))].into(),
+        expiry_date: in_the_future(),
+    };
+    store.create(&mut record).await.unwrap();
+    record
+}
+
+#[tokio::test]
+async fn sign_out_does_not_wait_for_the_end_of_a_long_one() {
+    let (proxy, store) = numbered_users().await;
+    // More sessions than a page has.
+    for _ in 0..1_001 {
+        session_of(7, &store).await;
+    }
+    let one = session_of(8, &store).await;
+    let other = session_of(9, &store).await;
+    let mut page = proxy.hold("delete");
+    let long = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete_by_owner(7).await }
+    });
+    page.reached().await;
+    let mut short = Box::pin(store.delete_by_owner(8));
+    while store.contains(one.id).await.unwrap() {
+        assert!(futures::poll!(&mut short).is_pending());
+    }
+    // A third sign-out does not wait for the second one either.
+    let mut another = Box::pin(store.delete_by_owner(9));
+    while store.contains(other.id).await.unwrap() {
+        assert!(futures::poll!(&mut another).is_pending());
+    }
+    let mut next_page = proxy.hold("delete");
+    page.deliver();
+    next_page.reached().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, short).await.unwrap().unwrap(), 1);
+    assert_eq!(tokio::time::timeout(PATIENCE, another).await.unwrap().unwrap(), 1);
+    next_page.deliver();
+    assert_eq!(long.await.unwrap().unwrap(), 1_001);
 }

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_refused_as_a_whole_by_statement_or_by_its_concern() {
+    fn write_is_refused_as_a_whole_by_statement_or_by_its_concern() {
         let error = ServerError::new(91);
         let command = doc! { "update": "sessions", "ordered": false };
         let refused = Injection::WriteErrors(error.clone()).instead(&command, 2).unwrap();
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_injection_ends_after_its_times_and_when_it_is_stopped() {
+    fn injection_ends_after_its_count_or_when_stopped() {
         let refuse = || Injection::Refuse(ServerError::new(91));
         let twice = Active::new("find".into(), refuse(), Lasts::Times(2));
         assert!(twice.hits("insert").is_none());

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bson::{Bson, DateTime, Document, doc};
 
 use crate::message::{AFTER_CLUSTER_TIME, Message, number};
-use crate::oplog::{Connection, Oplog, told_by};
+use crate::oplog::{Connection, Oplog, operation_time};
 use crate::token::{Own, Time, own_in, time_of, timestamp};
 
 /// Rewrites requests and replies. Clones share what they know of the server.
@@ -140,7 +140,7 @@ impl Likeness {
         match rewrite {
             Rewrite::Learn => self.known().hello = learned(reply.clone()),
             Rewrite::Hello => {
-                let applied = self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
+                let applied = self.oplog.applied(operation_time(reply).unwrap_or_default()).await?;
                 self.hello(reply, Some(applied));
             }
             Rewrite::Handshake { legacy } => {
@@ -155,7 +155,7 @@ impl Likeness {
             Rewrite::Opens(after) => {
                 // Before that, the proxy does not know the time of the entry at which the stream
                 // begins.
-                self.oplog.applied(told_by(reply).unwrap_or_default()).await?;
+                self.oplog.applied(operation_time(reply).unwrap_or_default()).await?;
                 let last = after.clone();
                 self.stream(reply, "firstBatch", last);
             }
@@ -176,21 +176,21 @@ impl Likeness {
     /// Turns the reply to a `ping` into one to a `hello`. `applied` is the time of the newest
     /// entry, if the reply should contain it.
     fn hello(&self, reply: &mut Document, applied: Option<Time>) {
-        let told = applied.or_else(|| told_by(reply)).unwrap_or_default();
-        let told = Bson::Timestamp(timestamp(told));
+        let time = applied.or_else(|| operation_time(reply)).unwrap_or_default();
+        let time = Bson::Timestamp(timestamp(time));
         let mut hello = self.known().hello.clone();
         hello.insert("localTime", DateTime::now());
         if let Ok(written) = hello.get_document_mut("lastWrite") {
             for field in ["opTime", "majorityOpTime"] {
                 if let Ok(at) = written.get_document_mut(field) {
-                    at.insert("ts", told.clone());
+                    at.insert("ts", time.clone());
                 }
             }
         }
-        if let Some(time) = reply.remove("$clusterTime") {
-            hello.insert("$clusterTime", time);
+        if let Some(cluster_time) = reply.remove("$clusterTime") {
+            hello.insert("$clusterTime", cluster_time);
         }
-        hello.insert("operationTime", told);
+        hello.insert("operationTime", time);
         *reply = hello;
     }
 
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_stream_begins_one_tick_in_the_future_and_moves_past_what_it_has_examined_alone() {
+    fn new_stream_begins_one_tick_ahead_and_advances_only_past_examined_entries() {
         let likeness = likeness();
         let first = token(&likeness, "firstBatch", batch("firstBatch", vec![], mark(5)));
         assert_eq!(begins(&first), "8263C1E0A400000003", "the entry's time and one tick");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_token_stays_when_the_next_entry_has_its_very_time() {
+    fn first_token_stays_if_the_next_entry_has_its_time() {
         let oplog = Oplog::made_by_hand(&[(5, FIRST), (6, FIRST + 1)]);
         let likeness = Likeness { oplog, ..likeness() };
         let first = token(&likeness, "firstBatch", batch("firstBatch", vec![], mark(5)));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn events_have_their_own_times_and_the_last_one_is_the_batchs() {
+    fn events_have_their_own_times_and_the_batch_has_the_last() {
         let likeness = likeness();
         let event = |position, time| {
             let id = made_by_hand(position, time, "app.sessions", "key");
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_resumed_by_the_servers_own_token_and_begins_with_the_last_one() {
+    fn stream_resumes_with_the_servers_own_token() {
         let likeness = likeness();
         let own = mark(5);
         let given = Own::read(&own).unwrap().at(FIRST + 1);
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_ticks_no_clock_unless_the_server_alone_can_answer_it() {
+    fn hello_ticks_the_clock_only_if_the_server_must_answer_it() {
         let likeness = likeness();
         let mut asked = doc! { "hello": 1, "lsid": { "id": 1 }, "$db": "app" };
         assert_eq!(likeness.request(&mut asked), Some(Rewrite::Hello));

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_read_whatever_the_order_of_its_sections() {
+    fn command_is_read_with_its_sections_in_any_order() {
         let update = update();
         assert_eq!(update.command(), Some("update"));
         assert_eq!(update.statements(), 2);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn another_body_leaves_the_rest_and_takes_the_checksum_away() {
+    fn another_body_keeps_the_rest_and_removes_the_checksum() {
         let changed = update().with_body(&doc! { "update": "others" }).unwrap();
         assert_eq!(changed.body().unwrap(), doc! { "update": "others" });
         assert_eq!(changed.statements(), 2);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_no_command() {
+    fn unreadable_message_is_no_command() {
         let whole = update();
         for end in HEADER..whole.0.len() {
             let cut = Message::of(whole.0[..end].to_vec()).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_are_read_in_whatever_pieces_they_come() {
+    async fn messages_are_read_in_pieces_of_any_size() {
         let one = update();
         let two = Message::reply(7, &doc! { "ok": 1 }).unwrap();
         let bytes = [one.bytes(), two.bytes()].concat();

@@ -261,6 +261,6 @@ impl Oplog {
 }
 
 /// The operation time in a reply.
-pub(crate) fn told_by(reply: &Document) -> Option<Time> {
+pub(crate) fn operation_time(reply: &Document) -> Option<Time> {
     reply.get_timestamp("operationTime").ok().map(token::time)
 }

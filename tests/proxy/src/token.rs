@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_look_like_mongodbs_and_are_taken_back() {
+    fn tokens_look_like_mongodbs_and_translate_back() {
         let long = "x".repeat(300);
         for (own, begins) in [
             (own("app.sessions", "k"), "8263C1E0A4000000022B042C0100296E5A"),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_position_time_and_namespace() {
+    fn token_contains_position_time_and_namespace() {
         let read = own("app.sessions", "k");
         assert_eq!((read.position, read.time), (7, 0x63C1_E0A4_0000_0002));
         assert!(read.is_of_an_event() && !own("", "k").is_of_an_event());
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_other_forms_are_left_alone() {
+    fn tokens_of_other_forms_are_not_parsed() {
         // A token of a real server, and texts that are not tokens.
         for data in ["8263C1E0A4000000022B0229296E04", "82", "", "0", "zz", "8263C1E0A400000002"] {
             let token = doc! { "_data": data };

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uri_leads_through_the_proxy_with_all_else_as_it_was() {
+    fn uri_leads_through_the_proxy_and_keeps_everything_else() {
         for (uri, through) in [
             ("mongodb://localhost", "mongodb://127.0.0.1:7"),
             ("mongodb://h:1/app?w=1", "mongodb://127.0.0.1:7/app?w=1"),

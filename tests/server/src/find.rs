@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_listens_on_loopback_only_and_is_told_what_was_asked() {
+    fn command_line_of_every_kind_has_loopback_and_the_options() {
         let cert = Path::new("/c.pem");
         let key = Path::new("/k.pem");
         let extra = ["--last".into()];
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_comes_first_then_what_is_ready_first() {
+    fn installed_programs_come_first_then_the_fastest_installation() {
         use Way::{BuildRust, FindMongod, FindPython, FindRust, InstallPython};
 
         let any = [FindMongod, FindRust, FindPython, InstallPython, BuildRust];

@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_is_where_the_user_wants_it() {
+    fn cache_folder_follows_the_environment() {
         let place = |set: &[(&str, &str)]| {
             Cache::place(|name| {
                 let found = set.iter().find(|(key, _)| *key == name);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outer_build_is_hidden_and_the_machine_is_not() {
+    fn variables_of_the_outer_build_are_hidden() {
         for name in [
             "CARGO",
             "CARGO_TARGET_DIR",
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_fails_tells_its_last_words() {
+    fn failed_command_shows_its_last_lines() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut command = Command::new("sh");
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_holds_the_lock_when_its_process_has_gone() {
+    fn command_holds_the_lock_after_its_parent_has_ended() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache { folder: folder.path().to_owned() };
         let end = folder.path().join("end");

@@ -356,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_whose_port_is_taken_says_so_in_words_that_are_known() {
+    fn log_of_a_taken_port_is_recognized() {
         let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = other.local_addr().unwrap().port().to_string();
         let options = crate::TestServer::builder().arg("--port").arg(port);

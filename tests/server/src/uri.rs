@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_database_takes_the_place_of_the_path() {
+    fn database_replaces_the_path() {
         for (from, to) in [
             ("mongodb://h", "mongodb://h/d"),
             ("mongodb://h/", "mongodb://h/d"),

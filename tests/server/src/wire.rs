@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_answers_are_errors_and_not_panics() {
+    fn broken_replies_are_errors_and_not_panics() {
         let whole = Doc::default().text("a", "b").int("ok", 1).bytes();
         for cut in 0..whole.len() - 2 {
             assert!(!Reply(whole[..cut].to_vec()).is_true("ok"), "{cut}");

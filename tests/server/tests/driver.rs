@@ -54,7 +54,7 @@ async fn change_streams_and_transactions_work() {
 }
 
 #[tokio::test]
-async fn a_server_with_passwords_takes_the_right_one_only() {
+async fn server_with_passwords_accepts_only_the_right_one() {
     let mut server = TestServer::builder().auth(true).start().unwrap();
     let own = server.uri_for(&fresh_database());
     assert_eq!(write_and_read(&own).await.unwrap(), Some(doc! { "_id": 1 }));
@@ -74,7 +74,7 @@ async fn a_server_with_passwords_takes_the_right_one_only() {
 }
 
 #[tokio::test]
-async fn a_server_with_tls_is_reached_by_tls_alone() {
+async fn server_with_tls_accepts_only_tls() {
     let folder = tempfile::tempdir().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
@@ -90,11 +90,11 @@ async fn a_server_with_tls_is_reached_by_tls_alone() {
     assert!(write_and_read(&trusting).await.unwrap().is_some());
     let plain = with_option(&uri, "tls", "false");
     assert!(write_and_read(&plain).await.is_err());
-    assert!(write_and_read(&uri).await.is_err(), "nobody trusts it");
+    assert!(write_and_read(&uri).await.is_err(), "no client trusts it");
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_survives_a_kill_if_it_is_to_be_durable() {
+async fn durable_server_keeps_acknowledged_writes_after_a_kill() {
     let mut server = TestServer::builder().durable(true).start().unwrap();
     let uri = server.uri_for("kept");
     write_and_read(&uri).await.unwrap();
@@ -107,7 +107,7 @@ async fn what_was_acknowledged_survives_a_kill_if_it_is_to_be_durable() {
 }
 
 #[tokio::test]
-async fn fail_points_are_there_only_if_asked_for() {
+async fn fail_points_need_test_commands() {
     let command = || {
         doc! {
             "configureFailPoint": "failCommand",

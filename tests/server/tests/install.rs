@@ -116,7 +116,7 @@ fn cargo_builds_if_there_is_no_python() {
 }
 
 #[test]
-fn if_all_ways_fail_each_reason_is_named() {
+fn each_reason_is_named_if_all_ways_fail() {
     let machine = Machine::with(&[PYTHON_WITHOUT_NETWORK, CARGO_WITHOUT_NETWORK, CMAKE]);
     let output = machine.command().output().unwrap();
     assert!(!output.status.success());
@@ -183,7 +183,7 @@ fn the_environment_names_the_kind() {
 /// The real Python behaves like another one: without `ensurepip`, as on Debian without
 /// `python3-venv`, or too old.
 #[test]
-fn a_python_that_cannot_install_says_what_it_lacks() {
+fn unsuitable_python_is_reported_with_what_it_lacks() {
     let Some(python) = ["/usr/bin", "/usr/local/bin", "/opt/bin"]
         .map(|folder| Path::new(folder).join("python3"))
         .into_iter()

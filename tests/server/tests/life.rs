@@ -43,7 +43,7 @@ fn is_dead(pid: u32) -> bool {
 }
 
 #[test]
-fn a_server_is_ready_and_is_gone_after_drop() {
+fn server_is_ready_and_ends_on_drop() {
     let server = TestServer::builder().start().unwrap();
     let port = server.port().unwrap();
     let pid = server.pid().unwrap();
@@ -61,7 +61,7 @@ fn a_server_is_ready_and_is_gone_after_drop() {
 }
 
 #[test]
-fn it_starts_again_on_the_same_port_and_data() {
+fn server_restarts_on_the_same_port_and_data() {
     let mut server = TestServer::builder().durable(true).start().unwrap();
     let port = server.port();
     let pid = server.pid();
@@ -88,20 +88,20 @@ fn it_starts_again_on_the_same_port_and_data() {
 }
 
 #[test]
-fn a_paused_server_stands_still_and_goes_on() {
+fn paused_server_answers_after_resume() {
     let mut server = TestServer::builder().start().unwrap();
     let pid = server.pid().unwrap();
     server.pause().unwrap();
-    eventually("it stands still", || state(pid) == Some('T'));
+    eventually("it is paused", || state(pid) == Some('T'));
     server.resume().unwrap();
-    eventually("it goes on", || state(pid) != Some('T'));
+    eventually("it runs again", || state(pid) != Some('T'));
     server.pause().unwrap();
     server.stop().unwrap();
     assert!(is_dead(pid), "a paused server can be stopped as well");
 }
 
 #[test]
-fn a_start_that_fails_tells_the_servers_own_words() {
+fn failed_start_shows_the_servers_log() {
     let error = TestServer::builder().arg("--no-such-flag").start().unwrap_err();
     assert!(matches!(error, Error::Start { .. }), "{error:?}");
     assert!(error.to_string().contains("no-such-flag"), "{error}");
@@ -121,7 +121,7 @@ fn two_servers_do_not_share_anything() {
 }
 
 #[test]
-fn the_shared_server_is_one_and_its_databases_are_many() {
+fn shared_server_is_one_with_many_databases() {
     let shared = session_test_server::shared().unwrap();
     let again = std::thread::spawn(|| session_test_server::uri().unwrap());
     assert_eq!(again.join().unwrap(), shared.uri());
@@ -132,7 +132,7 @@ fn the_shared_server_is_one_and_its_databases_are_many() {
 }
 
 #[test]
-fn an_external_server_is_taken_as_it_is() {
+fn external_server_is_used_unchanged() {
     let server = TestServer::builder().start().unwrap();
     let port = server.port().unwrap();
     let uri = server.uri();
@@ -149,7 +149,7 @@ fn uri_of(port: u16) -> String {
 }
 
 #[test]
-fn nothing_found_and_nothing_to_install_is_said() {
+fn missing_server_and_installers_are_reported() {
     let empty = tempfile::tempdir().unwrap();
     let said = role("shared", |command| {
         command
@@ -167,19 +167,19 @@ fn nothing_found_and_nothing_to_install_is_said() {
 }
 
 #[test]
-fn a_process_killed_by_force_leaves_nothing_behind() {
+fn killed_process_leaves_nothing_behind() {
     let status = leaves_nothing(|child| signal(child, Signal::KILL));
     assert_eq!(status.signal(), Some(9));
 }
 
 #[test]
-fn a_process_interrupted_leaves_nothing_behind() {
+fn interrupted_process_leaves_nothing_behind() {
     let status = leaves_nothing(|child| signal(child, Signal::INT));
     assert_eq!(status.signal(), Some(2));
 }
 
 #[test]
-fn a_process_that_panics_leaves_nothing_behind() {
+fn panicking_process_leaves_nothing_behind() {
     let status = leaves_nothing(|child| drop(child.stdin.take()));
     assert!(!status.success());
     assert_eq!(status.signal(), None);

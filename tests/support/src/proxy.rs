@@ -13,7 +13,11 @@ use std::thread;
 
 pub use session_test_proxy::HeldReply;
 use session_test_proxy::{Injected, Injection, Lasts, Location, Role, ServerError, Upstream};
-use session_test_server::{Kind, TestServer, fresh_database, shared_fast};
+use session_test_server::{Kind, TestServer, fresh_database, shared_fast, with_option};
+
+/// How often the driver checks the server behind a [`Proxy`], in milliseconds: the least that it
+/// accepts. By default it is 10 s, and after an error of the server a test would wait for that.
+const HEARTBEAT: &str = "500";
 
 /// A proxy, and a database behind it that no other test uses.
 pub struct Proxy {
@@ -40,6 +44,7 @@ impl Proxy {
         let direct = server.uri_for(&fresh_database());
         let inner = session_test_proxy::Proxy::start(upstream).await.unwrap();
         let uri = Location::of(&direct).unwrap().through(inner.port());
+        let uri = with_option(&uri, "heartbeatFrequencyMS", HEARTBEAT);
         Self { inner, uri, direct }
     }
 
@@ -136,16 +141,16 @@ fn front() -> &'static Front {
 
     FRONT.get_or_init(|| {
         let (_, address) = reachable(server().uri()).expect("it is on loopback");
-        let (tell, told) = mpsc::channel();
+        let (report, reported) = mpsc::channel();
         let serve = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
-                let _ = tell.send(start(address).await);
+                let _ = report.send(start(address).await);
                 pending::<()>().await;
             });
         };
         thread::Builder::new().name("proxy".to_owned()).spawn(serve).unwrap();
-        told.recv().unwrap().unwrap()
+        reported.recv().unwrap().unwrap()
     })
 }
 

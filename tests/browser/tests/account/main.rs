@@ -86,7 +86,7 @@ async fn revoking_in_one_browser_signs_the_other_out() {
 }
 
 #[tokio::test]
-async fn everywhere_else_signs_two_of_three_browsers_out_and_nobody_else() {
+async fn sign_out_elsewhere_signs_out_two_of_three_browsers_of_one_user() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let [one, two, three] = [
@@ -114,7 +114,7 @@ async fn everywhere_else_signs_two_of_three_browsers_out_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn all_but_the_live_figures_works_without_javascript() {
+async fn everything_except_live_figures_works_without_javascript() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let one = chromium.browser_without_javascript(&app, WINDOWS).await;
@@ -137,7 +137,7 @@ async fn all_but_the_live_figures_works_without_javascript() {
     one.shows(".message", &[ENDED]).await;
 
     other.opens("/operator").await;
-    other.shows("#standing", &["All is well"]).await;
+    other.shows("#state", &["All is well"]).await;
     other.shows("body[data-live]", &[]).await;
     // The element is hidden, and so has no text.
     other.shows("#pause", &[""]).await;
@@ -150,12 +150,12 @@ async fn all_but_the_live_figures_works_without_javascript() {
 }
 
 #[tokio::test]
-async fn the_operators_figures_renew_themselves_until_they_are_halted() {
+async fn operators_figures_refresh_until_paused() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let operator = chromium.browser(&app, LINUX).await;
     operator.opens("/operator").await;
-    operator.shows("#standing", &["All is well"]).await;
+    operator.shows("#state", &["All is well"]).await;
     operator.shows("#sessions", &["0"]).await;
     operator.shows("#hit-rate", &["–"]).await;
 
@@ -184,11 +184,11 @@ async fn the_operators_figures_renew_themselves_until_they_are_halted() {
     operator.shows("#sessions", &["2"]).await;
 
     app.end("TERM").await;
-    operator.shows("#standing", &["This app does not answer; the figures are old"]).await;
+    operator.shows("#state", &["This app does not answer; the figures are old"]).await;
 }
 
 #[tokio::test]
-async fn what_another_site_has_a_browser_send_is_refused() {
+async fn request_from_another_site_is_rejected() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let browser = chromium.browser(&app, LINUX).await;
@@ -214,7 +214,7 @@ async fn what_another_site_has_a_browser_send_is_refused() {
 }
 
 #[tokio::test]
-async fn the_keyboard_alone_signs_a_device_out() {
+async fn keyboard_alone_signs_a_device_out() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let browser = chromium.browser(&app, LINUX).await;
@@ -236,7 +236,7 @@ async fn the_keyboard_alone_signs_a_device_out() {
 }
 
 #[tokio::test]
-async fn a_handle_ends_nothing_of_another_user_and_an_origin_from_elsewhere_does_nothing() {
+async fn foreign_handle_and_foreign_origin_end_no_session() {
     let app = app().await;
     let [ferris, corro] = [Visitor::new(), Visitor::new()];
     ferris.post(&app, "/sign-up", &[("name", "ferris"), ("password", PASSWORD)]).await;

@@ -15,7 +15,7 @@ const WIDTH: u32 = 1_000;
 const VISITS: u32 = 105;
 
 #[tokio::test]
-async fn are_taken_where_they_are_asked_for() {
+async fn takes_the_pictures_if_asked() {
     let Some(folder) = std::env::var_os("SCREENSHOTS").map(PathBuf::from) else { return };
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
@@ -55,7 +55,7 @@ async fn are_taken_where_they_are_asked_for() {
         }
     }
     home.opens("/operator").await;
-    home.shows("#standing", &["All is well"]).await;
+    home.shows("#state", &["All is well"]).await;
     std::fs::write(folder.join("operator.png"), home.picture(WIDTH).await).unwrap();
     sign_in(home, "ferris").await;
     home.opens("/devices").await;

@@ -72,7 +72,7 @@ fn name(uri: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupted() {
+async fn interrupted_import_takes_each_of_ten_thousand_sessions_once() {
     let proxy = proxy::Proxy::start().await;
     let published = published(proxy.direct(), &name(proxy.direct())).await;
     let records = write(&published, 0..MANY).await;
@@ -107,17 +107,17 @@ async fn ten_thousand_sessions_are_taken_over_once_however_often_it_is_interrupt
     assert_eq!(ended.len(), 2, "after the third and the fourth step there are live ones");
 
     // The caller drops the import after its third page.
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (report, mut progress) = tokio::sync::mpsc::unbounded_channel();
     let mut pages = 0;
     let dropped = import().on_progress(move |progress| {
         pages += 1;
         if pages == 3 {
-            tell.send(progress.imported).unwrap();
+            report.send(progress.imported).unwrap();
         }
     });
     tokio::select! {
         _ = dropped.run() => panic!("there are more than three pages"),
-        imported = told.recv() => assert!(imported.unwrap() >= 1_000),
+        imported = progress.recv() => assert!(imported.unwrap() >= 1_000),
     }
 
     let rest = import().run().await.unwrap();
@@ -158,14 +158,14 @@ async fn side_by_side() -> (MongoDBStore, Collection<Document>, MongoStore) {
 }
 
 #[tokio::test]
-async fn a_source_that_is_kept_gives_each_session_once() {
+async fn kept_source_is_imported_once() {
     let (published, old, mongo) = side_by_side().await;
     let records = write(&published, 0..700).await;
     let import = || tower_sessions_mongodb_store(&old).into_store(&mongo).keep_source();
-    let (tell, told) = std::sync::mpsc::channel();
-    let first = import().on_progress(move |it| tell.send(it.read).unwrap()).run().await.unwrap();
+    let (report, progress) = std::sync::mpsc::channel();
+    let first = import().on_progress(move |it| report.send(it.read).unwrap()).run().await.unwrap();
     assert_eq!((first.read, first.imported), (700, 700));
-    assert_eq!(told.iter().collect::<Vec<_>>(), [500, 700], "by pages");
+    assert_eq!(progress.iter().collect::<Vec<_>>(), [500, 700], "by pages");
     assert_eq!(documents(&old).await, 700);
 
     // One session continues here, another one is deleted here, and the old app writes both once
@@ -189,7 +189,7 @@ async fn a_source_that_is_kept_gives_each_session_once() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_here_already_is_not_overwritten() {
+async fn import_does_not_overwrite_an_existing_session() {
     let (published, old, mongo) = side_by_side().await;
     let record = &write(&published, 0..1).await[0];
     tower_sessions_mongodb_store(&old).into_store(&mongo).keep_source().run().await.unwrap();
@@ -198,13 +198,13 @@ async fn a_session_that_is_here_already_is_not_overwritten() {
     let mut newer = SessionStore::load(&mongo, &Id(record.id.0)).await.unwrap().unwrap();
     newer.data.insert("serial".to_owned(), 5.into());
     SessionStore::save(&mongo, &newer).await.unwrap();
-    let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
-    assert_eq!((told.imported, told.already_there), (0, 1));
+    let imported = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
+    assert_eq!((imported.imported, imported.already_there), (0, 1));
     assert_eq!(loaded(&mongo, record).await, Some((5, false)));
 }
 
 #[tokio::test]
-async fn what_is_no_live_session_stays_where_it_is_and_is_told_of() {
+async fn document_that_is_no_live_session_stays_and_is_reported() {
     let (published, old, mongo) = side_by_side().await;
     let good = write(&published, 0..3).await;
     let mut expired = record(7);
@@ -242,12 +242,12 @@ async fn what_is_no_live_session_stays_where_it_is_and_is_told_of() {
         *reasons.entry(*reason).or_default() += 1;
     }
     for round in 0..2 {
-        let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
-        assert_eq!(told.imported, if round == 0 { 3 } else { 0 });
-        assert_eq!((told.expired, told.unreadable), (1, foreign.len() as u64));
-        assert_eq!(told.read, told.imported + told.expired + told.unreadable);
-        assert_eq!(told.reasons.len(), reasons.len());
-        for (reason, count) in &told.reasons {
+        let imported = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
+        assert_eq!(imported.imported, if round == 0 { 3 } else { 0 });
+        assert_eq!((imported.expired, imported.unreadable), (1, foreign.len() as u64));
+        assert_eq!(imported.read, imported.imported + imported.expired + imported.unreadable);
+        assert_eq!(imported.reasons.len(), reasons.len());
+        for (reason, count) in &imported.reasons {
             assert!(!reason.contains("4111"));
             let expected = reasons.iter().find(|(part, _)| reason.contains(**part));
             assert_eq!(expected.map(|(_, count)| count), Some(count), "{reason}");
@@ -265,7 +265,7 @@ async fn what_is_no_live_session_stays_where_it_is_and_is_told_of() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_removed() {
+async fn too_long_session_stays_and_a_session_that_expires_during_the_import_is_removed() {
     let (published, old, mongo) = side_by_side().await;
     let records = write(&published, 0..3).await;
     let client = mongo.collection().client().clone();
@@ -284,16 +284,19 @@ async fn what_is_too_long_for_the_store_is_left_and_what_expired_on_its_way_is_r
         let expires = DateTime::from_millis(now + after);
         ours.insert_one(doc! { "_id": key(byte), "importing": expires }).await.unwrap();
     }
-    let told = tower_sessions_mongodb_store(&old).into_store(&owned).run().await.unwrap();
-    assert_eq!((told.imported, told.unreadable, documents(&old).await), (2, 1, 1));
-    assert!(told.reasons.keys().all(|reason| reason.contains("owner is longer")), "{told:?}");
+    let imported = tower_sessions_mongodb_store(&old).into_store(&owned).run().await.unwrap();
+    assert_eq!((imported.imported, imported.unreadable, documents(&old).await), (2, 1, 1));
+    assert!(
+        imported.reasons.keys().all(|reason| reason.contains("owner is longer")),
+        "{imported:?}"
+    );
     assert_eq!(loaded(&mongo, &records[2]).await, Some((2, true)));
     assert_eq!(ours.count_documents(doc! { "_id": key(1) }).await.unwrap(), 0);
     assert_eq!(ours.count_documents(doc! { "_id": key(2) }).await.unwrap(), 1, "it may be awaited");
 }
 
 #[tokio::test]
-async fn a_session_on_its_way_is_an_error_and_no_absence() {
+async fn session_in_transit_is_an_error_and_no_absence() {
     let (published, old, mongo) = side_by_side().await;
     let record = &write(&published, 0..1).await[0];
     tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
@@ -308,7 +311,7 @@ async fn a_session_on_its_way_is_an_error_and_no_absence() {
     let before = ours.clone_with_type::<Document>().find_one(doc! {}).await.unwrap().unwrap();
     assert!(matches!(before.get("importing"), Some(Bson::DateTime(_))));
     published.save(record).await.unwrap();
-    let told = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
-    assert_eq!(told.imported, 1);
+    let imported = tower_sessions_mongodb_store(&old).into_store(&mongo).run().await.unwrap();
+    assert_eq!(imported.imported, 1);
     assert_eq!(loaded(&mongo, record).await, Some((0, true)));
 }

@@ -195,7 +195,7 @@ async fn a_slow_one_between_two(step: Step) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_ended_between_two_imports_never_rises_and_nothing_is_lost() {
+async fn session_deleted_between_two_imports_stays_deleted() {
     let others = |keep| STEPS.into_iter().map(move |other| (keep, other));
     let pairs = [false, true].into_iter().flat_map(others);
     let all =
@@ -204,7 +204,7 @@ async fn what_was_ended_between_two_imports_never_rises_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_slow_import_stores_after_the_end_is_made_live_by_nobody() {
+async fn no_import_activates_what_a_slow_import_stores_after_a_delete() {
     for (command, nth) in STEPS.into_iter().skip(1) {
         // The first read has ended by then.
         a_slow_one_between_two((command, nth - usize::from(command == "find"))).await;

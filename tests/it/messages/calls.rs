@@ -110,13 +110,13 @@ pub(super) async fn keys(quotes: &Quotes) {
         quotes.of_builder(what, ErrorKind::Config, builder).await;
     }
     let with = async |keys| builder().uri(&uri).encryption(keys).build().await.unwrap();
-    let sealed = create(&with(Keys::new(1, key(1))).await).await;
+    let encrypted = create(&with(Keys::new(1, key(1))).await).await;
     let said = async |store: MongoStore, id| said_by_the_trait(&store.load(&id).await.unwrap_err());
     let without = builder().uri(&uri).build().await.unwrap();
     let plain = create(&without).await;
-    quotes.have("no key any more", &said(without, sealed.id).await);
-    quotes.have("the old key is out", &said(with(Keys::new(2, key(2))).await, sealed.id).await);
-    quotes.have("its id is another's", &said(with(Keys::new(1, key(2))).await, sealed.id).await);
+    quotes.have("no key any more", &said(without, encrypted.id).await);
+    quotes.have("the old key is out", &said(with(Keys::new(2, key(2))).await, encrypted.id).await);
+    quotes.have("its id is another's", &said(with(Keys::new(1, key(2))).await, encrypted.id).await);
     let picky = with(Keys::new(1, key(1)).require_encrypted()).await;
     quotes.have("plain ones are refused", &said(picky, plain.id).await);
 }

@@ -13,61 +13,61 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-pub(crate) const OURS: &str = "tower_sessions_moka_mongodb_store";
+pub(super) const OURS: &str = "tower_sessions_moka_mongodb_store";
 
 /// The spans and events of this thread.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) spans: Vec<SeenSpan>,
-    pub(crate) events: Vec<SeenEvent>,
+pub(super) struct Captured {
+    pub(super) spans: Vec<CapturedSpan>,
+    pub(super) events: Vec<CapturedEvent>,
 }
 
 #[derive(Debug)]
-pub(crate) struct SeenSpan {
-    pub(crate) id: u64,
-    pub(crate) parent: Option<u64>,
-    pub(crate) name: &'static str,
-    pub(crate) level: Level,
-    pub(crate) fields: Fields,
+pub(super) struct CapturedSpan {
+    pub(super) id: u64,
+    pub(super) parent: Option<u64>,
+    pub(super) name: &'static str,
+    pub(super) level: Level,
+    pub(super) fields: Fields,
 }
 
 #[derive(Debug)]
-pub(crate) struct SeenEvent {
-    pub(crate) span: Option<u64>,
-    pub(crate) level: Level,
-    pub(crate) said: String,
+pub(super) struct CapturedEvent {
+    pub(super) span: Option<u64>,
+    pub(super) level: Level,
+    pub(super) text: String,
 }
 
 thread_local! {
-    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
+    static CAPTURED: RefCell<Option<Captured>> = const { RefCell::new(None) };
 }
 
-impl Seen {
+impl Captured {
     /// Collects what this thread traces while `work` runs. The runtime of the test has no other
     /// thread.
     ///
     /// There is one subscriber for all threads: a subscriber of each thread would be disturbed by
     /// other threads' tests, which reset the cached interests.
-    pub(crate) async fn during(work: impl Future<Output = ()>) -> Self {
+    pub(super) async fn during(work: impl Future<Output = ()>) -> Self {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             let ours = Capture.with_filter(Targets::new().with_target(OURS, Level::TRACE));
             let all = tracing_subscriber::registry().with(ours);
             tracing::subscriber::set_global_default(all).unwrap();
         });
-        SEEN.set(Some(Self::default()));
+        CAPTURED.set(Some(Self::default()));
         work.await;
-        SEEN.take().unwrap()
+        CAPTURED.take().unwrap()
     }
 
-    pub(crate) fn span(&self, name: &str) -> Option<&SeenSpan> {
+    pub(super) fn span(&self, name: &str) -> Option<&CapturedSpan> {
         self.spans.iter().find(|span| span.name == name)
     }
 
     /// Asserts that there is the span of a verb, directly below it the spans of these commands on
     /// its collection, and nothing else.
     #[track_caller]
-    pub(crate) fn are_of(&self, verb: &str, commands: &[&str], on: &Namespace) {
+    pub(super) fn assert_verb(&self, verb: &str, commands: &[&str], on: &Namespace) {
         let name = verb;
         let [verb, below @ ..] = &*self.spans else { panic!("{name} has no span") };
         assert_eq!((verb.name, verb.parent), (&*format!("session_store.{name}"), None));
@@ -93,21 +93,21 @@ impl Seen {
         assert!(self.events.is_empty(), "{:?}", self.events);
     }
 
-    pub(crate) fn warned(&self, text: &str) -> usize {
+    pub(super) fn warnings(&self, text: &str) -> usize {
         let warnings = self.events.iter().filter(|event| event.level == Level::WARN);
-        warnings.filter(|event| event.said.contains(text)).count()
+        warnings.filter(|event| event.text.contains(text)).count()
     }
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Fields(BTreeMap<&'static str, String>);
+pub(super) struct Fields(BTreeMap<&'static str, String>);
 
 impl Fields {
-    pub(crate) fn contains_key(&self, name: &str) -> bool {
+    pub(super) fn contains_key(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&String> {
+    pub(super) fn get(&self, name: &str) -> Option<&String> {
         self.0.get(name)
     }
 }
@@ -134,21 +134,21 @@ struct Capture;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let Some(seen) = seen else { return };
+        CAPTURED.with_borrow_mut(|captured| {
+            let Some(captured) = captured else { return };
             let mut fields = Fields::default();
             attributes.record(&mut fields);
             let parent = context.span(id).and_then(|span| Some(span.parent()?.id().into_u64()));
             let metadata = attributes.metadata();
             let id = id.into_u64();
             let level = *metadata.level();
-            seen.spans.push(SeenSpan { id, parent, name: metadata.name(), level, fields });
+            captured.spans.push(CapturedSpan { id, parent, name: metadata.name(), level, fields });
         });
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let spans = seen.iter_mut().flat_map(|seen| &mut seen.spans);
+        CAPTURED.with_borrow_mut(|captured| {
+            let spans = captured.iter_mut().flat_map(|captured| &mut captured.spans);
             for span in spans.filter(|span| span.id == id.into_u64()) {
                 values.record(&mut span.fields);
             }
@@ -156,13 +156,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        SEEN.with_borrow_mut(|seen| {
-            let Some(seen) = seen else { return };
+        CAPTURED.with_borrow_mut(|captured| {
+            let Some(captured) = captured else { return };
             let mut fields = Fields::default();
             event.record(&mut fields);
             let span = context.event_span(event).map(|span| span.id().into_u64());
-            let said = fields.0.into_values().collect::<Vec<_>>().join("\n");
-            seen.events.push(SeenEvent { span, level: *event.metadata().level(), said });
+            let text = fields.0.into_values().collect::<Vec<_>>().join("\n");
+            captured.events.push(CapturedEvent { span, level: *event.metadata().level(), text });
         });
     }
 }

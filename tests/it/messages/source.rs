@@ -12,7 +12,7 @@ const CALLS: [&str; 5] = [
 
 /// Each message with its file, and with `…` in place of the filled-in parts. Messages with fewer
 /// than three words of their own are left out: they only join others.
-pub(super) fn in_source() -> Vec<(String, String)> {
+pub(super) fn messages() -> Vec<(String, String)> {
     let mut messages = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../src")];
     while let Some(folder) = folders.pop() {

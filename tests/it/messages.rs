@@ -3,7 +3,7 @@
 //! it with its quote.
 
 mod calls;
-mod messages;
+mod source;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -69,7 +69,7 @@ impl Quotes {
 
     fn were_all_said(&self) {
         let said = self.said.borrow();
-        let in_source = messages::in_source();
+        let in_source = source::messages();
         let is_in_source = |quote| in_source.iter().any(|(_, message)| are_alike(quote, message));
         let never = self.all.iter().enumerate().filter(|(at, _)| !said.contains(at));
         let never: Vec<_> = never.filter(|(_, quote)| !is_in_source(quote)).collect();
@@ -113,7 +113,7 @@ fn fits(quote: &str, message: &str) -> bool {
 }
 
 #[test]
-fn a_quote_fits_with_anything_in_place_of_the_dots() {
+fn ellipsis_in_a_quote_matches_any_text() {
     assert!(fits("a … c", "a b c") && fits("a …", "a b") && fits("… b", "a b") && fits("a", "a"));
     assert!(
         !fits("a … c", "a b d") && !fits("a", "a b") && !fits("b", "a b") && !fits("b …", "a b c")
@@ -123,7 +123,7 @@ fn a_quote_fits_with_anything_in_place_of_the_dots() {
 #[test]
 fn each_message_in_the_source_has_an_entry() {
     let quotes = Quotes::of(GUIDE);
-    let messages = messages::in_source();
+    let messages = source::messages();
     assert!(messages.len() > 100, "{messages:#?}");
     let is_quoted = |message: &str| quotes.all.iter().any(|quote| are_alike(quote, message));
     let missing: Vec<_> = messages.iter().filter(|(_, message)| !is_quoted(message)).collect();
@@ -131,7 +131,7 @@ fn each_message_in_the_source_has_an_entry() {
 }
 
 #[tokio::test]
-async fn all_that_the_guide_quotes_is_said_and_nothing_else_is() {
+async fn guide_quotes_exactly_the_messages_that_occur() {
     let quotes = Quotes::of(GUIDE);
     uris(&quotes).await;
     servers(&quotes).await;
@@ -209,13 +209,13 @@ async fn uris(quotes: &Quotes) {
     }
 }
 
-const CHILD: &str = "SESSION_STORE_FIRST_MINUTES_CHILD";
+const CHILD: &str = "SESSION_STORE_MESSAGES_CHILD";
 
 /// A process with threads must not change its environment, so the test runs itself as a child
 /// process.
 fn in_a_child(role: &str, value: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "first_minutes::in_a_process_of_its_own", "--nocapture"]);
+    child.args(["--exact", "messages::child_process", "--nocapture"]);
     child.env(CHILD, role).env_remove("MONGODB_URI");
     if let Some(value) = value {
         child.env("MONGODB_URI", value);
@@ -226,7 +226,7 @@ fn in_a_child(role: &str, value: Option<&str>) -> String {
 }
 
 #[tokio::test]
-async fn in_a_process_of_its_own() {
+async fn child_process() {
     match std::env::var(CHILD).as_deref() {
         Ok("app") => println!("\nsaid: {}", MongoStore::from_env().await.unwrap_err()),
         // Print the error as `unwrap` would.
