@@ -1,6 +1,6 @@
 //! Runs walks from many seeds, on all cores. [`simulation`](crate::simulation) says how to replay one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{available_parallelism, scope};
@@ -98,10 +98,10 @@ fn walks_keep_every_invariant() {
 #[test]
 fn a_seed_replays_the_same_walk() {
     for seed in 0..100 {
-        // moka reads the real clock. On a machine that pauses at times, a replay may differ once, but not 20 times.
-        let replay = || run(seed, Trace::hashed).digest;
-        let first = replay();
-        assert!((0..20).any(|_| replay() == first), "seed {seed} differs each time");
+        // moka reads the real clock, so one run may differ on a machine that pauses. Two runs of many agree.
+        let mut digests = HashSet::new();
+        let repeats = (0..20).any(|_| !digests.insert(run(seed, Trace::hashed).digest));
+        assert!(repeats, "seed {seed} differs each time");
     }
 }
 
