@@ -2,7 +2,6 @@
 //!
 //! The write queue and the database below it are small ones. Each of their calls is one step of the model.
 
-use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model_check::database::{Database, EXPIRES, GONE};
+use crate::model_check::database::{Database, EXPIRES, data_of, number_in};
 use crate::model_check::tasks;
-use crate::model_check::world::World;
 use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
@@ -182,10 +180,6 @@ impl Backend for Persistence {
     }
 }
 
-pub(crate) fn number_in(data: &Data) -> u64 {
-    data["rank"].as_u64().unwrap_or_default()
-}
-
 impl App {
     pub(crate) fn new(
         cache: Cache,
@@ -205,67 +199,21 @@ impl App {
         };
         Self { tiers, queue }
     }
-}
 
-impl World {
-    /// An app saves new data.
-    pub(crate) fn app_save_new(&self) {
-        let data = self.database.new_data();
-        self.note(format_args!("the app saves {data}"));
-        let saved = self.app_save(data);
-        self.check(saved.is_ok(), "a save failed");
-        self.note(format_args!("the app has saved {data}"));
-        self.learn(self.database.rank_of(data));
+    pub(crate) async fn load(&self) -> Result<Option<Session>> {
+        self.tiers.load(ID).await
     }
 
-    /// An app saves new data. The save times out before it is sent, and the database still carries it out.
-    pub(crate) fn app_save_with_unknown_outcome(&self) {
-        let data = self.database.new_data();
-        self.note(format_args!("the app saves {data}, and the save times out"));
-        tasks::expire_next_deadline();
-        let saved = self.app_save(data);
-        self.check(saved.is_err(), "a save that had timed out was acknowledged");
-        self.note(format_args!("the save of {data} has ended"));
+    pub(crate) async fn save(&self, data: u64) -> Result<()> {
+        self.tiers.save(ID, &data_of(data), EXPIRES).await
     }
 
-    /// An app loads the session, changes nothing, and saves.
-    pub(crate) fn app_save_unchanged(&self) {
-        let found = self.bell.wait_for(self.app.tiers.load(ID));
-        let Ok(Some(found)) = found else {
-            return self.note(format_args!("the app finds nothing"));
-        };
-        let data = number_in(&found.data);
-        let before = self.app.queue.saved();
-        self.note(format_args!("the app saves {data} again"));
-        let written = self.database.times_written(data);
-        let saved = self.app_save(data);
-        self.check(saved.is_ok(), "a save of what was loaded failed");
-        self.note(format_args!("the app has saved {data} again"));
-        let rank = self.database.rank_of(data);
-        if self.database.times_written(data) == written && !self.database.is_gone() {
-            let undone = before.iter().find(|other| {
-                **other != data
-                    && self.database.rank_if_written(**other).is_some_and(|it| it > rank)
-            });
-            self.check(
-                undone.is_none(),
-                "an unchanged save was skipped after a save of newer data",
-            );
-        }
-        self.learn(rank);
+    pub(crate) async fn delete(&self) -> Result<()> {
+        self.tiers.delete(ID).await
     }
 
-    pub(crate) fn app_delete(&self) {
-        self.note(format_args!("the app deletes"));
-        let deleted = self.bell.wait_for(self.app.tiers.delete(ID));
-        self.check(deleted.is_ok(), "a delete failed");
-        self.note(format_args!("the app has deleted"));
-        self.learn(GONE);
-    }
-
-    fn app_save(&self, data: u64) -> Result<()> {
-        let data = Data::from([("rank".to_owned(), data.into())]);
-        let save = pin!(self.app.tiers.save(ID, &data, EXPIRES));
-        self.bell.wait_for(save)
+    /// The data of all replaces that were ever queued.
+    pub(crate) fn saved(&self) -> Vec<u64> {
+        self.queue.saved()
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::model_check::app::number_in;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
@@ -26,8 +25,16 @@ pub(crate) fn key() -> SessionKey {
 }
 
 pub(crate) fn session(data: u64) -> Session {
-    let data = Data::from([("rank".to_owned(), data.into())]);
-    Session { data, expires: EXPIRES }
+    Session { data: data_of(data), expires: EXPIRES }
+}
+
+/// The data of a session is one number.
+pub(crate) fn data_of(number: u64) -> Data {
+    Data::from([("rank".to_owned(), number.into())])
+}
+
+pub(crate) fn number_in(data: &Data) -> u64 {
+    data["rank"].as_u64().unwrap_or_default()
 }
 
 /// Each call that takes the lock of `state` is one step of the model.

@@ -15,6 +15,7 @@
 //! a second run replays a failure. A failed model prints the steps of its last schedule.
 
 mod app;
+mod app_steps;
 mod clock;
 mod database;
 pub(crate) mod moka;

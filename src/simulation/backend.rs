@@ -23,8 +23,7 @@ use crate::simulation::stream::{Cursor, Reply};
 use crate::simulation::types::{FaultConfig, Floors, UNSTORABLE, UPDATE_BYTES, version};
 use crate::simulation::wire::Wire;
 use crate::store::backend::{Backend, Call};
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::time::{Clock, WallTime};
 
 #[derive(Clone)]
 pub(crate) struct FakeBackend {

@@ -11,8 +11,7 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::simulation::oplog::Oplog;
 use crate::simulation::types::{Floors, PAGE, data, owner_of, version};
-use crate::time::WallTime;
-use crate::time::{Clock, Moment};
+use crate::time::{Clock, Moment, WallTime};
 
 /// Keys are random, so traces and the oracle use numbers: sessions are numbered in the order of their first use.
 pub(crate) struct Database {
@@ -171,12 +170,12 @@ impl Database {
         }
     }
 
-    /// Removes sessions, at most `most` of them. Returns how many.
-    pub(crate) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
-        let there = (0..self.sessions()).filter(|number| self.current(*number).doc.is_some());
-        let there: Vec<_> = there.take(most).collect();
-        self.remove_all(&there, by);
-        there.len() as u64
+    /// Removes all sessions. Returns how many.
+    pub(crate) fn clear(&mut self, by: Option<usize>) -> u64 {
+        let exists = |number: &usize| self.current(*number).doc.is_some();
+        let existing: Vec<_> = (0..self.sessions()).filter(exists).collect();
+        self.remove_all(&existing, by);
+        existing.len() as u64
     }
 
     /// The page of an owner's sessions that comes after the session of this number, and whether each is live.

@@ -25,8 +25,7 @@ use crate::simulation::types::{Begun, FaultConfig, UNSTORABLE, data, owner_of, v
 use crate::simulation::wire::{State, Wire};
 use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::telemetry::metrics::{Series, StreamMetrics};
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::time::{Clock, WallTime};
 
 /// Operations clone it: all clones share their parts.
 #[derive(Clone)]
@@ -36,7 +35,7 @@ pub(crate) struct Fleet {
     pub(crate) chance: Chance,
     pub(crate) plan: Arc<FaultPlan>,
     pub(crate) stores: Arc<[WriteThrough<TracedBackend>]>,
-    /// The ids of all sessions so far. The first `plan.sessions` ids are there from the start.
+    /// The ids of all sessions so far. The first `plan.sessions` of them belong to the sessions of the start.
     pub(crate) ids: Arc<Mutex<Vec<RawId>>>,
     /// The caches' metrics, in the scenario whose rules need them.
     meters: Option<Arc<Snapshotter>>,
@@ -189,10 +188,10 @@ impl Fleet {
                 }
             }
             Verb::Delete(id) => {
-                let there = self.live(&[id]);
+                let live = self.live(&[id]);
                 match store.delete(id).await {
                     Ok(()) => {
-                        self.check_gone(&there, begun);
+                        self.check_gone(&live, begun);
                         self.check_deadline(begun, &mut self.wire.state());
                     }
                     Err(error) => self.record_failure(node, Some(id), begun, &error),
@@ -200,10 +199,10 @@ impl Fleet {
             }
             Verb::SignOut(owner) => self.sign_out(node, owner).await,
             Verb::Clear => {
-                let there = self.live(&self.ids());
+                let live = self.live(&self.ids());
                 // A clear has no deadline.
                 match store.clear().await {
-                    Ok(_) => self.check_gone(&there, begun),
+                    Ok(_) => self.check_gone(&live, begun),
                     Err(error) => check_error(&mut self.wire.state(), node, &error),
                 }
             }

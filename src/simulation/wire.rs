@@ -295,7 +295,7 @@ impl State {
                 self.database.remove(*key, by);
                 Outcome::Removed
             }
-            Operation::Clear => Outcome::Cleared(self.database.clear(usize::MAX, by)),
+            Operation::Clear => Outcome::Cleared(self.database.clear(by)),
             Operation::FindOwned(owner, after) => {
                 let sessions = self.database.owned(*owner, *after);
                 let node = self.records[call].node;
