@@ -191,8 +191,8 @@ impl<C: Commands> Backend for Batcher<C> {
         Box::pin(self.clone().send(self.commands.touch(key, expires), turn))
     }
 
-    fn is_settled(&self, key: SessionKey) -> bool {
-        self.write_queue.is_settled(key)
+    fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.write_queue.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

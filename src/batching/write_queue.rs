@@ -69,9 +69,9 @@ impl WriteQueue {
         is_free.then(|| self.push(lanes, key, true))
     }
 
-    /// Whether no save is in the lane of a key.
-    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
-        self.lock().get(&key).is_none_or(|lane| lane.tail.is_touch)
+    /// Whether a save is in the queue of a key.
+    pub(crate) fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.lock().get(&key).is_some_and(|lane| !lane.tail.is_touch)
     }
 
     #[cfg(test)]
@@ -238,18 +238,18 @@ mod tests {
         let key = SessionKey::of(1);
         let mut first = lanes.enqueue_touch(key).unwrap().unwrap();
         let mut second = lanes.enqueue_touch(key).unwrap().unwrap();
-        assert!(lanes.is_settled(key));
+        assert!(!lanes.has_pending_write(key));
         first.acquire(LONG).await.unwrap();
         assert!(second.acquire(LONG).now_or_never().is_none());
         let mut save = lanes.enqueue(key).unwrap();
-        assert!(lanes.enqueue_touch(key).is_none() && !lanes.is_settled(key));
+        assert!(lanes.enqueue_touch(key).is_none() && lanes.has_pending_write(key));
         drop(first);
         second.acquire(LONG).await.unwrap();
         drop(second);
         save.acquire(LONG).await.unwrap();
         assert!(lanes.enqueue_touch(key).is_none(), "it is under way");
         drop(save);
-        assert!(lanes.is_settled(key) && lanes.enqueue_touch(key).is_some());
+        assert!(!lanes.has_pending_write(key) && lanes.enqueue_touch(key).is_some());
     }
 
     #[tokio::test]

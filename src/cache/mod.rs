@@ -250,9 +250,9 @@ impl Cache {
         self.fill_guard(self.0.versions.take_version(key, false), now)
     }
 
-    /// Whether no operation that may change the session's data is under way here.
-    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
-        self.0.versions.is_settled(key)
+    /// Whether an operation of this instance may still change the session's data.
+    pub(crate) fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.0.versions.has_pending_write(key)
     }
 
     /// What a load would be served now. Counts as no load.

@@ -80,8 +80,8 @@ impl WriteQueue {
         Some(WritePermit { number, queue: Arc::clone(self) })
     }
 
-    fn has_only_touches(&self) -> bool {
-        lock(&self.state).saves.iter().all(|(_, is_touch)| *is_touch)
+    fn has_pending_write(&self) -> bool {
+        lock(&self.state).saves.iter().any(|(_, is_touch)| !is_touch)
     }
 
     fn saved(&self) -> Vec<u64> {
@@ -154,8 +154,8 @@ impl Backend for Persistence {
         })
     }
 
-    fn is_settled(&self, _: SessionKey) -> bool {
-        self.queue.has_only_touches()
+    fn has_pending_write(&self, _: SessionKey) -> bool {
+        self.queue.has_pending_write()
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

@@ -281,8 +281,8 @@ impl Backend for FakeBackend {
         self.call(Operation::Touch(key, expires), written)
     }
 
-    fn is_settled(&self, _: SessionKey) -> bool {
-        true
+    fn has_pending_write(&self, _: SessionKey) -> bool {
+        false
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

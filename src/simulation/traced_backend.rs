@@ -170,8 +170,8 @@ impl Backend for TracedBackend {
         Box::pin(call.watch(self.batcher.touch(permit, key, expires)))
     }
 
-    fn is_settled(&self, key: SessionKey) -> bool {
-        self.batcher.is_settled(key)
+    fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.batcher.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {

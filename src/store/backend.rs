@@ -66,8 +66,9 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
 
-    /// Whether no call from here, given up or not, may yet change the data of the session.
-    fn is_settled(&self, key: SessionKey) -> bool;
+    /// Whether a call of this instance may still change the data of the session. Counts a call whose
+    /// caller has given up.
+    fn has_pending_write(&self, key: SessionKey) -> bool;
 
     /// What a session that is saved now with this expiry is stored with.
     fn expiry(&self, expires: WallTime) -> WallTime;

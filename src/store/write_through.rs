@@ -105,7 +105,9 @@ impl<B: Backend> WriteThrough<B> {
     fn as_touch(&self, key: SessionKey, data: &Data, expires: WallTime) -> Touch<B> {
         // In this order. A save that was called before and has left its lane is on its way to the
         // cache; once it is done there, what it stored is what is seen here.
-        if self.tasks.is_shut_down() || !self.backend.is_settled(key) || !self.cache.is_settled(key)
+        if self.tasks.is_shut_down()
+            || self.backend.has_pending_write(key)
+            || self.cache.has_pending_write(key)
         {
             return Touch::FullReplace;
         }

@@ -122,9 +122,9 @@ impl<F: Clone> VersionTable<F> {
         self.insert_version(&mut shard, key, changes)
     }
 
-    /// Whether no operation that may change the session's data is under way.
-    pub(crate) fn is_settled(&self, key: SessionKey) -> bool {
-        self.shard(key).get(&key).is_none_or(|slot| slot.writers == 0)
+    /// Whether an operation that has begun may still change the session's data.
+    pub(crate) fn has_pending_write(&self, key: SessionKey) -> bool {
+        self.shard(key).get(&key).is_some_and(|state| state.writers > 0)
     }
 
     /// Joins the flight of a load of `key`, or starts one `now`. What departed at a moment that is
