@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
+use crate::availability::Availability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync;
-use crate::telemetry::spans::Answers;
 
 /// Where a store's calls run, and how long they may take.
 #[derive(Clone, Debug)]
@@ -38,11 +38,11 @@ pub(crate) struct Tasks {
     closed: CancellationToken,
     client_closed: CancellationToken,
     timeout: Duration,
-    answers: Arc<Answers>,
+    availability: Availability,
 }
 
 impl Tasks {
-    pub(crate) fn new(runtime: Handle, timeout: Duration) -> Self {
+    pub(crate) fn new(runtime: Handle, timeout: Duration, availability: Availability) -> Self {
         Self {
             runtime,
             running: TaskTracker::new(),
@@ -50,28 +50,33 @@ impl Tasks {
             closed: CancellationToken::new(),
             client_closed: CancellationToken::new(),
             timeout,
-            answers: Arc::default(),
+            availability,
         }
     }
 
     /// Starts `call` in a task and hands its outcome to `end`, exactly once unless the runtime itself
-    /// goes away: the result, a timeout error at the deadline, or an error if the call panics.
+    /// goes away: the result, a timeout error at the deadline, or an error if the call panics. The
+    /// caller waits no longer than `patience`.
     ///
     /// A call that has passed its deadline is not dropped at once: it may run for twice the timeout, so
     /// that the driver can bring its connection and session to a clean end. `late` is run then,
     /// since the call may have done its work after all.
-    pub(crate) fn start<T: Send + 'static>(
+    ///
+    /// The outcome is reported to [`availability`](Self::availability) before `end` gets it.
+    pub(crate) fn start_for<T: Send + 'static>(
         &self,
+        patience: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
     ) {
-        self.start_for(self.timeout, call, end, late);
+        self.start_observed(|_| true, patience, call, end, late);
     }
 
-    /// [`start`](Self::start) of a call whose caller has no more patience than this.
-    pub(crate) fn start_for<T: Send + 'static>(
+    /// [`start_for`](Self::start_for), where `is_telling` decides whether the outcome is reported.
+    fn start_observed<T: Send + 'static>(
         &self,
+        is_telling: impl FnOnce(&Result<T>) -> bool + Send + 'static,
         patience: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
@@ -80,13 +85,18 @@ impl Tasks {
         if let Some(refusal) = self.refusal() {
             return end(Err(refusal));
         }
-        let (timeout, closed, answers) = (self.timeout, self.closed.clone(), self.answers.clone());
+        let timeout = self.timeout;
+        let closed = self.closed.clone();
+        let availability = self.availability.clone();
         let task = async move {
+            let began = availability.now();
             let mut call = pin!(caught(call));
             let in_time = sync::timeout(patience, &mut call).await;
             let is_late = in_time.is_err();
             let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
-            answers.note(&outcome);
+            if is_telling(&outcome) {
+                availability.observe_call(began, &outcome);
+            }
             end(outcome);
             if !is_late {
                 return;
@@ -102,9 +112,21 @@ impl Tasks {
         self.spawn(task.instrument(Span::current()));
     }
 
-    /// [`start`](Self::start), and the wait for what `end` makes of the outcome.
+    /// [`start_for`](Self::start_for) the operation timeout, and the wait for what `end` makes of the outcome.
     pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
         &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
+    ) -> Result<R> {
+        self.run_observed(|_| true, call, end, late).await
+    }
+
+    /// [`run`](Self::run) for a call that may send nothing. `is_telling` decides whether the outcome says
+    /// anything about MongoDB.
+    pub(crate) async fn run_observed<T: Send + 'static, R: Send + 'static>(
+        &self,
+        is_telling: impl FnOnce(&Result<T>) -> bool + Send + 'static,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
         late: impl FnOnce() + Send + 'static,
@@ -112,9 +134,9 @@ impl Tasks {
         let (reply, answer) = oneshot::channel();
         let end = move |outcome| {
             // The caller may have gone, which is no error: the work is done all the same.
-            drop(reply.send(end(outcome)));
+            let _ = reply.send(end(outcome));
         };
-        self.start(call, end, late);
+        self.start_observed(is_telling, self.timeout, call, end, late);
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
@@ -125,15 +147,29 @@ impl Tasks {
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        self.run_paged_observed(|_| true, call, end).await
+    }
+
+    /// [`run_paged`](Self::run_paged), where `is_telling` decides whether the outcome says anything about this
+    /// store's MongoDB.
+    pub(crate) async fn run_paged_observed<T: Send + 'static, R: Send + 'static>(
+        &self,
+        is_telling: impl FnOnce(&Result<T>) -> bool + Send + 'static,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         if let Some(refusal) = self.refusal() {
             return end(Err(refusal));
         }
         let (reply, answer) = oneshot::channel();
-        let answers = self.answers.clone();
+        let availability = self.availability.clone();
         let task = async move {
+            let began = availability.now();
             let outcome = caught(call).await;
-            answers.note(&outcome);
-            drop(reply.send(end(outcome)));
+            if is_telling(&outcome) {
+                availability.observe_call(began, &outcome);
+            }
+            let _ = reply.send(end(outcome));
         };
         self.spawn(task.instrument(Span::current()));
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
@@ -188,6 +224,11 @@ impl Tasks {
         self.is_shut_down.load(Ordering::Acquire)
     }
 
+    /// Whether MongoDB answers. Every call reports to it how it has ended.
+    pub(crate) fn availability(&self) -> &Availability {
+        &self.availability
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -240,12 +281,13 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+    use crate::time::Clock;
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_at_its_deadline() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let start = tokio::time::Instant::now();
         let error = tasks.run(pending::<Result<()>>(), |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -254,7 +296,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_of_a_call_is_seen_though_its_caller_has_gone() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let (go, gate) = oneshot::channel::<()>();
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
@@ -278,7 +320,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_starts_after_shutdown() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         assert!(!tasks.clone().is_shut_down());
         tasks.shutdown().await;
         assert!(tasks.is_shut_down() && tasks.is_closed());
@@ -288,7 +330,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_panics_has_an_end_and_is_an_error_of_its_own() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
         let end = move |outcome| {
@@ -304,7 +346,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_at_its_deadline_and_with_the_store() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         assert_eq!(tasks.wait_for(async { 7 }).await.unwrap(), 7);
         let error = tasks.wait_for(pending::<()>()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -317,7 +359,7 @@ mod tests {
     #[test]
     fn a_runtime_that_went_away_is_an_error_and_no_hang() {
         let gone = tokio::runtime::Runtime::new().unwrap();
-        let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
+        let tasks = Tasks::new(gone.handle().clone(), TIMEOUT, Availability::new(Clock::system()));
         drop(gone);
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome, || ()));

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::cache::coherence::versions::Version;
 use crate::cache::entry::{Entry, Times};
-use crate::cache::outage::Probe;
+use crate::cache::grace::Probe;
 use crate::cache::{Absent, Answer, Cache, NoRoom};
 use crate::error::{ErrorKind, Result};
 use crate::session::Session;
@@ -209,7 +209,6 @@ impl Leader {
 
     pub(crate) fn complete(self, found: Result<Option<Session>>) {
         let cache = self.guard.cache.clone();
-        cache.observe(&found);
         let (answer, fill) = match found {
             Ok(Some(session)) => match self.guard.insert(session) {
                 Some((entry, fill)) => (Ok(Some(entry)), fill),
@@ -245,6 +244,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::availability::Availability;
     use crate::cache::{CacheConfig, EvictionPolicy, Lookup};
     use crate::error::Error;
     use crate::session::Data;
@@ -320,7 +320,12 @@ mod tests {
         ];
         let errors = kinds.map(|kind| Error::new(kind, "on purpose"));
         for error in errors.into_iter().chain([turned_away, interrupted]) {
-            let cache = Cache::new(&limits(), clock.clone(), &Series::default());
+            let cache = Cache::new(
+                &limits(),
+                clock.clone(),
+                Availability::new(clock.clone()),
+                &Series::default(),
+            );
             let key = SessionKey::of(1);
             cache.begin(key).publish(Session { data: Data::new(), expires });
             let (lands, _answer) = watch::channel(None);
@@ -336,7 +341,12 @@ mod tests {
         let breaks = Breaks::default();
         let clock = Clock::system();
         let cache = metrics::with_local_recorder(&breaks, || {
-            Cache::new(&limits(), clock.clone(), &Series::default())
+            Cache::new(
+                &limits(),
+                clock.clone(),
+                Availability::new(clock.clone()),
+                &Series::default(),
+            )
         });
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
         let key = SessionKey::of(1);

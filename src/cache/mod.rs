@@ -10,8 +10,8 @@ mod config;
 mod entry;
 mod expiry_sweeper;
 mod fill_guard;
+mod grace;
 mod idle_fill;
-mod outage;
 mod stats;
 mod wall_clock;
 
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::availability::Availability;
 use crate::cache::capacity::{Capacity, Usage};
 use crate::cache::coherence::lease::Lease;
 pub(crate) use crate::cache::coherence::own_writes::ChangeOrigin;
@@ -29,8 +30,8 @@ pub(crate) use crate::cache::config::CacheConfig;
 pub use crate::cache::config::EvictionPolicy;
 pub(crate) use crate::cache::entry::Entry;
 pub(crate) use crate::cache::fill_guard::{FillGuard, Leader};
+use crate::cache::grace::OutageGrace;
 pub(crate) use crate::cache::idle_fill::{IdleFill, NoRoom};
-use crate::cache::outage::{Outage, State};
 pub(crate) use crate::cache::stats::CacheStats;
 use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
@@ -60,7 +61,8 @@ struct Shared {
     lease_of_reads: Lease,
     /// How many calls of `clear` are under way. An atomic, since nothing else changes with it.
     clears: AtomicU64,
-    outage: Outage,
+    availability: Availability,
+    grace: OutageGrace,
     compact: bool,
     clock: Clock,
     wall: WallClock,
@@ -92,10 +94,15 @@ type Answer = Option<Result<Option<Entry>>>;
 type Waiter = watch::Receiver<Answer>;
 
 impl Cache {
-    pub(crate) fn new(limits: &CacheConfig, clock: Clock, series: &Series) -> Self {
+    pub(crate) fn new(
+        limits: &CacheConfig,
+        clock: Clock,
+        availability: Availability,
+        series: &Series,
+    ) -> Self {
         let metrics = CacheMetrics::new(series);
         let lease = || Lease::new((!limits.exclusive).then_some(limits.max_staleness));
-        metrics.max_staleness(lease().bound());
+        metrics.set_max_staleness(lease().bound());
         let (bound, account) = (Capacity::of(limits), Usage::new(&metrics, limits));
         let policy = match limits.policy {
             EvictionPolicy::Lru => moka::policy::EvictionPolicy::lru(),
@@ -129,7 +136,8 @@ impl Cache {
             lease: lease(),
             lease_of_reads: lease(),
             clears: AtomicU64::new(0),
-            outage: Outage::new(limits.outage_grace),
+            grace: OutageGrace::new(limits.outage_grace, availability.clone()),
+            availability,
             compact: limits.compact,
             clock,
             wall: WallClock::default(),
@@ -204,7 +212,7 @@ impl Cache {
     /// In an outage: starts a read of `key`, whether the database answers again, unless somebody
     /// else's is under way.
     pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Leader)) {
-        let Some(probe) = self.0.outage.probe() else { return };
+        let Some(probe) = self.0.grace.begin_probe() else { return };
         if let Flight::Lead(landing, _) = self.join_or_lead(key, true, &mut false) {
             read(landing.with_probe(probe));
         }
@@ -327,16 +335,9 @@ impl Cache {
         self.0.lease.synced_through()
     }
 
-    /// Takes note of whether the database answers. A call that was not sent tells nothing.
-    pub(crate) fn observe<T>(&self, outcome: &Result<T>) {
-        if let Some(state) = State::after(outcome.as_ref().err()) {
-            self.0.outage.note(state);
-        }
-    }
-
-    /// Takes note that the primary has answered a question that is no verb.
-    pub(crate) fn observe_hello(&self) {
-        self.0.outage.answers_hello();
+    /// Whether MongoDB answers, which decides about the grace.
+    pub(crate) fn availability(&self) -> &Availability {
+        &self.0.availability
     }
 
     /// Counts that the cache was emptied.
@@ -389,7 +390,7 @@ impl Cache {
             if lease.permits(times.read_at, now) {
                 return Lookup::Hit(entry);
             }
-            let grace = shared.outage.grace();
+            let grace = shared.grace.current();
             if grace.is_some_and(|grace| lease.permits_with_grace(grace, times.read_at, now)) {
                 return Lookup::Grace(entry);
             }

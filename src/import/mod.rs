@@ -188,7 +188,11 @@ impl Import {
             on_progress: self.on_progress,
             progress: Progress::default(),
         };
-        let run = Box::pin(tasks.run_paged(walk.run(abandoned), |outcome| outcome));
+        // An error may come from the source, which may be another MongoDB. The commands to the store's own MongoDB
+        // are observed one by one.
+        let is_telling = |_: &Result<Progress>| false;
+        let run = tasks.run_paged_observed(is_telling, walk.run(abandoned), |outcome| outcome);
+        let run = Box::pin(run);
         spans::verb!("session_store.import", run)
     }
 }

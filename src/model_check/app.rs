@@ -183,10 +183,11 @@ impl App {
     ) -> Self {
         let lane = Arc::<Lane>::default();
         let after = if leaves_out_touches { TOUCH_AFTER } else { Duration::ZERO };
+        let tasks = tasks::tasks(cache.availability().clone());
         let tiers = WriteThrough {
             backend: Persistence { database, lane: Arc::clone(&lane), clock: clock.clone() },
             cache,
-            tasks: tasks::tasks(),
+            tasks,
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after, clock },
             _stops_listener: CancellationToken::new().drop_guard(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use loom::sync::Condvar;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, EvictionPolicy, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::Change;
@@ -77,7 +78,9 @@ impl World {
             outage_grace: grace.unwrap_or_default(),
             compact: false,
         };
-        let cache = Cache::new(&limits, clock.clone(), &Series::default());
+        // Its times decide about nothing that is checked here, so reading them is no step of the model.
+        let availability = Availability::new(Clock::system());
+        let cache = Cache::new(&limits, clock.clone(), availability, &Series::default());
         cache.reset(true);
         let database = Arc::new(Database::new());
         let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
@@ -127,6 +130,8 @@ impl World {
                     Shown(self.database.rank_found(found.as_ref()))
                 ));
             }
+            let availability = self.cache.availability();
+            availability.observe_call(availability.now(), &found);
             landing.complete(found);
         })
     }

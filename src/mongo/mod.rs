@@ -267,7 +267,10 @@ impl MongoStore {
     /// much as when it was last used.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::new(self.inner.tasks.refusal().is_none(), self.metrics().beat())
+        Health::new(
+            self.inner.tasks.refusal().is_none(),
+            self.inner.tasks.availability().responsiveness(),
+        )
     }
 
     /// Ends the background tasks, waits for the operations under way and closes the connections,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::availability::Availability;
 use crate::error::{ErrorKind, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
@@ -14,6 +15,7 @@ use crate::telemetry::spans::{self, Command};
 /// which is what its caller was told.
 pub(crate) struct Timer {
     metrics: Arc<MongoMetrics>,
+    availability: Availability,
     verb: Verb,
     start: Instant,
     timeout: Duration,
@@ -30,6 +32,7 @@ impl SessionCollection {
     pub(crate) fn timer_of(&self, verb: Verb, command: &'static str) -> Timer {
         Timer {
             metrics: self.metrics.clone(),
+            availability: self.tasks.availability().clone(),
             verb,
             start: Instant::now(),
             timeout: self.timeout,
@@ -80,6 +83,22 @@ impl Timer {
             Outcome::Failed(kind) => self.command.set_error(kind, code),
         }
         self.metrics.record(self.verb, outcome, took);
+        self.report_availability(outcome, took);
+    }
+
+    fn report_availability(&self, outcome: Outcome, took: Duration) {
+        match outcome {
+            Outcome::Failed(ErrorKind::Timeout | ErrorKind::Connection) => {
+                self.availability.observe_silence(self.availability.now().before(took));
+            }
+            // The command was not sent, or its task was ended.
+            Outcome::Failed(
+                ErrorKind::Config | ErrorKind::Encode | ErrorKind::Closed | ErrorKind::Panic,
+            ) => {}
+            Outcome::Ok | Outcome::Duplicate | Outcome::Failed(_) => {
+                self.availability.observe_answer();
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, EvictionPolicy};
 use crate::error::{Error, ErrorKind};
 use crate::invalidation::{self, InvalidationListener};
@@ -86,12 +87,14 @@ impl Fleet {
         let stores = (0..profile.stores).map(|node| {
             let limits =
                 CacheConfig { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
-            let new = || Cache::new(&limits, clock.clone(), &Series::default());
+            let availability = Availability::new(clock.clone());
+            let of_cache = availability.clone();
+            let new = || Cache::new(&limits, clock.clone(), of_cache, &Series::default());
             let cache = match &recorder {
                 Some(recorder) => metrics::with_local_recorder(recorder, new),
                 None => new(),
             };
-            let tasks = Tasks::new(Handle::current(), profile.timeout);
+            let tasks = Tasks::new(Handle::current(), profile.timeout, availability);
             let ends = tasks.closed().child_token();
             if !profile.promise.exclusive {
                 let follower = InvalidationListener {

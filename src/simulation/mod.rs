@@ -29,6 +29,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, EvictionPolicy};
 use crate::runtime::Tasks;
 use crate::session::id::RawId;
@@ -67,10 +68,11 @@ impl World {
     fn with(limits: CacheConfig) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
+        let availability = Availability::new(clock.clone());
         let tiers = WriteThrough {
             backend: mongo.clone(),
-            cache: Cache::new(&limits, clock.clone(), &Series::default()),
-            tasks: Tasks::new(Handle::current(), TIMEOUT),
+            cache: Cache::new(&limits, clock.clone(), availability.clone(), &Series::default()),
+            tasks: Tasks::new(Handle::current(), TIMEOUT, availability),
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after: Duration::ZERO, clock: clock.clone() },
             _stops_listener: CancellationToken::new().drop_guard(),

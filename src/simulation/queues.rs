@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
+use crate::availability::Availability;
 use crate::batching::{self, Batcher};
 use crate::error::{ErrorKind, Result};
 use crate::simulation::operation::Operation;
@@ -33,11 +34,12 @@ impl Queued {
             outage_grace,
             compact: false,
         };
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let availability = Availability::new(clock.clone());
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, availability.clone());
         let limits_of_queues = batching::BatchLimits::of(1, calls);
         let tiers = WriteThrough {
             backend: Batcher::new(mongo.clone(), &tasks, limits_of_queues),
-            cache: Cache::new(&limits, clock.clone(), &Series::default()),
+            cache: Cache::new(&limits, clock.clone(), availability, &Series::default()),
             tasks,
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after: touch_after, clock: clock.clone() },

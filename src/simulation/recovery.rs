@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::invalidation::UNSUPPORTED_RETRY;
+use crate::invalidation::reconnect::UNSUPPORTED_RETRY;
 use crate::simulation::walk::Walk;
 use crate::time::Moment;
 

@@ -196,7 +196,8 @@ impl CachedMongoStoreBuilder {
             name => mongo::series(name)?,
         };
         let clock = Clock::system();
-        let cache = Cache::new(limits, clock.clone(), &series);
+        let availability = self.mongo.tasks().availability().clone();
+        let cache = Cache::new(limits, clock.clone(), availability, &series);
         let retries = of_mongo.retries(Retry::Stream).clone();
         // Made whether it is needed or not, so that each series is there.
         let metrics = StreamMetrics::new(&series, retries, clock.clone());

@@ -72,9 +72,7 @@ impl<B: Backend> WriteThrough<B> {
             let insert = self.backend.insert(id.key(), self.revs.next(), data, expires);
             let data = data.clone();
             let (cache, key) = (self.cache.clone(), id.key());
-            let noted = cache.clone();
             let end = move |outcome: Result<Option<WallTime>>| {
-                noted.observe(&outcome);
                 let inserted = outcome?;
                 if let Some(expires) = inserted {
                     ticket.publish(Session { data, expires });
@@ -129,7 +127,6 @@ impl<B: Backend> WriteThrough<B> {
     ) -> Result<()> {
         let (backend, cache, touching) =
             (self.backend.clone(), self.cache.clone(), self.touch_policy.clone());
-        let noted = cache.clone();
         let touch = async move {
             let place = turn.await?;
             // The ticket comes before the look: what is found is what the touch prolongs, unless
@@ -160,13 +157,8 @@ impl<B: Backend> WriteThrough<B> {
             }
             Ok(TouchSent::Yes)
         };
-        let end = move |outcome| {
-            if !matches!(outcome, Ok(TouchSent::No)) {
-                noted.observe(&outcome);
-            }
-            outcome.map(drop)
-        };
-        self.tasks.run(touch, end, || ()).await
+        let is_telling = |outcome: &Result<TouchSent>| !matches!(outcome, Ok(TouchSent::No));
+        self.tasks.run_observed(is_telling, touch, |outcome| outcome.map(drop), || ()).await
     }
 
     async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
@@ -178,7 +170,6 @@ impl<B: Backend> WriteThrough<B> {
         let late = LateGuard::default();
         let doubt = late.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
-            cache.observe(&outcome);
             doubt.take_if_late(&cache, key, &outcome);
             match outcome {
                 Ok(Some(expires)) => drop(ticket.publish(Session { data, expires })),
@@ -247,7 +238,6 @@ impl<B: Backend> WriteThrough<B> {
         let late = LateGuard::default();
         let doubt = late.clone();
         let end = move |outcome: Result<T>| {
-            cache.observe(&outcome);
             doubt.take_if_late(&cache, key, &outcome);
             ticket.evict(if outcome.is_ok() {
                 Invalidation::Delete
@@ -267,7 +257,6 @@ impl<B: Backend> WriteThrough<B> {
     /// so it is forgotten.
     pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
-        let noted = cache.clone();
         let removal = async move {
             let hold = |keys: &[SessionKey]| {
                 let tickets: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
@@ -278,11 +267,7 @@ impl<B: Backend> WriteThrough<B> {
             cache.evict_pending_writes();
             removed
         };
-        let end = move |outcome| {
-            noted.observe(&outcome);
-            outcome
-        };
-        self.tasks.run_paged(removal, end).await
+        self.tasks.run_paged(removal, |outcome| outcome).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {

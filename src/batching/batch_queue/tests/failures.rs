@@ -116,7 +116,7 @@ async fn callers_that_leave_leave_nothing_behind() {
 fn a_runtime_that_is_gone_leaves_nothing_behind() {
     let gone = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let numbers = Numbers::default();
-    let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
+    let tasks = Tasks::new(gone.handle().clone(), TIMEOUT, Availability::new(Clock::system()));
     // So many that none may end inside of another.
     let limits = BatchLimits { max_batch: 1, max_calls: 100_000, ..limits() };
     let queue = BatchQueue::new(numbers.clone(), tasks, limits);
