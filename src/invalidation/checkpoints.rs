@@ -6,7 +6,7 @@ use crate::invalidation::source::{PrimaryTime, ServerId, ServerTime};
 use crate::sync::{Mutex, lock};
 use crate::time::Moment;
 
-/// The largest number of checkpoints that are kept. No sensible staleness bound lets so many wait.
+/// The largest number of checkpoints that are kept. No sensible staleness bound lets as many as this wait.
 const MAX_PENDING: usize = 1_024;
 
 /// The checkpoints of one open stream that are not confirmed.

@@ -80,7 +80,7 @@ struct Progress<P> {
     is_loss_logged: bool,
     /// Whether the log says that the server has no change streams.
     is_unsupported_logged: bool,
-    /// Tells `build` that the listener has started. `None` once it has been told.
+    /// Notifies `build` that the listener has started. `None` after that.
     opened: Option<oneshot::Sender<Outcome<()>>>,
 }
 
@@ -238,10 +238,10 @@ impl<C: ChangeSource> InvalidationListener<C> {
         checkpoints: &Checkpoints,
         position: &mut Option<C::Position>,
     ) -> Result<BatchContent, Fault> {
-        let mut has_news = false;
+        let mut own_writes_only = true;
         for change in &batch.changes {
             let origin = self.cache.apply_change(change);
-            has_news |= origin.is_news();
+            own_writes_only &= !origin.is_news();
             self.metrics.event(origin.is_own());
         }
         if batch.ended {
@@ -260,10 +260,10 @@ impl<C: ChangeSource> InvalidationListener<C> {
         if age.is_some_and(|age| age > max_age) {
             return Err(Fault::Passing);
         }
-        if has_news || batch.changes.is_empty() {
-            return Ok(BatchContent::Other);
+        if own_writes_only && !batch.changes.is_empty() {
+            return Ok(BatchContent::OwnWritesOnly);
         }
-        Ok(BatchContent::OwnWritesOnly)
+        Ok(BatchContent::Other)
     }
 
     async fn request_checkpoints(&self, checkpoints: &Checkpoints) -> Infallible {
@@ -290,7 +290,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
     /// have changed before it was opened.
     fn on_open(&self, is_resumed: bool, is_first: bool) {
         if is_resumed {
-            tracing::info!("change stream resumed, without a gap");
+            tracing::info!("change stream resumed where it broke off");
             self.metrics.resumes.increment(1);
         } else {
             self.cache.reset(true);

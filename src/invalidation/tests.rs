@@ -474,7 +474,7 @@ async fn an_overloaded_server_costs_neither_the_position_nor_an_entry() {
     assert_eq!((instance.opened(), instance.resumed()), (1, 51));
     assert!(instance.value(EMPTIED).abs() < 0.5);
     assert!(matches!(instance.cache.get(key), Lookup::Hit(_)), "its lease was renewed");
-    assert_eq!(Log::count("gap"), 0);
+    assert_eq!(Log::count("has a gap"), 0);
 }
 
 #[tokio::test(start_paused = true)]

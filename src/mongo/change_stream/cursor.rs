@@ -4,7 +4,7 @@
 //! The driver has a change stream of its own, [`mongodb::change_stream::ChangeStream`]. It is not used, for two
 //! reasons:
 //!
-//! 1. What a batch proves depends on which server was asked, and when. The driver's stream hides both.
+//! 1. The server that was asked, and the time, decide what a batch proves. The driver's stream hides both.
 //! 2. The driver's stream resumes by itself, and can lose events when it does (mongodb 3.9.1; we know of no report).
 //!    `ChangeStreamAggregate::build` in the driver's `operation/aggregate/change_stream.rs` moves the resume token out
 //!    of the operation with `resume_token.take()`. If the `aggregate` fails with a retryable error, the driver
@@ -144,8 +144,8 @@ impl Cursor {
 }
 
 impl Drop for Cursor {
-    /// Closes the cursor on the server, which would keep it for minutes otherwise. Nobody waits for this but a
-    /// shutdown of the store, and a failure is ignored.
+    /// Closes the cursor on the server, which would keep it for minutes otherwise. Only a shutdown of the store waits
+    /// for this, and a failure is ignored.
     fn drop(&mut self) {
         if self.is_closed() {
             return;
