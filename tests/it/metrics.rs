@@ -13,7 +13,7 @@ use crate::proxy::Proxy;
 const HITS: &str = "session_store_loads_total{result=hit}";
 const MISSES: &str = "session_store_loads_total{result=miss}";
 const ABSENT: &str = "session_store_loads_total{result=absent}";
-const SHARED: &str = "session_store_loads_total{result=shared}";
+const SHARED: &str = "session_store_loads_total{result=coalesced}";
 const ENTRIES: &str = "session_store_cache_entries";
 const BYTES: &str = "session_store_cache_bytes";
 const DROPPED: &str = "session_store_saves_dropped_total";

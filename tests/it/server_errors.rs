@@ -21,7 +21,7 @@ const RATE_LIMIT: (i32, &str) = (462, "IngressRequestRateLimitExceeded");
 const SHORT: Duration = Duration::from_millis(200);
 
 const EMPTIED: &str = "session_store_cache_invalidations_total{cause=gap}";
-const DOUBT: &str = "session_store_cache_invalidations_total{cause=doubt}";
+const DOUBT: &str = "session_store_cache_invalidations_total{cause=unknown_outcome}";
 const RESUMES: &str = "session_store_stream_resumes_total";
 const OPEN: &str = "session_store_stream_open";
 const GRACE: &str = "session_store_loads_total{result=grace}";

@@ -87,13 +87,13 @@ catalogue! {
     DURATION = Histogram("session_store_mongo_operation_duration_seconds", Seconds) { verb: Verb }
         "Duration of the operations on MongoDB, by verb";
     BATCH_SIZE = Histogram("session_store_mongo_batch_size", Count) { verb: BatchVerb }
-        "Calls in one command to MongoDB, by verb";
+        "Calls in a batch, which is sent as one command, by verb";
     RETRIES = Counter("session_store_mongo_retries_total", Count) { cause: Retry }
         "Retries by this store, by cause; the driver's own retries are not counted";
     DROPPED = Counter("session_store_saves_dropped_total", Count) {}
         "Saves that stored nothing, because the session was deleted or had expired";
     LIVE = Gauge("session_store_live_sessions", Count) {}
-        "Sessions in MongoDB that have not expired, counted every count_every; 0 without that option";
+        "Sessions in MongoDB that have not expired, counted at the interval count_every; 0 without that option";
 }
 
 /// Describes every metric to the recorder.

@@ -90,7 +90,7 @@ async fn a_stalled_stream_lets_no_session_be_served_past_the_bound() {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(meters.value("session_store_loads_total{result=lapsed}") >= 1.0);
+    assert!(meters.value("session_store_loads_total{result=expired}") >= 1.0);
     held.deliver();
 }
 

@@ -22,7 +22,7 @@ use crate::proxy::Proxy;
 
 const OWN: &str = "session_store_stream_events_total{origin=own}";
 const OTHER: &str = "session_store_stream_events_total{origin=other}";
-const ECHO: &str = "session_store_cache_invalidations_total{cause=echo}";
+const ECHO: &str = "session_store_cache_invalidations_total{cause=own_write}";
 const OPEN: &str = "session_store_stream_open";
 const EMPTIED: &str = "session_store_cache_invalidations_total{cause=gap}";
 const RESUMES: &str = "session_store_stream_resumes_total";
