@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use session_test_proxy::Direction;
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, CachedMongoStoreBuilder, ErrorKind, LeaseHealth, MongoHealth, MongoStore,
@@ -10,7 +11,7 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::common::{self, Commands, FOREVER, Meters, cached, create, eventually, uri};
-use crate::proxy::{Direction, Proxy};
+use crate::proxy::Proxy;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const BOUND: Duration = Duration::from_secs(2);
