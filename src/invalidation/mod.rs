@@ -71,10 +71,7 @@ pub(crate) struct InvalidationListener<C> {
 struct Progress<P> {
     /// Where the next stream begins. `None`: now, since nothing before can be delivered.
     position: Option<P>,
-    /// Whether the cache relies on the stream: a stream was open, and the cache was not emptied since.
-    is_listening: bool,
-    /// Whether no stream has been open yet.
-    is_first: bool,
+    listening: Listening,
     reconnect: Reconnect,
     /// Whether the log says that the stream is lost.
     is_loss_logged: bool,
@@ -82,6 +79,17 @@ struct Progress<P> {
     is_unsupported_logged: bool,
     /// Notifies `build` that the listener has started. `None` after that.
     opened: Option<oneshot::Sender<Outcome<()>>>,
+}
+
+/// Whether the cache relies on the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listening {
+    /// No stream has been open.
+    NotYet,
+    /// A stream has been open, and the cache was not emptied for the lack of one since.
+    Active,
+    /// The cache was emptied, and no stream has been open since.
+    Stopped,
 }
 
 impl<P> Progress<P> {
@@ -129,8 +137,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
     async fn run(&self, opened: oneshot::Sender<Outcome<()>>) -> Infallible {
         let mut progress = Progress {
             position: None,
-            is_listening: false,
-            is_first: true,
+            listening: Listening::NotYet,
             reconnect: Reconnect::new(self.rng.clone()),
             is_loss_logged: false,
             is_unsupported_logged: false,
@@ -140,7 +147,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
             let fault = self.open_and_listen(&mut progress).await;
             let has_position = progress.position.is_some();
             match progress.reconnect.record(&fault, has_position) {
-                NextStep::Resume => self.log_fault(&fault, &progress.reconnect),
+                NextStep::Resume => log_fault(&fault, &progress.reconnect),
                 NextStep::Restart(gap) => self.record_gap(gap, &mut progress),
                 NextStep::Unsupported(why) => {
                     self.record_unsupported(&why, &mut progress);
@@ -174,9 +181,8 @@ impl<C: ChangeSource> InvalidationListener<C> {
         let is_resumed = position.is_some();
         match self.with_timeout(self.source.open(position)).await {
             Some(Ok((stream, first))) => {
-                self.on_open(is_resumed, progress.is_first);
-                progress.is_listening = true;
-                progress.is_first = false;
+                self.on_open(is_resumed, progress.listening == Listening::NotYet);
+                progress.listening = Listening::Active;
                 progress.notify_opened(Ok(()));
                 let fault = self.listen(stream, first, progress).await;
                 self.metrics.closed();
@@ -302,26 +308,6 @@ impl<C: ChangeSource> InvalidationListener<C> {
         self.metrics.opened();
     }
 
-    fn log_fault(&self, fault: &Fault, reconnect: &Reconnect) {
-        match fault {
-            Fault::Refused(refusal) if reconnect.is_first_refusal() => {
-                tracing::warn!(
-                    code = refusal.code,
-                    name = refusal.name,
-                    "MongoDB refused the change stream; retrying"
-                );
-            }
-            Fault::Passing | Fault::Overloaded | Fault::TooSlow if reconnect.consecutive() == 1 => {
-                tracing::info!(
-                    overloaded = *fault == Fault::Overloaded,
-                    "change stream interrupted; resuming. Until then, sessions are re-read once they are \
-                     older than max_staleness"
-                );
-            }
-            _ => {}
-        }
-    }
-
     fn record_gap(&self, gap: Gap, progress: &mut Progress<C::Position>) {
         progress.position = None;
         self.metrics.gap(gap);
@@ -351,8 +337,8 @@ impl<C: ChangeSource> InvalidationListener<C> {
 
     /// Empties the cache, unless it did not rely on the stream anyway.
     fn stop_listening(&self, progress: &mut Progress<C::Position>) {
-        if progress.is_listening {
-            progress.is_listening = false;
+        if progress.listening == Listening::Active {
+            progress.listening = Listening::Stopped;
             self.cache.reset(false);
             self.cache.count_invalidation(Invalidation::Gap);
         }
@@ -390,6 +376,27 @@ impl<C: ChangeSource> InvalidationListener<C> {
             availability.observe_silence(began);
         }
         result
+    }
+}
+
+/// Logs the first fault after which the stream is resumed.
+fn log_fault(fault: &Fault, reconnect: &Reconnect) {
+    match fault {
+        Fault::Refused(refusal) if reconnect.is_first_refusal() => {
+            tracing::warn!(
+                code = refusal.code,
+                name = refusal.name,
+                "MongoDB refused the change stream; retrying"
+            );
+        }
+        Fault::Passing | Fault::Overloaded | Fault::TooSlow if reconnect.consecutive() == 1 => {
+            tracing::info!(
+                overloaded = *fault == Fault::Overloaded,
+                "change stream interrupted; resuming. Until then, sessions are re-read once they are \
+                 older than max_staleness"
+            );
+        }
+        _ => {}
     }
 }
 

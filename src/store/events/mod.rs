@@ -357,15 +357,15 @@ impl Publisher {
     }
 
     /// The event for a change. `None` for a touch, which subscribers do not get.
-    fn event(&self, change: &SessionChange, expiries: &mut ExpiryTracker) -> Option<SessionEvent> {
+    fn event(&self, change: &SessionChange, tracker: &mut ExpiryTracker) -> Option<SessionEvent> {
         if let Some(expires) = change.expires {
-            expiries.insert(change.key, expires);
+            tracker.insert(change.key, expires);
         }
         let kind = match change.kind {
             ChangeKind::Created => EventKind::Created,
             ChangeKind::Changed => EventKind::Changed,
             ChangeKind::Touched => return None,
-            ChangeKind::Removed => match expiries.remove(change.key) {
+            ChangeKind::Removed => match tracker.remove(change.key) {
                 // The database reports whole seconds. A session that was removed within the second in which
                 // it expires counts as expired.
                 Some(expires) if change.at.millis() + 999 >= expires.millis() => EventKind::Expired,
