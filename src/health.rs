@@ -1,18 +1,19 @@
-//! How a store is, for the app to show.
+//! `Health`: a snapshot of a store's state, for readiness probes, alarms and operators.
 
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::availability::Responsiveness;
 use crate::cache;
-use crate::telemetry::metrics::{Beat, Phase, StreamState};
+use crate::telemetry::metrics::{Phase, StreamState};
 use crate::time::Moment;
 
-/// How a store is, as far as it knows without asking anybody: from
+/// A snapshot of a store's state, without I/O: from
 /// [`CachedMongoStore::health`](crate::CachedMongoStore::health) or
 /// [`MongoStore::health`](crate::MongoStore::health).
 ///
-/// It holds no ids and serializes, so that an app can return it as JSON. Durations are seconds there:
+/// It contains no ids, and an app can return it as JSON. There, durations are in seconds:
 ///
 /// ```json
 /// {
@@ -26,38 +27,39 @@ use crate::time::Moment;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether the store takes calls: neither it nor the client that was handed to it was shut down.
+    /// Whether the store takes calls. It does until it is shut down, or the app shuts down the client that it
+    /// handed in.
     pub open: bool,
     /// Whether MongoDB answers.
     pub mongo: MongoHealth,
-    /// The change stream by which the cache hears of what other instances change.
+    /// The change stream that reports changes by other instances.
     pub stream: StreamHealth,
-    /// Until when what is cached may be served. `None` without a cache, and once it is shut down.
+    /// Until when cached sessions may be served. `None` without a cache, and after the shutdown.
     pub lease: Option<LeaseHealth>,
-    /// What is cached. `None` without a cache.
+    /// The cache's size. `None` without a cache.
     pub cache: Option<CacheHealth>,
 }
 
-/// Whether MongoDB answers, as the operations show that were sent anyway.
+/// Whether MongoDB answers. The store sends nothing to find out: it uses the results of its other commands.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MongoHealth {
-    /// What was asked last was answered, were it with a refusal.
+    /// MongoDB answers. An answer may also be an error.
     #[non_exhaustive]
     Answers {
-        /// How long ago.
+        /// The time since its last answer.
         #[serde(rename = "last_answer_seconds", serialize_with = "seconds")]
         last_answer: Duration,
     },
-    /// What was asked last was not answered in time, or nobody was reached.
+    /// MongoDB does not answer in time, or cannot be reached.
     #[non_exhaustive]
     Unresponsive {
-        /// How long ago the first question was asked that nobody has answered.
+        /// The time since the first command was sent that MongoDB has not answered.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
     },
-    /// Nobody asks any more: the store, or the client that was handed to it, was shut down.
+    /// The store sends nothing more: it was shut down, or the app has shut down the client that it handed in.
     Closed,
 }
 
@@ -66,38 +68,38 @@ pub enum MongoHealth {
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StreamHealth {
-    /// There is none, by choice: no cache, [`Coherence::TimeBound`](crate::Coherence::TimeBound) or `SoleWriter`, or
-    /// a `max_staleness` of zero. Or the store was shut down.
+    /// There is no stream, because none was chosen: no cache, [`Coherence::TimeBound`](crate::Coherence::TimeBound) or
+    /// `SoleWriter`, or a `max_staleness` of zero. Or the store was shut down.
     Off,
-    /// It is about to be opened for the first time.
+    /// The stream has not been open yet.
     #[non_exhaustive]
     Opening {
         /// For how long now.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
     },
-    /// It is open.
+    /// The stream is open.
     #[non_exhaustive]
     Open {
         /// For how long now.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
-        /// How long ago the moment is up to which every change is known to have reached the cache.
+        /// The age of the newest moment up to which the cache has every change.
         #[serde(rename = "lag_seconds", serialize_with = "seconds")]
         lag: Duration,
     },
-    /// It has broken off and is not open again.
+    /// The stream was open and is lost. The store keeps trying to open it.
     #[non_exhaustive]
     Lost {
         /// For how long now.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
-        /// As of an open one.
+        /// The age of the newest moment up to which the cache has every change.
         #[serde(rename = "lag_seconds", serialize_with = "seconds")]
         lag: Duration,
     },
-    /// MongoDB has no change streams (a standalone server, or any that refuses one), or does not let the
-    /// user open one. The log says which.
+    /// MongoDB has no change streams (it is a standalone server, or refuses them), or the user may not open one.
+    /// The log says which.
     #[non_exhaustive]
     Unavailable {
         /// For how long now.
@@ -106,69 +108,69 @@ pub enum StreamHealth {
     },
 }
 
-/// Until when cached sessions may be served that nobody is known to have changed.
+/// Until when cached sessions may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LeaseHealth {
-    /// It never ends: [`Coherence::SoleWriter`](crate::Coherence::SoleWriter).
+    /// Without an age bound: [`Coherence::SoleWriter`](crate::Coherence::SoleWriter).
     Unbounded,
-    /// For some time yet, without being told of changes again.
+    /// Within `max_staleness` of the last confirmation that the cache has every change.
     #[non_exhaustive]
     Fresh {
         /// For how long.
         #[serde(rename = "left_seconds", serialize_with = "seconds")]
         left: Duration,
     },
-    /// Past `max_staleness`, since MongoDB does not answer: within `outage_grace`.
+    /// Past `max_staleness` and within `outage_grace`, while MongoDB does not answer.
     #[non_exhaustive]
     Grace {
         /// For how long.
         #[serde(rename = "left_seconds", serialize_with = "seconds")]
         left: Duration,
     },
-    /// No longer, but for what was read less than `max_staleness` ago.
+    /// Past it. Only sessions that were read less than `max_staleness` ago are served.
     #[non_exhaustive]
     Expired {
-        /// Since when.
+        /// For how long now.
         #[serde(rename = "for_seconds", serialize_with = "seconds")]
         lasting: Duration,
     },
-    /// Each for `max_staleness` from when it was read: no stream vouches for them all.
+    /// Each session for `max_staleness` after it was read, because there is no change stream.
     PerSession,
 }
 
-/// What the cache holds and may hold.
+/// The size of the cache, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CacheHealth {
-    /// How many sessions are held.
+    /// The number of cached sessions.
     pub entries: u64,
-    /// How much heap they take.
+    /// The heap memory that they take.
     pub bytes: u64,
-    /// How much they may take.
+    /// The heap memory that they may take.
     pub limit_bytes: u64,
-    /// How many they may be, if that is bounded.
+    /// The number of sessions that may be cached. `None` if only the bytes are bounded.
     pub limit_entries: Option<u64>,
 }
 
 impl Health {
-    /// Whether this store can answer for sessions: it is open, and MongoDB answers, or what is cached
-    /// may be served without it. For a readiness probe: no, and requests with a session are errors.
+    /// Whether the store can answer: it is open, and MongoDB answers or cached sessions may be served. Use it for
+    /// a readiness probe.
     ///
-    /// When MongoDB is down for every instance at once, none is serving for long. A load balancer that
-    /// takes out all of them then leaves nobody to say so, so let the pages that need no session work.
+    /// If MongoDB is down, soon no instance is serving. A load balancer that then removes every instance also
+    /// removes the pages that need no session.
     #[must_use]
     pub fn is_serving(&self) -> bool {
         let answers = matches!(self.mongo, MongoHealth::Answers { .. });
-        self.open && (answers || self.lease.is_some_and(LeaseHealth::holds))
+        self.open && (answers || self.lease.is_some_and(LeaseHealth::allows_hits))
     }
 
-    /// Whether anything is not as it should be, whether users see it or not: MongoDB does not answer,
-    /// the stream is not open, or the lease has lapsed. For an alarm, or a page of the operator's.
+    /// Whether something is wrong, even if no user notices it: MongoDB does not answer, the stream is not open, or
+    /// the lease has expired. Use it for an alarm.
     ///
-    /// A stream that is [`Off`](StreamHealth::Off) or [`Unavailable`](StreamHealth::Unavailable) is
-    /// none that could be mended by waiting, and does not count.
+    /// A stream that is [`Off`](StreamHealth::Off) or [`Unavailable`](StreamHealth::Unavailable) does not count,
+    /// because waiting does not change it.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
         let stream =
@@ -179,32 +181,32 @@ impl Health {
         !self.open || !answers || stream || lease
     }
 
-    pub(crate) fn new(open: bool, beat: Beat) -> Self {
-        let mongo = match beat {
+    pub(crate) fn new(open: bool, responsiveness: Responsiveness) -> Self {
+        let mongo = match responsiveness {
             _ if !open => MongoHealth::Closed,
-            Beat::Answers(last_answer) => MongoHealth::Answers { last_answer },
-            Beat::Silent(lasting) => MongoHealth::Unresponsive { lasting },
+            Responsiveness::Answering(last_answer) => MongoHealth::Answers { last_answer },
+            Responsiveness::Unresponsive(lasting) => MongoHealth::Unresponsive { lasting },
         };
         Self { open, mongo, stream: StreamHealth::Off, lease: None, cache: None }
     }
 
-    /// Adds what is known of the cache, and of the stream that it follows.
+    /// Adds the state of the cache and of its change stream.
     pub(crate) fn with_cache(
         self,
         cache: &cache::CacheStats,
         stream: Option<&StreamState>,
     ) -> Self {
-        let held = CacheHealth {
+        let size = CacheHealth {
             entries: cache.entries,
             bytes: cache.bytes,
             limit_bytes: cache.max_bytes,
             limit_entries: cache.max_entries,
         };
         let stream = stream.filter(|_| self.open);
-        let is_told = stream.is_some_and(|stream| stream.phase().0 != Phase::Unavailable);
-        let lease = self.open.then(|| LeaseHealth::of(cache, is_told));
+        let has_stream = stream.is_some_and(|stream| stream.phase().0 != Phase::Unavailable);
+        let lease = self.open.then(|| LeaseHealth::of(cache, has_stream));
         let stream = stream.map_or(StreamHealth::Off, |stream| StreamHealth::of(cache, stream));
-        Self { stream, lease, cache: Some(held), ..self }
+        Self { stream, lease, cache: Some(size), ..self }
     }
 }
 
@@ -223,23 +225,24 @@ impl StreamHealth {
 }
 
 impl LeaseHealth {
-    fn of(cache: &cache::CacheStats, is_told: bool) -> Self {
+    fn of(cache: &cache::CacheStats, has_stream: bool) -> Self {
         let Some(bound) = cache.max_staleness else { return Self::Unbounded };
-        if !is_told || cache.synced_through == Moment::from_nanos(0) {
+        if !has_stream || cache.synced_through == Moment::from_nanos(0) {
             return Self::PerSession;
         }
         let age = cache.now.since(cache.synced_through);
         if let Some(left) = bound.checked_sub(age) {
             return Self::Fresh { left };
         }
-        let graced = cache.grace.and_then(|grace| bound.saturating_add(grace).checked_sub(age));
-        graced.map_or(Self::Expired { lasting: age.saturating_sub(bound) }, |left| Self::Grace {
-            left,
-        })
+        let left = cache.grace.and_then(|grace| bound.saturating_add(grace).checked_sub(age));
+        match left {
+            Some(left) => Self::Grace { left },
+            None => Self::Expired { lasting: age.saturating_sub(bound) },
+        }
     }
 
-    /// Whether what is cached may be served though MongoDB does not answer.
-    fn holds(self) -> bool {
+    /// Whether cached sessions may be served while MongoDB does not answer.
+    fn allows_hits(self) -> bool {
         matches!(self, Self::Unbounded | Self::Fresh { .. } | Self::Grace { .. })
     }
 }

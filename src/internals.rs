@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bson::RawBson;
 
+use crate::availability::Availability;
 use crate::cache::coherence::versions::{Effect, VersionTable};
 use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
 use crate::mongo::codec::{self, DataFormat};
@@ -86,7 +87,9 @@ impl Cache {
             outage_grace: Duration::ZERO,
             compact,
         };
-        let cache = crate::cache::Cache::new(&config, clock.clone(), &Series::default());
+        let availability = Availability::new(clock.clone());
+        let cache =
+            crate::cache::Cache::new(&config, clock.clone(), availability, &Series::default());
         Self { cache, clock }
     }
 

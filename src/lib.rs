@@ -124,6 +124,7 @@
 #![doc = include_str!("limits.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod availability;
 mod backend;
 mod batching;
 mod cache;

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
+use crate::availability::Availability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync;
-use crate::telemetry::spans::Answers;
 
 /// Starts the tasks of a store, and ends them at shutdown. Clones share them.
 #[derive(Clone, Debug)]
@@ -41,11 +41,11 @@ pub(crate) struct Tasks {
     /// Cancelled when the app shuts down the client that it handed in.
     client_closed: CancellationToken,
     timeout: Duration,
-    answers: Arc<Answers>,
+    availability: Availability,
 }
 
 impl Tasks {
-    pub(crate) fn new(runtime: Handle, timeout: Duration) -> Self {
+    pub(crate) fn new(runtime: Handle, timeout: Duration, availability: Availability) -> Self {
         Self {
             runtime,
             running: TaskTracker::new(),
@@ -53,28 +53,33 @@ impl Tasks {
             closed: CancellationToken::new(),
             client_closed: CancellationToken::new(),
             timeout,
-            answers: Arc::default(),
+            availability,
         }
     }
 
     /// Starts `call` in a task and passes its outcome to `end`: its result, a timeout error at the
     /// deadline, or an error if the call panics. `end` runs exactly once, unless the runtime goes away.
+    /// The caller waits at most `time_left`.
     ///
     /// A call that passes its deadline is not dropped at once. It may run for up to twice the timeout, so
     /// that the driver can end its connection and session cleanly. Then `late` runs, since the call may
     /// have changed something after all.
-    pub(crate) fn start<T: Send + 'static>(
+    ///
+    /// The outcome is reported to [`availability`](Self::availability) before `end` gets it.
+    pub(crate) fn start_for<T: Send + 'static>(
         &self,
+        time_left: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
         late: impl FnOnce() + Send + 'static,
     ) {
-        self.start_for(self.timeout, call, end, late);
+        self.start_observed(|_| true, time_left, call, end, late);
     }
 
-    /// As [`start`](Self::start), for a caller that waits at most this long.
-    pub(crate) fn start_for<T: Send + 'static>(
+    /// [`start_for`](Self::start_for), where `is_evidence` decides whether the outcome is reported.
+    fn start_observed<T: Send + 'static>(
         &self,
+        is_evidence: impl FnOnce(&Result<T>) -> bool + Send + 'static,
         time_left: Duration,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) + Send + 'static,
@@ -85,13 +90,16 @@ impl Tasks {
         }
         let timeout = self.timeout;
         let closed = self.closed.clone();
-        let answers = self.answers.clone();
+        let availability = self.availability.clone();
         let task = async move {
+            let started_at = availability.now();
             let mut call = pin!(catch_panic(call));
             let in_time = sync::timeout(time_left, &mut call).await;
             let is_late = in_time.is_err();
             let outcome = in_time.unwrap_or_else(|_| Err(timed_out(timeout)));
-            answers.note(&outcome);
+            if is_evidence(&outcome) {
+                availability.observe_call(started_at, &outcome);
+            }
             end(outcome);
             if !is_late {
                 return;
@@ -107,9 +115,21 @@ impl Tasks {
         self.spawn(task.instrument(Span::current()));
     }
 
-    /// As [`start`](Self::start), and waits for what `end` returns.
+    /// Runs a call as [`start_for`](Self::start_for) the operation timeout, and returns what `end` returns.
     pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
         &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
+    ) -> Result<R> {
+        self.run_observed(|_| true, call, end, late).await
+    }
+
+    /// [`run`](Self::run) for a call that may send nothing. `is_evidence` decides whether the outcome says
+    /// anything about MongoDB.
+    pub(crate) async fn run_observed<T: Send + 'static, R: Send + 'static>(
+        &self,
+        is_evidence: impl FnOnce(&Result<T>) -> bool + Send + 'static,
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
         late: impl FnOnce() + Send + 'static,
@@ -119,7 +139,7 @@ impl Tasks {
             // Fails if the caller has gone. The work is done all the same.
             let _ = reply.send(end(outcome));
         };
-        self.start(call, end, late);
+        self.start_observed(is_evidence, self.timeout, call, end, late);
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
@@ -130,14 +150,28 @@ impl Tasks {
         call: impl Future<Output = Result<T>> + Send + 'static,
         end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        self.run_paged_observed(|_| true, call, end).await
+    }
+
+    /// [`run_paged`](Self::run_paged), where `is_evidence` decides whether the outcome says anything about this
+    /// store's MongoDB.
+    pub(crate) async fn run_paged_observed<T: Send + 'static, R: Send + 'static>(
+        &self,
+        is_evidence: impl FnOnce(&Result<T>) -> bool + Send + 'static,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        end: impl FnOnce(Result<T>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         if let Some(refusal) = self.refusal() {
             return end(Err(refusal));
         }
         let (reply, answer) = oneshot::channel();
-        let answers = self.answers.clone();
+        let availability = self.availability.clone();
         let task = async move {
+            let started_at = availability.now();
             let outcome = catch_panic(call).await;
-            answers.note(&outcome);
+            if is_evidence(&outcome) {
+                availability.observe_call(started_at, &outcome);
+            }
             let _ = reply.send(end(outcome));
         };
         self.spawn(task.instrument(Span::current()));
@@ -193,6 +227,11 @@ impl Tasks {
         self.is_shut_down.load(Ordering::Acquire)
     }
 
+    /// Whether MongoDB answers. Every call reports to it how it has ended.
+    pub(crate) fn availability(&self) -> &Availability {
+        &self.availability
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -244,12 +283,13 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+    use crate::time::Clock;
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_at_its_deadline() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let start = tokio::time::Instant::now();
         let error = tasks.run(pending::<Result<()>>(), |outcome| outcome, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -258,7 +298,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_runs_to_its_end_without_its_caller() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let (go, gate) = oneshot::channel::<()>();
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
@@ -282,7 +322,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_after_shutdown_is_refused() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         assert!(!tasks.clone().is_shut_down());
         tasks.shutdown().await;
         assert!(tasks.is_shut_down() && tasks.is_closed());
@@ -292,7 +332,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_panics_runs_its_end_and_is_an_error() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
         let end = move |outcome| {
@@ -308,7 +348,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_at_its_deadline_or_with_the_store() {
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         assert_eq!(tasks.wait_for(async { 7 }).await.unwrap(), 7);
         let error = tasks.wait_for(pending::<()>()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -321,7 +361,7 @@ mod tests {
     #[test]
     fn a_call_on_a_runtime_that_is_gone_is_an_error() {
         let gone = tokio::runtime::Runtime::new().unwrap();
-        let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
+        let tasks = Tasks::new(gone.handle().clone(), TIMEOUT, Availability::new(Clock::system()));
         drop(gone);
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let outcome = here.block_on(tasks.run(async { Ok(()) }, |outcome| outcome, || ()));

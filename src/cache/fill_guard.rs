@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::cache::coherence::versions::Version;
 use crate::cache::entry::{Entry, Times};
-use crate::cache::outage::Probe;
+use crate::cache::grace::Probe;
 use crate::cache::{Absent, Answer, Cache, NoRoom};
 use crate::error::{ErrorKind, Result};
 use crate::session::Session;
@@ -229,7 +229,6 @@ impl Leader {
 
     pub(crate) fn complete(self, found: Result<Option<Session>>) {
         let cache = self.guard.cache.clone();
-        cache.observe(&found);
         let (answer, fill) = match found {
             Ok(Some(session)) => match self.guard.insert(session) {
                 Some((entry, fill)) => (Ok(Some(entry)), fill),
@@ -264,6 +263,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::availability::Availability;
     use crate::cache::{CacheConfig, Coherence, EvictionPolicy, Lookup};
     use crate::error::Error;
     use crate::session::Data;
@@ -339,7 +339,8 @@ mod tests {
         ];
         let errors = kinds.map(|kind| Error::new(kind, "on purpose"));
         for error in errors.into_iter().chain([rejected, interrupted]) {
-            let cache = Cache::new(&config(), clock.clone(), &Series::default());
+            let availability = Availability::new(clock.clone());
+            let cache = Cache::new(&config(), clock.clone(), availability, &Series::default());
             let key = SessionKey::of(1);
             cache.begin(key).publish(Session { data: Data::new(), expires });
             let (result, _waiter) = watch::channel(None);
@@ -355,7 +356,8 @@ mod tests {
         let recorder = PanickingRecorder::default();
         let clock = Clock::system();
         let cache = metrics::with_local_recorder(&recorder, || {
-            Cache::new(&config(), clock.clone(), &Series::default())
+            let availability = Availability::new(clock.clone());
+            Cache::new(&config(), clock.clone(), availability, &Series::default())
         });
         let expires = WallTime::from_millis(clock.wall().millis() + 60_000);
         let key = SessionKey::of(1);

@@ -19,8 +19,8 @@ mod config;
 mod entry;
 mod expiry_sweeper;
 mod fill_guard;
+mod grace;
 mod idle_fill;
-mod outage;
 mod stats;
 mod wall_clock;
 mod weight;
@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::availability::Availability;
 use crate::cache::capacity::{Capacity, Usage};
 use crate::cache::coherence::lease::Lease;
 pub(crate) use crate::cache::coherence::own_writes::ChangeOrigin;
@@ -39,8 +40,8 @@ pub(crate) use crate::cache::config::CacheConfig;
 pub use crate::cache::config::{Coherence, EvictionPolicy};
 pub(crate) use crate::cache::entry::Entry;
 pub(crate) use crate::cache::fill_guard::{FillGuard, Leader};
+use crate::cache::grace::OutageGrace;
 pub(crate) use crate::cache::idle_fill::{IdleFill, NoRoom};
-use crate::cache::outage::{Outage, State};
 pub(crate) use crate::cache::stats::CacheStats;
 use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
@@ -75,7 +76,8 @@ struct Shared {
     /// How many calls of `clear` are in progress. An atomic, since it is not changed together with
     /// anything else.
     clears: AtomicU64,
-    outage: Outage,
+    availability: Availability,
+    grace: OutageGrace,
     compact: bool,
     clock: Clock,
     wall: WallClock,
@@ -107,11 +109,16 @@ type Answer = Option<Result<Option<Entry>>>;
 type Waiter = watch::Receiver<Answer>;
 
 impl Cache {
-    pub(crate) fn new(config: &CacheConfig, clock: Clock, series: &Series) -> Self {
+    pub(crate) fn new(
+        config: &CacheConfig,
+        clock: Clock,
+        availability: Availability,
+        series: &Series,
+    ) -> Self {
         let metrics = CacheMetrics::new(series);
         let has_bound = config.coherence != Coherence::SoleWriter;
         let new_lease = || Lease::new(has_bound.then_some(config.max_staleness));
-        metrics.max_staleness(new_lease().bound());
+        metrics.set_max_staleness(new_lease().bound());
         let capacity = Capacity::of(config);
         let usage = Usage::new(&metrics, config);
         let policy = match config.policy {
@@ -147,7 +154,8 @@ impl Cache {
             lease: new_lease(),
             read_lease: new_lease(),
             clears: AtomicU64::new(0),
-            outage: Outage::new(config.outage_grace),
+            grace: OutageGrace::new(config.outage_grace, availability.clone()),
+            availability,
             compact: config.compact,
             clock,
             wall: WallClock::default(),
@@ -193,7 +201,7 @@ impl Cache {
             if lease.permits(times.read_at, now) {
                 return Lookup::Hit(entry);
             }
-            let grace = shared.outage.grace();
+            let grace = shared.grace.current();
             if grace.is_some_and(|grace| lease.permits_with_grace(grace, times.read_at, now)) {
                 return Lookup::Grace(entry);
             }
@@ -266,7 +274,7 @@ impl Cache {
     /// Starts a read of `key` in an outage, to find out whether the database answers again. Does
     /// nothing while another such read is in progress.
     pub(crate) fn probe(&self, key: SessionKey, read: impl FnOnce(Leader)) {
-        let Some(probe) = self.0.outage.probe() else { return };
+        let Some(probe) = self.0.grace.begin_probe() else { return };
         if let Flight::Lead(leader, _) = self.join_or_lead(key, true, &mut false) {
             read(leader.with_probe(probe));
         }
@@ -392,17 +400,9 @@ impl Cache {
         self.0.metrics.count_invalidation(cause);
     }
 
-    /// Records whether the database answers, by the outcome of a call. A call that was not sent shows
-    /// nothing.
-    pub(crate) fn observe<T>(&self, outcome: &Result<T>) {
-        if let Some(state) = State::after(outcome.as_ref().err()) {
-            self.0.outage.note(state);
-        }
-    }
-
-    /// Records that the primary has answered `hello`.
-    pub(crate) fn observe_hello(&self) {
-        self.0.outage.answers_hello();
+    /// Whether MongoDB answers, which decides about the grace.
+    pub(crate) fn availability(&self) -> &Availability {
+        &self.0.availability
     }
 
     /// Empties the cache and makes all versions outdated. The store can still be used.

@@ -29,7 +29,7 @@ impl Cache {
             now: shared.clock.now(),
             max_staleness: shared.lease.bound(),
             synced_through: shared.lease.synced_through(),
-            grace: shared.outage.grace(),
+            grace: shared.grace.current(),
             entries,
             bytes,
             max_bytes,

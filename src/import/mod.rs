@@ -194,7 +194,11 @@ impl Import {
             on_progress: self.on_progress,
             progress: Progress::default(),
         };
-        let run = Box::pin(tasks.run_paged(run.run(cancelled), |outcome| outcome));
+        // An error may come from the source, which may be another MongoDB. The commands to the store's own MongoDB
+        // are observed one by one.
+        let is_evidence = |_: &Result<Progress>| false;
+        let run = tasks.run_paged_observed(is_evidence, run.run(cancelled), |outcome| outcome);
+        let run = Box::pin(run);
         spans::verb!("session_store.import", run)
     }
 }

@@ -1,4 +1,4 @@
-//! The fences of a stream: answered, and not passed yet.
+//! `Checkpoints`: the checkpoints that the change stream has not confirmed yet.
 
 use std::collections::VecDeque;
 
@@ -6,74 +6,90 @@ use crate::invalidation::source::{PrimaryTime, ServerId, ServerTime};
 use crate::sync::{Mutex, lock};
 use crate::time::Moment;
 
-/// More fences than can wait within any sensible bound.
+/// The largest number of checkpoints that are kept. No sensible staleness bound lets as many as this wait.
 const MAX_PENDING: usize = 1_024;
 
-/// The fences that have not been passed.
+/// The checkpoints of one open stream that are not confirmed.
+///
+/// A lock, because one loop of the listener adds them while another one confirms them.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoints(Mutex<Pending>);
 
 #[derive(Debug, Default)]
 struct Pending {
     checkpoints: VecDeque<Checkpoint>,
+    /// The number of the batch that was requested last.
     last_batch: u64,
-    /// The local time of the first fence that has not been passed, were it one that is not kept.
+    /// The local time of the oldest checkpoint that is not confirmed. It may have been dropped from
+    /// `checkpoints`.
     since: Option<Moment>,
 }
 
 #[derive(Debug)]
 struct Checkpoint {
-    /// The local time before the database was asked.
+    /// The local time before the primary was asked.
     at: Moment,
-    /// What it answered.
     answer: PrimaryTime,
-    /// The batch that was asked for last when the answer came.
-    asked: u64,
+    /// The batch that had been requested last when the primary answered.
+    requested_batch: u64,
+}
+
+impl Checkpoint {
+    /// Whether a batch shows that every change up to this checkpoint was applied. See
+    /// [`confirm`](Checkpoints::confirm).
+    fn is_confirmed(
+        &self,
+        reached: Option<ServerTime>,
+        complete_on: Option<&ServerId>,
+        batch: u64,
+    ) -> bool {
+        if reached.is_some_and(|reached| self.answer.time < reached) {
+            return true;
+        }
+        // A member that is no longer the primary may not have what the new primary has answered with.
+        let is_visible = complete_on.is_some() && self.answer.visible_on.as_ref() == complete_on;
+        let was_answered_before = self.requested_batch < batch;
+        is_visible && was_answered_before
+    }
 }
 
 impl Checkpoints {
-    /// The number of a batch that is about to be asked for.
+    /// The number of a batch that is about to be requested.
     pub(crate) fn begin_batch(&self) -> u64 {
-        let mut waiting = lock(&self.0);
-        waiting.last_batch += 1;
-        waiting.last_batch
+        let mut pending = lock(&self.0);
+        pending.last_batch += 1;
+        pending.last_batch
     }
 
     pub(crate) fn add(&self, at: Moment, answer: PrimaryTime) {
-        let mut waiting = lock(&self.0);
-        let asked = waiting.last_batch;
-        waiting.since.get_or_insert(at);
-        if waiting.checkpoints.len() == MAX_PENDING {
-            waiting.checkpoints.pop_front();
+        let mut pending = lock(&self.0);
+        let requested_batch = pending.last_batch;
+        pending.since.get_or_insert(at);
+        if pending.checkpoints.len() == MAX_PENDING {
+            pending.checkpoints.pop_front();
         }
-        waiting.checkpoints.push_back(Checkpoint { at, answer, asked });
+        pending.checkpoints.push_back(Checkpoint { at, answer, requested_batch });
     }
 
-    /// The local time of the latest fence that the batch of this number has passed. Every change before
-    /// `reached` has been taken, and every one that the member `complete_on` could see when the batch was
-    /// asked for.
+    /// Removes the checkpoints that this batch confirms, and returns the local time of the latest one.
+    ///
+    /// The batch shows that the cache has every change before `reached`, and every change that the member
+    /// `complete_on` could see when the batch was requested.
     pub(crate) fn confirm(
         &self,
         reached: Option<ServerTime>,
         complete_on: Option<&ServerId>,
-        number: u64,
+        batch: u64,
     ) -> Option<Moment> {
-        let mut waiting = lock(&self.0);
-        let passed = |fence: &Checkpoint| {
-            let lies_behind = reached.is_some_and(|reached| fence.answer.time < reached);
-            // A member that is primary no more may not have what the new primary has answered with.
-            let is_visible =
-                complete_on.is_some() && fence.answer.visible_on.as_ref() == complete_on;
-            let was_answered_before = fence.asked < number;
-            lies_behind || (is_visible && was_answered_before)
-        };
-        let last = waiting.checkpoints.iter().rposition(passed)?;
-        let at = waiting.checkpoints.drain(..=last).map(|fence| fence.at).next_back();
-        waiting.since = waiting.checkpoints.front().map(|fence| fence.at);
+        let mut pending = lock(&self.0);
+        let is_confirmed = |it: &Checkpoint| it.is_confirmed(reached, complete_on, batch);
+        let last = pending.checkpoints.iter().rposition(is_confirmed)?;
+        let at = pending.checkpoints.drain(..=last).map(|it| it.at).next_back();
+        pending.since = pending.checkpoints.front().map(|it| it.at);
         at
     }
 
-    /// Since when fences have been answered, and none of them passed.
+    /// Since when checkpoints have been answered without being confirmed.
     pub(crate) fn pending_since(&self) -> Option<Moment> {
         lock(&self.0).since
     }
@@ -96,60 +112,56 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_is_passed_by_what_lies_strictly_behind_it() {
-        let fences = Checkpoints::default();
-        let passed = |reached: Option<u64>| fences.confirm(reached.map(ServerTime), None, 1);
-        fences.add(at(1), answer(10));
-        fences.add(at(2), answer(20));
-        assert_eq!(passed(Some(10)), None, "more may come of that time");
-        assert_eq!(passed(Some(11)), Some(at(1)));
-        assert_eq!(passed(Some(11)), None);
-        assert_eq!(passed(None), None);
-        assert_eq!(passed(Some(21)), Some(at(2)));
+    fn a_checkpoint_is_confirmed_by_a_later_time_and_not_by_its_own() {
+        let checkpoints = Checkpoints::default();
+        let confirm = |reached: Option<u64>| checkpoints.confirm(reached.map(ServerTime), None, 1);
+        checkpoints.add(at(1), answer(10));
+        checkpoints.add(at(2), answer(20));
+        assert_eq!(confirm(Some(10)), None, "more changes of that time may follow");
+        assert_eq!(confirm(Some(11)), Some(at(1)));
+        assert_eq!(confirm(Some(11)), None);
+        assert_eq!(confirm(None), None);
+        assert_eq!(confirm(Some(21)), Some(at(2)));
     }
 
     #[test]
-    fn a_complete_batch_passes_only_fences_that_were_answered_before_it_was_asked_for() {
-        let fences = Checkpoints::default();
+    fn a_complete_batch_confirms_only_checkpoints_that_were_answered_before_its_request() {
+        let checkpoints = Checkpoints::default();
         let one = server("one");
-        let first = fences.begin_batch();
-        fences.add(at(1), answer(10));
-        let passed = |number| fences.confirm(None, Some(&one), number);
-        assert_eq!(passed(first), None, "under way when the fence was answered");
-        let second = fences.begin_batch();
-        fences.add(at(2), answer(10));
-        assert_eq!(passed(second), Some(at(1)));
-        assert_eq!(passed(fences.begin_batch()), Some(at(2)));
+        let first = checkpoints.begin_batch();
+        checkpoints.add(at(1), answer(10));
+        let confirm = |number| checkpoints.confirm(None, Some(&one), number);
+        assert_eq!(confirm(first), None, "requested before the checkpoint was answered");
+        let second = checkpoints.begin_batch();
+        checkpoints.add(at(2), answer(10));
+        assert_eq!(confirm(second), Some(at(1)));
+        assert_eq!(confirm(checkpoints.begin_batch()), Some(at(2)));
     }
 
     #[test]
-    fn a_complete_batch_passes_only_fences_whose_changes_its_member_can_see() {
-        let fences = Checkpoints::default();
+    fn a_complete_batch_confirms_only_checkpoints_whose_changes_its_member_can_see() {
+        let checkpoints = Checkpoints::default();
         let one = server("one");
         let other = server("other");
-        fences.add(at(1), answer(10));
-        let number = fences.begin_batch();
-        assert_eq!(
-            fences.confirm(None, Some(&other), number),
-            None,
-            "a primary that is one no more"
-        );
-        assert_eq!(fences.confirm(None, None, number), None);
-        assert_eq!(fences.confirm(None, Some(&one), number), Some(at(1)));
-        fences.add(at(2), PrimaryTime { visible_on: None, ..answer(10) });
-        let number = fences.begin_batch();
+        checkpoints.add(at(1), answer(10));
+        let number = checkpoints.begin_batch();
+        assert_eq!(checkpoints.confirm(None, Some(&other), number), None, "a former primary");
+        assert_eq!(checkpoints.confirm(None, None, number), None);
+        assert_eq!(checkpoints.confirm(None, Some(&one), number), Some(at(1)));
+        checkpoints.add(at(2), PrimaryTime { visible_on: None, ..answer(10) });
+        let number = checkpoints.begin_batch();
         for member in [Some(&one), Some(&other), None] {
-            assert_eq!(fences.confirm(None, member, number), None, "not a majority's yet");
+            assert_eq!(checkpoints.confirm(None, member, number), None, "no majority has it yet");
         }
-        assert_eq!(fences.confirm(Some(ServerTime(11)), None, number), Some(at(2)));
+        assert_eq!(checkpoints.confirm(Some(ServerTime(11)), None, number), Some(at(2)));
     }
 
     #[test]
-    fn fences_do_not_pile_up() {
-        let fences = Checkpoints::default();
+    fn the_number_of_pending_checkpoints_is_bounded() {
+        let checkpoints = Checkpoints::default();
         for _ in 0..2 * MAX_PENDING {
-            fences.add(at(1), answer(1));
+            checkpoints.add(at(1), answer(1));
         }
-        assert_eq!(lock(&fences.0).checkpoints.len(), MAX_PENDING);
+        assert_eq!(lock(&checkpoints.0).checkpoints.len(), MAX_PENDING);
     }
 }

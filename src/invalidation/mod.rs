@@ -1,11 +1,12 @@
-//! Follows the changes that the database reports, so that the cache hears of them: opens the
-//! stream, resumes it, begins anew after a gap, and keeps the lease by fences.
+//! `InvalidationListener`: keeps one cache true. It opens the change stream, applies each change to the cache,
+//! resumes the stream after a failure, empties the cache after a gap, and renews the lease.
 //!
-//! A *fence* tells up to when the cache has heard everything, and compares no two clocks: the local
-//! time is noted, the database is asked for its own time, and once every change up to that has been
-//! handed over, the lease is good as of the local time that was noted.
+//! The lease is renewed by *checkpoints*, without a comparison of two clocks. The listener notes the local time
+//! and asks the primary for its time. Once every change up to the primary's time has been applied, the cache is
+//! true as of the local time that was noted.
 
 mod checkpoints;
+pub(crate) mod reconnect;
 pub(crate) mod source;
 pub(crate) mod watermark;
 
@@ -13,53 +14,47 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::error::{Error, Result as Outcome};
 use crate::invalidation::checkpoints::Checkpoints;
-use crate::invalidation::source::{Batch, ChangeSource, Fault, SourceCall};
+use crate::invalidation::reconnect::{
+    NextStep, Reconnect, UNSUPPORTED_RETRY, backoff, judge_slow_open,
+};
+use crate::invalidation::source::{Batch, ChangeSource, Fault, PrimaryTime, SourceCall};
 use crate::runtime::Tasks;
 use crate::telemetry::metrics::{Gap, Invalidation, StreamMetrics};
 use crate::time::Clock;
 
-/// How long an empty answer of the stream takes at most, and how often a fence is asked for.
+/// How long the server waits at most before it sends an empty batch, and the pause between two checkpoints.
 pub(crate) fn poll_interval(max_staleness: Duration) -> Duration {
     (max_staleness / 10).clamp(Duration::from_millis(10), Duration::from_millis(500))
 }
 
-/// The first pause after a failure, and the longest; each is twice the one before, less a part by
-/// chance, so that the instances of an app do not all come back at once.
-const MIN_BACKOFF: Duration = Duration::from_millis(25);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// How often a server without change streams is asked whether it has them by now.
-pub(crate) const UNSUPPORTED_RETRY: Duration = Duration::from_secs(60);
-/// How often in a row a server may refuse a position, or not answer in time to it alone, before it is
-/// given up; and how often it may refuse a stream without a position, or one that brings nothing, before
-/// it counts as a server that has no change streams. Three attempts take less than 0.1 s beside their round trips, so `build` waits
-/// no longer than that. One attempt is too few: errors that pass have codes of their own, but a proxy, or
-/// a server that is just starting, may answer once with another one. A mistake costs little: each session
-/// keeps its own bound until the server is asked again after [`UNSUPPORTED_RETRY`].
-pub(crate) const MAX_REFUSALS: u32 = 3;
-/// After so many failures in a row, about three seconds if each comes at once, a stream counts as lost,
-/// of which an operator must hear.
+/// The number of failures in a row after which an operator is warned that the stream is lost: about three
+/// seconds, if each attempt fails at once.
 const FAILURES_BEFORE_WARNING: u32 = 8;
-/// How long fences may be answered and not passed before the stream is resumed, which goes to the
-/// primary: this one may hang on a member that is one no more. Twice the timeout, and no sooner than
-/// this: on an idle sharded cluster the stream is as late as the shards' no-op entries, 10 s as a rule.
-/// Where there are none, to resume now and then costs little and loses nothing. In no hurry either:
-/// what is behind renews no lease, so nothing is served past its bound meanwhile.
+
+/// How long checkpoints may be answered without being confirmed before the stream is resumed: this time, or twice
+/// the operation timeout if that is longer. A resume goes to the primary, and the stream may hang on a member
+/// that is no longer the primary.
+///
+/// It is long because on an idle sharded cluster the stream is as late as the shards' no-op entries, usually
+/// 10 s. There is no hurry: a stream that is behind renews no lease, so nothing is served past its bound. An
+/// unneeded resume costs little and loses nothing.
 const MAX_CHECKPOINT_AGE: Duration = Duration::from_secs(30);
-/// The pause before the next question after a batch of nothing but this store's own writes: the next batch
-/// then carries more. Without it, an instance that writes much would get a reply for each of its writes.
+
+/// The pause before the next batch is requested, after a batch that contained only this store's own writes: the
+/// next batch then carries more. Without it, an instance that writes much would get a reply for each write.
 const OWN_WRITES_DEBOUNCE: Duration = Duration::from_millis(5);
-/// How many times the pace a fence may take to be answered: half of `max_staleness`, if that is no
-/// more than five seconds. A lost question must not cost the lease that the next one would renew.
+
+/// How long a checkpoint request may take, in poll intervals. Five intervals are half of `max_staleness`, if that
+/// is at most five seconds: a lost request must not cost the lease that the next one would renew.
 const CHECKPOINT_TIMEOUT_INTERVALS: u32 = 5;
 
-/// What keeps one cache true.
+/// Keeps one cache true.
 #[derive(Debug)]
 pub(crate) struct InvalidationListener<C> {
     pub(crate) source: C,
@@ -72,10 +67,55 @@ pub(crate) struct InvalidationListener<C> {
     pub(crate) rng: fastrand::Rng,
 }
 
+/// What the listener remembers between two streams.
+struct Progress<P> {
+    /// Where the next stream begins. `None`: now, since nothing before can be delivered.
+    position: Option<P>,
+    listening: Listening,
+    reconnect: Reconnect,
+    /// Whether the log says that the stream is lost.
+    is_loss_logged: bool,
+    /// Whether the log says that the server has no change streams.
+    is_unsupported_logged: bool,
+    /// Notifies `build` that the listener has started. `None` after that.
+    opened: Option<oneshot::Sender<Outcome<()>>>,
+}
+
+/// Whether the cache relies on the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listening {
+    /// No stream has been open.
+    NotYet,
+    /// A stream has been open, and the cache was not emptied for the lack of one since.
+    Active,
+    /// The cache was emptied, and no stream has been open since.
+    Stopped,
+}
+
+impl<P> Progress<P> {
+    fn notify_opened(&mut self, result: Outcome<()>) {
+        if let Some(opened) = self.opened.take() {
+            // `build` may have given up waiting.
+            let _ = opened.send(result);
+        }
+    }
+
+    /// The stream has delivered a batch after it was opened.
+    fn record_batch(&mut self) {
+        if self.is_loss_logged || self.is_unsupported_logged {
+            tracing::warn!("change stream recovered");
+        }
+        self.is_loss_logged = false;
+        self.is_unsupported_logged = false;
+        self.reconnect.reset();
+    }
+}
+
 impl<C: ChangeSource> InvalidationListener<C> {
-    /// Starts to follow in a task that ends when `ends` is cancelled. The answer comes when the
-    /// cache is followed for the first time, or it is known that it cannot be; an error if the store
-    /// is of no use.
+    /// Starts the listener in a task that ends when `ends` is cancelled.
+    ///
+    /// The receiver gets `Ok` when the stream is open for the first time, or when it is known that the server
+    /// has no change streams. It gets an error if the client was shut down.
     pub(crate) fn start(
         self,
         tasks: &Tasks,
@@ -83,7 +123,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
     ) -> oneshot::Receiver<Outcome<()>> {
         let (opened, is_opened) = oneshot::channel();
         tasks.spawn(async move {
-            let _says_if = PanicLogger;
+            let _panic_logger = PanicLogger;
             tokio::select! {
                 biased;
                 () = ends.cancelled() => {}
@@ -95,235 +135,172 @@ impl<C: ChangeSource> InvalidationListener<C> {
     }
 
     async fn run(&self, opened: oneshot::Sender<Outcome<()>>) -> Infallible {
-        let mut opened = Some(opened);
-        let mut position = None;
-        let mut listens = false;
-        let mut is_first = true;
-        let mut chance = self.rng.clone();
-        let mut failed = FailureCounts::default();
+        let mut progress = Progress {
+            position: None,
+            listening: Listening::NotYet,
+            reconnect: Reconnect::new(self.rng.clone()),
+            is_loss_logged: false,
+            is_unsupported_logged: false,
+            opened: Some(opened),
+        };
         loop {
-            let resumes = position.is_some();
-            let fault = match self.with_timeout(self.source.open(position.clone())).await {
-                Ok(Ok((stream, first))) => {
-                    self.on_open(resumes, is_first);
-                    listens = true;
-                    is_first = false;
-                    opened.take().map(|opened| opened.send(Ok(())));
-                    let fault = self.listen(stream, first, &mut position, &mut failed).await;
-                    self.metrics.closed();
-                    fault
+            let fault = self.open_and_listen(&mut progress).await;
+            let has_position = progress.position.is_some();
+            match progress.reconnect.record(&fault, has_position) {
+                NextStep::Resume => log_fault(&fault, &progress.reconnect),
+                NextStep::Restart(gap) => self.record_gap(gap, &mut progress),
+                NextStep::Unsupported(why) => {
+                    self.record_unsupported(&why, &mut progress);
+                    sleep(UNSUPPORTED_RETRY).await;
+                    self.metrics.retries.increment(1);
+                    continue;
                 }
-                Ok(Err(fault)) => fault,
-                Err(_) => {
-                    // If the server answers other questions, it has more of its history to walk
-                    // through than there is patience for.
-                    let answers =
-                        matches!(self.with_timeout(self.source.primary_time()).await, Ok(Ok(_)));
-                    if answers {
-                        self.cache.observe_hello();
-                    }
-                    if answers { Fault::TooSlow } else { Fault::Passing }
+                NextStep::Stop => {
+                    self.metrics.unavailable();
+                    let error = Error::client_closed();
+                    tracing::warn!(%error, "change stream ended, and is not opened again");
+                    progress.notify_opened(Err(error));
+                    return std::future::pending().await;
                 }
-            };
-            if fault == Fault::Closed {
-                self.metrics.unavailable();
-                let error = Error::client_closed();
-                tracing::warn!(%error, "the change stream has ended for good");
-                opened.take().map(|opened| opened.send(Err(error)));
-                return std::future::pending().await;
             }
-            failed.record(&fault);
-            let no_streams = self.handle_fault(fault, &mut position, &mut listens, &mut failed);
-            let Some(why) = no_streams else {
-                if failed.consecutive == FAILURES_BEFORE_WARNING {
-                    failed.lost_logged = true;
-                    tracing::warn!(
-                        "the stream of changes is lost and cannot be opened: until it is, sessions \
-                         are asked for anew past max_staleness. It is tried again and again"
-                    );
-                }
-                sleep(backoff(failed.consecutive, &mut chance)).await;
-                self.metrics.retries.increment(1);
-                continue;
-            };
-            position = None;
-            self.metrics.unavailable();
-            self.stop_listening(&mut listens);
-            if !std::mem::replace(&mut failed.unavailable_logged, true) {
+            if progress.reconnect.consecutive() == FAILURES_BEFORE_WARNING {
+                progress.is_loss_logged = true;
                 tracing::warn!(
-                    "the cache is not told of changes by other instances: {why}. It asks MongoDB \
-                     anew for each session that it read longer than max_staleness ago"
+                    "change stream lost; retrying. Until it recovers, sessions are re-read once they \
+                     are older than max_staleness"
                 );
             }
-            opened.take().map(|opened| opened.send(Ok(())));
-            sleep(UNSUPPORTED_RETRY).await;
+            progress.reconnect.wait().await;
             self.metrics.retries.increment(1);
         }
     }
 
-    /// Takes the consequences of a fault. Answers with why the server has no change streams, if that is what
-    /// it says.
-    fn handle_fault(
-        &self,
-        fault: Fault,
-        position: &mut Option<C::Position>,
-        listens: &mut bool,
-        failed: &mut FailureCounts,
-    ) -> Option<String> {
-        match fault {
-            Fault::Passing | Fault::Overloaded | Fault::TooSlow if failed.consecutive == 1 => {
-                tracing::info!(
-                    overloaded = fault == Fault::Overloaded,
-                    "the stream of changes broke off; until it is resumed, sessions are asked \
-                     for anew past max_staleness"
-                );
-                None
+    /// Opens the stream and applies its changes, until it breaks off.
+    async fn open_and_listen(&self, progress: &mut Progress<C::Position>) -> Fault {
+        let position = progress.position.clone();
+        let is_resumed = position.is_some();
+        match self.with_timeout(self.source.open(position)).await {
+            Some(Ok((stream, first))) => {
+                self.on_open(is_resumed, progress.listening == Listening::NotYet);
+                progress.listening = Listening::Active;
+                progress.notify_opened(Ok(()));
+                let fault = self.listen(stream, first, progress).await;
+                self.metrics.closed();
+                fault
             }
-            // `run` has ended with the last one.
-            Fault::Passing | Fault::Overloaded | Fault::Closed => None,
-            Fault::TooSlow => {
-                if position.is_some() && failed.too_slow >= MAX_REFUSALS {
-                    *position = None;
-                    failed.too_slow = 0;
-                    self.record_gap(Gap::Refused);
+            Some(Err(fault)) => fault,
+            None => {
+                let answer = self.with_timeout(self.source.primary_time()).await;
+                let answers_hello = matches!(answer, Some(Ok(PrimaryTime { .. })));
+                if answers_hello {
+                    self.cache.availability().observe_answer();
                 }
-                None
+                judge_slow_open(answers_hello)
             }
-            Fault::Refused(refusal) => match failed.record_refusal(position.is_some()) {
-                RefusalAction::Retry => {
-                    if failed.refusals == 1 && failed.fruitless == 0 {
-                        tracing::warn!(
-                            code = refusal.code,
-                            name = refusal.name,
-                            "MongoDB answers the change stream with an error; it is retried"
-                        );
-                    }
-                    None
-                }
-                RefusalAction::GiveUpPosition => {
-                    *position = None;
-                    self.record_gap(Gap::Refused);
-                    None
-                }
-                RefusalAction::NoStreams => Some(refusal.reason()),
-            },
-            Fault::Lost => {
-                *position = None;
-                self.record_gap(Gap::HistoryLost);
-                None
-            }
-            Fault::Ended => {
-                *position = None;
-                self.record_gap(Gap::CollectionGone);
-                self.stop_listening(listens);
-                None
-            }
-            Fault::Unsupported(why) => Some(why.to_owned()),
         }
     }
 
-    /// Hands what the stream brings to the cache, until it breaks off.
+    /// Applies what the stream delivers, and requests checkpoints, until the stream breaks off.
     async fn listen(
         &self,
         stream: C::Stream,
         first: Batch<C::Position>,
-        position: &mut Option<C::Position>,
-        failed: &mut FailureCounts,
+        progress: &mut Progress<C::Position>,
     ) -> Fault {
-        let fences = Checkpoints::default();
+        let checkpoints = Checkpoints::default();
         let reads = async {
-            let (mut stream, mut batch, mut number) = (stream, first, 0);
+            let mut stream = stream;
+            let mut batch = first;
+            let mut number = 0;
             loop {
-                match self.apply_batch(&batch, number, &fences, position) {
-                    Ok(news) if !news && !batch.changes.is_empty() => {
-                        sleep(OWN_WRITES_DEBOUNCE).await
-                    }
-                    Ok(_) => {}
+                match self.apply_batch(&batch, number, &checkpoints, &mut progress.position) {
+                    Ok(BatchContent::OwnWritesOnly) => sleep(OWN_WRITES_DEBOUNCE).await,
+                    Ok(BatchContent::Other) => {}
                     Err(fault) => return fault,
                 }
-                number = fences.begin_batch();
-                let more = self.with_timeout(self.source.next_batch(stream));
-                match more.await {
-                    Ok(Ok(next)) => (stream, batch) = next,
-                    Ok(Err(fault)) => return fault,
-                    Err(_) => return Fault::Passing,
+                number = checkpoints.begin_batch();
+                match self.with_timeout(self.source.next_batch(stream)).await {
+                    Some(Ok(next)) => (stream, batch) = next,
+                    Some(Err(fault)) => return fault,
+                    None => return Fault::Passing,
                 }
-                if failed.lost_logged || failed.unavailable_logged {
-                    tracing::warn!("the stream of changes is open again");
-                }
-                *failed = FailureCounts::default();
+                progress.record_batch();
             }
         };
-        // Fences first: a stream that never pauses must not keep them from being asked for.
+        // `biased`, with the checkpoints first: a stream that never pauses must not keep them from being
+        // requested.
         tokio::select! {
             biased;
-            never = self.request_checkpoints(&fences) => match never {},
+            never = self.request_checkpoints(&checkpoints) => match never {},
             fault = reads => fault,
         }
     }
 
-    /// Whether anything in a batch was news.
+    /// Applies the changes of a batch, and renews the lease if the batch confirms a checkpoint.
     fn apply_batch(
         &self,
         batch: &Batch<C::Position>,
         number: u64,
-        fences: &Checkpoints,
+        checkpoints: &Checkpoints,
         position: &mut Option<C::Position>,
-    ) -> Result<bool, Fault> {
-        let mut any_news = false;
+    ) -> Result<BatchContent, Fault> {
+        let mut own_writes_only = true;
         for change in &batch.changes {
-            let report = self.cache.apply_change(change);
-            any_news |= report.has_invalidated();
-            self.metrics.event(report.is_own());
+            let origin = self.cache.apply_change(change);
+            own_writes_only &= !origin.has_invalidated();
+            self.metrics.event(origin.is_own());
         }
         if batch.ended {
             return Err(Fault::Ended);
         }
-        // Only now: a change that was not taken must be handed over again.
+        // Only after the changes: one that was not applied must be delivered again.
         if batch.position.is_some() {
             position.clone_from(&batch.position);
         }
-        if let Some(at) = fences.confirm(batch.reached, batch.complete_on.as_ref(), number) {
+        let confirmed = checkpoints.confirm(batch.reached, batch.complete_on.as_ref(), number);
+        if let Some(at) = confirmed {
             self.cache.renew(at);
         }
-        let most = self.timeout.saturating_mul(2).max(MAX_CHECKPOINT_AGE);
-        let behind = fences.pending_since().map(|since| self.clock.now().since(since));
-        if behind.is_some_and(|behind| behind > most) {
+        let max_age = self.timeout.saturating_mul(2).max(MAX_CHECKPOINT_AGE);
+        let age = checkpoints.pending_since().map(|since| self.clock.now().since(since));
+        if age.is_some_and(|age| age > max_age) {
             return Err(Fault::Passing);
         }
-        Ok(any_news)
+        if own_writes_only && !batch.changes.is_empty() {
+            return Ok(BatchContent::OwnWritesOnly);
+        }
+        Ok(BatchContent::Other)
     }
 
-    async fn request_checkpoints(&self, fences: &Checkpoints) -> Infallible {
-        let mut chance = self.rng.clone();
-        let mut overloaded = 0;
+    async fn request_checkpoints(&self, checkpoints: &Checkpoints) -> Infallible {
+        let mut rng = self.rng.clone();
+        let mut overloads = 0;
         loop {
-            let at = self.clock.now();
-            let patience =
-                self.timeout.min(self.poll_interval.saturating_mul(CHECKPOINT_TIMEOUT_INTERVALS));
-            let answer = timeout(patience, self.source.primary_time()).await;
-            overloaded =
-                if matches!(answer, Ok(Err(Fault::Overloaded))) { overloaded + 1 } else { 0 };
-            if let Ok(Ok(answer)) = answer {
-                fences.add(at, answer);
-                // Not what the stream brings: a deposed primary goes on feeding it.
-                self.cache.observe_hello();
+            let began = self.clock.now();
+            let longest = self.poll_interval.saturating_mul(CHECKPOINT_TIMEOUT_INTERVALS);
+            let limit = self.timeout.min(longest);
+            let answer = self.with_limit(limit, self.source.primary_time()).await;
+            let is_overloaded = matches!(answer, Some(Err(Fault::Overloaded)));
+            overloads = if is_overloaded { overloads + 1 } else { 0 };
+            if let Some(Ok(answer)) = answer {
+                checkpoints.add(began, answer);
+                self.cache.availability().observe_answer();
             }
-            // Each instance asks as often as this, and an overloaded server must not be asked so often.
-            let backs_off = (overloaded > 0).then(|| backoff(overloaded, &mut chance));
-            sleep(self.poll_interval.max(backs_off.unwrap_or_default())).await;
+            // Every instance requests this often, which would burden an overloaded server.
+            let pause = if is_overloaded { backoff(overloads, &mut rng) } else { Duration::ZERO };
+            sleep(self.poll_interval.max(pause)).await;
         }
     }
 
-    /// The stream is open. All is heard from here on; what was cached before may have changed
-    /// meanwhile, unless the stream goes on from where the last one ended.
-    fn on_open(&self, resumes: bool, is_first: bool) {
-        if resumes {
-            tracing::info!("the stream of changes goes on where it was");
+    /// The stream is open and reports every change from now on. Unless it was resumed, the cached entries may
+    /// have changed before it was opened.
+    fn on_open(&self, is_resumed: bool, is_first: bool) {
+        if is_resumed {
+            tracing::info!("change stream resumed where it broke off");
             self.metrics.resumes.increment(1);
         } else {
             self.cache.reset(true);
-            // At the start it is empty, or as good as that: no gap that anybody should look into.
+            // At the start the cache is all but empty: not a gap that an operator should look into.
             if !is_first {
                 self.cache.count_invalidation(Invalidation::Gap);
             }
@@ -331,116 +308,118 @@ impl<C: ChangeSource> InvalidationListener<C> {
         self.metrics.opened();
     }
 
-    /// Empties the cache, unless nobody listened anyway.
-    fn stop_listening(&self, listens: &mut bool) {
-        if std::mem::take(listens) {
+    fn record_gap(&self, gap: Gap, progress: &mut Progress<C::Position>) {
+        progress.position = None;
+        self.metrics.gap(gap);
+        tracing::warn!(
+            "change stream has a gap ({}): the cache is emptied when the stream is open again",
+            gap.name()
+        );
+        // The sessions themselves are gone, so what is cached must not be served until then.
+        if gap == Gap::CollectionGone {
+            self.stop_listening(progress);
+        }
+    }
+
+    fn record_unsupported(&self, why: &str, progress: &mut Progress<C::Position>) {
+        progress.position = None;
+        self.metrics.unavailable();
+        self.stop_listening(progress);
+        if !progress.is_unsupported_logged {
+            progress.is_unsupported_logged = true;
+            tracing::warn!(
+                "the cache cannot follow changes by other instances: {why}. Sessions are re-read once \
+                 they are older than max_staleness"
+            );
+        }
+        progress.notify_opened(Ok(()));
+    }
+
+    /// Empties the cache, unless it did not rely on the stream anyway.
+    fn stop_listening(&self, progress: &mut Progress<C::Position>) {
+        if progress.listening == Listening::Active {
+            progress.listening = Listening::Stopped;
             self.cache.reset(false);
             self.cache.count_invalidation(Invalidation::Gap);
         }
     }
 
-    fn record_gap(&self, gap: Gap) {
-        self.metrics.gap(gap);
-        tracing::warn!(
-            "the stream of changes has a gap ({}): the cache is emptied once it is open again",
-            gap.name()
-        );
-    }
-
-    /// In a loop of its own, so that the lag is told most of all while there is no stream.
+    /// Keeps the lag metric up to date. It is a loop of its own, because the lag matters most while no stream
+    /// is open.
     async fn report_lag(&self) -> Infallible {
         loop {
-            self.metrics.lag(self.clock.now(), self.cache.synced_through());
+            self.metrics.set_lag(self.clock.now(), self.cache.synced_through());
             sleep(self.poll_interval).await;
         }
     }
 
-    async fn with_timeout<T>(&self, call: SourceCall<T>) -> Result<Result<T, Fault>, Elapsed> {
-        timeout(self.timeout.saturating_add(self.poll_interval), call).await
+    /// Awaits a call of the source for as long as an answer may take. `None`: it took longer.
+    async fn with_timeout<T>(&self, call: SourceCall<T>) -> Option<Result<T, Fault>> {
+        self.with_limit(self.timeout.saturating_add(self.poll_interval), call).await
+    }
+
+    /// Awaits a call of the source until this limit, and reports if MongoDB has not answered it. A call that is
+    /// given up before the operation timeout says nothing.
+    async fn with_limit<T>(
+        &self,
+        limit: Duration,
+        call: SourceCall<T>,
+    ) -> Option<Result<T, Fault>> {
+        let availability = self.cache.availability();
+        let began = availability.now();
+        let result = timeout(limit, call).await.ok();
+        let is_silent = match &result {
+            Some(result) => matches!(result, Err(Fault::Passing)),
+            None => limit >= self.timeout,
+        };
+        if is_silent {
+            availability.observe_silence(began);
+        }
+        result
     }
 }
 
-/// How long to wait after so many failures in a row.
-pub(crate) fn backoff(failures: u32, chance: &mut fastrand::Rng) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let whole = MIN_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
-    whole.mul_f64(0.5 + chance.f64() / 2.0)
+/// Logs the first fault after which the stream is resumed.
+fn log_fault(fault: &Fault, reconnect: &Reconnect) {
+    match fault {
+        Fault::Refused(refusal) if reconnect.is_first_refusal() => {
+            tracing::warn!(
+                code = refusal.code,
+                name = refusal.name,
+                "MongoDB refused the change stream; retrying"
+            );
+        }
+        Fault::Passing | Fault::Overloaded | Fault::TooSlow if reconnect.consecutive() == 1 => {
+            tracing::info!(
+                overloaded = *fault == Fault::Overloaded,
+                "change stream interrupted; resuming. Until then, sessions are re-read once they are \
+                 older than max_staleness"
+            );
+        }
+        _ => {}
+    }
 }
 
-/// Says of a panic, which would end the task without a word, that nobody follows any more.
+/// What a batch of the stream contained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchContent {
+    /// Changes, all of them by this store.
+    OwnWritesOnly,
+    /// A change that the cache did not know of, or no change at all.
+    Other,
+}
+
+/// Logs a panic of the listener's task, which would otherwise end unnoticed.
 struct PanicLogger;
 
 impl Drop for PanicLogger {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!(
-                "a panic ended the task that follows the database's changes: this cache no longer \
-                 follows them, and asks MongoDB anew for each session that it read longer than \
-                 max_staleness ago, until the store is built again"
+                "a panic ended the invalidation listener, so the cache cannot follow changes by other \
+                 instances. Sessions are re-read once they are older than max_staleness, until the app \
+                 builds the store again"
             );
-        }
-    }
-}
-
-/// How often the stream has failed since it brought something.
-#[derive(Debug, Default)]
-pub(crate) struct FailureCounts {
-    pub(crate) consecutive: u32,
-    /// How often in a row a position was refused. An overload in between says nothing about that.
-    refusals: u32,
-    /// How often in a row a stream without a position was refused, or a position was given up that had
-    /// brought nothing.
-    fruitless: u32,
-    /// How often a server did not get to the position in time that answers other questions.
-    pub(crate) too_slow: u32,
-    /// An operator was told that the stream is lost, or that there is none.
-    lost_logged: bool,
-    unavailable_logged: bool,
-}
-
-/// What follows from a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RefusalAction {
-    Retry,
-    /// The position is at fault: a stream without one comes next.
-    GiveUpPosition,
-    /// The server has no change streams.
-    NoStreams,
-}
-
-impl FailureCounts {
-    pub(crate) fn record(&mut self, fault: &Fault) {
-        self.consecutive = self.consecutive.saturating_add(1);
-        match fault {
-            Fault::Refused(_) | Fault::Overloaded => {}
-            Fault::TooSlow => {
-                self.too_slow = self.too_slow.saturating_add(1);
-                self.refusals = 0;
-                self.fruitless = 0;
-            }
-            _ => {
-                self.refusals = 0;
-                self.fruitless = 0;
-            }
-        }
-    }
-
-    /// Counts a refusal, of a stream with or without a position.
-    pub(crate) fn record_refusal(&mut self, has_position: bool) -> RefusalAction {
-        if has_position {
-            self.refusals = self.refusals.saturating_add(1);
-            if self.refusals < MAX_REFUSALS {
-                return RefusalAction::Retry;
-            }
-            self.refusals = 0;
-        }
-        self.fruitless = self.fruitless.saturating_add(1);
-        if self.fruitless >= MAX_REFUSALS {
-            RefusalAction::NoStreams
-        } else if has_position {
-            RefusalAction::GiveUpPosition
-        } else {
-            RefusalAction::Retry
         }
     }
 }

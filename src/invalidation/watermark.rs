@@ -11,25 +11,25 @@ pub(crate) enum StreamSource {
     Router,
 }
 
-/// Judges the batches of one open change stream, in their order.
+/// Judges the batches of one open change stream, in their order: up to which time has it reported every change?
 ///
 /// A resume token of MongoDB begins with a time. What that time proves:
 ///
-/// | batch | token | every change has been handed over |
+/// | batch | token | every change has been delivered |
 /// |---|---|---|
-/// | with changes | any | *before* the newest one in the batch, and before the token: a bulk's changes share a time, and the batch may end in the midst of them |
-/// | empty, from a member | later than the stream's first token | up to the token's time, and *at* it: the scan has examined the entry of that time |
-/// | empty, from a member | the first token again | *before* the token's time. Also every change that this member could see when the batch was asked for |
-/// | empty, from a member | holds no time | every change that this member could see when the batch was asked for |
+/// | with changes | any | *before* the newest one in the batch, and before the token: the changes of a bulk share one time, and the batch may end among them |
+/// | empty, from a member | later than the stream's first token | up to the token's time, and *at* it: the server has read the oplog entry of that time |
+/// | empty, from a member | the first token again | *before* the token's time. Also every change that this member could see when the batch was requested |
+/// | empty, from a member | holds no time | every change that this member could see when the batch was requested |
 /// | empty, from a router | any | *before* the token's time: another shard may still report a change of that time |
 ///
-/// The first token is a rule of its own. A fresh stream begins one tick *after* the newest entry of the oplog,
-/// at a time of which there is no entry yet, and
+/// The first token has a rule of its own. A fresh stream begins one tick *after* the newest entry of the oplog. No
+/// entry has that time yet, and
 /// [that time is its first token](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/document_source_change_stream.cpp).
-/// An empty batch repeats the token until the scan has examined an entry of a
+/// An empty batch repeats the token until the server has read an entry of a
 /// [*later* time](https://github.com/mongodb/mongo/blob/master/src/mongo/db/query/plan_executor_pipeline.cpp).
-/// So the next write may get the very time that an empty batch has named. A stream that is resumed from a token
-/// begins at its time again.
+/// So the next write may get exactly the time that an empty batch has named. A stream that is resumed from a
+/// token begins at the token's time again.
 #[derive(Clone, Debug)]
 pub(crate) struct Watermark {
     source: StreamSource,
@@ -40,14 +40,14 @@ pub(crate) struct Watermark {
 /// What a batch proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proof {
-    /// Every change before this time has been handed over.
+    /// Every change before this time has been delivered.
     pub(crate) reached: Option<ServerTime>,
-    /// Every change that this member could see when the batch was asked for has been handed over.
+    /// Every change that this member could see when the batch was requested has been delivered.
     pub(crate) complete_on: Option<ServerId>,
 }
 
 impl Watermark {
-    /// For a stream that has just been opened, fresh or from a token.
+    /// For a stream that was just opened, with or without a token.
     pub(crate) fn new(source: StreamSource) -> Self {
         Self { source, first_token: None }
     }
@@ -96,7 +96,7 @@ mod tests {
         StreamSource::Member(ServerId("one".into()))
     }
 
-    /// Judges these batches of one stream; answers with what the last one proves.
+    /// Judges the batches of one stream, and returns what the last one proves.
     fn last(
         source: StreamSource,
         batches: &[(Option<ServerTime>, Option<ServerTime>, bool)],
@@ -130,10 +130,10 @@ mod tests {
         let change = (time(5), time(5), CHANGES);
         assert_eq!(last(member(), &[first, change]), (time(5), false));
         assert_eq!(last(member(), &[first, change, first]), (time(5), true));
-        // A stream that is resumed in the midst of a bulk.
+        // A stream that is resumed among the changes of a bulk.
         assert_eq!(last(member(), &[change]), (time(5), false));
         assert_eq!(last(member(), &[change, first]), (time(5), true));
-        // A token that goes back, and a first one that comes late.
+        // A token that goes back, and a first token that comes late.
         assert_eq!(last(member(), &[first, (time(4), None, EMPTY)]), (time(4), true));
         assert_eq!(last(member(), &[(None, None, EMPTY), first]), (time(5), true));
         assert_eq!(last(member(), &[first, (None, None, EMPTY)]), (None, true));
@@ -145,7 +145,7 @@ mod tests {
             for (token, change, reached) in [
                 (time(9), time(9), time(9)),
                 (time(9), time(7), time(7)),
-                // Changes whose times cannot be read, or tokens whose times cannot.
+                // The time of the changes, or of the token, cannot be read.
                 (time(9), None, time(9)),
                 (None, time(7), time(7)),
                 (None, None, None),

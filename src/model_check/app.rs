@@ -189,10 +189,11 @@ impl App {
     ) -> Self {
         let queue = Arc::<WriteQueue>::default();
         let after = if skips_touches { TOUCH_AFTER } else { Duration::ZERO };
+        let tasks = tasks::tasks(cache.availability().clone());
         let tiers = WriteThrough {
             backend: Persistence { database, queue: Arc::clone(&queue), clock: clock.clone() },
             cache,
-            tasks: tasks::tasks(),
+            tasks,
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after, clock },
             _stops_listener: CancellationToken::new().drop_guard(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::runtime::{Handle, Runtime};
 
+use crate::availability::Availability;
 use crate::runtime::Tasks;
 
 loom::thread_local! {
@@ -19,9 +20,9 @@ loom::thread_local! {
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// The tasks of one store. Their runtime is never used.
-pub(crate) fn tasks() -> Tasks {
-    Tasks::new(unused_runtime(), Duration::from_secs(5))
+/// The tasks of one store, which report to this `Availability`. Their runtime is never used.
+pub(crate) fn tasks(availability: Availability) -> Tasks {
+    Tasks::new(unused_runtime(), Duration::from_secs(5), availability)
 }
 
 #[allow(clippy::expect_used, reason = "without a runtime there is no model to check")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use loom::sync::Condvar;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model_check::app::App;
@@ -78,7 +79,9 @@ impl World {
             outage_grace: grace.unwrap_or_default(),
             compact: false,
         };
-        let cache = Cache::new(&config, clock.clone(), &Series::default());
+        // The model checks no times of it, so reading them is not a step of the model.
+        let availability = Availability::new(Clock::system());
+        let cache = Cache::new(&config, clock.clone(), availability, &Series::default());
         cache.reset(true);
         let database = Arc::new(Database::new());
         let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
@@ -128,6 +131,8 @@ impl World {
                     Shown(self.database.rank_found(found.as_ref()))
                 ));
             }
+            let availability = self.cache.availability();
+            availability.observe_call(availability.now(), &found);
             leader.complete(found);
         })
     }

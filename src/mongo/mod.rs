@@ -257,7 +257,10 @@ impl MongoStore {
     /// snapshot is as old as its last use.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::new(self.inner.tasks.refusal().is_none(), self.metrics().beat())
+        Health::new(
+            self.inner.tasks.refusal().is_none(),
+            self.inner.tasks.availability().responsiveness(),
+        )
     }
 
     /// Ends the background tasks, waits for running operations and closes the connections, unless the app

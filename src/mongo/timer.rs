@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::availability::Availability;
 use crate::error::{ErrorKind, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
@@ -16,6 +17,7 @@ use crate::telemetry::spans::Command;
 /// got that error.
 pub(crate) struct Timer {
     metrics: Arc<MongoMetrics>,
+    availability: Availability,
     verb: Verb,
     started_at: Instant,
     timeout: Duration,
@@ -27,6 +29,7 @@ impl Timer {
     pub(crate) fn start(sessions: &SessionCollection, verb: Verb, command: &'static str) -> Self {
         Self {
             metrics: sessions.metrics.clone(),
+            availability: sessions.tasks.availability().clone(),
             verb,
             started_at: Instant::now(),
             timeout: sessions.timeout,
@@ -78,6 +81,22 @@ impl Timer {
             Outcome::Failed(kind) => self.command.set_error(kind, code),
         }
         self.metrics.record(self.verb, outcome, elapsed);
+        self.report_availability(outcome, elapsed);
+    }
+
+    fn report_availability(&self, outcome: Outcome, elapsed: Duration) {
+        match outcome {
+            Outcome::Failed(ErrorKind::Timeout | ErrorKind::Connection) => {
+                self.availability.observe_silence(self.availability.now().before(elapsed));
+            }
+            // The command was not sent, or its task was ended.
+            Outcome::Failed(
+                ErrorKind::Config | ErrorKind::Encode | ErrorKind::Closed | ErrorKind::Panic,
+            ) => {}
+            Outcome::Ok | Outcome::Duplicate | Outcome::Failed(_) => {
+                self.availability.observe_answer();
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::error::{Error, ErrorKind};
 use crate::invalidation::{self, InvalidationListener};
@@ -91,12 +92,14 @@ impl Fleet {
         let recorder = (plan.scenario == Scenario::Overloaded).then(DebuggingRecorder::new);
         let stores = (0..plan.stores).map(|node| {
             let config = CacheConfig { compact: (node + plan.sessions) % 2 == 1, ..config.clone() };
-            let new = || Cache::new(&config, clock.clone(), &Series::default());
+            let availability = Availability::new(clock.clone());
+            let of_cache = availability.clone();
+            let new = || Cache::new(&config, clock.clone(), of_cache, &Series::default());
             let cache = match &recorder {
                 Some(recorder) => metrics::with_local_recorder(recorder, new),
                 None => new(),
             };
-            let tasks = Tasks::new(Handle::current(), plan.timeout);
+            let tasks = Tasks::new(Handle::current(), plan.timeout, availability);
             let ends = tasks.closed().child_token();
             if !plan.promise.exclusive {
                 let listener = InvalidationListener {

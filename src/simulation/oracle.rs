@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
+use crate::invalidation::reconnect::{MAX_REFUSALS, UNSUPPORTED_RETRY};
 use crate::invalidation::source::Fault;
-use crate::invalidation::{MAX_REFUSALS, UNSUPPORTED_RETRY};
 use crate::session::Session;
 use crate::session::id::SessionKey;
 use crate::simulation::database::{Database, Span};

@@ -6,6 +6,7 @@ use tokio::runtime::Handle;
 use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::availability::Availability;
 use crate::batching::{BatchLimits, Batcher};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{ErrorKind, Result};
@@ -36,10 +37,11 @@ impl Queued {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
         let config = CacheConfig { outage_grace, ..cache_config() };
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let availability = Availability::new(clock.clone());
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, availability.clone());
         let tiers = WriteThrough {
             backend: Batcher::new(mongo.clone(), &tasks, BatchLimits::of(1, max_calls)),
-            cache: Cache::new(&config, clock.clone(), &Series::default()),
+            cache: Cache::new(&config, clock.clone(), availability, &Series::default()),
             tasks,
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after: touch_after, clock: clock.clone() },

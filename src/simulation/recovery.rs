@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::invalidation::UNSUPPORTED_RETRY;
+use crate::invalidation::reconnect::UNSUPPORTED_RETRY;
 use crate::simulation::types::version;
 use crate::simulation::walk::Walk;
 use crate::time::Moment;

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::availability::Availability;
 use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::error::Result;
 use crate::runtime::Tasks;
@@ -48,10 +49,11 @@ impl World {
     pub(crate) fn with(config: &CacheConfig) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
+        let availability = Availability::new(clock.clone());
         let tiers = WriteThrough {
             backend: mongo.clone(),
-            cache: Cache::new(config, clock.clone(), &Series::default()),
-            tasks: Tasks::new(Handle::current(), TIMEOUT),
+            cache: Cache::new(config, clock.clone(), availability.clone(), &Series::default()),
+            tasks: Tasks::new(Handle::current(), TIMEOUT, availability),
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after: Duration::ZERO, clock: clock.clone() },
             _stops_listener: CancellationToken::new().drop_guard(),

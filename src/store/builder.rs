@@ -199,7 +199,8 @@ impl CachedMongoStoreBuilder {
             name => mongo::series(name)?,
         };
         let clock = Clock::system();
-        let cache = Cache::new(&config, clock.clone(), &series);
+        let availability = self.mongo.tasks().availability().clone();
+        let cache = Cache::new(&config, clock.clone(), availability, &series);
         let retries = mongo_metrics.retries(Retry::Stream).clone();
         // Created with each choice of coherence, so that the series exist.
         let metrics = StreamMetrics::new(&series, retries, clock.clone());

@@ -77,10 +77,8 @@ impl<B: Backend> WriteThrough<B> {
         let guard = self.cache.begin(key);
         let insert = self.backend.insert(key, self.revs.next(), data, expires);
         let data = data.clone();
-        let cache = self.cache.clone();
         let cache_when_late = self.cache.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
-            cache.observe(&outcome);
             let stored = outcome?;
             if let Some(expires) = stored {
                 guard.publish(Session { data, expires });
@@ -136,7 +134,6 @@ impl<B: Backend> WriteThrough<B> {
     ) -> Result<()> {
         let backend = self.backend.clone();
         let cache = self.cache.clone();
-        let cache_at_end = self.cache.clone();
         let touch_policy = self.touch_policy.clone();
         let touch = async move {
             let permit = permit.await?;
@@ -168,13 +165,8 @@ impl<B: Backend> WriteThrough<B> {
             }
             Ok(TouchSent::Yes)
         };
-        let end = move |outcome| {
-            if !matches!(outcome, Ok(TouchSent::No)) {
-                cache_at_end.observe(&outcome);
-            }
-            outcome.map(drop)
-        };
-        self.tasks.run(touch, end, || ()).await
+        let is_evidence = |outcome: &Result<TouchSent>| !matches!(outcome, Ok(TouchSent::No));
+        self.tasks.run_observed(is_evidence, touch, |outcome| outcome.map(drop), || ()).await
     }
 
     async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
@@ -186,7 +178,6 @@ impl<B: Backend> WriteThrough<B> {
         let late_guard = LateGuard::default();
         let late_guard_at_end = late_guard.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
-            cache.observe(&outcome);
             late_guard_at_end.take_if_late(&cache, key, &outcome);
             match outcome {
                 Ok(Some(expires)) => guard.publish(Session { data, expires }),
@@ -251,7 +242,6 @@ impl<B: Backend> WriteThrough<B> {
         let late_guard = LateGuard::default();
         let late_guard_at_end = late_guard.clone();
         let end = move |outcome: Result<T>| {
-            cache.observe(&outcome);
             late_guard_at_end.take_if_late(&cache, key, &outcome);
             guard.evict(if outcome.is_ok() {
                 Invalidation::Delete
@@ -273,7 +263,6 @@ impl<B: Backend> WriteThrough<B> {
     ///   the entry is removed.
     pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
-        let cache_at_end = self.cache.clone();
         let delete = async move {
             let begin = |keys: &[SessionKey]| {
                 let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
@@ -285,11 +274,7 @@ impl<B: Backend> WriteThrough<B> {
             cache.evict_pending_writes();
             deleted
         };
-        let end = move |outcome| {
-            cache_at_end.observe(&outcome);
-            outcome
-        };
-        self.tasks.run_paged(delete, end).await
+        self.tasks.run_paged(delete, |outcome| outcome).await
     }
 
     pub(crate) async fn clear(&self) -> Result<u64> {

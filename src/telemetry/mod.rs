@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, spans and log messages.
+//! What an operator sees: metrics and spans.
 
 pub(crate) mod metrics;
 pub(crate) mod spans;

@@ -92,7 +92,10 @@ async fn metrics_of_named_stores_are_separate() {
     for line in text.lines().filter(unnamed) {
         assert!(line.contains("store=\""), "{line}");
     }
-    assert!(text.contains("# HELP session_store_loads_total Sessions asked for"), "{text}");
+    assert!(
+        text.contains("# HELP session_store_loads_total Loads, by how they were answered"),
+        "{text}"
+    );
 
     let error = MongoStore::builder().uri(uri()).name("").build().await.unwrap_err();
     assert!(error.to_string().contains("`name` is empty"), "{error}");

@@ -1,12 +1,13 @@
 //! `health()` returns a snapshot of the store's state, without I/O.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use session_test_proxy::Direction;
 use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, CachedMongoStoreBuilder, Coherence, LeaseHealth, MongoHealth, MongoStore,
-    StreamHealth,
+    CachedMongoStore, CachedMongoStoreBuilder, Coherence, ErrorKind, LeaseHealth, MongoHealth,
+    MongoStore, StreamHealth,
 };
 
 use crate::common::{self, Commands, FOREVER, Meters, cached, create, eventually, uri};
@@ -94,6 +95,28 @@ async fn health_shows_the_grace_while_it_lasts() {
     .await;
     let health = store.health();
     assert!(health.is_serving() && health.is_degraded(), "{health:?}");
+}
+
+#[tokio::test]
+async fn timed_out_length_shows_in_health_and_allows_the_grace() {
+    let proxy = Proxy::start().await;
+    let (_, builder) = behind(&proxy).await;
+    let store = builder.outage_grace(FOREVER).build().await.unwrap();
+    let record = create(&store).await;
+    is_fresh(&store).await;
+    proxy.stall(Direction::ToClient, true);
+    eventually("the lease expires", async || {
+        matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
+    })
+    .await;
+
+    assert_eq!(store.length().await.unwrap_err().kind(), ErrorKind::Timeout);
+    let health = store.health();
+    assert!(matches!(health.mongo, MongoHealth::Unresponsive { .. }), "{health:?}");
+    assert!(matches!(health.lease, Some(LeaseHealth::Grace { .. })), "{health:?}");
+    let start = Instant::now();
+    assert!(store.load(&record.id).await.unwrap().is_some());
+    assert!(start.elapsed() < TIMEOUT, "without a wait: {:?}", start.elapsed());
 }
 
 #[tokio::test]

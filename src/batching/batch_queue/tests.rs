@@ -7,7 +7,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep};
 
+use crate::availability::Availability;
 use crate::batching::batch_queue::*;
+use crate::time::Clock;
 
 mod failures;
 
@@ -117,7 +119,7 @@ fn limits() -> BatchLimits {
 impl Fixture {
     fn new(limits: BatchLimits) -> Self {
         let numbers = Numbers::default();
-        let tasks = Tasks::new(Handle::current(), TIMEOUT);
+        let tasks = Tasks::new(Handle::current(), TIMEOUT, Availability::new(Clock::tokio()));
         Self { queue: BatchQueue::new(numbers.clone(), tasks, limits), numbers }
     }
 

@@ -1,13 +1,13 @@
-//! What a test's own thread has logged.
+//! `Log`: the log of a test's own thread.
 
 use std::cell::RefCell;
 use std::io;
 use std::sync::Once;
 
-/// What is logged by this thread, from here on.
+/// Collects what this thread logs.
 ///
-/// One subscriber for all threads: those that come and go with a test are forgotten and remembered by
-/// other threads' tests at the wrong moment.
+/// All threads share one subscriber. A subscriber that comes and goes with a test would change, at the wrong moment,
+/// which events the tests of other threads see.
 pub(crate) struct Log;
 
 thread_local! {
@@ -15,6 +15,7 @@ thread_local! {
 }
 
 impl Log {
+    /// Forgets what this thread has logged so far.
     pub(crate) fn start() {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
@@ -24,6 +25,7 @@ impl Log {
         LOGGED.take();
     }
 
+    /// How often this thread has logged this text.
     pub(crate) fn count(text: &str) -> usize {
         LOGGED.with_borrow(|log| std::str::from_utf8(log).unwrap().matches(text).count())
     }

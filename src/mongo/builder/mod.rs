@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::availability::Availability;
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
 use crate::mongo::codec::DataFormat;
@@ -207,7 +208,7 @@ impl MongoStoreBuilder {
         let (documents, own_pool) = connects.await.unwrap_or_else(|_| Err(Error::cut_off()))?;
         let owns_client = own_pool.is_some();
         let pool_size = own_pool.or_else(|| client_state::pool_size(documents.client()));
-        let tasks = Tasks::new(runtime, timeout);
+        let tasks = Tasks::new(runtime, timeout, Availability::new(Clock::system()));
         client_state::watch_client(documents.client().clone(), !owns_client, &tasks);
         let stops_background_tasks = tasks.closed().clone().drop_guard();
         let sessions = SessionCollection {
@@ -217,7 +218,7 @@ impl MongoStoreBuilder {
             format,
             owner: self.owner,
             clock: Clock::system(),
-            metrics: Arc::new(MongoMetrics::new(series, Clock::system())),
+            metrics: Arc::new(MongoMetrics::new(series)),
             causal: crate::mongo::causal::CausalSessions::new(owns_client),
             tasks: tasks.clone(),
             closed: tasks.closed().clone(),

@@ -1,10 +1,18 @@
-//! A change stream's cursor, opened and gone on with by plain commands, in one session and on one
-//! server, and closed when it is dropped.
+//! `Cursor`: a change stream's cursor, made of plain `aggregate`, `getMore` and `killCursors` commands. It keeps to
+//! one driver session and one server, and closes itself when it is dropped.
 //!
-//! Who follows a stream must know which server was asked, when and after what, and that nothing is left
-//! out where it is resumed. The driver's own stream resumes behind one's back, and where the command
-//! for that has to be sent again, the second one has no resume token (mongodb 3.9.1): what came in
-//! between is lost without a word.
+//! The driver has a change stream of its own, [`mongodb::change_stream::ChangeStream`]. It is not used, for two
+//! reasons:
+//!
+//! 1. The server that was asked, and the time, decide what a batch proves. The driver's stream hides both.
+//! 2. The driver's stream resumes by itself, and can lose events when it does (mongodb 3.9.1; we know of no report).
+//!    `ChangeStreamAggregate::build` in the driver's `operation/aggregate/change_stream.rs` moves the resume token out
+//!    of the operation with `resume_token.take()`. If the `aggregate` fails with a retryable error, the driver
+//!    builds the command of the same operation again, for its one retry of a read. The second command has no
+//!    resume token, so it opens a stream that begins now.
+//!
+//! A minimal reproduction: read one event from `collection.watch()`. Insert a document. Then fail the next `getMore`
+//! and the first `aggregate` after it with a network error. `next()` returns no error, and never the insert.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,23 +35,23 @@ pub(crate) struct Cursor {
     sessions: SessionCollection,
     session: ClientSession,
     server: PinnedServer,
-    /// 0 once the server has closed it.
+    /// 0 if the server has closed the cursor.
     id: i64,
-    /// Cancelled once nobody needs the stream any more: its store was dropped or shut down.
+    /// Cancelled when the stream is no longer needed: its store was dropped or shut down.
     ends: CancellationToken,
 }
 
-/// A resume token, as the server gave it: from where a stream can go on.
+/// A resume token, as the server sent it: a position from which a stream can be resumed.
 pub(crate) type ResumeToken = Document;
 
-/// What one answer has handed over.
+/// One reply to `aggregate` or `getMore`.
 pub(crate) struct StreamReply {
     pub(crate) events: Vec<Document>,
-    /// After all of them, from a server that says so.
+    /// The position after all `events`, if the server reported it.
     pub(crate) after: Option<ResumeToken>,
 }
 
-/// The reports with which a stream ends.
+/// The events that end a stream.
 pub(crate) const TERMINAL_EVENTS: [&str; 4] = ["drop", "rename", "dropDatabase", "invalidate"];
 
 impl SessionCollection {
@@ -51,14 +59,13 @@ impl SessionCollection {
         self.documents.client().database(&self.documents.namespace().db)
     }
 
-    /// Nothing may be sent for a stream once the app shuts down its client, which waits for the
-    /// stream's session.
+    /// Fails if the app shuts its client down. Nothing may be sent from then on, because the client waits for the
+    /// stream's session to end.
     pub(crate) fn check_client_open(&self) -> Result<(), Fault> {
         if self.tasks.client_closed().is_cancelled() { Err(Fault::Closed) } else { Ok(()) }
     }
 
-    /// Opens a stream, through these stages: after a place, or else from now on. It is needed until
-    /// `ends` is cancelled.
+    /// Opens a stream with these stages, after a position or from now on. It is needed until `ends` is cancelled.
     pub(crate) async fn open_stream(
         self,
         after: Option<ResumeToken>,
@@ -74,30 +81,30 @@ impl SessionCollection {
         let client = self.documents.client();
         let session = client.start_session().causal_consistency(false).await;
         let mut session = session.map_err(|error| fault(&error))?;
-        let opens = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
+        let start_at = after.map_or_else(Document::new, |after| doc! { "resumeAfter": after });
         let [matches, projects] = stages;
         let database = self.database();
-        let asks = database.run_command(doc! {
+        let aggregate = database.run_command(doc! {
             "aggregate": self.documents.name(),
-            "pipeline": [{ "$changeStream": opens }, matches, projects],
+            "pipeline": [{ "$changeStream": start_at }, matches, projects],
             "cursor": {},
             "readConcern": { "level": "majority" },
-            // No `maxTimeMS`: the manual does not say whether it bounds the cursor's `getMore`s too. Where the
-            // cluster's `defaultMaxTimeMS` ends a long way to the position, that is `TooSlow`.
+            // No `maxTimeMS`: the manual does not say whether it also bounds the `getMore`s of the cursor. If the
+            // cluster's `defaultMaxTimeMS` ends the way to a distant position, the fault is `TooSlow`.
         });
-        let reply = asks.session(&mut session).selection_criteria(server.criteria()).await;
+        let reply = aggregate.session(&mut session).selection_criteria(server.criteria()).await;
         let reply = reply.map_err(|error| server_errors::fault(&error, start))?;
-        let (id, handed) = parse_reply(reply, "firstBatch").ok_or_else(unreadable)?;
-        Ok((Cursor { sessions: self, session, server, id, ends }, handed))
+        let (id, first) = parse_reply(reply, "firstBatch").ok_or_else(unreadable)?;
+        Ok((Cursor { sessions: self, session, server, id, ends }, first))
     }
 
-    /// Behind a load balancer each command may end at another router, and the driver ties a cursor to its
-    /// connection for its own cursors alone: a `getMore` of ours would not find the cursor.
+    /// Behind a load balancer each command may reach another router. The driver pins its own cursors to their
+    /// connection, but not this one, so a `getMore` would not find the cursor.
     async fn refuse_load_balancer(&self, server: &PinnedServer) -> Result<(), Fault> {
-        // Which kind of server it is shows once one was chosen for a command.
+        // The driver reports the kind of server when it has chosen one for a command.
         let database = self.database();
-        let asks = database.run_command(doc! { "hello": 1 });
-        asks.selection_criteria(server.criteria()).await.map_err(|error| fault(&error))?;
+        let hello = database.run_command(doc! { "hello": 1 });
+        hello.selection_criteria(server.criteria()).await.map_err(|error| fault(&error))?;
         if server.is_load_balancer() {
             return Err(Fault::Unsupported(
                 "the connection goes through a load balancer (loadBalanced=true), and a change \
@@ -109,24 +116,24 @@ impl SessionCollection {
 }
 
 impl Cursor {
-    /// What comes next; nothing if the server has waited so long for it in vain.
+    /// The next reply. It has no events if none came while the server waited.
     pub(crate) async fn next_reply(&mut self, wait: Duration) -> Result<StreamReply, Fault> {
         self.sessions.check_client_open()?;
         let database = self.sessions.database();
-        let asks = database.run_command(doc! {
+        let get_more = database.run_command(doc! {
             "getMore": self.id,
             "collection": self.sessions.documents.name(),
             "maxTimeMS": i64::try_from(wait.as_millis()).unwrap_or(i64::MAX),
         });
         let criteria = self.server.criteria();
-        let reply = asks.session(&mut self.session).selection_criteria(criteria).await;
+        let reply = get_more.session(&mut self.session).selection_criteria(criteria).await;
         let reply = reply.map_err(|error| fault(&error))?;
-        let (id, handed) = parse_reply(reply, "nextBatch").ok_or_else(unreadable)?;
+        let (id, next) = parse_reply(reply, "nextBatch").ok_or_else(unreadable)?;
         self.id = id;
-        Ok(handed)
+        Ok(next)
     }
 
-    /// Whether the server has closed it, so that it brings nothing any more.
+    /// Whether the server has closed the cursor, so that no event follows.
     pub(crate) fn is_closed(&self) -> bool {
         self.id == 0
     }
@@ -137,8 +144,8 @@ impl Cursor {
 }
 
 impl Drop for Cursor {
-    /// Closes the cursor, which the server would keep for minutes: as far as that goes, and in
-    /// nobody's way. A shutdown of the store waits for it.
+    /// Closes the cursor on the server, which would keep it for minutes otherwise. Only a shutdown of the store waits
+    /// for this, and a failure is ignored.
     fn drop(&mut self) {
         if self.is_closed() {
             return;
@@ -146,9 +153,9 @@ impl Drop for Cursor {
         let sessions = self.sessions.clone();
         let id = self.id;
         let criteria = self.server.criteria();
-        let may_end_soon = self.ends.is_cancelled() && !sessions.tasks.is_shut_down();
+        let may_shut_down_soon = self.ends.is_cancelled() && !sessions.tasks.is_shut_down();
         self.sessions.tasks.spawn(async move {
-            if may_end_soon {
+            if may_shut_down_soon {
                 sleep(KILL_CURSORS_DELAY).await;
             }
             let kill = doc! { "killCursors": sessions.documents.name(), "cursors": [id] };
@@ -159,7 +166,7 @@ impl Drop for Cursor {
     }
 }
 
-/// The cursor's id and a batch; `None` if this is no answer to such a question.
+/// The cursor's id and its batch. `None` if the reply has another form.
 pub(crate) fn parse_reply(mut reply: Document, batch: &str) -> Option<(i64, StreamReply)> {
     let cursor = reply.get_document_mut("cursor").ok()?;
     let Some(Bson::Array(events)) = cursor.remove(batch) else { return None };
@@ -169,7 +176,9 @@ pub(crate) fn parse_reply(mut reply: Document, batch: &str) -> Option<(i64, Stre
     Some((cursor.get_i64("id").ok()?, StreamReply { events, after }))
 }
 
-/// The one server that a stream or a question goes to: the first that is fit for it.
+/// The one server that a stream's commands go to: the first suitable one that the driver offers.
+///
+/// A lock, because the driver calls the predicate of [`criteria`](Self::criteria) from its own tasks.
 #[derive(Clone, Default)]
 pub(crate) struct PinnedServer(Arc<Mutex<Option<(ServerAddress, ServerType)>>>);
 
@@ -198,7 +207,7 @@ impl PinnedServer {
         }
     }
 
-    /// What feeds a stream from this server.
+    /// Which kind of server feeds a stream that is opened here.
     pub(crate) fn source(&self) -> StreamSource {
         match &*lock(&self.0) {
             Some((address, kind)) if !is_router(*kind) => {
@@ -221,12 +230,12 @@ fn is_router(kind: ServerType) -> bool {
     matches!(kind, ServerType::Mongos | ServerType::LoadBalancer)
 }
 
-/// What a driver's error means for a stream that is open.
+/// The fault that a driver's error means for an open stream.
 pub(crate) fn fault(error: &mongodb::error::Error) -> Fault {
     server_errors::fault(error, StreamStart::Open)
 }
 
-/// An answer that has not the form of one.
+/// The fault of a reply that cannot be read.
 pub(crate) fn unreadable() -> Fault {
     Fault::Refused(Refusal::default())
 }

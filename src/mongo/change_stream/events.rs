@@ -1,5 +1,5 @@
-//! What happens to all sessions, as the database reports it: for [`events`](crate::Events), which want
-//! what the [stream of a cache](crate::mongo::change_stream::invalidations) leaves out.
+//! `EventSource`: the change stream behind [`Events`](crate::Events). It reports inserts and touches too, which the
+//! [invalidation stream](crate::mongo::change_stream::invalidations) leaves out.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -19,55 +19,54 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::time::WallTime;
 
-/// The collection that streams are opened on.
+/// Opens streams of the events of one collection.
 #[derive(Clone)]
 pub(crate) struct EventSource(SessionCollection);
 
-/// An open stream of reports.
+/// An open stream of events.
 pub(crate) struct EventStream {
     cursor: Cursor,
     poll_interval: Duration,
-    /// What was handed over and not told yet.
+    /// The events of the last reply that `next` has not returned yet.
     events: VecDeque<Document>,
-    /// After all of them.
+    /// The position after all of `events`, if the server reported one.
     after: Option<ResumeToken>,
-    /// After what was told.
+    /// The position after the last event that `next` returned.
     resume_token: Option<ResumeToken>,
-    /// The last answer brought something.
+    /// Whether the last reply contained an event.
     was_busy: bool,
 }
 
-/// The pause before the next question after a reply that brought changes: the next reply then carries
-/// more. It also keeps a process that ends right after its last write from sending a command into a
-/// runtime that ends, at which the driver may panic.
+/// The pause before the next request after a reply that contained events: the next reply then carries more. It also
+/// helps a process that ends right after its last write: a command that is sent while the runtime ends may make
+/// the driver panic.
 const BATCH_DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// What became of a session.
+/// What happened to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
     Created,
     Changed,
-    /// It is to last longer, and nothing else.
+    /// Only its expiry was extended.
     Touched,
     Removed,
 }
 
-/// A report of one change.
+/// One change of a session.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionChange {
     pub(crate) key: SessionKey,
     pub(crate) kind: ChangeKind,
     pub(crate) at: WallTime,
-    /// Who wrote it, if a store did that others hear of.
+    /// The mark of the write. `None` for a removal, a touch and an edit by hand.
     pub(crate) rev: Option<Rev>,
-    /// When the session ends, if the change has told.
+    /// When the session expires, if the change contains it.
     pub(crate) expires: Option<WallTime>,
 }
 
 impl MongoStore {
-    /// # Errors
-    ///
-    /// [`Config`](crate::ErrorKind::Config) if the pool has no connection to spare.
+    /// Fails with [`Config`](crate::ErrorKind::Config) if the pool has no connection to spare for a second
+    /// change stream.
     pub(crate) fn check_pool_for_events(&self) -> Result<()> {
         if matches!(self.inner.pool_size, Some(1 | 2)) {
             return Err(Error::config(
@@ -84,32 +83,32 @@ impl MongoStore {
 }
 
 impl EventSource {
-    /// Opens a stream: after a place, or else from now on. The server waits `pace` for reports.
+    /// Opens a stream after a position, or from now on. The server waits at most `poll_interval` for events.
     pub(crate) async fn open(
         &self,
         after: Option<ResumeToken>,
-        pace: Duration,
+        poll_interval: Duration,
     ) -> Result<EventStream, Fault> {
-        let (cursor, handed) =
+        let (cursor, reply) =
             self.0.clone().open_stream(after.clone(), pipeline(), self.0.closed.clone()).await?;
         let events = VecDeque::new();
-        let mut news = EventStream {
+        let mut stream = EventStream {
             cursor,
-            poll_interval: pace,
+            poll_interval,
             events,
             after: None,
             resume_token: after,
             was_busy: false,
         };
-        news.buffer(handed);
-        if news.resume_token.is_none() {
-            // A server whose first answer has no token has one in the next.
-            news.fetch(Duration::from_millis(1)).await?;
+        stream.buffer(reply);
+        if stream.resume_token.is_none() {
+            // Some servers send no token in the first reply. The second one has it.
+            stream.fetch(Duration::from_millis(1)).await?;
         }
-        Ok(news)
+        Ok(stream)
     }
 
-    /// Whether the server answers other questions.
+    /// Whether the server answers `hello`.
     pub(crate) async fn is_answering(&self) -> bool {
         let database = self.0.database();
         let hello = database.run_command(doc! { "hello": 1 });
@@ -118,7 +117,7 @@ impl EventSource {
 }
 
 impl EventStream {
-    /// The next report; `None` if there was none worth telling for the length of the pace.
+    /// The next change. `None` if none came within the poll interval, or the next event is not about a session.
     pub(crate) async fn next(&mut self) -> Result<Option<SessionChange>, Fault> {
         if self.events.is_empty() {
             self.fetch(self.poll_interval).await?;
@@ -147,22 +146,22 @@ impl EventStream {
         if self.was_busy {
             sleep(BATCH_DEBOUNCE).await;
         }
-        let handed = self.cursor.next_reply(wait).await?;
-        self.buffer(handed);
+        let reply = self.cursor.next_reply(wait).await?;
+        self.buffer(reply);
         Ok(())
     }
 
-    fn buffer(&mut self, handed: StreamReply) {
-        self.was_busy = !handed.events.is_empty();
-        self.events.extend(handed.events);
-        self.after = handed.after;
+    fn buffer(&mut self, reply: StreamReply) {
+        self.was_busy = !reply.events.is_empty();
+        self.events.extend(reply.events);
+        self.after = reply.after;
         if self.events.is_empty() && self.after.is_some() {
             self.resume_token.clone_from(&self.after);
         }
     }
 }
 
-/// No more of each change than is told of.
+/// The stages that keep of each change only what [`session_change`] reads.
 fn pipeline() -> [Document; 2] {
     let updated = "$updateDescription.updatedFields";
     let wanted = ["insert", "update", "replace", "delete"].into_iter().chain(TERMINAL_EVENTS);
@@ -185,7 +184,8 @@ fn pipeline() -> [Document; 2] {
     ]
 }
 
-/// `None` for what is not about a session, or about one that is not live yet.
+/// The change that an event reports. `None` if it is not about a session, or about one that is still being imported,
+/// or if the session was only encrypted again.
 pub(crate) fn session_change(event: &Document) -> Option<SessionChange> {
     let Some(Bson::Binary(key)) = event.get("key") else { return None };
     if key.subtype != BinarySubtype::Generic {
@@ -195,7 +195,7 @@ pub(crate) fn session_change(event: &Document) -> Option<SessionChange> {
     let expires = event.get_datetime("expires").ok();
     let expires = expires.map(|at| WallTime::from_millis(at.timestamp_millis()));
     let removed = texts(event, "removed");
-    let what = match text(event, "op") {
+    let kind = match text(event, "op") {
         "insert" | "replace" if expires.is_none() => return None,
         "insert" => ChangeKind::Created,
         "replace" => ChangeKind::Changed,
@@ -204,6 +204,7 @@ pub(crate) fn session_change(event: &Document) -> Option<SessionChange> {
         _ => {
             let changed = texts(event, "changed");
             let is_whole = event.get_array("cut").ok().is_none_or(Vec::is_empty);
+            // The update changed the second field, and at most the first one beside it.
             let alone = |fields: [&str; 2]| {
                 removed.is_empty()
                     && is_whole
@@ -219,7 +220,7 @@ pub(crate) fn session_change(event: &Document) -> Option<SessionChange> {
     let at = event.get_timestamp("at").ok()?;
     let at = WallTime::from_millis(i64::from(at.time) * 1_000);
     let rev = event.get_binary_generic("rev").ok().and_then(|rev| Rev::from_bytes(rev));
-    Some(SessionChange { key, kind: what, at, rev, expires })
+    Some(SessionChange { key, kind, at, rev, expires })
 }
 
 fn text<'a>(event: &'a Document, field: &str) -> &'a str {

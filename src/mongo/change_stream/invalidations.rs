@@ -1,7 +1,7 @@
-//! The change stream that a cache follows.
+//! `InvalidationStream`: the change stream that keeps a cache true.
 //!
-//! What is vouched for by a batch depends on knowing which server was asked, when, and after what;
-//! and the first empty answer of the driver's own stream comes without asking the server. So this is a
+//! What a batch proves depends on which server was asked, and when. The driver's own stream hides both, and its
+//! first empty batch comes without a question to the server. So this stream is a
 //! [cursor](crate::mongo::change_stream::cursor) of plain commands.
 
 use std::time::Duration;
@@ -20,17 +20,17 @@ use crate::mongo::change_stream::reader::{InvalidationReader, StreamReading};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::schema;
 
-/// How the changes of one collection are asked for.
+/// Opens and reads the change stream of one collection.
 #[derive(Clone)]
 pub(crate) struct InvalidationStream {
     sessions: SessionCollection,
     /// How long the server waits for changes before it sends an empty batch.
-    pace: Duration,
-    /// Cancelled once nobody needs the changes any more.
+    poll_interval: Duration,
+    /// Cancelled when the changes are no longer needed.
     ends: CancellationToken,
 }
 
-/// An open stream, and what reads its replies.
+/// An open stream, and the reader of its replies.
 pub(crate) struct OpenStream {
     cursor: Cursor,
     reader: InvalidationReader,
@@ -41,42 +41,26 @@ impl ChangeSource for InvalidationStream {
     type Position = ResumeToken;
 
     fn open(&self, after: Option<ResumeToken>) -> StreamCall<OpenStream, ResumeToken> {
-        Box::pin(self.clone().observe(self.clone().open_stream(after), Liveness::FailureOnly))
+        Box::pin(self.clone().open_stream(after))
     }
 
     fn next_batch(&self, stream: OpenStream) -> StreamCall<OpenStream, ResumeToken> {
-        Box::pin(self.clone().observe(self.clone().read_next(stream), Liveness::FailureOnly))
+        Box::pin(self.clone().read_next(stream))
     }
 
     fn primary_time(&self) -> SourceCall<PrimaryTime> {
-        let (watch, asks) = (self.clone(), self.clone());
-        Box::pin(watch.observe(async move { asks.read_primary_time().await }, Liveness::Both))
+        let this = self.clone();
+        Box::pin(async move { this.read_primary_time().await })
     }
 }
 
 impl InvalidationStream {
     pub(crate) fn new(
         sessions: SessionCollection,
-        pace: Duration,
+        poll_interval: Duration,
         ends: CancellationToken,
     ) -> Self {
-        Self { sessions, pace, ends }
-    }
-
-    /// Takes note of what a call tells of the database: whether it answers.
-    async fn observe<T>(
-        self,
-        call: impl Future<Output = Result<T, Fault>>,
-        sign: Liveness,
-    ) -> Result<T, Fault> {
-        let question = self.sessions.metrics.asks(self.sessions.timeout);
-        let outcome = call.await;
-        question.ends(match outcome {
-            Ok(_) => (sign == Liveness::Both).then_some(true),
-            Err(Fault::Passing) => Some(false),
-            Err(_) => None,
-        });
-        outcome
+        Self { sessions, poll_interval, ends }
     }
 
     async fn open_stream(
@@ -89,8 +73,8 @@ impl InvalidationStream {
         let mut reader = InvalidationReader::new(cursor.server().source());
         let batch = self.read(&mut reader, reply);
         if is_new {
-            // What changed before the stream begins is never reported, so no read from here on may
-            // be from before it: what a majority has may be older than what the stream begins with.
+            // The stream does not report changes from before it begins, so no later read may return a state from
+            // before them. A majority may still have one: the stream can begin later than what a majority has.
             self.read_primary_time().await?;
         }
         Ok((OpenStream { cursor, reader }, batch))
@@ -100,39 +84,37 @@ impl InvalidationStream {
         self,
         mut stream: OpenStream,
     ) -> Result<(OpenStream, Batch<ResumeToken>), Fault> {
-        let reply = stream.cursor.next_reply(self.pace).await?;
+        let reply = stream.cursor.next_reply(self.poll_interval).await?;
         let mut batch = self.read(&mut stream.reader, reply);
         batch.ended |= stream.cursor.is_closed();
         Ok((stream, batch))
     }
 
-    /// The time of the newest change on the primary, were it by a write that nobody has heard of
-    /// yet: whatever was acknowledged before this was asked lies at that time or before it. Later
-    /// reads are no older than that.
+    /// The time of the newest change on the primary. Every write that was acknowledged before this call is at
+    /// that time or earlier. Later reads of this store return no older state.
     async fn read_primary_time(&self) -> Result<PrimaryTime, Fault> {
         self.sessions.check_client_open()?;
         let server = PinnedServer::primary_or_router();
         let criteria = server.criteria();
         let database = self.sessions.database();
-        // Like every reply, this one has the time of the newest entry of the oplog, and it says of
-        // the member, as of a moment before that, whether it is the primary still: the driver may
-        // not have noticed yet that it is not.
-        let asks = database.run_command(doc! { "hello": 1 }).selection_criteria(criteria);
-        let mut reply = asks.await.map_err(|error| fault(&error))?;
+        // Every reply has the time of the newest oplog entry. This one also says whether the member was still
+        // the primary just before that, which the driver may not have noticed yet.
+        let hello = database.run_command(doc! { "hello": 1 }).selection_criteria(criteria);
+        let mut reply = hello.await.map_err(|error| fault(&error))?;
         if !reply.get_bool("isWritablePrimary").unwrap_or(false) {
             return Err(Fault::Passing);
         }
         if server.is_router() {
-            // A router answers by itself. This question goes to every shard, finds nothing in the
-            // index, and the answer has the latest of their times.
-            let asks = database.run_command(doc! {
+            // A router answers `hello` by itself. It sends this query to every shard, which finds nothing in its
+            // index, and the reply has the latest of the shards' times.
+            let find = database.run_command(doc! {
                 "find": self.sessions.documents.name(),
                 "filter": { "expires": bson::DateTime::MIN },
                 "limit": 1,
                 "readConcern": { "level": "local" },
             });
             let criteria = server.criteria();
-            reply = asks.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
+            reply = find.selection_criteria(criteria).await.map_err(|error| fault(&error))?;
         }
         let time = reply.get_timestamp("operationTime").map_err(|_| unreadable())?.into();
         self.sessions.causal.advance(time);
@@ -142,15 +124,15 @@ impl InvalidationStream {
     fn read(&self, reader: &mut InvalidationReader, reply: StreamReply) -> Batch<ResumeToken> {
         let StreamReading { batch, newest_change } = reader.read(reply);
         if let Some(newest_change) = newest_change {
-            // A later read must not go back behind what has been heard.
+            // A later read must not return a state from before a change that was reported.
             self.sessions.causal.advance(newest_change);
         }
         batch
     }
 }
 
-/// The member on which every scan from now on sees all up to `time`, the newest entry of the primary that
-/// has answered to `hello`. A stream sees the changes that a majority has.
+/// The primary that sent this reply to `hello`, if its change stream can see every change up to `time`, its newest
+/// oplog entry. A stream sees the changes that a majority has.
 fn visible_on(reply: &Document, time: ServerTime, source: StreamSource) -> Option<ServerId> {
     let StreamSource::Member(primary) = source else { return None };
     let majority = || reply.get_document("lastWrite").ok()?.get_document("majorityOpTime").ok();
@@ -159,20 +141,24 @@ fn visible_on(reply: &Document, time: ServerTime, source: StreamSource) -> Optio
             let at = majority.get_timestamp("ts").ok()?;
             (ServerTime::from(at) >= time).then_some(primary)
         }
-        // A server that does not say how far a majority is.
+        // This server does not report what a majority has.
         None => Some(primary),
     }
 }
 
-/// What instances need to hear, as small as it can be: no insertion, since nobody can
-/// have cached it, no touch, which changes `expires` and `updated` alone, and nothing that was
-/// encrypted anew, since that is what it was.
+/// The stages that select the changes that can invalidate an entry, and keep only what the reader needs.
+///
+/// They leave out:
+///
+/// - inserts: no instance can have cached the session;
+/// - touches, which change `expires` and `updated` alone;
+/// - re-encryption, which changes `data` and `reencrypted` alone, and does not change what the data says.
 fn pipeline() -> [Document; 2] {
     let changed = doc! { "$map": {
         "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
         "in": "$$this.k",
     } };
-    // No more than these fields, and the second one.
+    // The update changed the second field, and at most the first one beside it.
     let alone = |fields: [&str; 2]| {
         doc! { "$and": [
             { "$setIsSubset": [changed.clone(), fields.to_vec()] },
@@ -192,7 +178,7 @@ fn pipeline() -> [Document; 2] {
             ] }] } },
         ] },
     ] };
-    // Beside `_id`, the resume token, which must stay: some 200 bytes on the test server.
+    // `_id`, the resume token, stays too: about 200 bytes on the test server.
     let kept = doc! {
         "key": "$documentKey._id",
         "rev": "$updateDescription.updatedFields.rev",
@@ -202,15 +188,6 @@ fn pipeline() -> [Document; 2] {
     [doc! { "$match": wanted }, doc! { "$project": kept }]
 }
 
-/// What a call can tell of whether the database answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Liveness {
-    /// Only a primary answers it.
-    Both,
-    /// Its failure alone: a deposed primary goes on feeding a stream.
-    FailureOnly,
-}
-
 #[cfg(test)]
 mod tests {
     use bson::Timestamp;
@@ -218,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_primary_vouches_for_its_own_scans_once_a_majority_has_its_newest_entry() {
+    fn a_primary_can_show_its_newest_entry_once_a_majority_has_it() {
         let one = ServerId("one:27017".into());
         let member = || StreamSource::Member(one.clone());
         let time = ServerTime::from(Timestamp { time: 9, increment: 2 });
@@ -230,7 +207,7 @@ mod tests {
         assert_eq!(visible_on(&hello(2), time, member()), Some(one.clone()));
         assert_eq!(visible_on(&hello(3), time, member()), Some(one.clone()));
         assert_eq!(visible_on(&hello(3), time, StreamSource::Router), None);
-        // A server that does not say it, and one that says it in another form.
+        // One server does not report it, the other in another form.
         assert_eq!(visible_on(&doc! {}, time, member()), Some(one.clone()));
         let other = doc! { "lastWrite": { "majorityOpTime": { "ts": 9 } } };
         assert_eq!(visible_on(&other, time, member()), None);

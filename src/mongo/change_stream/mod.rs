@@ -1,4 +1,4 @@
-//! Change streams of the sessions' collection: one for invalidations, one for events.
+//! The change streams of the sessions' collection: one for invalidations, one for events.
 
 pub(crate) mod cursor;
 pub(crate) mod events;

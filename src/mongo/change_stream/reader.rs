@@ -1,6 +1,6 @@
-//! `InvalidationReader`: reads the replies of a cache's change stream, and says what they prove.
+//! `InvalidationReader`: reads the replies of the invalidation stream, and judges what they prove.
 //!
-//! It has no I/O, so the simulation runs this same code over a server that follows MongoDB's rules.
+//! It does no I/O, so the simulation runs the same code over a server that follows MongoDB's rules.
 
 use bson::spec::BinarySubtype;
 use bson::{Bson, Document};
@@ -18,16 +18,16 @@ pub(crate) struct InvalidationReader {
     watermark: Watermark,
 }
 
-/// What one reply says.
+/// What one reply contains.
 #[derive(Debug)]
 pub(crate) struct StreamReading {
     pub(crate) batch: Batch<ResumeToken>,
-    /// The time of the newest change in it.
+    /// The time of the newest change in the reply.
     pub(crate) newest_change: Option<ServerTime>,
 }
 
 impl InvalidationReader {
-    /// For a stream that has just been opened.
+    /// For a stream that was just opened.
     pub(crate) fn new(source: StreamSource) -> Self {
         Self { watermark: Watermark::new(source) }
     }
@@ -45,8 +45,8 @@ impl InvalidationReader {
             ended |= event.get_bool("ends").unwrap_or(false);
             changes.extend(change(event));
         }
-        let of_last = || events.last()?.get_document("_id").ok().cloned();
-        let position = after.or_else(of_last);
+        let of_last_event = || events.last()?.get_document("_id").ok().cloned();
+        let position = after.or_else(of_last_event);
         let token = position.as_ref().and_then(time_in);
         let Proof { reached, complete_on } =
             self.watermark.judge(token, newest_change, events.is_empty());
@@ -55,7 +55,7 @@ impl InvalidationReader {
     }
 }
 
-/// The session that a report is about. A key of another form is not one of ours.
+/// The session that an event is about. `None` if its key has another form: another program's document.
 pub(crate) fn change(event: &Document) -> Option<Change> {
     let Bson::Binary(key) = event.get("key")? else {
         return None;
@@ -67,10 +67,9 @@ pub(crate) fn change(event: &Document) -> Option<Change> {
     Some(Change { key: SessionKey::from_bytes(&key.bytes)?, rev })
 }
 
-/// The time in a resume token, for a server that writes them as
-/// [MongoDB does](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md):
-/// a hexadecimal key string that begins with a timestamp, its type 0x82 first. `None` for another
-/// server's tokens.
+/// The time in a resume token. A token of
+/// [MongoDB](https://github.com/mongodb/mongo/blob/master/src/mongo/db/pipeline/README-change-streams.md) is a
+/// hexadecimal key string that begins with the type 0x82 and a timestamp. `None` for another server's tokens.
 pub(crate) fn time_in(token: &ResumeToken) -> Option<ServerTime> {
     let text = token.get_str("_data").ok()?.get(..18)?;
     let time = text.strip_prefix("82")?;

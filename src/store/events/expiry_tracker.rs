@@ -1,15 +1,17 @@
-//! What is remembered of sessions, to tell by it how they ended.
+//! `ExpiryTracker`: remembers when sessions expire, to tell an expired session from a deleted one.
 
 use std::collections::HashMap;
 
 use crate::session::id::{KeyHashing, SessionKey};
 use crate::time::WallTime;
 
-/// Of how many sessions the expiry is remembered.
+/// The number of sessions whose expiry is remembered.
 const MAX_TRACKED: usize = 131_072;
 
-/// When sessions end, of those that were heard of last: in two halves, of which the older one goes
-/// when the newer one is full.
+/// The expiries of the sessions that were reported last.
+///
+/// It has two halves, and drops the older one when the newer one is full. So it forgets the oldest sessions without
+/// a list of their order.
 #[derive(Default)]
 pub(crate) struct ExpiryTracker {
     newer: HashMap<SessionKey, WallTime, KeyHashing>,
@@ -34,34 +36,39 @@ impl ExpiryTracker {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_latest_expiries_are_remembered_and_no_more_than_so_many() {
-        let mut known = ExpiryTracker::default();
-        let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
-        let at = |n: usize| WallTime::from_millis(i64::try_from(n).unwrap());
-        known.insert(key(0), at(7));
-        for n in 0..2 * MAX_TRACKED {
-            known.insert(key(n), at(n));
-            assert!(known.newer.len() + known.older.len() <= MAX_TRACKED);
-        }
-        let last = 2 * MAX_TRACKED - 1;
-        for n in last - MAX_TRACKED / 2 + 1..=last {
-            assert_eq!(known.remove(key(n)), Some(at(n)));
-            assert_eq!(known.remove(key(n)), None);
-        }
-        assert_eq!(known.remove(key(0)), None);
+    fn key(n: usize) -> SessionKey {
+        SessionKey::of(i128::try_from(n).unwrap())
+    }
+
+    fn at(n: usize) -> WallTime {
+        WallTime::from_millis(i64::try_from(n).unwrap())
     }
 
     #[test]
-    fn of_two_expiries_of_a_session_the_one_told_last_counts() {
-        let mut known = ExpiryTracker::default();
-        let key = |n: usize| SessionKey::of(i128::try_from(n).unwrap());
-        known.insert(key(0), WallTime::from_millis(7));
-        for n in 1..=MAX_TRACKED / 2 {
-            known.insert(key(n), WallTime::from_millis(1));
+    fn the_latest_expiries_are_remembered_and_their_number_is_bounded() {
+        let mut tracker = ExpiryTracker::default();
+        tracker.insert(key(0), at(7));
+        for n in 0..2 * MAX_TRACKED {
+            tracker.insert(key(n), at(n));
+            assert!(tracker.newer.len() + tracker.older.len() <= MAX_TRACKED);
         }
-        known.insert(key(0), WallTime::from_millis(9));
-        assert_eq!(known.remove(key(0)), Some(WallTime::from_millis(9)));
-        assert_eq!(known.remove(key(0)), None);
+        let last = 2 * MAX_TRACKED - 1;
+        for n in last - MAX_TRACKED / 2 + 1..=last {
+            assert_eq!(tracker.remove(key(n)), Some(at(n)));
+            assert_eq!(tracker.remove(key(n)), None);
+        }
+        assert_eq!(tracker.remove(key(0)), None);
+    }
+
+    #[test]
+    fn the_last_reported_expiry_of_a_session_counts() {
+        let mut tracker = ExpiryTracker::default();
+        tracker.insert(key(0), at(7));
+        for n in 1..=MAX_TRACKED / 2 {
+            tracker.insert(key(n), at(1));
+        }
+        tracker.insert(key(0), at(9));
+        assert_eq!(tracker.remove(key(0)), Some(at(9)));
+        assert_eq!(tracker.remove(key(0)), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to sessions anywhere in the fleet, as a stream.
+//! `Events`: a stream of what happens to sessions on every instance. One change stream feeds all `Events` of a store.
 
 mod expiry_tracker;
 
@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::invalidation::reconnect::{NextStep, Reconnect, UNSUPPORTED_RETRY, judge_slow_open};
 use crate::invalidation::source::Fault;
-use crate::invalidation::{FailureCounts, MAX_REFUSALS, RefusalAction, UNSUPPORTED_RETRY, backoff};
 use crate::mongo::change_stream::events::{
     ChangeKind, EventSource, EventStream, ResumeToken, SessionChange,
 };
@@ -27,92 +27,96 @@ use crate::store::events::expiry_tracker::ExpiryTracker;
 use crate::sync::{Mutex, lock};
 use crate::telemetry::spans;
 
-/// How many events wait for the slowest consumer before it misses some.
+/// How many events are buffered for the slowest consumer before it loses some.
 const MAX_BUFFERED: usize = 4_096;
-/// How long the server waits for a report, and so how long a stream outlives its last consumer.
+/// How long the server waits for a change before it answers with none. The stream outlives its last consumer by
+/// about this time.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Something that an [`Events`] stream tells.
+/// An item of an [`Events`] stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// Something became of a session.
+    /// A session was created, changed or removed.
     Session(SessionEvent),
-    /// The consumer was too slow: so many events are lost to it, a [`Gap`](Self::Gap) maybe among
-    /// them.
+    /// The consumer was too slow and has lost this number of events. A [`Gap`](Self::Gap) may have been
+    /// among them.
     Lagged(u64),
-    /// What happened for some time is lost to all consumers: the database could not say what came
-    /// after the last event, or the collection as a whole was dropped or renamed. From here on
-    /// everything is told again.
+    /// All consumers have lost the events of some time: MongoDB could not report what came after the last
+    /// event, or the collection was dropped or renamed. From here on every event is reported again.
     Gap,
 }
 
-/// What became of a session, and when.
+/// What happened to a session, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionEvent {
-    /// What it is.
+    /// What happened.
     pub kind: EventKind,
-    /// The key of the session, which is what its id becomes by `into()`. The id itself is nowhere
-    /// in the database.
+    /// The key of the session, which is the digest of its id: `SessionKey::from(id)`. MongoDB does not hold the id
+    /// itself.
     pub key: SessionKey,
-    /// When, by the database's clock, in whole seconds.
+    /// When it happened, by MongoDB's clock, in whole seconds.
     pub at: OffsetDateTime,
-    /// Whether this store or a clone of it did it. Unknown of an end: the database does not say who
-    /// removed a document.
+    /// Whether this store or a clone of it made the change. `None` for a removal: MongoDB does not report
+    /// who removed a document.
     pub by_this_instance: Option<bool>,
 }
 
-/// What can become of a session.
+/// What can happen to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
     /// It was created, or imported.
     Created,
-    /// Its data was saved, or it was edited by hand. A save that only prolongs a session is not told.
+    /// Its data was saved, or its document was edited by hand. A save that only extends the expiry is not
+    /// reported.
     Changed,
-    /// It was removed before it expired: a log-out, as a rule.
+    /// It was removed before it expired, usually by a log-out.
     Deleted,
-    /// It was removed after it had expired, by whomever.
+    /// It was removed after it had expired.
     Expired,
-    /// It was removed, and which of both it was is not known here: its expiry was not heard of since
-    /// the stream began, or was forgotten.
+    /// It was removed, and this store does not know whether it had expired: the stream has not reported its
+    /// expiry, or the store no longer remembers it.
     Removed,
 }
 
 /// A stream of what happens to all sessions, from [`CachedMongoStore::events`].
 ///
-/// It ends when the store is shut down. Dropping it is all that there is to do to end it; it does not
-/// keep the store open.
+/// It ends when the store is shut down. Drop it to unsubscribe. It does not keep the store open.
 #[must_use = "streams do nothing unless polled"]
 pub struct Events {
     next: ReusableBoxFuture<'static, (Result<Event, RecvError>, broadcast::Receiver<Event>)>,
 }
 
 impl CachedMongoStore {
-    /// A stream of what happens to sessions from now on, on all instances, in the order in which the
-    /// database made the changes. For live counts, audit logs, or to close a web socket whose session
-    /// has ended; not for decisions of safety, which belong to a `load`.
+    /// Subscribes to what happens to sessions from now on, on all instances, in the order in which MongoDB made
+    /// the changes.
     ///
-    /// All streams of a store and its clones share one change stream of their own, which is open while
-    /// there is any. It costs the server a second look at each change for this instance, and the
-    /// network a report of each, prolongations included. It goes on after an outage from where it was. 4,096 events may wait for a consumer; one that is slower is told how many it
-    /// [missed](Event::Lagged), and a history that was lost is a [`Gap`](Event::Gap).
+    /// Use it for live counts, for audit logs, or to close a web socket whose session has ended. Do not use it
+    /// for security decisions: a `load` decides whether a session exists.
     ///
-    /// An end is [`Deleted`](EventKind::Deleted) or [`Expired`](EventKind::Expired) by comparing the
-    /// time of the removal, of which the database tells the second, with the expiry that was heard of
-    /// last: of sessions that were created, saved or prolonged since the first of these streams was
-    /// opened, the latest 65,536 at least. Of others it is [`Removed`](EventKind::Removed): the database no
-    /// longer has what it removed. MongoDB removes what has expired within a minute or so, so `Expired`
-    /// comes late.
+    /// All streams of a store and its clones share one change stream. It is open while at least one of them
+    /// exists, and it is not the stream that keeps the cache true. So the server looks at each change a second
+    /// time for this instance, and sends each one, also those that only extend an expiry. After an outage it
+    /// resumes after the last event.
+    ///
+    /// - 4,096 events are buffered for a consumer. A consumer that is slower gets
+    ///   [`Lagged`](Event::Lagged) with the number that it has lost.
+    /// - If MongoDB cannot resume the stream, every consumer gets a [`Gap`](Event::Gap).
+    /// - A removal is [`Deleted`](EventKind::Deleted) or [`Expired`](EventKind::Expired), by comparing its time
+    ///   with the session's last reported expiry. The store remembers the expiry of at least the latest 65,536
+    ///   sessions that were created, saved or extended since the first of these streams was opened. For other
+    ///   sessions the event is [`Removed`](EventKind::Removed).
+    /// - MongoDB usually removes an expired session within a minute, so `Expired` comes late.
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) for a store with
-    /// [`Coherence::TimeBound`](crate::Coherence::TimeBound), with a pool of fewer than
-    /// three connections, or if the server has no change streams (a standalone one, or any that refuses
-    /// one three times in a row; the message has the server's error) or the user may not open one;
-    /// [`Timeout`](ErrorKind::Timeout) if it is not open within the operation timeout.
+    /// - [`Config`](ErrorKind::Config) if the store was built with
+    ///   [`Coherence::TimeBound`](crate::Coherence::TimeBound), if its pool has fewer than three
+    ///   connections, if the user may not open a change stream, or if the server has none: a standalone server,
+    ///   or one that refuses three times in a row. The message has the server's error.
+    /// - [`Timeout`](ErrorKind::Timeout) if the stream is not open within the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -133,12 +137,12 @@ impl CachedMongoStore {
             return Err(Error::closed());
         }
         let (received, mut opened) = self.events.subscribe(self);
-        let opens = async move {
+        let is_open = async move {
             let opened = opened.wait_for(Option::is_some).await;
-            // It was dropped: with the store, or with the runtime.
+            // The publisher was dropped, with the store or with the runtime.
             opened.map_err(|_| Error::closed())?.clone().unwrap_or_else(|| Err(Error::cut_off()))
         };
-        self.mongo.tasks().wait_for(opens).await??;
+        self.mongo.tasks().wait_for(is_open).await??;
         Ok(Events { next: ReusableBoxFuture::new(next(received)) })
     }
 }
@@ -169,13 +173,15 @@ impl fmt::Debug for Events {
     }
 }
 
-/// What all streams of one store share.
+/// The one change stream that all [`Events`] of a store and its clones share.
 pub(crate) struct EventBroadcaster {
     allowed: bool,
+    /// The publisher's channels while it runs. A lock, so that two calls of `events` start one publisher, and so
+    /// that a publisher that is about to end takes no new subscriber with it.
     running: Mutex<Option<Running>>,
 }
 
-/// Whether the change stream is open: not yet, yes, or why it cannot be.
+/// Whether the change stream is open. `None`: not yet. An error says why it cannot be opened.
 type Opened = Option<Result<()>>;
 
 struct Running {
@@ -188,6 +194,7 @@ impl EventBroadcaster {
         Arc::new(Self { allowed, running: Mutex::default() })
     }
 
+    /// Subscribes to the publisher, and starts it if it does not run.
     fn subscribe(
         self: &Arc<Self>,
         store: &CachedMongoStore,
@@ -200,9 +207,9 @@ impl EventBroadcaster {
         let (opens, opened) = watch::channel(None);
         *running = Some(Running { events: events.clone(), opened: opened.clone() });
         let tasks = store.mongo.tasks();
-        let teller = Publisher {
+        let publisher = Publisher {
             broadcaster: Arc::clone(self),
-            // Nothing that keeps the store open.
+            // None of these keeps the store open.
             source: store.mongo.event_source(),
             events,
             opens,
@@ -210,20 +217,20 @@ impl EventBroadcaster {
             timeout: tasks.timeout(),
         };
         let closed = tasks.closed().clone();
-        // Where the runtime is gone the task ends in here, and takes the lock.
+        // If the runtime is gone, `spawn` drops the task at once, and the publisher's `drop` takes the lock.
         drop(running);
         tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => {}
-                () = teller.run() => {}
+                () = publisher.run() => {}
             }
         });
         (received, opened)
     }
 }
 
-/// The one task behind all streams of a store.
+/// Reads the change stream and publishes its events to every subscriber.
 struct Publisher {
     broadcaster: Arc<EventBroadcaster>,
     source: EventSource,
@@ -233,8 +240,25 @@ struct Publisher {
     timeout: Duration,
 }
 
+/// What the publisher remembers between two streams.
+struct Progress {
+    /// Where the next stream begins. `None`: now, since nothing before can be delivered.
+    resume_token: Option<ResumeToken>,
+    /// Whether a stream has been open.
+    has_begun: bool,
+    expiries: ExpiryTracker,
+    reconnect: Reconnect,
+}
+
+/// Why the publisher stops to read a stream.
+enum StreamEnd {
+    Fault(Fault),
+    /// Nobody subscribes any more.
+    Abandoned,
+}
+
 impl Drop for Publisher {
-    /// However it ends: the next who wants events begins anew.
+    /// The next subscriber starts a new publisher, however this one has ended.
     fn drop(&mut self) {
         let mut running = lock(&self.broadcaster.running);
         if running.as_ref().is_some_and(|it| it.events.same_channel(&self.events)) {
@@ -245,146 +269,131 @@ impl Drop for Publisher {
 
 impl Publisher {
     async fn run(self) {
-        let mut place = None;
-        let mut began = false;
-        let mut known = ExpiryTracker::default();
-        let mut failed = FailureCounts::default();
-        let mut chance = fastrand::Rng::new();
+        let mut progress = Progress {
+            resume_token: None,
+            has_begun: false,
+            expiries: ExpiryTracker::default(),
+            reconnect: Reconnect::new(fastrand::Rng::new()),
+        };
         loop {
-            let opens = self.source.open(place.clone(), POLL_INTERVAL);
-            let fault = match timeout(self.timeout, opens).await {
-                Ok(Ok(news)) => {
-                    if began && place.is_none() {
-                        known = ExpiryTracker::default();
-                        tracing::warn!(
-                            "the stream of events has a gap: what happened meanwhile is told to nobody"
-                        );
-                        self.publish(Event::Gap);
-                    }
-                    began = true;
-                    self.opens.send_replace(Some(Ok(())));
-                    self.read(news, &mut place, &mut known, &mut failed).await
-                }
-                Ok(Err(fault)) => Some(fault),
-                Err(_) => {
-                    // As the follower does: a server that answers other questions has more of its
-                    // history to walk through than there is patience for.
-                    let answers = timeout(self.timeout, self.source.is_answering()).await;
-                    Some(if matches!(answers, Ok(true)) { Fault::TooSlow } else { Fault::Passing })
-                }
+            let fault = match self.open_and_publish(&mut progress).await {
+                StreamEnd::Abandoned => return,
+                StreamEnd::Fault(fault) => fault,
             };
-            let Some(fault) = fault else { return };
-            if fault == Fault::Closed {
-                self.opens.send_replace(Some(Err(Error::client_closed())));
-                return;
-            }
-            failed.record(&fault);
-            let no_streams = match fault {
-                Fault::Passing | Fault::Overloaded | Fault::Closed => None,
-                Fault::TooSlow => {
-                    if place.is_some() && failed.too_slow >= MAX_REFUSALS {
-                        place = None;
-                        failed.too_slow = 0;
-                    }
-                    None
-                }
-                Fault::Refused(refusal) => match failed.record_refusal(place.is_some()) {
-                    RefusalAction::Retry => None,
-                    RefusalAction::GiveUpPosition => {
-                        place = None;
-                        None
-                    }
-                    RefusalAction::NoStreams => Some(refusal.reason()),
-                },
-                Fault::Lost | Fault::Ended => {
-                    place = None;
-                    None
-                }
-                Fault::Unsupported(why) => Some(why.to_owned()),
-            };
+            let has_token = progress.resume_token.is_some();
+            let step = progress.reconnect.record(&fault, has_token);
             if self.is_abandoned() {
                 return;
             }
-            let Some(why) = no_streams else {
-                sleep(backoff(failed.consecutive, &mut chance)).await;
-                continue;
-            };
-            // Those who ask from now on are told so at once.
-            let error = Error::new(ErrorKind::Config, format!("there are no events: {why}"));
-            self.opens.send_replace(Some(Err(error)));
-            if !began {
-                return;
+            match step {
+                NextStep::Resume => progress.reconnect.wait().await,
+                NextStep::Restart(_) => {
+                    progress.resume_token = None;
+                    progress.reconnect.wait().await;
+                }
+                NextStep::Unsupported(why) => {
+                    // Later calls of `events` get this error at once.
+                    let error =
+                        Error::new(ErrorKind::Config, format!("there are no events: {why}"));
+                    self.opens.send_replace(Some(Err(error)));
+                    if !progress.has_begun {
+                        return;
+                    }
+                    // The subscribers there are get a gap when a stream is open again.
+                    progress.resume_token = None;
+                    sleep(UNSUPPORTED_RETRY).await;
+                }
+                NextStep::Stop => {
+                    self.opens.send_replace(Some(Err(Error::client_closed())));
+                    return;
+                }
             }
-            // Those who listen already hear of the gap once there is a stream again.
-            place = None;
-            sleep(UNSUPPORTED_RETRY).await;
         }
     }
 
-    /// Tells what a stream brings until it breaks off, or until nobody listens any more: `None`.
-    async fn read(
-        &self,
-        mut news: EventStream,
-        place: &mut Option<ResumeToken>,
-        known: &mut ExpiryTracker,
-        failed: &mut FailureCounts,
-    ) -> Option<Fault> {
+    /// Opens the stream and publishes its events, until it breaks off or nobody subscribes any more.
+    async fn open_and_publish(&self, progress: &mut Progress) -> StreamEnd {
+        let opens = self.source.open(progress.resume_token.clone(), POLL_INTERVAL);
+        match timeout(self.timeout, opens).await {
+            Ok(Ok(stream)) => {
+                if progress.has_begun && progress.resume_token.is_none() {
+                    progress.expiries = ExpiryTracker::default();
+                    tracing::warn!("event stream has a gap: subscribers miss the events in it");
+                    self.publish(Event::Gap);
+                }
+                progress.has_begun = true;
+                self.opens.send_replace(Some(Ok(())));
+                self.publish_all(stream, progress).await
+            }
+            Ok(Err(fault)) => StreamEnd::Fault(fault),
+            Err(_) => {
+                let answers_hello = timeout(self.timeout, self.source.is_answering()).await;
+                StreamEnd::Fault(judge_slow_open(answers_hello.unwrap_or(false)))
+            }
+        }
+    }
+
+    /// Publishes what a stream delivers, until it breaks off or nobody subscribes any more.
+    async fn publish_all(&self, mut stream: EventStream, progress: &mut Progress) -> StreamEnd {
         loop {
-            // After it was told: what was not must be handed over again.
-            if let Some(reached) = news.resume_token() {
-                *place = Some(reached);
+            // Only after the last event was published: one that was not must be delivered again.
+            if let Some(token) = stream.resume_token() {
+                progress.resume_token = Some(token);
             }
             if self.is_abandoned() {
-                return None;
+                return StreamEnd::Abandoned;
             }
-            match timeout(self.timeout + POLL_INTERVAL, news.next()).await {
-                Ok(Ok(report)) => {
-                    *failed = FailureCounts::default();
-                    if let Some(event) = report.and_then(|report| self.event(&report, known)) {
+            match timeout(self.timeout + POLL_INTERVAL, stream.next()).await {
+                Ok(Ok(change)) => {
+                    progress.reconnect.reset();
+                    let event = change.and_then(|it| self.event(&it, &mut progress.expiries));
+                    if let Some(event) = event {
                         self.publish(Event::Session(event));
                     }
                 }
-                Ok(Err(fault)) => return Some(fault),
-                Err(_) => return Some(Fault::Passing),
+                Ok(Err(fault)) => return StreamEnd::Fault(fault),
+                Err(_) => return StreamEnd::Fault(Fault::Passing),
             }
         }
     }
 
-    fn event(&self, report: &SessionChange, known: &mut ExpiryTracker) -> Option<SessionEvent> {
-        if let Some(expires) = report.expires {
-            known.insert(report.key, expires);
+    /// The event for a change. `None` for a touch, which subscribers do not get.
+    fn event(&self, change: &SessionChange, tracker: &mut ExpiryTracker) -> Option<SessionEvent> {
+        if let Some(expires) = change.expires {
+            tracker.insert(change.key, expires);
         }
-        let kind = match report.kind {
+        let kind = match change.kind {
             ChangeKind::Created => EventKind::Created,
             ChangeKind::Changed => EventKind::Changed,
             ChangeKind::Touched => return None,
-            ChangeKind::Removed => match known.remove(report.key) {
-                // What is removed within the second in which it expires has expired.
-                Some(expires) if report.at.millis() + 999 >= expires.millis() => EventKind::Expired,
+            ChangeKind::Removed => match tracker.remove(change.key) {
+                // The database reports whole seconds. A session that was removed within the second in which
+                // it expires counts as expired.
+                Some(expires) if change.at.millis() + 999 >= expires.millis() => EventKind::Expired,
                 Some(_) => EventKind::Deleted,
                 None => EventKind::Removed,
             },
         };
-        let by_this_instance = match report.kind {
+        let by_this_instance = match change.kind {
             ChangeKind::Removed => None,
-            _ => Some(report.rev.is_some_and(|rev| rev.store() == self.store_id)),
+            _ => Some(change.rev.is_some_and(|rev| rev.store() == self.store_id)),
         };
-        let at = report.at.to_datetime()?;
-        Some(SessionEvent { kind, key: report.key, at, by_this_instance })
+        let at = change.at.to_datetime()?;
+        Some(SessionEvent { kind, key: change.key, at, by_this_instance })
     }
 
-    /// That nobody listens is no error.
     fn publish(&self, event: Event) {
-        drop(self.events.send(event));
+        // It fails if nobody subscribes, which is not an error.
+        let _ = self.events.send(event);
     }
 
-    /// Whether nobody listens any more; then the next one who does begins anew.
+    /// Whether nobody subscribes any more. If so, the next subscriber starts a new publisher.
     fn is_abandoned(&self) -> bool {
         let mut running = lock(&self.broadcaster.running);
-        let left = self.events.receiver_count() == 0;
-        if left {
+        let is_abandoned = self.events.receiver_count() == 0;
+        if is_abandoned {
             *running = None;
         }
-        left
+        is_abandoned
     }
 }

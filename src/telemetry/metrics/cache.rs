@@ -1,4 +1,4 @@
-//! What the cache counts.
+//! `CacheMetrics`: the metrics of the cache.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::telemetry::metrics::labels::{Eviction, Fill, Invalidation, LoadResult
 
 #[derive(Clone, Debug)]
 pub(crate) struct CacheMetrics {
-    /// By itself, since it is all that a hit pays.
+    /// Also in `loads`. A field of its own, because a hit increments nothing else.
     pub(crate) hits: Counter,
     loads: [Counter; LoadResult::COUNT],
     fills: [Counter; Fill::COUNT],
-    voids: [Counter; Invalidation::COUNT],
+    invalidations: [Counter; Invalidation::COUNT],
     evictions: [Counter; Eviction::COUNT],
     pub(crate) touches_skipped: Counter,
     pub(crate) entries: Gauge,
@@ -34,7 +34,7 @@ impl CacheMetrics {
             hits: loads[LoadResult::Hit as usize].clone(),
             loads,
             fills: series.counters(&FILLS),
-            voids: series.counters(&INVALIDATIONS),
+            invalidations: series.counters(&INVALIDATIONS),
             evictions: series.counters(&EVICTIONS),
             touches_skipped: series.counter(&SKIPPED),
             entries: series.gauge(&ENTRIES),
@@ -45,8 +45,8 @@ impl CacheMetrics {
         }
     }
 
-    /// `None`: without a bound.
-    pub(crate) fn max_staleness(&self, bound: Option<Duration>) {
+    /// Shows the bound. `None`: entries have no age bound.
+    pub(crate) fn set_max_staleness(&self, bound: Option<Duration>) {
         self.max_staleness.set(bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64()));
     }
 
@@ -58,9 +58,9 @@ impl CacheMetrics {
         self.loads[LoadResult::Grace as usize].increment(1);
     }
 
-    /// A load that was not answered at once.
+    /// Begins to count a load that the cache did not answer at once.
     pub(crate) fn begin_load(&self) -> Load<'_> {
-        Load { metrics: self, so_far: LoadResult::Miss }
+        Load { metrics: self, result: LoadResult::Miss }
     }
 
     pub(crate) fn count_fill(&self, fill: Fill) {
@@ -68,7 +68,7 @@ impl CacheMetrics {
     }
 
     pub(crate) fn count_invalidation(&self, cause: Invalidation) {
-        self.voids[cause as usize].increment(1);
+        self.invalidations[cause as usize].increment(1);
     }
 
     pub(crate) fn count_eviction(&self, cause: Eviction) {
@@ -76,35 +76,35 @@ impl CacheMetrics {
     }
 }
 
-/// Counts a load once, when it ends: as what it has come to by then.
+/// Counts a load once, when it is dropped, by its last result.
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
     metrics: &'a CacheMetrics,
-    so_far: LoadResult,
+    result: LoadResult,
 }
 
 impl Load<'_> {
-    /// The cache has it by now, or knows that there is none.
-    pub(crate) fn found(&mut self, any: bool) {
-        self.so_far = if any { LoadResult::Hit } else { LoadResult::Absent };
+    /// The cache has answered after all: with a session, or that there is none.
+    pub(crate) fn found(&mut self, is_session: bool) {
+        self.result = if is_session { LoadResult::Hit } else { LoadResult::Absent };
     }
 
     pub(crate) fn joined(&mut self) {
-        self.so_far = LoadResult::Coalesced;
+        self.result = LoadResult::Coalesced;
     }
 
-    /// Reads by itself; `lapsed` if there was an entry, too old to be served.
-    pub(crate) fn missed(&mut self, lapsed: bool) {
-        self.so_far = if lapsed { LoadResult::Expired } else { LoadResult::Miss };
+    /// The load reads from MongoDB. `is_expired`: the entry was too old to be served.
+    pub(crate) fn missed(&mut self, is_expired: bool) {
+        self.result = if is_expired { LoadResult::Expired } else { LoadResult::Miss };
     }
 
     pub(crate) fn served_in_grace(&mut self) {
-        self.so_far = LoadResult::Grace;
+        self.result = LoadResult::Grace;
     }
 }
 
 impl Drop for Load<'_> {
     fn drop(&mut self) {
-        self.metrics.loads[self.so_far as usize].increment(1);
+        self.metrics.loads[self.result as usize].increment(1);
     }
 }

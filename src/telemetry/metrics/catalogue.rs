@@ -8,7 +8,7 @@ use crate::telemetry::metrics::labels::{
     Values, Verb,
 };
 
-/// A metric, and all that is told of it.
+/// A metric, with its description.
 #[derive(Debug)]
 pub(crate) struct Metric {
     pub(crate) name: &'static str,
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Histogram,
 }
 
-/// A label, and its values as [`Values::ALL`] has them.
+/// A label and its values, from [`Values::ALL`].
 #[derive(Debug)]
 pub(crate) struct Label {
     pub(crate) name: &'static str,
@@ -50,53 +50,53 @@ macro_rules! catalogue {
 
 catalogue! {
     LOADS = Counter("session_store_loads_total", Count) { result: LoadResult }
-        "Sessions asked for, each counted once it is answered or given up, by how it was answered";
+        "Loads, by how they were answered; each is counted when it ends";
     FILLS = Counter("session_store_cache_fills_total", Count) { outcome: Fill }
-        "Reads from MongoDB for the cache, by what they left there";
+        "Reads from MongoDB for the cache, by what they stored there";
     INVALIDATIONS = Counter("session_store_cache_invalidations_total", Count) { cause: Invalidation }
-        "Sessions removed from the cache since they had changed or might have, by cause; the whole \
-         cache counts as one";
+        "Entries removed from the cache because the session had changed, or may have, by cause; the \
+         whole cache counts as one";
     EVICTIONS = Counter("session_store_cache_evictions_total", Count) { cause: Eviction }
-        "Sessions that the cache let go by itself, by cause";
+        "Entries that the cache evicted, by cause";
     ENTRIES = Gauge("session_store_cache_entries", Count) {}
-        "Sessions held in the cache";
+        "Sessions in the cache";
     BYTES = Gauge("session_store_cache_bytes", Bytes) {}
-        "Heap taken by the sessions held in the cache";
+        "Heap memory of the sessions in the cache";
     LIMIT_BYTES = Gauge("session_store_cache_limit_bytes", Bytes) {}
-        "Heap that the cached sessions may take";
+        "Heap memory that the sessions in the cache may take";
     LIMIT_ENTRIES = Gauge("session_store_cache_limit_entries", Count) {}
-        "How many sessions may be cached; 0 if the bytes alone bound them";
+        "Sessions that the cache may hold; 0 if only the bytes are bounded";
     MAX_STALENESS = Gauge("session_store_max_staleness_seconds", Seconds) {}
-        "The bound max_staleness as configured, to compare the lag with; infinite for a sole \
-         writer";
+        "The configured max_staleness, to compare the lag with; infinite for a sole writer";
     SKIPPED = Counter("session_store_touches_skipped_total", Count) {}
-        "Saves that were not sent: unchanged data, and an expiry within touch_after of the stored one";
+        "Saves that were not sent, because the data had not changed and the new expiry was within \
+         touch_after of the stored one";
     STREAM_OPEN = Gauge("session_store_stream_open", Count) {}
-        "Change streams that are open, one for each store that follows one";
+        "Invalidation streams that are open, at most one for each store";
     STREAM_LAG = Gauge("session_store_stream_lag_seconds", Seconds) {}
-        "How long ago the moment is up to which every change is known to have reached the cache; past \
-         max_staleness cached sessions are asked for anew. 0 where no stream is followed";
+        "Age of the newest moment up to which the cache has every change; past max_staleness, sessions \
+         are re-read from MongoDB. 0 without a change stream";
     STREAM_EVENTS = Counter("session_store_stream_events_total", Count) { origin: Origin }
-        "Changes that the stream reported, by whose they were";
+        "Changes that the change stream reported, by who made them";
     STREAM_RESUMES = Counter("session_store_stream_resumes_total", Count) {}
-        "Streams that went on where they had broken off";
+        "Change streams that were resumed without a gap";
     STREAM_GAPS = Counter("session_store_stream_gaps_total", Count) { cause: Gap }
-        "Streams that could not go on where they had broken off, by cause; the cache is emptied";
+        "Change streams that could not be resumed without a gap, by cause; the cache is emptied";
     OPERATIONS = Counter("session_store_mongo_operations_total", Count) { verb: Verb, outcome: OperationOutcome }
         "Operations sent to MongoDB, by verb and outcome";
     DURATION = Histogram("session_store_mongo_operation_duration_seconds", Seconds) { verb: Verb }
-        "How long operations on MongoDB took to their answer or their end, by verb";
+        "Duration of the operations on MongoDB, by verb";
     BATCH_SIZE = Histogram("session_store_mongo_batch_size", Count) { verb: BatchVerb }
-        "How many calls left as one command because MongoDB was busy, by verb";
+        "Calls in a batch, which is sent as one command, by verb";
     RETRIES = Counter("session_store_mongo_retries_total", Count) { cause: Retry }
-        "What this store tried again, by cause. What the driver repeats by itself is not seen here";
+        "Retries by this store, by cause; the driver's own retries are not counted";
     DROPPED = Counter("session_store_saves_dropped_total", Count) {}
-        "Saves of a session that no longer existed (a log-out won, or it expired): nothing stored";
+        "Saves that stored nothing, because the session was deleted or had expired";
     LIVE = Gauge("session_store_live_sessions", Count) {}
-        "Sessions in MongoDB that have not expired, counted as often as count_every says; 0 without it";
+        "Sessions in MongoDB that have not expired, counted at the interval count_every; 0 without that option";
 }
 
-/// Tells the recorder of them all.
+/// Describes every metric to the recorder.
 pub(crate) fn describe() {
     for Metric { name, kind, unit, help, .. } in CATALOGUE {
         let _ = guarded(|| match kind {

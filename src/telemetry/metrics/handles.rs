@@ -1,5 +1,5 @@
-//! Handles of the app's metrics recorder, which is code of the app. A panic in it costs the value that
-//! it was told, and nothing else: no call of the store fails for it.
+//! Handles of the app's metrics recorder. The recorder is the app's code: if it panics, the value is lost, and no call
+//! of the store fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ pub(crate) struct Gauge(metrics::Gauge);
 pub(crate) struct Histogram(metrics::Histogram);
 
 impl Counter {
-    /// A counter that `register` gets from the recorder, or one that counts nothing.
+    /// The counter that `register` returns, or one that counts nothing if the recorder panics.
     pub(crate) fn new(register: impl FnOnce() -> metrics::Counter) -> Self {
         Self(guarded(register).unwrap_or_else(metrics::Counter::noop))
     }
@@ -35,7 +35,7 @@ impl Counter {
 }
 
 impl Gauge {
-    /// A gauge that `register` gets from the recorder, or one that shows nothing.
+    /// The gauge that `register` returns, or one that shows nothing if the recorder panics.
     pub(crate) fn new(register: impl FnOnce() -> metrics::Gauge) -> Self {
         Self(guarded(register).unwrap_or_else(metrics::Gauge::noop))
     }
@@ -54,7 +54,7 @@ impl Gauge {
 }
 
 impl Histogram {
-    /// A histogram that `register` gets from the recorder, or one that takes nothing.
+    /// The histogram that `register` returns, or one that records nothing if the recorder panics.
     pub(crate) fn new(register: impl FnOnce() -> metrics::Histogram) -> Self {
         Self(guarded(register).unwrap_or_else(metrics::Histogram::noop))
     }
@@ -64,20 +64,20 @@ impl Histogram {
     }
 }
 
-/// What the recorder answers; `None` if it panics.
+/// Calls the recorder. `None` if it panics.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     let answer = catch_unwind(AssertUnwindSafe(call));
-    answer.inspect_err(|_| complain()).ok()
+    answer.inspect_err(|_| log_first_panic()).ok()
 }
 
-/// Logs the first panic of the process. The app's panic hook is told of each.
+/// Logs the first panic of the process. The app's panic hook gets every one.
 #[cold]
-fn complain() {
-    static COMPLAINED: AtomicBool = AtomicBool::new(false);
-    if !COMPLAINED.swap(true, Ordering::Relaxed) {
+fn log_first_panic() {
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
+    if !IS_LOGGED.swap(true, Ordering::Relaxed) {
         tracing::error!(
-            "the app's metrics recorder panicked: what it was told is lost, and no session is. This \
-             is logged once"
+            "the app's metrics recorder panicked: the value is lost, and no session is affected. \
+             Logged once"
         );
     }
 }

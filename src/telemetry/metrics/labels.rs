@@ -1,9 +1,8 @@
-//! The labels: what tells the series of one metric apart. What stands above a value here is what the
-//! documentation says of it.
+//! The labels of the metrics, and their values. The comment above a value is also its text in `metrics.md`.
 
-/// The values of one label, in the order of their handles.
+/// The values of one label. Their order is that of the metric's handles.
 pub(crate) trait Values {
-    /// Each value as the label has it, and what is said of it, if it does not speak for itself.
+    /// Each value, and its text in the documentation. The text is empty if the value needs none.
     const ALL: &'static [(&'static str, &'static str)];
 }
 
@@ -22,7 +21,7 @@ macro_rules! values {
                 &[$(($label, concat!($($about,)*))),+];
         }
 
-        #[allow(dead_code, reason = "not each label needs each of them")]
+        #[allow(dead_code, reason = "not every label needs both")]
         impl $name {
             pub(crate) const COUNT: usize = Self::ALL.len();
 
@@ -38,15 +37,15 @@ values! {
     LoadResult {
         /// from the cache
         Hit = "hit",
-        /// by a read of MongoDB, since it was not cached
+        /// by a read from MongoDB, because the session was not cached
         Miss = "miss",
-        /// from the cache, which knows that there is no such session
+        /// from the cache, which remembers that there is no such session
         Absent = "absent",
-        /// by the read of another load
+        /// by the read of another load, which both share
         Coalesced = "coalesced",
-        /// by a read of MongoDB, since what was cached had outlived `max_staleness`
+        /// by a read from MongoDB, because the cached entry was older than `max_staleness`
         Expired = "expired",
-        /// from the cache past `max_staleness`, as `outage_grace` allows
+        /// from the cache past `max_staleness`, within `outage_grace`
         Grace = "grace",
     }
 }
@@ -56,47 +55,47 @@ values! {
     Fill {
         /// an entry
         Stored = "stored",
-        /// no entry: MongoDB has no such session, which is remembered
+        /// the absence: MongoDB has no such session
         Absent = "absent",
-        /// nothing: something changed while it was under way
+        /// nothing: the session changed during the read
         Overtaken = "overtaken",
-        /// nothing: too large for the cache, or expired on the way
+        /// nothing: the session is too large for the cache, or expired during the read
         Unfit = "unfit",
-        /// nothing: it failed
+        /// nothing: the read failed
         Failed = "failed",
     }
 }
 
 values! {
-    /// Why what was cached became void.
+    /// Why entries were invalidated.
     Invalidation {
-        /// a load or save ended after something else had changed the session
+        /// a load or save ended after another call had changed the session
         Overtaken = "overtaken",
         /// the session was deleted here
         Delete = "delete",
-        /// a save found that the session is gone
+        /// a save found no session
         Gone = "gone",
         /// another instance changed it
         Remote = "remote",
-        /// a save of this store was reported before it was answered
+        /// the change stream reported a save of this store before MongoDB had answered it
         OwnWrite = "own_write",
-        /// nobody knows what a write has done, or what is stored cannot be read
+        /// a write failed without an answer, or the stored session cannot be read
         UnknownOutcome = "unknown_outcome",
-        /// the session has grown too large for the cache, or was saved as expired
+        /// the session is too large for the cache, or was saved as expired
         Unfit = "unfit",
         /// the whole cache: `clear` was called
         Clear = "clear",
-        /// the whole cache: changes may have gone unheard
+        /// the whole cache: the change stream may have missed changes
         Gap = "gap",
     }
 }
 
 values! {
-    /// Why the cache let an entry go by itself.
+    /// Why the cache evicted an entry.
     Eviction {
-        /// the bound was reached
+        /// the cache was full
         Size = "size",
-        /// its session has expired
+        /// the session has expired
         Expired = "expired",
     }
 }
@@ -123,21 +122,21 @@ values! {
     /// How an operation ended.
     OperationOutcome {
         Ok = "ok",
-        /// an id was taken already
+        /// the id was taken
         Duplicate = "duplicate",
         /// no answer within the operation timeout
         Timeout = "timeout",
-        /// no server was reached, or the connection was lost
+        /// no server could be reached, or the connection was lost
         Unreachable = "unreachable",
-        /// the server refused it because it is overloaded
+        /// the server rejected it because of overload
         Overloaded = "overloaded",
-        /// the server refused, or what it answered cannot be read
+        /// the server answered with another error, or its reply cannot be read
         Error = "error",
     }
 }
 
 values! {
-    /// The operations that hold the calls of several callers.
+    /// The operations that can carry a batch of calls.
     BatchVerb {
         /// loads
         Find = "find",
@@ -147,21 +146,21 @@ values! {
 }
 
 values! {
-    /// What this crate tries again.
+    /// What this crate retries.
     Retry {
-        /// an id that was drawn for a new session was taken
+        /// the random id of a new session was taken
         IdTaken = "id_taken",
-        /// the change stream was to be opened after it had failed
+        /// the change stream was opened again after a failure
         Stream = "stream",
     }
 }
 
 values! {
-    /// Whose change the stream reports.
+    /// Who made a change that the stream reports.
     Origin {
-        /// by this store
+        /// this store
         Own = "own",
-        /// by another instance, or by hand
+        /// another instance, or an edit by hand
         Other = "other",
     }
 }
@@ -169,11 +168,11 @@ values! {
 values! {
     /// Why a stream could not be resumed.
     Gap {
-        /// the server has it no more
+        /// the server no longer has the changes after the last position
         HistoryLost = "history_lost",
-        /// it was dropped or renamed
+        /// the collection was dropped or renamed
         CollectionGone = "collection_gone",
-        /// the server would not go on from there, or not within the operation timeout
+        /// the server refused the last position, or did not reach it within the operation timeout
         Refused = "refused",
     }
 }

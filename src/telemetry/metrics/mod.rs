@@ -1,15 +1,14 @@
-//! Every metric: what is counted, and the handles that the tiers hold.
+//! Every metric, and the handles by which the tiers record values.
 //!
-//! [`catalogue`] is the one list of names, labels, units and texts; what describes them to the recorder
-//! and what documents them is made of it. Handles are resolved once, when a store is built, from the
-//! recorder that is installed at that moment: install the exporter first.
+//! [`catalogue`] is the one list of names, labels, units and texts. The descriptions for the recorder and
+//! `metrics.md` are made from it. A store resolves its handles once, when it is built, from the recorder that is
+//! installed at that time. So the app installs its exporter first.
 
 mod cache;
 mod catalogue;
 mod handles;
 mod labels;
 mod mongo;
-mod pulse;
 mod series;
 mod stream;
 #[cfg(test)]
@@ -23,6 +22,5 @@ pub(crate) use crate::telemetry::metrics::labels::{
     Eviction, Fill, Gap, Invalidation, Retry, Verb,
 };
 pub(crate) use crate::telemetry::metrics::mongo::{MongoMetrics, Outcome};
-pub(crate) use crate::telemetry::metrics::pulse::{Beat, Question};
 pub(crate) use crate::telemetry::metrics::series::{Portion, Series};
 pub(crate) use crate::telemetry::metrics::stream::{Phase, StreamMetrics, StreamState};

@@ -1,4 +1,4 @@
-//! What the persistence tier counts.
+//! `MongoMetrics`: the metrics of the persistence tier.
 
 use std::time::Duration;
 
@@ -8,23 +8,20 @@ use crate::telemetry::metrics::catalogue::{
 };
 use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
 use crate::telemetry::metrics::labels::{BatchVerb, OperationOutcome, Retry, Verb};
-use crate::telemetry::metrics::pulse::Pulse;
-use crate::telemetry::metrics::{Beat, Portion, Question, Series};
-use crate::time::Clock;
+use crate::telemetry::metrics::{Portion, Series};
 
 #[derive(Debug)]
 pub(crate) struct MongoMetrics {
     series: Series,
     operations: [[Counter; OperationOutcome::COUNT]; Verb::COUNT],
     durations: [Histogram; Verb::COUNT],
-    together: [Histogram; BatchVerb::COUNT],
+    batch_sizes: [Histogram; BatchVerb::COUNT],
     retries: [Counter; Retry::COUNT],
     pub(crate) saves_dropped: Counter,
     live: Gauge,
-    pulse: Pulse,
 }
 
-/// How an operation ended, as far as a metric cares.
+/// How an operation on MongoDB ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome {
     Ok,
@@ -52,51 +49,39 @@ impl From<Outcome> for OperationOutcome {
 }
 
 impl MongoMetrics {
-    pub(crate) fn new(series: Series, clock: Clock) -> Self {
+    pub(crate) fn new(series: Series) -> Self {
         catalogue::describe();
         let of = |verb, outcome| series.counter_of(&OPERATIONS, &[verb, outcome]);
         Self {
             operations: std::array::from_fn(|verb| std::array::from_fn(|ended| of(verb, ended))),
             durations: series.histograms(&DURATION),
-            together: series.histograms(&BATCH_SIZE),
+            batch_sizes: series.histograms(&BATCH_SIZE),
             retries: series.counters(&RETRIES),
             saves_dropped: series.counter(&DROPPED),
             live: series.gauge(&LIVE),
-            pulse: Pulse::new(clock),
             series,
         }
     }
 
-    /// How this store's series are labelled.
+    /// The labels of this store's series.
     pub(crate) fn series(&self) -> &Series {
         &self.series
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
     pub(crate) fn record_find_batch(&self, calls: usize) {
-        self.together[BatchVerb::Find as usize].record(calls as f64);
+        self.batch_sizes[BatchVerb::Find as usize].record(calls as f64);
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a few hundred at most")]
     pub(crate) fn record_save_batch(&self, calls: usize) {
-        self.together[BatchVerb::Bulk as usize].record(calls as f64);
+        self.batch_sizes[BatchVerb::Bulk as usize].record(calls as f64);
     }
 
     pub(crate) fn record(&self, verb: Verb, outcome: Outcome, took: Duration) {
         self.durations[verb as usize].record(took);
         let ended = OperationOutcome::from(outcome);
         self.operations[verb as usize][ended as usize].increment(1);
-        match ended {
-            OperationOutcome::Timeout | OperationOutcome::Unreachable => {
-                self.pulse.unanswered(took)
-            }
-            OperationOutcome::Ok
-            | OperationOutcome::Duplicate
-            | OperationOutcome::Overloaded
-            | OperationOutcome::Error => {
-                self.pulse.answered();
-            }
-        }
         if ended == OperationOutcome::Duplicate {
             self.retries(Retry::IdTaken).increment(1);
         }
@@ -106,18 +91,8 @@ impl MongoMetrics {
         &self.retries[cause as usize]
     }
 
-    /// The gauge of live sessions, for who counts them.
+    /// This store's part of the gauge of live sessions.
     pub(crate) fn live(&self) -> Portion {
         Portion::new(self.live.clone(), 0)
-    }
-
-    /// Whether MongoDB answers, as far as that is known without asking.
-    pub(crate) fn beat(&self) -> Beat {
-        self.pulse.beat()
-    }
-
-    /// Asks something that is not counted, but whose answer is a sign of life.
-    pub(crate) fn asks(&self, patience: Duration) -> Question<'_> {
-        Question::new(&self.pulse, patience)
     }
 }

@@ -1,4 +1,4 @@
-//! The series of one store: the metrics of the catalogue, with the store's name on them.
+//! `Series`: registers the metrics of the catalogue for one store, with the store's name as a label.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use metrics::{Label, counter, gauge, histogram};
 use crate::telemetry::metrics::catalogue::Metric;
 use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
 
-/// How the series of a store are labelled: with its name, if it was given one.
+/// The label of a store's series: its name, if it has one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Series(Option<Arc<str>>);
 
@@ -24,17 +24,17 @@ impl Series {
         Gauge::new(|| gauge!(metric.name, self.labels(metric, &[])))
     }
 
-    /// A counter for each value of the metric's one label.
+    /// One counter for each value of the metric's only label.
     pub(crate) fn counters<const N: usize>(&self, metric: &Metric) -> [Counter; N] {
         std::array::from_fn(|value| self.counter_of(metric, &[value]))
     }
 
-    /// A counter for one value of each label, by their numbers.
+    /// The counter for one value of each label. `values` are their indexes.
     pub(crate) fn counter_of(&self, metric: &Metric, values: &[usize]) -> Counter {
         Counter::new(|| counter!(metric.name, self.labels(metric, values)))
     }
 
-    /// A histogram for each value of the metric's one label.
+    /// One histogram for each value of the metric's only label.
     pub(crate) fn histograms<const N: usize>(&self, metric: &Metric) -> [Histogram; N] {
         let of = |value| Histogram::new(|| histogram!(metric.name, self.labels(metric, &[value])));
         std::array::from_fn(of)
@@ -49,7 +49,7 @@ impl Series {
     }
 }
 
-/// This store's part of a gauge that other stores may share. Taken back when it goes.
+/// This store's part of a gauge that other stores may share. Dropping it subtracts the part again.
 #[derive(Debug)]
 pub(crate) struct Portion {
     gauge: Gauge,

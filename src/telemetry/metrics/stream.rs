@@ -1,7 +1,8 @@
-//! What the follower of the database's changes counts, and how its stream stands.
+//! `StreamMetrics`: the metrics of the invalidation stream. `StreamState`: its state, for `health()`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::telemetry::metrics::Series;
 use crate::telemetry::metrics::catalogue::{
     self, STREAM_EVENTS, STREAM_GAPS, STREAM_LAG, STREAM_OPEN, STREAM_RESUMES,
@@ -19,10 +20,12 @@ pub(crate) struct StreamMetrics {
     open: Gauge,
     lag: Gauge,
     clock: Clock,
-    standing: StreamState,
+    state: StreamState,
 }
 
-/// How a stream stands. Clones share it.
+/// The state of a change stream. Clones share it.
+///
+/// A lock, because the phase and its beginning change together.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamState(Arc<Mutex<StateInner>>);
 
@@ -30,55 +33,57 @@ pub(crate) struct StreamState(Arc<Mutex<StateInner>>);
 struct StateInner {
     phase: Phase,
     since: Moment,
-    begun: Moment,
+    started_at: Moment,
 }
 
-/// Where a stream is in its life.
+/// The phase of a change stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Opening,
     Open,
     Lost,
-    /// The server has none, or does not let the user have one.
+    /// The server has no change streams, or the user may not open one.
     Unavailable,
 }
 
 impl StreamState {
     fn new(at: Moment) -> Self {
-        Self(Arc::new(Mutex::new(StateInner { phase: Phase::Opening, since: at, begun: at })))
+        Self(Arc::new(Mutex::new(StateInner { phase: Phase::Opening, since: at, started_at: at })))
     }
 
-    /// The phase, and since when.
+    /// The phase, and when it began.
     pub(crate) fn phase(&self) -> (Phase, Moment) {
         let state = self.state();
         (state.phase, state.since)
     }
 
-    /// From when on there was somebody to vouch for the cache.
+    /// When the listener was started.
     pub(crate) fn started_at(&self) -> Moment {
-        self.state().begun
+        self.state().started_at
     }
 
-    /// The phase before.
+    /// Begins a phase, and returns the one before.
     fn set_phase(&self, phase: Phase, now: Moment) -> Phase {
         let mut state = self.state();
         let before = state.phase;
         if before != phase {
-            (state.phase, state.since) = (phase, now);
+            state.phase = phase;
+            state.since = now;
         }
         before
     }
 
     fn state(&self) -> MutexGuard<'_, StateInner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
 impl StreamMetrics {
-    /// `retries` counts what is tried again, under the name of the store whose database it is.
+    /// `retries` is the counter of the `MongoStore`, under that store's name.
     pub(crate) fn new(series: &Series, retries: Counter, clock: Clock) -> Self {
         catalogue::describe();
-        let (open, lag) = (series.gauge(&STREAM_OPEN), series.gauge(&STREAM_LAG));
+        let open = series.gauge(&STREAM_OPEN);
+        let lag = series.gauge(&STREAM_LAG);
         open.increment(0);
         lag.set(0);
         Self {
@@ -88,13 +93,13 @@ impl StreamMetrics {
             gaps: series.counters(&STREAM_GAPS),
             open,
             lag,
-            standing: StreamState::new(clock.now()),
+            state: StreamState::new(clock.now()),
             clock,
         }
     }
 
     pub(crate) fn stream_state(&self) -> StreamState {
-        self.standing.clone()
+        self.state.clone()
     }
 
     pub(crate) fn event(&self, is_own: bool) {
@@ -107,7 +112,7 @@ impl StreamMetrics {
     }
 
     pub(crate) fn opened(&self) {
-        if self.standing.set_phase(Phase::Open, self.clock.now()) != Phase::Open {
+        if self.state.set_phase(Phase::Open, self.clock.now()) != Phase::Open {
             self.open.increment(1);
         }
     }
@@ -121,14 +126,15 @@ impl StreamMetrics {
     }
 
     fn leave(&self, phase: Phase) {
-        if self.standing.set_phase(phase, self.clock.now()) == Phase::Open {
+        if self.state.set_phase(phase, self.clock.now()) == Phase::Open {
             self.open.decrement(1);
         }
     }
 
-    /// Before anything is vouched for, the lag counts from the beginning.
-    pub(crate) fn lag(&self, now: Moment, synced_at: Moment) {
-        self.lag.set(now.since(synced_at.max(self.standing.started_at())).as_secs_f64());
+    /// Shows the lag. Before the first checkpoint is confirmed, it counts from the start of the listener.
+    pub(crate) fn set_lag(&self, now: Moment, synced_through: Moment) {
+        let since = synced_through.max(self.state.started_at());
+        self.lag.set(now.since(since).as_secs_f64());
     }
 }
 

@@ -1,4 +1,4 @@
-//! The catalogue against what is registered, and against what is documented.
+//! The catalogue equals the registered series, and the documentation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -27,13 +27,14 @@ fn table() -> String {
             unit => &format!(", {}", unit.as_str()),
         };
         let labels: Vec<_> = labels.iter().map(cell).collect();
-        let (labels, help) = (labels.join("; "), marked(help));
+        let labels = labels.join("; ");
+        let help = marked(help);
         writeln!(table, "| `{name}` | {kind}{unit} | {labels} | {help} |").unwrap();
     }
     table
 }
 
-/// A text with the names of options marked as such.
+/// A text with the names of options in backticks.
 fn marked(text: &str) -> String {
     let mark = |word: &str| {
         let name = word.trim_end_matches([',', ';']);
@@ -59,7 +60,7 @@ fn the_documented_table_is_the_catalogue() {
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     assert!(
         written == table,
-        "src/metrics.md is not what the catalogue in src/metrics says. This writes it anew: \
+        "src/metrics.md differs from the catalogue in src/telemetry/metrics. This command updates it: \
          UPDATE_METRICS=1 cargo test --lib the_documented_table"
     );
 }
@@ -91,21 +92,24 @@ fn promised(store: Option<&str>) -> Found {
 }
 
 #[test]
-fn every_series_of_the_catalogue_is_there_from_the_start_and_no_other() {
+fn a_new_store_registers_every_series_of_the_catalogue_and_no_other() {
     for store in [None, Some("shop")] {
         let recorder = DebuggingRecorder::new();
         metrics::with_local_recorder(&recorder, || {
-            let (series, clock) = (Series::of(store), Clock::system());
-            let mongo = MongoMetrics::new(series.clone(), clock.clone());
+            let series = Series::of(store);
+            let clock = Clock::system();
+            let mongo = MongoMetrics::new(series.clone());
             let retries = mongo.retries(Retry::Stream).clone();
-            drop((CacheMetrics::new(&series), StreamMetrics::new(&series, retries, clock)));
+            CacheMetrics::new(&series);
+            StreamMetrics::new(&series, retries, clock);
         });
-        let (mut found, mut told) = (Found::new(), BTreeMap::new());
+        let mut found = Found::new();
+        let mut described = BTreeMap::new();
         for (key, unit, help, _) in recorder.snapshotter().snapshot().into_vec() {
             let (kind, key) = key.into_parts();
             let pair = |label: &metrics::Label| (label.key().to_owned(), label.value().to_owned());
             found.insert((key.name().to_owned(), key.labels().map(pair).collect()));
-            told.insert(key.name().to_owned(), (kind, unit, help));
+            described.insert(key.name().to_owned(), (kind, unit, help));
         }
         assert_eq!(found, promised(store));
         for metric in CATALOGUE {
@@ -114,15 +118,14 @@ fn every_series_of_the_catalogue_is_there_from_the_start_and_no_other() {
                 Kind::Gauge => MetricKind::Gauge,
                 Kind::Histogram => MetricKind::Histogram,
             };
-            let told = &told[metric.name];
             let help = Some(metric.help.into());
-            assert_eq!(told, &(kind, Some(metric.unit), help), "{}", metric.name);
+            assert_eq!(described[metric.name], (kind, Some(metric.unit), help), "{}", metric.name);
         }
     }
 }
 
 #[test]
-fn names_are_as_prometheus_would_have_them() {
+fn names_follow_the_conventions_of_prometheus() {
     let names: BTreeSet<_> = CATALOGUE.iter().map(|metric| metric.name).collect();
     assert_eq!(names.len(), CATALOGUE.len(), "each name once");
     for metric in CATALOGUE {
@@ -140,7 +143,7 @@ fn names_are_as_prometheus_would_have_them() {
 }
 
 #[test]
-fn a_part_of_a_gauge_is_taken_back() {
+fn a_dropped_portion_of_a_gauge_is_subtracted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let value = || {
@@ -152,14 +155,15 @@ fn a_part_of_a_gauge_is_taken_back() {
         }
     };
     let (one, other) = metrics::with_local_recorder(&recorder, || {
-        let metrics = || MongoMetrics::new(Series::default(), Clock::system());
+        let metrics = || MongoMetrics::new(Series::default());
         (metrics(), metrics())
     });
-    let (mut mine, mut yours) = (one.live(), other.live());
+    let mut mine = one.live();
+    let mut yours = other.live();
     mine.set(5);
     yours.set(3);
     mine.set(4);
-    // A snapshot sets it back to zero, so what it shows is what was added since the last one.
+    // A snapshot sets the gauge to zero, so the next one shows what was added since.
     assert!((value() - 7.0).abs() < 0.1);
     drop(mine);
     assert!((value() + 4.0).abs() < 0.1);

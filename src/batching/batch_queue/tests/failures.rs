@@ -123,7 +123,7 @@ async fn cancelled_calls_leak_nothing() {
 fn a_runtime_that_is_gone_leaks_nothing() {
     let gone = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let numbers = Numbers::default();
-    let tasks = Tasks::new(gone.handle().clone(), TIMEOUT);
+    let tasks = Tasks::new(gone.handle().clone(), TIMEOUT, Availability::new(Clock::system()));
     // Enough calls to overflow the stack if the commands ended inside of each other.
     let limits = BatchLimits { max_batch: 1, max_calls: 100_000, ..limits() };
     let queue = BatchQueue::new(numbers.clone(), tasks, limits);

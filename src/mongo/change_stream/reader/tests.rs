@@ -4,7 +4,7 @@ use crate::mongo::change_stream::events;
 use crate::mongo::change_stream::reader::*;
 
 #[test]
-fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
+fn the_time_in_a_token_of_mongodb_is_read_and_other_tokens_have_none() {
     let token = |data: &str| doc! { "_data": data };
     // A high-water mark of a replica set of MongoDB 6.
     let time = time_in(&token("8263C1E0A4000000022B0229296E04"));
@@ -16,13 +16,13 @@ fn the_time_of_mongodbs_tokens_is_read_and_that_of_others_is_not() {
 }
 
 #[test]
-fn a_report_names_a_session_by_its_key() {
+fn an_event_names_a_session_by_its_key() {
     let binary = |subtype| bson::Binary { subtype, bytes: vec![7; 32] };
-    let heard = change(&doc! { "key": binary(BinarySubtype::Generic) }).unwrap();
-    assert_eq!((heard.key.as_bytes(), heard.rev), (&[7; 32], None));
+    let read = change(&doc! { "key": binary(BinarySubtype::Generic) }).unwrap();
+    assert_eq!((read.key.as_bytes(), read.rev), (&[7; 32], None));
     assert!(change(&doc! { "key": 7 }).is_none());
     assert!(change(&doc! { "ends": true }).is_none());
-    // Another program's `_id` of 32 bytes. The stream of events knows the same sessions.
+    // Another program's `_id` may have 32 bytes too. The event stream must judge it in the same way.
     assert!(change(&doc! { "key": binary(BinarySubtype::UserDefined(0x80)) }).is_none());
     let at = bson::Timestamp { time: 1, increment: 1 };
     for (subtype, is_ours) in
