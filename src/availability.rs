@@ -117,10 +117,7 @@ impl Availability {
     pub(crate) fn observe_silence(&self, began: Moment) {
         let answered_at = self.0.answered_at.load(Ordering::Relaxed);
         let began = began.as_nanos();
-        if began <= answered_at {
-            return;
-        }
-        // Only a value from before the last answer is replaced: the first unanswered call counts.
+        // The first unanswered call counts, so only a value from before the last answer is replaced.
         let _ =
             self.0.unanswered_since.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| {
                 (since <= answered_at).then_some(began)
