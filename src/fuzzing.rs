@@ -1,6 +1,6 @@
-//! What the fuzz targets in `fuzz/` call. Each function takes any bytes, and panics if they break a
-//! rule. No part of the public API: there only for `--cfg fuzzing` and for the tests, which replay the
-//! corpus.
+//! The functions that the fuzz targets in `fuzz/` call. Each one decodes any bytes and panics if a rule is broken.
+//!
+//! The module is not part of the public API. It exists under `--cfg fuzzing`, and in tests, which replay the corpus.
 
 #[cfg(feature = "import")]
 pub use crate::import::fuzzing::import;
@@ -11,8 +11,8 @@ pub use crate::mongo::fuzzing::{document, native, report, text, uri};
 
 /// Reads a compact entry.
 pub fn compact(bytes: &[u8]) {
-    let Ok(packed) = std::str::from_utf8(bytes) else { return };
-    if let Some(data) = crate::cache::compact::decode(packed) {
+    let Ok(compact) = std::str::from_utf8(bytes) else { return };
+    if let Some(data) = crate::cache::compact::decode(compact) {
         comes_back(&data);
     }
 }

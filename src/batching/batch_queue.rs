@@ -29,6 +29,7 @@ use crate::sync::{Mutex, MutexGuard, lock};
 
 /// When calls are sent, and how many in one command.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_field_names, reason = "the builder's options have the same names")]
 pub(crate) struct BatchLimits {
     /// The number of commands in flight that keeps the server busy. Calls beyond it wait.
     pub(crate) max_commands: usize,

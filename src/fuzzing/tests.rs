@@ -34,7 +34,7 @@ fn the_corpus_breaks_no_rule() {
         for file in std::fs::read_dir(folder().join("corpus").join(name)).unwrap() {
             let path = file.unwrap().path();
             let bytes = std::fs::read(&path).unwrap();
-            // The name of the thread is what a panic or an overflow names.
+            // The thread is named after the file: a panic or a stack overflow prints the name.
             on_a_small_stack(&path.display().to_string(), || target(&bytes));
             files += 1;
         }

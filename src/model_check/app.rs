@@ -1,7 +1,7 @@
-//! An app that saves through `src/tiers.rs` as it ships, over lanes and a database of which each step
-//! is one of the model.
+//! `App`: an app that saves through the shipped `src/store/write_through.rs`.
+//!
+//! The write queue and the database below it are small ones. Each of their calls is one step of the model.
 
-use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -11,17 +11,14 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Backend, Call};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model_check::database::{Database, EXPIRES, GONE};
+use crate::model_check::database::{Database, EXPIRES, data_of, number_in};
 use crate::model_check::tasks;
-use crate::model_check::world::World;
-use crate::session::id::RawId;
-use crate::session::id::SessionKey;
+use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
 use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::sync::{Mutex, lock};
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::time::{Clock, WallTime};
 
 /// The id of the one session.
 const ID: RawId = RawId(1);
@@ -30,55 +27,61 @@ const TOUCH_AFTER: Duration = Duration::from_secs(60);
 /// The app's store.
 pub(crate) struct App {
     tiers: WriteThrough<Persistence>,
-    lane: Arc<Lane>,
+    queue: Arc<WriteQueue>,
 }
 
-/// The database behind the lane of its one session. Clones share it.
+/// The database, behind the write queue of its one session.
 #[derive(Clone)]
 struct Persistence {
     database: Arc<Database>,
-    lane: Arc<Lane>,
+    queue: Arc<WriteQueue>,
     clock: Clock,
 }
 
-/// Saves of the session go one after the other.
+/// `WriteQueue`: sends the saves of the session one after the other.
+///
+/// The shipped queue waits for tokio's channels. This one blocks its thread, so that loom sees the wait.
 #[derive(Default)]
-struct Lane {
-    state: Mutex<Places>,
-    left: Condvar,
+struct WriteQueue {
+    state: Mutex<Queued>,
+    released: Condvar,
 }
 
 #[derive(Default)]
-struct Places {
-    entered: u64,
-    /// Their numbers, and whether each is a touch.
-    there: Vec<(u64, bool)>,
-    /// The data of all saves that ever entered.
+struct Queued {
+    /// How many saves were ever queued.
+    count: u64,
+    /// The queued saves in order: the number of each, and whether it is a touch.
+    saves: Vec<(u64, bool)>,
+    /// The data of all replaces that were ever queued.
     saved: Vec<u64>,
 }
 
-struct Place {
+/// The right to send a save, once it is the first in the queue.
+struct WritePermit {
     number: u64,
-    lane: Arc<Lane>,
+    queue: Arc<WriteQueue>,
 }
 
-impl Lane {
-    fn enter(self: &Arc<Self>, data: Option<u64>) -> Option<Place> {
-        let mut places = lock(&self.state);
-        let touches = data.is_none();
-        if touches && places.there.iter().any(|(_, touches)| !touches) {
+impl WriteQueue {
+    /// Queues a replace of the session's data, or a touch if there is no data. `None`: a replace is queued, so a touch
+    /// is not allowed.
+    fn enqueue(self: &Arc<Self>, data: Option<u64>) -> Option<WritePermit> {
+        let mut queued = lock(&self.state);
+        let is_touch = data.is_none();
+        if is_touch && queued.saves.iter().any(|(_, is_touch)| !is_touch) {
             return None;
         }
-        let number = places.entered;
-        places.entered += 1;
-        places.there.push((number, touches));
-        places.saved.extend(data);
-        drop(places);
-        Some(Place { number, lane: Arc::clone(self) })
+        let number = queued.count;
+        queued.count += 1;
+        queued.saves.push((number, is_touch));
+        queued.saved.extend(data);
+        drop(queued);
+        Some(WritePermit { number, queue: Arc::clone(self) })
     }
 
     fn has_pending_write(&self) -> bool {
-        lock(&self.state).there.iter().any(|(_, touches)| !touches)
+        lock(&self.state).saves.iter().any(|(_, is_touch)| !is_touch)
     }
 
     fn saved(&self) -> Vec<u64> {
@@ -86,24 +89,25 @@ impl Lane {
     }
 }
 
-impl Place {
-    fn turn(&self) {
-        let mut places = lock(&self.lane.state);
-        while places.there.first().is_some_and(|(first, _)| *first != self.number) {
-            places = self.lane.left.wait(places).unwrap_or_else(PoisonError::into_inner);
+impl WritePermit {
+    /// Waits until all saves before this one have been released.
+    fn acquire(&self) {
+        let mut queued = lock(&self.queue.state);
+        while queued.saves.first().is_some_and(|(first, _)| *first != self.number) {
+            queued = self.queue.released.wait(queued).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for WritePermit {
     fn drop(&mut self) {
-        lock(&self.lane.state).there.retain(|(number, _)| *number != self.number);
-        self.lane.left.notify_all();
+        lock(&self.queue.state).saves.retain(|(number, _)| *number != self.number);
+        self.queue.released.notify_all();
     }
 }
 
 impl Backend for Persistence {
-    type TouchPermit = Place;
+    type TouchPermit = WritePermit;
 
     fn insert(&self, _: SessionKey, _: Rev, _: &Data, _: WallTime) -> Call<Option<WallTime>> {
         Box::pin(async { Ok(None) })
@@ -116,36 +120,42 @@ impl Backend for Persistence {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        let (number, to) = (number_in(data), self.clone());
-        let place = self.lane.enter(Some(number));
+        let number = number_in(data);
+        let to = self.clone();
+        let permit = self.queue.enqueue(Some(number));
         Box::pin(async move {
-            let place = place.ok_or_else(|| Error::new(ErrorKind::Server, "no place"))?;
-            place.turn();
+            let permit = permit.ok_or_else(|| Error::new(ErrorKind::Server, "no permit"))?;
+            permit.acquire();
             let written = to.database.replace_with(Some(number), rev, true, &to.clock);
-            drop(place);
+            drop(permit);
             Ok(written.map(|_| expires))
         })
     }
 
-    fn acquire_touch(&self, _: SessionKey) -> Option<Call<Place>> {
-        let place = self.lane.enter(None)?;
+    fn acquire_touch(&self, _: SessionKey) -> Option<Call<WritePermit>> {
+        let permit = self.queue.enqueue(None)?;
         Some(Box::pin(async move {
-            place.turn();
-            Ok(place)
+            permit.acquire();
+            Ok(permit)
         }))
     }
 
-    fn touch(&self, place: Place, _: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
+    fn touch(
+        &self,
+        permit: WritePermit,
+        _: SessionKey,
+        expires: WallTime,
+    ) -> Call<Option<WallTime>> {
         let to = self.clone();
         Box::pin(async move {
-            let there = to.database.find().is_some();
-            drop(place);
-            Ok(there.then_some(expires))
+            let exists = to.database.find().is_some();
+            drop(permit);
+            Ok(exists.then_some(expires))
         })
     }
 
     fn has_pending_write(&self, _: SessionKey) -> bool {
-        self.lane.has_pending_write()
+        self.queue.has_pending_write()
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {
@@ -170,87 +180,40 @@ impl Backend for Persistence {
     }
 }
 
-pub(crate) fn number_in(data: &Data) -> u64 {
-    data["rank"].as_u64().unwrap_or_default()
-}
-
 impl App {
     pub(crate) fn new(
         cache: Cache,
         database: Arc<Database>,
         clock: Clock,
-        leaves_out_touches: bool,
+        skips_touches: bool,
     ) -> Self {
-        let lane = Arc::<Lane>::default();
-        let after = if leaves_out_touches { TOUCH_AFTER } else { Duration::ZERO };
+        let queue = Arc::<WriteQueue>::default();
+        let after = if skips_touches { TOUCH_AFTER } else { Duration::ZERO };
         let tiers = WriteThrough {
-            backend: Persistence { database, lane: Arc::clone(&lane), clock: clock.clone() },
+            backend: Persistence { database, queue: Arc::clone(&queue), clock: clock.clone() },
             cache,
             tasks: tasks::tasks(),
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after, clock },
             _stops_listener: CancellationToken::new().drop_guard(),
         };
-        Self { tiers, lane }
-    }
-}
-
-impl World {
-    /// An app saves new data.
-    pub(crate) fn app_saves(&self) {
-        let data = self.database.fresh();
-        self.tell(format_args!("the app saves {data}"));
-        let saved = self.app_save(data);
-        self.check(saved.is_ok(), "a save failed");
-        self.tell(format_args!("the app has saved {data}"));
-        self.knows(self.database.rank_of(data));
+        Self { tiers, queue }
     }
 
-    /// The same, and it is given up before it is sent, and carried out all the same.
-    pub(crate) fn app_saves_in_doubt(&self) {
-        let data = self.database.fresh();
-        self.tell(format_args!("the app saves {data}, and gives up"));
-        tasks::expire_next_deadline();
-        let saved = self.app_save(data);
-        self.check(saved.is_err(), "a save in doubt was acknowledged");
-        self.tell(format_args!("the save of {data} has ended"));
+    pub(crate) async fn load(&self) -> Result<Option<Session>> {
+        self.tiers.load(ID).await
     }
 
-    /// An app loads, changes nothing, and saves.
-    pub(crate) fn app_saves_again(&self) {
-        let found = self.bell.wait_for(self.app.tiers.load(ID));
-        let Ok(Some(found)) = found else {
-            return self.tell(format_args!("the app finds nothing"));
-        };
-        let data = number_in(&found.data);
-        let before = self.app.lane.saved();
-        self.tell(format_args!("the app saves {data} again"));
-        let written = self.database.times_written(data);
-        let saved = self.app_save(data);
-        self.check(saved.is_ok(), "a save of what was loaded failed");
-        self.tell(format_args!("the app has saved {data} again"));
-        let rank = self.database.rank_of(data);
-        if self.database.times_written(data) == written && !self.database.is_gone() {
-            let undone = before.iter().find(|other| {
-                **other != data
-                    && self.database.rank_if_written(**other).is_some_and(|it| it > rank)
-            });
-            self.check(undone.is_none(), "an unchanged save was passed over, after one before it");
-        }
-        self.knows(rank);
+    pub(crate) async fn save(&self, data: u64) -> Result<()> {
+        self.tiers.save(ID, &data_of(data), EXPIRES).await
     }
 
-    pub(crate) fn app_deletes(&self) {
-        self.tell(format_args!("the app deletes"));
-        let deleted = self.bell.wait_for(self.app.tiers.delete(ID));
-        self.check(deleted.is_ok(), "a delete failed");
-        self.tell(format_args!("the app has deleted"));
-        self.knows(GONE);
+    pub(crate) async fn delete(&self) -> Result<()> {
+        self.tiers.delete(ID).await
     }
 
-    fn app_save(&self, data: u64) -> Result<()> {
-        let data = Data::from([("rank".to_owned(), data.into())]);
-        let save = pin!(self.app.tiers.save(ID, &data, EXPIRES));
-        self.bell.wait_for(save)
+    /// The data of all replaces that were ever queued.
+    pub(crate) fn saved(&self) -> Vec<u64> {
+        self.queue.saved()
     }
 }

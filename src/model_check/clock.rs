@@ -1,4 +1,4 @@
-//! A clock that stands still until a model moves it.
+//! `ModelClock`: a clock that moves only when a model moves it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::time::Moment;
 
 const HOUR: u64 = 3_600;
 
-/// Clones share the time. If the clock never moves, reading it is no step of the model.
+/// Clones share the time. In a model without time there is nothing to share, and reading the clock is no step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelClock(Option<Arc<AtomicU64>>);
 
@@ -23,7 +23,7 @@ impl ModelClock {
     }
 
     pub(crate) fn now(&self) -> Moment {
-        // By an addition: time is the same for all, where a load may answer with a past value.
+        // An addition of 0 reads the newest value. A load may read an older one, and time is the same for all threads.
         let seconds = self.0.as_ref().map(|seconds| seconds.fetch_add(0, Ordering::Relaxed));
         Moment::from_nanos(seconds.unwrap_or(HOUR) * 1_000_000_000)
     }

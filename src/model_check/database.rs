@@ -1,25 +1,23 @@
-//! The database of a model.
+//! `Database`: the database of a model, with one session and the changes that a stream reports.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::model_check::app::number_in;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::sync::{Mutex, Ordering, lock};
-use crate::time::WallTime;
-use crate::time::{Clock, Moment};
+use crate::time::{Clock, Moment, WallTime};
 
-/// The first number of data that an app has chosen.
+/// Data that an app saves has this number or a higher one.
 const CHOSEN: u64 = 100;
 
-/// States of the session in the order in which the database went through them. What is gone stays
-/// gone (invariant I4), so that is the last one.
+/// The states of the session are numbered in the order in which the database goes through them. A removed session
+/// never comes back (invariant I4), so `GONE` is the last state.
 pub(crate) type Rank = u64;
 pub(crate) const GONE: Rank = Rank::MAX;
 
-/// When the session ends; the clock of the wall stands still.
+/// When the session expires. The wall clock of a model never moves.
 pub(crate) const EXPIRES: WallTime = WallTime::from_millis(3_600_000);
 
 pub(crate) fn key() -> SessionKey {
@@ -27,15 +25,23 @@ pub(crate) fn key() -> SessionKey {
 }
 
 pub(crate) fn session(data: u64) -> Session {
-    let data = Data::from([("rank".to_owned(), data.into())]);
-    Session { data, expires: EXPIRES }
+    Session { data: data_of(data), expires: EXPIRES }
 }
 
-/// The database: one session, and the changes that it reports. Each of its calls is one step.
+/// The data of a session is one number.
+pub(crate) fn data_of(number: u64) -> Data {
+    Data::from([("rank".to_owned(), number.into())])
+}
+
+pub(crate) fn number_in(data: &Data) -> u64 {
+    data["rank"].as_u64().unwrap_or_default()
+}
+
+/// Each call that takes the lock of `state` is one step of the model.
 pub(crate) struct Database {
     state: Mutex<State>,
-    /// Of each rank, the number in its data: the rank itself, unless an app has chosen it. Not seen
-    /// by loom, as the story.
+    /// The number in the data of each state: the rank, unless an app has chosen it. A std lock, because reading it must
+    /// not be a step.
     data: std::sync::Mutex<Vec<(Rank, u64)>>,
     chosen: std::sync::atomic::AtomicU64,
 }
@@ -43,7 +49,9 @@ pub(crate) struct Database {
 struct State {
     rank: Rank,
     data: u64,
+    /// All changes.
     written: Vec<Written>,
+    /// The number of changes that the stream has reported.
     reported: usize,
 }
 
@@ -71,7 +79,7 @@ impl Database {
         self.replace_with(None, rev, ours, clock)
     }
 
-    /// `None` if there is no session to replace.
+    /// Replaces the data. `None` if the session does not exist.
     pub(crate) fn replace_with(
         &self,
         data: Option<u64>,
@@ -84,7 +92,8 @@ impl Database {
             return None;
         }
         let rank = state.rank + 1;
-        (state.rank, state.data) = (rank, data.unwrap_or(rank));
+        state.rank = rank;
+        state.data = data.unwrap_or(rank);
         self.data().push((rank, state.data));
         state.written.push(Written { rank, rev: Some(rev), ours, at: clock.now() });
         Some(rank)
@@ -98,12 +107,12 @@ impl Database {
         }
     }
 
-    /// A number for data that are not there yet.
-    pub(crate) fn fresh(&self) -> u64 {
+    /// A number for new data.
+    pub(crate) fn new_data(&self) -> u64 {
         self.chosen.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The latest rank that had these data.
+    /// The latest state that had this data.
     pub(crate) fn rank_of(&self, data: u64) -> Rank {
         self.rank_if_written(data).unwrap_or_default()
     }
@@ -128,14 +137,14 @@ impl Database {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loses all reports so far; answers with the state that the last one told of.
+    /// Loses all reports so far. Returns the state of the last lost report.
     pub(crate) fn lose_reports(&self) -> Rank {
         let mut state = lock(&self.state);
         state.reported = state.written.len();
         state.written.last().map_or(0, |written| written.rank)
     }
 
-    /// What stands there now.
+    /// The current state.
     pub(crate) fn rank(&self) -> Rank {
         lock(&self.state).rank
     }
@@ -147,8 +156,8 @@ impl Database {
         Some(next)
     }
 
-    /// What stood there so long before `now`.
-    pub(crate) fn stood(&self, ago: Duration, now: Moment) -> Rank {
+    /// The state that the session had more than `ago` before `now`.
+    pub(crate) fn rank_at(&self, ago: Duration, now: Moment) -> Rank {
         let state = lock(&self.state);
         let old = state.written.iter().filter(|written| now.since(written.at) > ago);
         old.map(|written| written.rank).max().unwrap_or_default()

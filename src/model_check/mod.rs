@@ -1,20 +1,21 @@
-//! A model check of who may leave an entry in the cache: generations, tickets, flights, epochs, own
-//! echoes and the lease.
+//! A model check of the rules that decide which entries the cache may keep: generations, fill guards, single flight,
+//! epochs, own writes and the lease.
 //!
-//! The code under test is this crate as it ships, but for what `src/sync.rs` exports: locks and atomics
-//! are those of [loom](https://docs.rs/loom), so that each model runs under every order of its threads'
-//! steps and with every value that the memory model lets an atomic read, with a bounded number of
-//! preemptions. The database, moka and the clock are small ones whose every call is one step.
+//! The code under test is the shipped crate, except for what `src/sync.rs` exports: its locks and atomics come from
+//! [loom](https://docs.rs/loom). loom runs each model under every order of its threads' steps, and with every value
+//! that the memory model allows an atomic to read, up to a number of preemptions. The database, moka and the clock are
+//! small ones. Each of their calls is one step.
 //!
 //! ```sh
 //! RUSTC_WORKSPACE_WRAPPER=src/model_check/rustc cargo test --lib model_check
 //! ```
 //!
 //! The last word may be the name of one model. `RUSTFLAGS='--cfg model_check'` does the same without a shell, and
-//! compiles the dependencies again. `MODEL_PREEMPTIONS=3` goes deeper. Two runs are the same, so running a model
-//! again replays its failure. A failed model prints what happened in its last schedule, step by step.
+//! compiles the dependencies again. `MODEL_PREEMPTIONS=3` checks more schedules. Each run takes the same schedules, so
+//! a second run replays a failure. A failed model prints the steps of its last schedule.
 
 mod app;
+mod app_steps;
 mod clock;
 mod database;
 pub(crate) mod moka;
@@ -31,15 +32,15 @@ use std::time::Instant;
 pub(crate) use crate::model_check::clock::ModelClock;
 use crate::model_check::world::World;
 
-/// Enough for every fault that was made on purpose: see `tests/RULES.md`.
+/// Enough to find each rule that was removed on purpose: see `tests/RULES.md`.
 const PREEMPTIONS: usize = 2;
 
 type Step = fn(&World);
 
-/// Runs `first`, and then the threads beside each other, under every schedule.
+/// Runs the steps of `first`, and then the threads at the same time, under every schedule.
 #[allow(
     clippy::print_stdout,
-    reason = "libtest shows it when the model fails, and with --nocapture"
+    reason = "libtest prints it if the model fails, and with --nocapture"
 )]
 fn check(world: fn() -> World, first: &'static [Step], threads: &'static [&'static [Step]]) {
     let mut check = loom::model::Builder::new();
@@ -67,39 +68,38 @@ fn check(world: fn() -> World, first: &'static [Step], threads: &'static [&'stat
 fn run(world: fn() -> World, first: &'static [Step], threads: &'static [&'static [Step]]) {
     join(spawn("first", move || {
         let world = Arc::new(world());
-        world.take(first);
+        world.run(first);
         let threads: Vec<_> = threads
             .iter()
             .zip(["a", "b", "c"])
             .map(|(steps, name)| {
                 let world = Arc::clone(&world);
-                spawn(name, move || world.take(steps))
+                spawn(name, move || world.run(steps))
             })
             .collect();
         threads.into_iter().for_each(join);
-        world.settle();
+        world.check_rest();
     }));
 }
 
 impl World {
-    fn take(&self, steps: &[Step]) {
+    fn run(&self, steps: &[Step]) {
         for step in steps {
             step(self);
         }
     }
 }
 
-/// In words. The stacks that loom gives its threads by default, its first one included, are too small
-/// for code that is not optimised.
+/// In machine words. loom's default stacks are too small for code that is not optimised.
 const STACK: usize = 0x8000;
 
-#[allow(clippy::expect_used, reason = "loom always has a thread")]
+#[allow(clippy::expect_used, reason = "a panic ends the model, as it should")]
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> loom::thread::JoinHandle<()> {
     let thread = loom::thread::Builder::new().name(name.into()).stack_size(STACK);
-    thread.spawn(run).expect("a thread")
+    thread.spawn(run).expect("loom spawns a thread")
 }
 
-#[allow(clippy::expect_used, reason = "a panic in a thread of loom's ends the model by itself")]
+#[allow(clippy::expect_used, reason = "a panic in a thread of loom has ended the model already")]
 fn join(thread: loom::thread::JoinHandle<()>) {
-    thread.join().expect("an end");
+    thread.join().expect("the thread ends without a panic");
 }

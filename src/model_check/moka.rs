@@ -1,11 +1,13 @@
-//! The part of moka that the cache uses, by moka's names: a map, here of one key, that anyone reads
-//! without a lock. Who is not told by some other way that a value was replaced may still see it.
+//! The part of moka that the cache uses, under moka's names. It is a map of one key.
 //!
-//! It evicts nothing of its own accord. [`invalidate_all`](sync::Cache::invalidate_all) does
-//! nothing: moka's works by timestamps, so what is left to the epochs is the most it could be.
+//! A read takes no lock, as in moka. So a thread may still read a replaced value, until something synchronises it with
+//! the thread that replaced the value.
+//!
+//! The map never evicts by itself, and [`invalidate_all`](sync::Cache::invalidate_all) does nothing. moka's
+//! `invalidate_all` compares timestamps and may miss entries, so the model leaves all of the work to the epochs.
 
 pub(crate) mod notification {
-    #[allow(dead_code, reason = "nobody is told of a removal")]
+    #[allow(dead_code, reason = "the model has no eviction listener")]
     pub(crate) enum RemovalCause {
         Size,
         Expired,
@@ -40,9 +42,9 @@ pub(crate) mod sync {
 
     #[derive(Debug)]
     pub(crate) struct Cache<K, V, S> {
-        /// All that was ever there, and how much of it there was at the latest change: that is what
-        /// loom sees.
+        /// All values so far, `None` for a removal. A std lock, because reading a value must not be a step.
         values: Mutex<Vec<Option<V>>>,
+        /// The number of values. loom sees this atomic, and decides which value a thread reads.
         changes: AtomicU64,
         _types: PhantomData<(K, S)>,
     }
@@ -63,20 +65,20 @@ pub(crate) mod sync {
         }
 
         pub(crate) fn insert(&self, _: K, value: V) {
-            drop(self.change(Some(value)));
+            let _ = self.change(Some(value));
         }
 
         pub(crate) fn invalidate(&self, _: &K) {
-            drop(self.change(None));
+            let _ = self.change(None);
         }
 
         pub(crate) fn remove(&self, _: &K) -> Option<V> {
             self.change(None)
         }
 
-        /// Answers with the value before.
+        /// Returns the value before the change.
         fn change(&self, value: Option<V>) -> Option<V> {
-            // Nobody else runs between this and the end: only what is loom's is a step.
+            // No other thread runs from here to the end, because only loom's types make steps.
             let change = self.changes.fetch_add(1, Ordering::AcqRel);
             let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
             assert_eq!(u64::try_from(values.len()), Ok(change));
@@ -129,8 +131,7 @@ pub(crate) mod sync {
         }
 
         pub(crate) fn build_with_hasher<S>(self, _: S) -> Cache<K, V, S> {
-            let (values, changes) = (Mutex::default(), AtomicU64::new(0));
-            Cache { values, changes, _types: PhantomData }
+            Cache { values: Mutex::default(), changes: AtomicU64::new(0), _types: PhantomData }
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Who does what at the same time, in each model. Small on purpose: each is run under every schedule.
+//! The models: each names the steps that its threads take at the same time.
+//!
+//! They are small on purpose, because each runs under every schedule.
 
 use crate::model_check::check;
 use crate::model_check::world::World;
@@ -26,7 +28,7 @@ fn a_clear_overlaps_a_save() {
 }
 
 #[test]
-fn loads_share_a_flight() {
+fn loads_share_a_read() {
     check(World::new, &[], &[&[W::load], &[W::load], &[W::load]]);
 }
 
@@ -36,8 +38,8 @@ fn saves_overlap() {
 }
 
 #[test]
-fn an_echo_comes() {
-    check(World::new, &[W::load], &[&[W::save], &[W::hear, W::load]]);
+fn the_stream_reports_our_save() {
+    check(World::new, &[W::load], &[&[W::save], &[W::receive_change, W::load]]);
 }
 
 #[test]
@@ -47,17 +49,29 @@ fn a_save_overlaps_a_delete() {
 
 #[test]
 fn another_instance_saves() {
-    check(World::new, &[W::load], &[&[W::foreign_save, W::hear, W::load], &[W::load], &[W::load]]);
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::foreign_save, W::receive_change, W::load], &[W::load], &[W::load]],
+    );
 }
 
 #[test]
 fn another_instance_deletes() {
-    check(World::new, &[], &[&[W::foreign_delete, W::hear, W::load], &[W::load, W::load]]);
+    check(
+        World::new,
+        &[],
+        &[&[W::foreign_delete, W::receive_change, W::load], &[W::load, W::load]],
+    );
 }
 
 #[test]
 fn another_instance_saves_beside_ours() {
-    check(World::new, &[], &[&[W::save], &[W::foreign_save, W::hear, W::hear, W::load]]);
+    check(
+        World::new,
+        &[],
+        &[&[W::save], &[W::foreign_save, W::receive_change, W::receive_change, W::load]],
+    );
 }
 
 #[test]
@@ -67,16 +81,16 @@ fn a_read_fails() {
 
 #[test]
 fn a_read_has_failed() {
-    check(World::new, &[], &[&[W::save], &[W::load_in_an_outage, W::load_is_answered]]);
+    check(World::new, &[], &[&[W::save], &[W::load_in_an_outage, W::load_without_failure]]);
 }
 
 #[test]
-fn a_slot_outlives_a_read_that_fails() {
+fn a_key_stays_tracked_after_a_failed_read() {
     check(World::new, &[], &[&[W::save], &[W::load_in_an_outage, W::delete, W::load_in_an_outage]]);
 }
 
 #[test]
-fn a_slot_outlives_a_read() {
+fn a_key_stays_tracked_after_a_read() {
     check(World::new, &[], &[&[W::save], &[W::load, W::delete, W::load_in_an_outage]]);
 }
 
@@ -86,18 +100,22 @@ fn a_read_is_cut_off() {
 }
 
 #[test]
-fn a_save_ends_in_doubt() {
-    check(World::new, &[], &[&[W::save_in_doubt], &[W::load, W::load], &[W::hear]]);
+fn a_save_with_unknown_outcome_overlaps_loads() {
+    check(
+        World::new,
+        &[],
+        &[&[W::save_with_unknown_outcome], &[W::load, W::load], &[W::receive_change]],
+    );
 }
 
 #[test]
-fn reports_are_lost() {
+fn the_stream_has_a_gap() {
     check(World::new, &[], &[&[W::foreign_save, W::gap, W::load], &[W::save], &[W::load]]);
 }
 
 #[test]
 fn a_touch_beside_a_save() {
-    check(World::new, &[W::load], &[&[W::app_saves, W::load], &[W::app_saves_again]]);
+    check(World::new, &[W::load], &[&[W::app_save_new, W::load], &[W::app_save_unchanged]]);
 }
 
 #[test]
@@ -105,27 +123,31 @@ fn a_skipped_save_beside_a_save() {
     check(
         World::with_skips,
         &[W::load],
-        &[&[W::app_saves, W::load], &[W::app_saves_again, W::load]],
+        &[&[W::app_save_new, W::load], &[W::app_save_unchanged, W::load]],
     );
 }
 
 #[test]
-fn a_touch_beside_a_save_in_doubt() {
-    check(World::new, &[W::load], &[&[W::app_saves_in_doubt], &[W::app_saves_again, W::load]]);
+fn a_touch_beside_a_save_with_unknown_outcome() {
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::app_save_with_unknown_outcome], &[W::app_save_unchanged, W::load]],
+    );
 }
 
 #[test]
-fn a_skipped_save_beside_a_save_in_doubt() {
+fn a_skipped_save_beside_a_save_with_unknown_outcome() {
     check(
         World::with_skips,
         &[W::load],
-        &[&[W::app_saves_in_doubt], &[W::app_saves_again, W::load]],
+        &[&[W::app_save_with_unknown_outcome], &[W::app_save_unchanged, W::load]],
     );
 }
 
 #[test]
 fn a_touch_beside_a_delete() {
-    check(World::new, &[W::load], &[&[W::app_deletes, W::load], &[W::app_saves_again]]);
+    check(World::new, &[W::load], &[&[W::app_delete, W::load], &[W::app_save_unchanged]]);
 }
 
 #[test]
@@ -133,7 +155,7 @@ fn a_skipped_save_beside_a_delete() {
     check(
         World::with_skips,
         &[W::load],
-        &[&[W::app_deletes, W::load], &[W::app_saves_again, W::load]],
+        &[&[W::app_delete, W::load], &[W::app_save_unchanged, W::load]],
     );
 }
 
@@ -142,7 +164,7 @@ fn a_touch_beside_another_instances_save() {
     check(
         World::new,
         &[W::load],
-        &[&[W::foreign_save, W::hear, W::load], &[W::app_saves_again, W::load]],
+        &[&[W::foreign_save, W::receive_change, W::load], &[W::app_save_unchanged, W::load]],
     );
 }
 
@@ -151,18 +173,22 @@ fn a_skipped_save_beside_another_instances_save() {
     check(
         World::with_skips,
         &[W::load],
-        &[&[W::foreign_save, W::hear, W::load], &[W::app_saves_again, W::load]],
+        &[&[W::foreign_save, W::receive_change, W::load], &[W::app_save_unchanged, W::load]],
     );
 }
 
 #[test]
 fn a_touch_beside_a_clear() {
-    check(World::new, &[W::load], &[&[W::clear, W::load], &[W::app_saves_again, W::load]]);
+    check(World::new, &[W::load], &[&[W::clear, W::load], &[W::app_save_unchanged, W::load]]);
 }
 
 #[test]
 fn touches_overlap() {
-    check(World::new, &[W::load], &[&[W::app_saves_again], &[W::app_saves_again], &[W::load]]);
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::app_save_unchanged], &[W::app_save_unchanged], &[W::load]],
+    );
 }
 
 #[test]
@@ -181,13 +207,13 @@ fn a_warm_up_overlaps_a_clear() {
 }
 
 #[test]
-fn a_warm_up_overlaps_a_save_in_doubt() {
-    check(World::new, &[], &[&[W::warm], &[W::save_in_doubt, W::load]]);
+fn a_warm_up_overlaps_a_save_with_unknown_outcome() {
+    check(World::new, &[], &[&[W::warm], &[W::save_with_unknown_outcome, W::load]]);
 }
 
 #[test]
 fn a_warm_up_overlaps_another_instances_save() {
-    check(World::new, &[], &[&[W::warm, W::load], &[W::foreign_save, W::hear, W::load]]);
+    check(World::new, &[], &[&[W::warm, W::load], &[W::foreign_save, W::receive_change, W::load]]);
 }
 
 #[test]
@@ -247,7 +273,10 @@ fn the_grace_is_served() {
     check(
         World::with_grace,
         &[W::load, W::foreign_delete, W::tick, W::tick],
-        &[&[W::load_in_an_outage, W::tick, W::load_in_an_outage], &[W::hear, W::load_in_an_outage]],
+        &[
+            &[W::load_in_an_outage, W::tick, W::load_in_an_outage],
+            &[W::receive_change, W::load_in_an_outage],
+        ],
     );
 }
 

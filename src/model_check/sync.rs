@@ -8,5 +8,5 @@ pub(crate) use loom::sync::{Mutex, MutexGuard};
 pub(crate) use crate::model_check::moka;
 pub(crate) use crate::model_check::tasks::{spawn, timeout};
 
-/// Without a secret: each run of a model must be like the last one.
+/// A hasher without a random seed: each run of a model must take the same schedules.
 pub(crate) type RandomState = BuildHasherDefault<DefaultHasher>;

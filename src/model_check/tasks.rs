@@ -1,5 +1,5 @@
-//! How `src/tasks.rs` runs under the model check: a task runs to completion where it is started, and a
-//! deadline expires only when a model says so.
+//! What `src/runtime.rs` uses under the model check instead of tokio: a task runs to completion on the thread that
+//! starts it, and a deadline expires only when a model says so.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -37,7 +37,7 @@ pub(crate) fn expire_next_deadline() {
     EXPIRES.with(|expires| expires.set(true));
 }
 
-/// Takes the place of tokio's function.
+/// Replaces `tokio::time::timeout`.
 pub(crate) async fn timeout<F: Future>(_: Duration, call: F) -> Result<F::Output, Elapsed> {
     if EXPIRES.with(|expires| expires.replace(false)) {
         return Err(Elapsed);
@@ -45,9 +45,8 @@ pub(crate) async fn timeout<F: Future>(_: Duration, call: F) -> Result<F::Output
     Ok(call.await)
 }
 
-/// Runs `task` to completion. Its steps block the thread while they wait, so it never has to be polled
-/// again.
+/// Runs `task` to completion. Its steps block the thread while they wait, so one poll is enough.
 #[allow(clippy::expect_used, reason = "the panic ends the model")]
 pub(crate) fn spawn(_: &Handle, task: impl Future<Output = ()> + Send + 'static) {
-    task.now_or_never().expect("a task that waits for nothing but steps of the model");
+    task.now_or_never().expect("the task waits only for steps of the model");
 }

@@ -1,5 +1,6 @@
-//! One store over a database, as `src/tiers.rs` and `src/follow.rs` put them together, and what
-//! must be true of every answer.
+//! `World`: one store over the database of a model, the steps that threads take, and the checks of every answer.
+//!
+//! The steps use the cache as `src/store/write_through.rs` and `src/invalidation/mod.rs` do.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -25,25 +26,25 @@ const BOUND: Duration = Duration::from_secs(1);
 /// `outage_grace`, in the models that have one.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The store and those who use it.
 pub(crate) struct World {
     cache: Cache,
     pub(crate) database: Arc<Database>,
     pub(crate) app: App,
     revs: RevSource,
-    others: RevSource,
-    /// What the clock of `clock` is moved by.
+    /// The revs of another instance.
+    foreign_revs: RevSource,
+    /// Moves `clock`.
     model: ModelClock,
     clock: Clock,
     pub(crate) bell: Arc<Bell>,
     /// How much older than `BOUND` an answer may be in an outage, if the clock moves.
     grace: Option<Duration>,
-    /// Whether there was an outage. Not seen by loom, as the story.
+    /// Whether there was an outage. A std atomic, because reading it must not be a step.
     outage: std::sync::atomic::AtomicBool,
-    /// The oldest state that a load may answer with from now on. Whoever learns of a state raises
-    /// it, releasing, and whoever reads it acquires: so "later" is "happens after", and not more.
+    /// The oldest state that a load may return from now on. A thread that learns of a state raises this number with
+    /// `Release`, and a load reads it with `Acquire`. So "from now on" means "happens after", and nothing more.
     known: AtomicU64,
-    /// What happened, in the order in which it did. Not seen by loom, and no step.
+    /// The steps so far, for the message of a failure. A std lock, because writing to it must not be a step.
     story: std::sync::Mutex<Vec<String>>,
 }
 
@@ -52,7 +53,7 @@ impl World {
         Self::with(ModelClock::default(), None, false)
     }
 
-    /// Where touches that are not worth it are left out.
+    /// A store that skips touches which are not worth a write.
     pub(crate) fn with_skips() -> Self {
         Self::with(ModelClock::default(), None, true)
     }
@@ -67,7 +68,7 @@ impl World {
 
     fn with(model: ModelClock, grace: Option<Duration>, skips: bool) -> Self {
         let clock = Clock::Model(model.clone());
-        let limits = CacheConfig {
+        let config = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: None,
             max_absent_ids: 10,
@@ -77,7 +78,7 @@ impl World {
             outage_grace: grace.unwrap_or_default(),
             compact: false,
         };
-        let cache = Cache::new(&limits, clock.clone(), &Series::default());
+        let cache = Cache::new(&config, clock.clone(), &Series::default());
         cache.reset(true);
         let database = Arc::new(Database::new());
         let app = App::new(cache.clone(), Arc::clone(&database), clock.clone(), skips);
@@ -86,7 +87,7 @@ impl World {
             database,
             app,
             revs: RevSource::new(),
-            others: RevSource::new(),
+            foreign_revs: RevSource::new(),
             model,
             clock,
             bell: Arc::default(),
@@ -101,45 +102,45 @@ impl World {
         self.load_over(|| Ok(self.database.find()));
     }
 
-    /// A load that begins when no other one's read is under way that may fail.
-    pub(crate) fn load_is_answered(&self) {
+    /// A load that must not fail, because no read that can fail runs when it begins.
+    pub(crate) fn load_without_failure(&self) {
         let answered = self.load_over(|| Ok(self.database.find()));
         self.check(answered, "a load got the error of one that had ended before");
     }
 
-    /// A load whose read the database does not answer, if it comes to one.
+    /// A load whose read, if it makes one, gets no answer from the database.
     pub(crate) fn load_in_an_outage(&self) {
         self.outage.store(true, Ordering::Relaxed);
         self.load_over(|| Err(Error::new(ErrorKind::Timeout, "no answer")));
     }
 
-    /// A load whose read comes to a runtime that has gone: nobody brings it to its end.
+    /// A load whose read never ends, because the runtime has shut down.
     pub(crate) fn load_cut_off(&self) {
         self.load_by(drop);
     }
 
     fn load_over(&self, find: impl FnOnce() -> Result<Option<Session>>) -> bool {
-        self.load_by(|landing| {
+        self.load_by(|leader| {
             let found = find();
             if let Ok(found) = &found {
-                self.tell(format_args!(
+                self.note(format_args!(
                     "has read {}",
                     Shown(self.database.rank_found(found.as_ref()))
                 ));
             }
-            landing.complete(found);
+            leader.complete(found);
         })
     }
 
-    /// Whether there was an answer.
+    /// Loads the session. Returns whether there was an answer.
     fn load_by(&self, read: impl FnOnce(Leader)) -> bool {
         let mut known = self.known.fetch_add(0, Ordering::Acquire);
         if let Some(grace) = self.grace {
             let outage = self.outage.load(Ordering::Relaxed);
             let bound = BOUND + if outage { grace } else { Duration::ZERO };
-            known = known.max(self.database.stood(bound, self.clock.now()));
+            known = known.max(self.database.rank_at(bound, self.clock.now()));
         }
-        self.tell(format_args!("loads, {} or later", Shown(known)));
+        self.note(format_args!("loads, {} or later", Shown(known)));
         let found = match self.cache.get(key()) {
             Lookup::Hit(entry) => entry.session().ok(),
             Lookup::Grace(entry) => {
@@ -149,151 +150,151 @@ impl World {
             Lookup::Absent => None,
             Lookup::Miss | Lookup::Expired => {
                 let Ok(entry) =
-                    self.bell.wait_for(self.cache.fill(key(), |landing, _| read(landing)))
+                    self.bell.wait_for(self.cache.fill(key(), |leader, _| read(leader)))
                 else {
-                    self.tell(format_args!("has no answer"));
+                    self.note(format_args!("has no answer"));
                     return false;
                 };
                 entry.and_then(|entry| entry.session().ok())
             }
         };
         let rank = self.database.rank_found(found.as_ref());
-        self.tell(format_args!("has loaded {}", Shown(rank)));
+        self.note(format_args!("has loaded {}", Shown(rank)));
         self.check(rank >= known, "a load went back");
-        self.knows(rank);
+        self.learn(rank);
         true
     }
 
-    /// A warm-up comes to the session.
+    /// A warm-up reads the session.
     pub(crate) fn warm(&self) {
         let Some(offer) = self.cache.begin_idle_fill(key()) else { return };
-        self.tell(format_args!("reads for nobody"));
+        self.note(format_args!("warms up"));
         let found = self.database.find();
-        self.tell(format_args!("has read {}", Shown(self.database.rank_found(found.as_ref()))));
+        self.note(format_args!("has read {}", Shown(self.database.rank_found(found.as_ref()))));
         if let Some(session) = found {
-            let left = offer.publish(session, u64::MAX);
-            self.tell(format_args!("has left something: {}", matches!(left, Ok(Some(_)))));
+            let inserted = offer.publish(session, u64::MAX);
+            self.note(format_args!("has inserted an entry: {}", matches!(inserted, Ok(Some(_)))));
         }
     }
 
     pub(crate) fn save(&self) {
         let rev = self.revs.next();
-        let ticket = self.cache.begin_write(key(), rev);
-        self.tell(format_args!("saves"));
+        let guard = self.cache.begin_write(key(), rev);
+        self.note(format_args!("saves"));
         let written = self.database.replace(rev, true, &self.clock);
         if let Some(rank) = written {
-            self.tell(format_args!("has written {}", Shown(rank)));
-            ticket.publish(session(rank));
+            self.note(format_args!("has written {}", Shown(rank)));
+            let _ = guard.publish(session(rank));
         } else {
-            ticket.evict(Invalidation::Gone);
+            guard.evict(Invalidation::Gone);
         }
         let rank = written.unwrap_or(GONE);
-        self.tell(format_args!("has saved {}", Shown(rank)));
-        self.knows(rank);
+        self.note(format_args!("has saved {}", Shown(rank)));
+        self.learn(rank);
     }
 
-    /// A save that is given up before the database has carried it out.
-    pub(crate) fn save_in_doubt(&self) {
+    /// A save that times out before the database has carried it out.
+    pub(crate) fn save_with_unknown_outcome(&self) {
         let rev = self.revs.next();
-        let ticket = self.cache.begin_write(key(), rev);
-        self.tell(format_args!("saves and gives up"));
-        drop(ticket);
+        let guard = self.cache.begin_write(key(), rev);
+        self.note(format_args!("saves, and the save times out"));
+        drop(guard);
         self.database.replace(rev, true, &self.clock);
-        self.tell(format_args!("it is written all the same"));
+        self.note(format_args!("the save is stored late"));
         self.cache.evict(key());
     }
 
     pub(crate) fn delete(&self) {
-        let ticket = self.cache.begin(key());
-        self.tell(format_args!("deletes"));
+        let guard = self.cache.begin(key());
+        self.note(format_args!("deletes"));
         self.database.remove(&self.clock);
-        ticket.evict(Invalidation::Delete);
-        self.tell(format_args!("has deleted"));
-        self.knows(GONE);
+        guard.evict(Invalidation::Delete);
+        self.note(format_args!("has deleted"));
+        self.learn(GONE);
     }
 
     pub(crate) fn clear(&self) {
-        self.tell(format_args!("clears"));
+        self.note(format_args!("clears"));
         self.database.remove(&self.clock);
         self.cache.clear();
-        self.tell(format_args!("has cleared"));
-        self.knows(GONE);
+        self.note(format_args!("has cleared"));
+        self.learn(GONE);
     }
 
     /// Another instance replaces the session.
     pub(crate) fn foreign_save(&self) {
-        let rank = self.database.replace(self.others.next(), false, &self.clock);
-        self.tell(format_args!("another instance has written {}", Shown(rank.unwrap_or(GONE))));
+        let rank = self.database.replace(self.foreign_revs.next(), false, &self.clock);
+        self.note(format_args!("another instance has written {}", Shown(rank.unwrap_or(GONE))));
     }
 
     /// Another instance removes the session.
     pub(crate) fn foreign_delete(&self) {
         self.database.remove(&self.clock);
-        self.tell(format_args!("another instance has deleted"));
+        self.note(format_args!("another instance has deleted"));
     }
 
-    /// Takes the next change that the database reports, if there is one by now.
-    pub(crate) fn hear(&self) {
-        self.hears();
+    /// Receives the next change of the stream, if there is one.
+    pub(crate) fn receive_change(&self) {
+        self.receive_next();
     }
 
-    fn hears(&self) -> bool {
+    fn receive_next(&self) -> bool {
         let Some(Written { rank, rev, ours, .. }) = self.database.next_report() else {
             return false;
         };
-        self.tell(format_args!("hears of {}", Shown(rank)));
+        self.note(format_args!("receives the change to {}", Shown(rank)));
         self.cache.apply_change(&Change { key: key(), rev });
-        self.tell(format_args!("has heard of {}", Shown(rank)));
+        self.note(format_args!("has applied the change to {}", Shown(rank)));
         if !ours {
-            self.knows(rank);
+            self.learn(rank);
         }
         true
     }
 
-    /// A fence: what was changed before it was asked for is taken, and then the lease renewed.
+    /// Renews the lease as a checkpoint does: first the store receives all changes from before the checkpoint.
     pub(crate) fn renew(&self) {
         let asked = self.clock.now();
-        while self.hears() {}
+        while self.receive_next() {}
         self.cache.renew(asked);
-        self.tell(format_args!("renewed the lease"));
+        self.note(format_args!("renewed the lease"));
     }
 
-    /// Loses all reports so far, and begins anew.
+    /// The stream has a gap: all reports so far are lost, and the cache is emptied.
     pub(crate) fn gap(&self) {
         let lost = self.database.lose_reports();
-        self.tell(format_args!("the reports up to {} are lost", Shown(lost)));
+        self.note(format_args!("the changes up to {} are lost", Shown(lost)));
         self.cache.reset(true);
-        self.knows(lost);
+        self.learn(lost);
     }
 
     pub(crate) fn tick(&self) {
         self.model.tick();
-        self.tell(format_args!("a second later"));
+        self.note(format_args!("a second later"));
     }
 
-    /// All have ended: what is reported is taken, and nothing may be left of them but a cache that
-    /// tells the truth.
-    pub(crate) fn settle(&self) {
-        self.load_is_answered();
-        while self.hears() {}
-        self.check(self.cache.tracked_keys() == 0, "a slot was left");
-        self.check(self.cache.own_writes() == 0, "an echo was left");
-        let stands = self.database.rank();
-        self.knows(stands);
-        self.load_is_answered();
-        self.load_is_answered();
-        self.check(self.cache.tracked_keys() == 0, "a load has left a slot");
+    /// Checks the store after all threads have ended: no key is tracked, no own write is left, and loads return the
+    /// current state.
+    pub(crate) fn check_rest(&self) {
+        self.load_without_failure();
+        while self.receive_next() {}
+        self.check(self.cache.tracked_keys() == 0, "a key is still tracked");
+        self.check(self.cache.own_writes() == 0, "an own write is still tracked");
+        self.learn(self.database.rank());
+        self.load_without_failure();
+        self.load_without_failure();
+        self.check(self.cache.tracked_keys() == 0, "a load has left a tracked key");
     }
 
-    pub(crate) fn knows(&self, rank: Rank) {
+    /// A caller learns of a state: no later load may return an older one.
+    pub(crate) fn learn(&self, rank: Rank) {
         self.known.fetch_max(rank, Ordering::Release);
     }
 
-    pub(crate) fn tell(&self, what: fmt::Arguments<'_>) {
+    pub(crate) fn note(&self, what: fmt::Arguments<'_>) {
         let thread = loom::thread::current();
-        let who = thread.name().unwrap_or_default();
+        let name = thread.name().unwrap_or_default();
         let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
-        story.push(format!("{who}: {what}"));
+        story.push(format!("{name}: {what}"));
     }
 
     #[track_caller]
@@ -305,7 +306,7 @@ impl World {
     }
 }
 
-/// A state, for people.
+/// A state, as the message of a failure shows it.
 struct Shown(Rank);
 
 impl fmt::Display for Shown {
@@ -314,8 +315,10 @@ impl fmt::Display for Shown {
     }
 }
 
-/// Rings for all who wait for something, since tokio wakes them in an order left to chance, and a run
-/// must be like the last.
+/// `Bell`: wakes all threads that wait for a future.
+///
+/// tokio wakes the waiters of one answer in a random order, and each run of a model must take the same schedules. So
+/// all of them wake up and poll again.
 #[derive(Default)]
 pub(crate) struct Bell {
     rung: Mutex<u64>,
@@ -323,7 +326,7 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    /// Waits for a future, so that loom sees who waits for whom.
+    /// Waits for a future with loom's lock and condition variable, so that loom sees the wait.
     pub(crate) fn wait_for<T>(self: &Arc<Self>, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
         let waker = Waker::from(Arc::clone(self));

@@ -1,8 +1,8 @@
 //! Converts the driver's errors into errors of this crate.
 //!
-//! The server's error texts and the driver's `Debug` quote documents and key values, and the driver quotes a malformed
-//! URI with its password. So of a server's reply only the code and its name are kept. The rest of each message is
-//! written here.
+//! The server's error texts and the driver's `Debug` quote documents and key values, and the driver quotes a
+//! malformed URI with its password. So of a server's reply only the code and its name are kept. The rest of each
+//! message is written here.
 
 use mongodb::error::{ErrorKind as Driver, WriteFailure};
 
@@ -41,14 +41,14 @@ pub(crate) fn to_error(doing: &str, error: &mongodb::error::Error) -> Error {
     let message = match (kind, code(error)) {
         (ErrorKind::Authentication, _) => format!(
             "MongoDB refused the credentials while trying to {doing}: check the user name, the \
-             password and the authSource, which is the database that knows the user: where none is \
-             given, that is the one in the URI's path, and most users are made in `admin`, which \
-             takes ?authSource=admin"
+             password and the authSource. The authSource is the database in which the user is \
+             defined. By default it is the database in the URI's path, but most users are defined \
+             in `admin`, which needs ?authSource=admin"
         ),
         (ErrorKind::Permission, _) if wants_credentials(error) => format!(
-            "MongoDB wants a user name and a password to {doing}, and none were given: put them into \
-             the URI, mongodb://user:password@host/database?authSource=admin, or give `username` \
-             and `password`"
+            "MongoDB wants a user name and a password to {doing}, and none were given: put them \
+             into the URI, mongodb://user:password@host/database?authSource=admin, or give \
+             `username` and `password`"
         ),
         (ErrorKind::Permission, _) => format!(
             "the MongoDB user is not allowed to {doing}: grant it the role `readWrite` on the \
@@ -140,8 +140,8 @@ pub(crate) fn code_name(error: &mongodb::error::Error) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty() && is_name)
 }
 
-/// Whether the server refused the call because no user name was given, and not because the user lacks a right. Both have
-/// the same code, so this reads the server's text. Nothing of the text is passed on.
+/// Whether the server refused the call because no user name was given, and not because the user lacks a right. Both
+/// have the same code, so this reads the server's text. Nothing of the text is passed on.
 fn wants_credentials(error: &mongodb::error::Error) -> bool {
     let text = match &*error.kind {
         Driver::Command(command) => command.message.as_str(),
@@ -155,8 +155,8 @@ fn unreachable(error: &mongodb::error::Error) -> String {
     match &*error.kind {
         Driver::Io(source) => source.to_string(),
         Driver::ServerSelection { message, .. } => servers(message),
-        // Only for a mongodb+srv:// URI. The message does not name the host, because a malformed URI may have a piece of
-        // the password in its place.
+        // Only for a mongodb+srv:// URI. The message does not name the host, because a malformed URI may have a
+        // piece of the password in its place.
         Driver::DnsResolve { .. } => "the DNS lookup of the URI's host failed. The host of a \
                                       mongodb+srv:// URI has SRV records; one that has none is \
                                       reached by mongodb://. Is the name right, does DNS work here, \
@@ -187,14 +187,14 @@ fn servers(topology: &str) -> String {
         return "no server was found: does the replica set have the name that was given?"
             .to_owned();
     }
-    let members = if topology.contains("Type: ReplicaSetNoPrimary")
-        && worst != ServerState::NotPrimary
-    {
-        ". Addresses that were not given are what the replica set's members call each other, and \
-         have to be reachable from here; directConnection=true asks the given server alone"
-    } else {
-        ""
-    };
+    let members =
+        if topology.contains("Type: ReplicaSetNoPrimary") && worst != ServerState::NotPrimary {
+            ". The addresses that you did not give are those by which the replica set knows its \
+         members, and they must be reachable from here; directConnection=true uses only the given \
+         server"
+        } else {
+            ""
+        };
     format!("{}: {}{members}", said.join(", "), worst.advice())
 }
 
@@ -338,8 +338,8 @@ mod tests {
     fn members_that_only_the_replica_set_can_reach_are_explained() {
         let said = servers(
             "Topology: { Type: ReplicaSetNoPrimary, Servers: [ { Address: mongo1:27017, Type: \
-             Unknown, Error: Kind: I/O error: failed to lookup address information: Name or service \
-             not known, labels: {}, source: None, server response: None } ] }",
+             Unknown, Error: Kind: I/O error: failed to lookup address information: Name or \
+             service not known, labels: {}, source: None, server response: None } ] }",
         );
         assert!(said.contains("its name was not resolved"), "{said}");
         assert!(said.contains("directConnection=true"), "{said}");

@@ -1,8 +1,8 @@
 //! Checks a caller's filter before it is sent, and guards the conditions on `data` in it.
 //!
 //! MongoDB cannot look into data that is stored as a text or encrypted. To a filter, such data has no keys at all:
-//! `data.role` is missing, so `data.role != "admin"` holds for every such session, those of admins included. Two rules
-//! keep `delete_where` from ending sessions for that reason.
+//! `data.role` is missing, so `data.role != "admin"` holds for every such session, those of admins included. Two
+//! rules keep `delete_where` from ending sessions for that reason.
 //!
 //! 1. The store sends only what is listed here: fields, query operators and expression operators that are known to
 //!    read nothing else of the document. Anything else is a [`Config`](crate::ErrorKind::Config) error. (An earlier
@@ -18,9 +18,9 @@
 //! MongoDB has no third value. So the guard makes a condition on `data` false where it is unknown, or true below an
 //! odd number of negations.
 //!
-//! In `$expr`, the guard puts a `$cond` in the place of the condition. Some operators fail for a value of another type:
-//! `$size` of a list that does not exist fails the whole command. A test of the type beside the expression would not
-//! prevent that, because MongoDB may evaluate the parts of an
+//! In `$expr`, the guard puts a `$cond` in the place of the condition. Some operators fail for a value of another
+//! type: `$size` of a list that does not exist fails the whole command. A test of the type beside the expression
+//! would not prevent that, because MongoDB may evaluate the parts of an
 //! [`$and`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/and/#error-handling) in any order.
 //! [`$cond`](https://www.mongodb.com/docs/manual/reference/operator/aggregation/cond/) evaluates the branch that it
 //! returns.
@@ -64,8 +64,8 @@ const MAX_DEPTH: usize = 100;
 ///
 /// # Errors
 ///
-/// `Config` for a filter that reads `data` if MongoDB cannot look into it, and for a filter with anything that may read
-/// `data` in an unknown way.
+/// `Config` for a filter that reads `data` if MongoDB cannot look into it, and for a filter with anything that may
+/// read `data` in an unknown way.
 pub(crate) fn guarded(filter: Document, queryable: bool) -> Result<Document> {
     Guard { queryable }.filter(filter, Sense::True, 0)
 }
@@ -297,7 +297,8 @@ fn check_operator(operator: &str, argument: &Bson, depth: usize) -> Result<()> {
     }
 }
 
-/// Checks the condition on an element of a list: on itself, or on its own fields, which are not fields of the session.
+/// Checks the condition on an element of a list: on itself, or on its own fields, which are not fields of the
+/// session.
 fn check_element(element: &Document, depth: usize) -> Result<()> {
     check_depth(depth)?;
     for (key, value) in element {

@@ -1,7 +1,8 @@
 //! The stored document: one session as MongoDB keeps it.
 //!
 //! ```text
-//! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date, updated: Date }
+//! { _id: Binary(32), format: 1, data: "{…}" or {…} or Binary, expires: Date, rev: Binary(16), created: Date,
+//! updated: Date }
 //! ```
 //!
 //! A session with an owner also has `owner: String`. A session that had an owner and has none now may have
@@ -116,14 +117,14 @@ pub(crate) fn replacement_fields(
 }
 
 /// The stage of an update that stores other fields in a live session. It does not modify a session that has expired,
-/// nor one whose `expires` is not a date: such a session cannot be loaded and is not counted, and a save must not make
-/// it live.
+/// nor one whose `expires` is not a date: such a session cannot be loaded and is not counted, and a save must not
+/// make it live.
 ///
 /// The type is checked too, because a comparison in an expression also holds between types: a timestamp, a regular
 /// expression and `MaxKey` are greater than each date.
 ///
-/// The condition is in the stage and not in the filter, because a filter by `_id` alone is the server's fast path. With
-/// another field in the filter, an update took a quarter longer.
+/// The condition is in the stage and not in the filter, because a filter by `_id` alone is the server's fast path.
+/// With another field in the filter, an update took a quarter longer.
 pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime) -> Document {
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
     if owned == OwnerUpdate::Clear {
@@ -169,7 +170,8 @@ pub(crate) fn is_live(document: &RawDocument, now: WallTime) -> Result<bool> {
 
 /// The condition that a field still has the value that was read in a document.
 ///
-/// With `$eq`, the server does not take a stored document for operators, nor a stored regular expression for a pattern.
+/// With `$eq`, the server does not take a stored document for operators, nor a stored regular expression for a
+/// pattern.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
-//! The meaning of each error of the server. Streams, reads, writes, the statements of a batch and `build` all use this
-//! table, so they judge the same error in the same way.
+//! The meaning of each error of the server. Streams, reads, writes, the statements of a batch and `build` all use
+//! this table, so they judge the same error in the same way.
 //!
-//! A label counts more than a code: MongoDB labels errors by category, so a label also covers codes that are newer than
-//! this table.
+//! A label counts more than a code: MongoDB labels errors by category, so a label also covers codes that are newer
+//! than this table.
 
 use mongodb::error::{ErrorKind as Driver, RESUMABLE_CHANGE_STREAM_ERROR, RETRYABLE_ERROR};
 use mongodb::error::{SYSTEM_OVERLOADED_ERROR, WriteFailure};
@@ -61,13 +61,13 @@ pub(crate) enum StreamStart {
 
 /// The code for a duplicate key.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
-/// In MongoDB: the oplog does not reach back to the position any longer. In Amazon `DocumentDB`: change streams are not
-/// enabled.
+/// In MongoDB: the oplog does not reach back to the position any longer. In Amazon `DocumentDB`: change streams are
+/// not enabled.
 const CAPPED_POSITION_LOST: i32 = 136;
 const ATLAS_ERROR: i32 = 8000;
 
-/// Each code with its name and its meaning. The name is empty for a code of another engine, if that engine has no name for
-/// it or another name than MongoDB.
+/// Each code with its name and its meaning. The name is empty for a code of another engine, if that engine has no
+/// name for it or another name than MongoDB.
 ///
 /// Sources:
 /// [E] [`error_codes.yml`](https://github.com/mongodb/mongo/blob/007ba93486927dc7162c9b0f9d719e86b87fd8fe/src/mongo/base/error_codes.yml),
@@ -181,8 +181,8 @@ const TABLE: [(i32, &str, Meaning); 65] = [
 
 /// The meaning of an error; `None` if it is not a reply of the server.
 pub(crate) fn meaning(error: &mongodb::error::Error) -> Option<Meaning> {
-    // The driver also puts the overload label on its own network errors, if it could not establish a connection. These
-    // have no code, and are an outage.
+    // The driver also puts the overload label on its own network errors, if it could not establish a connection.
+    // These have no code, and are an outage.
     let code = code(error)?;
     let meaning = if error.contains_label(SYSTEM_OVERLOADED_ERROR) {
         Meaning::Overloaded
@@ -219,8 +219,8 @@ pub(crate) fn is_not_understood(error: &mongodb::error::Error) -> bool {
 
 /// Whether a call that was refused for overload was certainly not executed.
 ///
-/// The label `RetryableError` says so: such an error is "safely retryable regardless of the type of operation", in the
-/// words of the
+/// The label `RetryableError` says so: such an error is "safely retryable regardless of the type of operation", in
+/// the words of the
 /// [specification](https://github.com/mongodb/specifications/blob/master/source/client-backpressure/client-backpressure.md).
 /// With the overload codes of the table, the server rejects a call before it begins. Any other error may have
 /// interrupted it.
@@ -284,7 +284,8 @@ impl Meaning {
         }
     }
 
-    /// The meaning if the error is about the write concern: the write was executed, so it was not rejected for overload.
+    /// The meaning if the error is about the write concern: the write was executed, so it was not rejected for
+    /// overload.
     pub(crate) fn of_a_write_concern(self) -> Self {
         if self == Self::Overloaded { Self::Other } else { self }
     }

@@ -61,3 +61,48 @@ impl<T> Stream for TaskStream<T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[tokio::test]
+    async fn a_complete_stream_ends_without_an_error() {
+        let (sender, mut stream) = TaskStream::channel(3);
+        assert!(sender.send(Step::Item(Ok(1))).await.is_ok());
+        assert!(sender.send(Step::Ended(Ok(()))).await.is_ok());
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert!(stream.next().await.is_none());
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_error_of_an_item_does_not_end_the_stream_and_that_of_the_task_does() {
+        let (sender, mut stream) = TaskStream::channel(3);
+        assert!(sender.send(Step::Item(Err(Error::config("one item")))).await.is_ok());
+        assert!(sender.send(Step::Item(Ok(2))).await.is_ok());
+        assert!(sender.send(Step::Ended(Err(Error::closed()))).await.is_ok());
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 2);
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_without_its_last_message_is_an_error() {
+        let (sender, mut stream) = TaskStream::<i32>::channel(1);
+        drop(sender);
+        assert!(stream.next().await.unwrap().is_err());
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_failed_stream_has_a_single_item() {
+        let mut stream = TaskStream::<i32>::failed(Error::closed());
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert!(stream.next().await.is_none());
+    }
+}

@@ -17,7 +17,7 @@ use crate::telemetry::spans::Command;
 pub(crate) struct Timer {
     metrics: Arc<MongoMetrics>,
     verb: Verb,
-    start: Instant,
+    started_at: Instant,
     timeout: Duration,
     running: bool,
     command: Command,
@@ -28,7 +28,7 @@ impl Timer {
         Self {
             metrics: sessions.metrics.clone(),
             verb,
-            start: Instant::now(),
+            started_at: Instant::now(),
             timeout: sessions.timeout,
             running: true,
             command: Command::new(command, &sessions.documents),
@@ -63,7 +63,7 @@ impl Timer {
 
     fn record(&mut self, outcome: Outcome, code: Option<i32>) {
         self.running = false;
-        let elapsed = self.start.elapsed();
+        let elapsed = self.started_at.elapsed();
         let outcome = match outcome {
             Outcome::Ok | Outcome::Duplicate if elapsed >= self.timeout => {
                 Outcome::Failed(ErrorKind::Timeout)

@@ -1,7 +1,9 @@
-//! The two seams of a store, on the simulated network.
+//! `FakeBackend`: one store's connection to the simulated database.
 //!
-//! Between the moment at which a call is applied and that at which it is answered lies the network,
-//! so every order of events that a real server and a real network can bring about can be played.
+//! It implements the traits through which a store reaches MongoDB: `Commands` (what the batcher sends), `Backend`
+//! (the same without a batcher) and `ChangeSource` (the change stream). Time passes between the moment at which a
+//! call is applied and the moment at which it is answered, so a test can play every order of events that a real
+//! server and network can cause.
 
 use futures::future::join_all;
 
@@ -18,18 +20,11 @@ use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::chance::Chance;
 use crate::simulation::operation::{Operation, Outcome};
-use crate::simulation::sign_out::Floors;
 use crate::simulation::stream::{Cursor, Reply};
-use crate::simulation::wire::{Manners, Wire};
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::simulation::types::{FaultConfig, Floors, UNSTORABLE, UPDATE_BYTES, version};
+use crate::simulation::wire::Wire;
+use crate::time::{Clock, WallTime};
 
-/// The data of a session that no database takes.
-pub(crate) const UNSTORABLE: u64 = u64::MAX;
-/// What each update counts as, towards what may be sent together.
-pub(crate) const UPDATE_BYTES: usize = 100;
-
-/// One store's connection to the database.
 #[derive(Clone)]
 pub(crate) struct FakeBackend {
     pub(crate) wire: Wire,
@@ -41,12 +36,12 @@ impl FakeBackend {
         Self { wire, node }
     }
 
-    /// A database of its own, where nothing happens by chance.
+    /// Connects to a new database without any faults. Every call waits for the test.
     pub(crate) fn alone(clock: Clock) -> Self {
-        Self::new(Wire::new(clock, Chance::of(0), Manners::default()), 0)
+        Self::new(Wire::new(clock, Chance::of(0), FaultConfig::default()), 0)
     }
 
-    /// Waits for the next call that `selected` accepts, applied or not.
+    /// Waits until a call that `wanted` accepts has arrived. Returns the oldest such call, applied or not.
     pub(crate) async fn arrival(&self, wanted: impl Fn(&Operation) -> bool) -> usize {
         loop {
             let arrived = self.wire.arrived.notified();
@@ -64,7 +59,7 @@ impl FakeBackend {
         state.calls.iter().map(|(call, it)| (*call, it.operation.clone())).collect()
     }
 
-    /// How many calls were made in all.
+    /// The number of calls so far.
     pub(crate) fn made(&self) -> usize {
         self.wire.state().records.len()
     }
@@ -77,35 +72,37 @@ impl FakeBackend {
         self.wire.answer(call);
     }
 
-    /// Answers a call with an error, whatever came of it.
+    /// Answers a call with an error, whether it was applied or not.
     pub(crate) fn fail(&self, call: usize) {
         self.wire.fail(call, Fault::Passing);
     }
 
-    /// Applies and answers.
+    /// Applies a call and answers it.
     pub(crate) fn serve(&self, call: usize) {
         self.apply(call);
         self.answer(call);
     }
 
-    /// What the database holds under a key.
+    /// The session that is stored under a key.
     pub(crate) fn stored(&self, key: SessionKey) -> Option<Session> {
         self.wire.state().database.find(key)
     }
 
-    /// Changes the database behind the store's back, as another instance would.
+    /// Changes the database as another instance does.
     pub(crate) fn put(&self, key: SessionKey, session: Option<Session>) {
         let database = &mut self.wire.state().database;
         match session {
             Some(session) if database.find(key).is_some() => {
                 database.replace(key, None, &session, None);
             }
-            Some(session) => drop(database.insert(key, &session, None)),
+            Some(session) => {
+                database.insert(key, &session, None);
+            }
             None => database.remove(key, None),
         }
     }
 
-    /// What the database holds of these sessions.
+    /// The current rank of each of these sessions.
     pub(crate) fn ranks(&self, keys: &[SessionKey]) -> Floors {
         self.wire.state().database.ranks(keys)
     }
@@ -115,36 +112,36 @@ impl FakeBackend {
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Call<T> {
-        self.member(None, operation, convert)
+        self.send(None, operation, convert)
     }
 
-    /// A call, or a part of a command.
-    fn member<T: Send + 'static>(
+    /// Sends a call, alone or as a part of a batch.
+    fn send<T: Send + 'static>(
         &self,
-        command: Option<usize>,
+        batch: Option<usize>,
         operation: Operation,
         convert: impl FnOnce(Outcome) -> Option<T> + Send + 'static,
     ) -> Call<T> {
-        let call = self.wire.clone().call(self.node, operation, command);
+        let call = self.wire.clone().call(self.node, operation, batch);
         Box::pin(
             async move { convert(call.await.map_err(error)?).ok_or_else(|| error(Fault::Lost)) },
         )
     }
 
-    /// One command of many parts, each of which is carried out when it comes to it and may fail by
-    /// itself. It is answered once all of them are, or fails as a whole.
-    fn command<T: Send + 'static>(
+    /// Sends one command of many parts. The database carries out each part at another moment, and a part may fail
+    /// alone. The command is answered once all parts are, or it fails as a whole.
+    fn send_batch<T: Send + 'static>(
         &self,
         operations: Vec<Operation>,
         convert: impl FnOnce(Outcome) -> Option<T> + Copy + Send + 'static,
     ) -> Call<Vec<Result<T>>> {
-        let command = self.wire.state().command(operations.len());
-        let member = |operation| self.member(Some(command), operation, convert);
-        let members: Vec<_> = operations.into_iter().map(member).collect();
+        let batch = self.wire.state().begin_batch(operations.len());
+        let send = |operation| self.send(Some(batch), operation, convert);
+        let parts: Vec<_> = operations.into_iter().map(send).collect();
         let wire = self.wire.clone();
         Box::pin(async move {
-            let outcomes = join_all(members).await;
-            let failed = wire.state().failed.get(&command).cloned();
+            let outcomes = join_all(parts).await;
+            let failed = wire.state().failed_batches.get(&batch).cloned();
             failed.map_or(Ok(outcomes), |fault| Err(error(fault)))
         })
     }
@@ -162,7 +159,7 @@ impl FakeBackend {
 }
 
 /// What a fault is to a call that is not about a stream.
-#[allow(clippy::needless_pass_by_value, reason = "as a conversion is handed on")]
+#[allow(clippy::needless_pass_by_value, reason = "it converts an owned value")]
 fn error(fault: Fault) -> Error {
     match fault {
         Fault::Passing => Error::new(ErrorKind::Connection, "the connection was cut"),
@@ -171,8 +168,8 @@ fn error(fault: Fault) -> Error {
     }
 }
 
-#[allow(clippy::option_option, reason = "what another outcome is not, and what this one says")]
-#[allow(clippy::needless_pass_by_value, reason = "as a conversion is handed on")]
+#[allow(clippy::option_option, reason = "the outer `None` is an outcome of another kind")]
+#[allow(clippy::needless_pass_by_value, reason = "it converts an owned value")]
 fn written(outcome: Outcome) -> Option<Option<WallTime>> {
     match outcome {
         Outcome::Written(written) => Some(written),
@@ -180,7 +177,7 @@ fn written(outcome: Outcome) -> Option<Option<WallTime>> {
     }
 }
 
-#[allow(clippy::option_option, reason = "what another outcome is not, and what this one says")]
+#[allow(clippy::option_option, reason = "the outer `None` is an outcome of another kind")]
 fn found(outcome: Outcome) -> Option<Option<Session>> {
     match outcome {
         Outcome::Found(found) => Some(found),
@@ -188,7 +185,7 @@ fn found(outcome: Outcome) -> Option<Option<Session>> {
     }
 }
 
-/// As it is sent by [`Batcher`](crate::batching::Batcher).
+/// The calls that [`Batcher`](crate::batching::Batcher) sends.
 impl Commands for FakeBackend {
     type Update = Operation;
 
@@ -209,7 +206,7 @@ impl Commands for FakeBackend {
         data: &Data,
         expires: WallTime,
     ) -> Result<Operation> {
-        if crate::simulation::version(data) == UNSTORABLE {
+        if version(data) == UNSTORABLE {
             return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
         }
         Ok(Operation::Replace(key, rev, Session { data: data.clone(), expires }))
@@ -228,7 +225,7 @@ impl Commands for FakeBackend {
     }
 
     fn update_all(&self, updates: Vec<Operation>) -> Call<Vec<Result<Option<WallTime>>>> {
-        self.command(updates, written)
+        self.send_batch(updates, written)
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
@@ -236,7 +233,7 @@ impl Commands for FakeBackend {
     }
 
     fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
-        self.command(keys.into_iter().map(Operation::Find).collect(), found)
+        self.send_batch(keys.into_iter().map(Operation::Find).collect(), found)
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {
@@ -252,7 +249,7 @@ impl Commands for FakeBackend {
     }
 }
 
-/// Without queues and lanes.
+/// The calls of a store that has no batcher.
 impl Backend for FakeBackend {
     type TouchPermit = ();
 
@@ -310,7 +307,7 @@ impl Backend for FakeBackend {
     }
 }
 
-/// An open stream, and the production code that reads its replies.
+/// An open stream, with the shipped code that reads its replies.
 pub(crate) struct Stream {
     cursor: Cursor,
     reader: InvalidationReader,
@@ -321,7 +318,7 @@ impl ChangeSource for FakeBackend {
     type Position = ResumeToken;
 
     fn open(&self, after: Option<ResumeToken>) -> StreamCall<Stream, ResumeToken> {
-        let reply = self.ask(Operation::Open(after), handed);
+        let reply = self.ask(Operation::Open(after), batch_reply);
         Box::pin(async move {
             let (cursor, reply) = reply.await?;
             let mut reader = InvalidationReader::new(cursor.source());
@@ -332,7 +329,7 @@ impl ChangeSource for FakeBackend {
 
     fn next_batch(&self, stream: Stream) -> StreamCall<Stream, ResumeToken> {
         let Stream { cursor, mut reader } = stream;
-        let reply = self.ask(Operation::More(cursor), handed);
+        let reply = self.ask(Operation::GetMore(cursor), batch_reply);
         Box::pin(async move {
             let (cursor, reply) = reply.await?;
             let batch = reader.read(reply.into()).batch;
@@ -341,16 +338,16 @@ impl ChangeSource for FakeBackend {
     }
 
     fn primary_time(&self) -> SourceCall<PrimaryTime> {
-        self.ask(Operation::Fence, |outcome| match outcome {
+        self.ask(Operation::PrimaryTime, |outcome| match outcome {
             Outcome::Time(time) => Some(time),
             _ => None,
         })
     }
 }
 
-fn handed(outcome: Outcome) -> Option<(Cursor, Reply)> {
+fn batch_reply(outcome: Outcome) -> Option<(Cursor, Reply)> {
     match outcome {
-        Outcome::Handed(cursor, reply) => Some((cursor, reply)),
+        Outcome::Batch(cursor, reply) => Some((cursor, reply)),
         _ => None,
     }
 }

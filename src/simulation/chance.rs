@@ -1,9 +1,9 @@
-//! Chance that can be replayed: every choice of a simulation comes from one seed.
+//! `Chance`: the random choices of a walk, all from one seed, so that a walk can be replayed.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A source of choices. Clones share it: the order in which they ask is part of what is replayed.
+/// A shared source of random numbers. All clones draw from one generator, so a replay must draw in the same order.
 #[derive(Clone, Debug)]
 pub(crate) struct Chance(Arc<Mutex<fastrand::Rng>>);
 
@@ -12,11 +12,12 @@ impl Chance {
         Self(Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))))
     }
 
-    /// A source of its own, which this one decides on.
-    pub(crate) fn another(&self) -> fastrand::Rng {
+    /// Makes an independent generator, whose seed is drawn from this one.
+    pub(crate) fn fork(&self) -> fastrand::Rng {
         self.0.lock().unwrap().fork()
     }
 
+    /// Draws nothing if the probability is 0.
     pub(crate) fn happens(&self, probability: f64) -> bool {
         probability > 0.0 && self.0.lock().unwrap().f64() < probability
     }
@@ -33,13 +34,13 @@ impl Chance {
         self.0.lock().unwrap().shuffle(items);
     }
 
-    /// Some whole milliseconds, at most `whole`.
+    /// Draws a whole number of milliseconds, at most `whole`.
     pub(crate) fn part_of(&self, whole: Duration) -> Duration {
         let millis = u64::try_from(whole.as_millis()).unwrap();
         Duration::from_millis(self.0.lock().unwrap().u64(..=millis))
     }
 
-    /// Lets others run first, or not.
+    /// Lets other tasks run first, a random number of times.
     pub(crate) async fn dawdle(&self, laziness: f64) {
         while self.happens(laziness) {
             tokio::task::yield_now().await;

@@ -1,4 +1,7 @@
-//! The simulated database: what it holds, the log of its changes, and all that was ever true.
+//! `Database`: the simulated MongoDB, with the history of each session.
+//!
+//! The history is what the [`Oracle`](crate::simulation::oracle::Oracle) judges answers by. It has every state of a
+//! session since the start of the walk, and the call that caused it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,44 +10,44 @@ use crate::session::Session;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::simulation::oplog::Oplog;
-use crate::simulation::sign_out::{Floors, PAGE};
-use crate::time::WallTime;
-use crate::time::{Clock, Moment};
+use crate::simulation::types::{Floors, PAGE, data, owner_of, version};
+use crate::time::{Clock, Moment, WallTime};
 
-/// Sessions are told apart by their numbers, in the order in which they were first spoken of:
-/// keys are random.
+/// Keys are random, so traces and the oracle use numbers: sessions are numbered in the order of their first use.
 pub(crate) struct Database {
     clock: Clock,
     numbers: HashMap<SessionKey, usize>,
     keys: Vec<SessionKey>,
     histories: Vec<Vec<State>>,
-    /// What sessions were prolonged to, or were to end later than already.
+    /// The expiries of all touches, also of those that did not prolong their session.
     touched: Vec<(usize, WallTime)>,
     pub(crate) oplog: Oplog,
-    /// Whether changes that are made together are one entry of the oplog.
+    /// Changes that are made together share one entry of the oplog.
     pub(crate) is_bulk: bool,
     steps: u64,
 }
 
-/// What was true of a session from some moment on.
+/// A state of a session, which lasts until the next one begins.
 pub(crate) struct State {
     from: Moment,
-    held: Option<Held>,
-    /// The call that brought it about, if it was a store's.
+    /// `None`: the session does not exist.
+    doc: Option<StoredDoc>,
+    /// The store's call that caused the state. `None`: another instance did.
     by: Option<usize>,
 }
 
-pub(crate) struct Held {
+/// A stored session.
+pub(crate) struct StoredDoc {
     pub(crate) version: u64,
-    /// The expiries that it had, the present one last.
+    /// All expiries that touches have given this version. The last one is the current one.
     pub(crate) expiries: Vec<WallTime>,
 }
 
-/// A span in which one thing was true of a session.
+/// A span of time in which a load that reads the database returns one version, or nothing.
 pub(crate) struct Span<'a> {
-    /// Grows with each change; odd once a session has expired.
+    /// Grows with each change. An odd rank means that the session has expired.
     pub(crate) rank: usize,
-    pub(crate) held: Option<&'a Held>,
+    pub(crate) doc: Option<&'a StoredDoc>,
     pub(crate) from: Moment,
     pub(crate) until: Option<Moment>,
     /// The call that ended it.
@@ -69,7 +72,7 @@ impl Database {
         self.clock.now()
     }
 
-    /// The place of a new event in the order of all that happens.
+    /// The position of a new event in the order of all events.
     pub(crate) fn step(&mut self) -> u64 {
         self.steps += 1;
         self.steps
@@ -79,7 +82,7 @@ impl Database {
         let Self { numbers, keys, histories, .. } = self;
         *numbers.entry(key).or_insert_with(|| {
             keys.push(key);
-            histories.push(vec![State { from: Moment::from_nanos(0), held: None, by: None }]);
+            histories.push(vec![State { from: Moment::from_nanos(0), doc: None, by: None }]);
             keys.len() - 1
         })
     }
@@ -88,14 +91,14 @@ impl Database {
         self.keys.len()
     }
 
-    /// Stores a new session; `false` if one is there, were it expired.
+    /// Stores a new session. Returns `false` if a session exists under this key, even an expired one.
     pub(crate) fn insert(&mut self, key: SessionKey, session: &Session, by: Option<usize>) -> bool {
         let number = self.number(key);
-        if self.current(number).held.is_some() {
+        if self.current(number).doc.is_some() {
             return false;
         }
         self.oplog.tick(self.oplog.home(number));
-        self.becomes(number, Some(session), by);
+        self.push_state(number, Some(session), by);
         true
     }
 
@@ -118,13 +121,13 @@ impl Database {
     pub(crate) fn find(&mut self, key: SessionKey) -> Option<Session> {
         let number = self.number(key);
         let live = self.is_live(number);
-        let held = self.current(number).held.as_ref().filter(|_| live)?;
-        Some(Session { data: crate::simulation::data(held.version), expires: held.expires() })
+        let doc = self.current(number).doc.as_ref().filter(|_| live)?;
+        Some(Session { data: data(doc.version), expires: doc.expires() })
     }
 
     pub(crate) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
         let number = self.number(key);
-        if self.current(number).held.is_some() {
+        if self.current(number).doc.is_some() {
             self.oplog.tick(self.oplog.home(number));
             self.change(number, None, None, by);
         }
@@ -141,8 +144,8 @@ impl Database {
         }
     }
 
-    /// Replaces all that are live of these sessions, in one transaction.
-    pub(crate) fn replace_together(&mut self, sessions: &[(SessionKey, Session)]) {
+    /// Replaces these sessions in one transaction, those that are live.
+    pub(crate) fn replace_in_transaction(&mut self, sessions: &[(SessionKey, Session)]) {
         let mut live = Vec::new();
         for (key, session) in sessions {
             let number = self.number(*key);
@@ -157,7 +160,7 @@ impl Database {
         }
     }
 
-    /// Begins the one entry of a bulk, on each shard that it concerns.
+    /// Begins the one entry of a bulk write, on each shard that it changes.
     fn tick_for_all(&mut self, numbers: &[usize]) {
         for shard in 0..self.oplog.shards() {
             let concerns = |number: &usize| self.oplog.home(*number) == shard;
@@ -167,15 +170,15 @@ impl Database {
         }
     }
 
-    /// Removes all sessions, or the first few; answers with how many.
-    pub(crate) fn clear(&mut self, most: usize, by: Option<usize>) -> u64 {
-        let there = (0..self.sessions()).filter(|number| self.current(*number).held.is_some());
-        let there: Vec<_> = there.take(most).collect();
-        self.remove_all(&there, by);
-        there.len() as u64
+    /// Removes all sessions. Returns how many.
+    pub(crate) fn clear(&mut self, by: Option<usize>) -> u64 {
+        let exists = |number: &usize| self.current(*number).doc.is_some();
+        let existing: Vec<_> = (0..self.sessions()).filter(exists).collect();
+        self.remove_all(&existing, by);
+        existing.len() as u64
     }
 
-    /// A page of the sessions of an owner, behind the one of this number, and whether each is live.
+    /// The page of an owner's sessions that comes after the session of this number, and whether each is live.
     pub(crate) fn owned(&self, owner: u64, after: Option<usize>) -> Vec<(usize, SessionKey, bool)> {
         let first = after.map_or(0, |after| after + 1);
         let numbers = (first..self.sessions()).filter(|number| self.is_of(*number, owner));
@@ -183,7 +186,7 @@ impl Database {
         found.take(PAGE).collect()
     }
 
-    /// Removes those of these sessions that are an owner's; answers with how many.
+    /// Removes these sessions, if they belong to this owner. Returns how many.
     pub(crate) fn remove_owned(
         &mut self,
         keys: &[SessionKey],
@@ -202,23 +205,23 @@ impl Database {
     }
 
     fn is_of(&self, number: usize, owner: u64) -> bool {
-        let held = self.current(number).held.as_ref();
-        held.is_some_and(|held| crate::simulation::sign_out::owner(held.version) == owner)
+        let doc = self.current(number).doc.as_ref();
+        doc.is_some_and(|doc| owner_of(doc.version) == owner)
     }
 
-    /// What these sessions are now.
+    /// The current rank of each of these sessions.
     pub(crate) fn ranks(&mut self, keys: &[SessionKey]) -> Floors {
         let numbers: Vec<_> = keys.iter().map(|key| self.number(*key)).collect();
         numbers.into_iter().map(|number| (number, self.rank(number))).collect()
     }
 
-    /// What the last of these calls that has changed a session has made of it.
+    /// The latest rank of a session that one of these calls caused.
     pub(crate) fn rank_by(&self, number: usize, by: impl Fn(usize) -> bool) -> Option<usize> {
         let mut states = self.histories[number].iter();
         states.rposition(|state| state.by.is_some_and(&by)).map(|index| 2 * index)
     }
 
-    /// Prolongs a live session, of which the log does not tell; `false` if there is none.
+    /// Prolongs a live session. Streams do not report that. Returns `false` if no such session is live.
     pub(crate) fn touch(&mut self, key: SessionKey, expires: WallTime) -> bool {
         let number = self.number(key);
         if !self.is_live(number) {
@@ -226,35 +229,35 @@ impl Database {
         }
         self.oplog.tick(self.oplog.home(number));
         let state = self.histories[number].last_mut().unwrap();
-        let held = state.held.as_mut().unwrap();
-        if held.expires() < expires {
-            held.expiries.push(expires);
+        let doc = state.doc.as_mut().unwrap();
+        if doc.expires() < expires {
+            doc.expiries.push(expires);
         }
         self.touched.push((number, expires));
         true
     }
 
-    /// Removes what has expired, as the database does by itself.
+    /// Removes the expired sessions, as MongoDB's TTL index does.
     pub(crate) fn sweep(&mut self) {
         let is_over =
-            |number: &usize| self.current(*number).held.is_some() && !self.is_live(*number);
+            |number: &usize| self.current(*number).doc.is_some() && !self.is_live(*number);
         let over: Vec<_> = (0..self.sessions()).filter(is_over).collect();
         self.remove_all(&over, None);
     }
 
     /// Drops the collection.
-    pub(crate) fn drop_all(&mut self) {
+    pub(crate) fn drop_collection(&mut self) {
         for number in 0..self.sessions() {
-            if self.current(number).held.is_some() {
-                self.becomes(number, None, None);
+            if self.current(number).doc.is_some() {
+                self.push_state(number, None, None);
             }
         }
         let shard = self.oplog.tick_anywhere();
         self.oplog.log(shard, None);
     }
 
-    /// A write to something else, which the log tells if it is to a session.
-    pub(crate) fn another_write(&mut self, session: Option<SessionKey>) {
+    /// A write of another client. Streams report it if it is to a session, though no simulated session changes.
+    pub(crate) fn write_elsewhere(&mut self, session: Option<SessionKey>) {
         let shard = self.oplog.tick_anywhere();
         if let Some(key) = session {
             self.oplog.log(shard, Some((key, None)));
@@ -262,25 +265,25 @@ impl Database {
     }
 
     pub(crate) fn is_live(&self, number: usize) -> bool {
-        let held = self.current(number).held.as_ref();
-        held.is_some_and(|held| held.expires() > self.clock.wall())
+        let doc = self.current(number).doc.as_ref();
+        doc.is_some_and(|doc| doc.expires() > self.clock.wall())
     }
 
-    /// What is true of a session now.
+    /// The current version of a session. `None` if it does not exist or has expired.
     pub(crate) fn version(&self, number: usize) -> Option<u64> {
-        let held = self.current(number).held.as_ref();
-        held.filter(|_| self.is_live(number)).map(|held| held.version)
+        let doc = self.current(number).doc.as_ref();
+        doc.filter(|_| self.is_live(number)).map(|doc| doc.version)
     }
 
-    /// The expiries with which touches of a session were acknowledged. Who sent them need not know
-    /// by then what another store has made of the session's data.
+    /// The expiries with which touches of a session were acknowledged. A store may return such an expiry together
+    /// with older data: a touch does not read the data that another store has saved meanwhile.
     pub(crate) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
         let its_own = move |(whose, _): &&(usize, WallTime)| *whose == number;
         self.touched.iter().filter(its_own).map(|(_, expires)| expires)
     }
 
     /// Whether a session was stored under this key at some time.
-    pub(crate) fn has_held_anything(&self, number: usize) -> bool {
+    pub(crate) fn was_ever_stored(&self, number: usize) -> bool {
         self.histories[number].len() > 1
     }
 
@@ -288,27 +291,31 @@ impl Database {
         self.spans(number).last().map_or(0, |span| span.rank)
     }
 
-    /// What was true last before a moment.
+    /// The rank of a session right before a moment.
     pub(crate) fn rank_before(&self, number: usize, moment: Moment) -> usize {
         let before = self.spans(number).filter(|span| span.from < moment);
         before.last().map_or(0, |span| span.rank)
     }
 
-    /// All that was true of a session, up to now.
+    /// The history of a session up to now, oldest first.
     pub(crate) fn spans(&self, number: usize) -> impl Iterator<Item = Span<'_>> {
-        let (states, now) = (&self.histories[number], self.clock.now());
+        let states = &self.histories[number];
+        let now = self.clock.now();
         let spans = states.iter().enumerate().flat_map(move |(index, state)| {
             let next = states.get(index + 1);
-            let (until, ended_by) = (next.map(|next| next.from), next.and_then(|next| next.by));
-            let (rank, from, held) = (2 * index, state.from, state.held.as_ref());
-            let expiry = held.map(|held| moment_of(held.expires()));
+            let until = next.map(|next| next.from);
+            let ended_by = next.and_then(|next| next.by);
+            let rank = 2 * index;
+            let from = state.from;
+            let doc = state.doc.as_ref();
+            let expiry = doc.map(|doc| moment_of(doc.expires()));
             let expires = expiry.filter(|at| until.is_none_or(|until| *at < until));
-            let whole = Span { rank, held, from, until, ended_by };
+            let whole = Span { rank, doc, from, until, ended_by };
             let (first, rest) = match expires {
                 None => (whole, None),
                 Some(at) => (
                     Span { until: Some(at), ended_by: None, ..whole },
-                    Some(Span { rank: rank + 1, held: None, from: at, until, ended_by }),
+                    Some(Span { rank: rank + 1, doc: None, from: at, until, ended_by }),
                 ),
             };
             [Some(first), rest].into_iter().flatten()
@@ -320,15 +327,15 @@ impl Database {
         self.histories[number].last().unwrap()
     }
 
-    fn becomes(&mut self, number: usize, session: Option<&Session>, by: Option<usize>) {
-        let held = session.map(|session| Held {
-            version: crate::simulation::version(&session.data),
+    fn push_state(&mut self, number: usize, session: Option<&Session>, by: Option<usize>) {
+        let doc = session.map(|session| StoredDoc {
+            version: version(&session.data),
             expiries: vec![session.expires],
         });
-        self.histories[number].push(State { from: self.clock.now(), held, by });
+        self.histories[number].push(State { from: self.clock.now(), doc, by });
     }
 
-    /// A change that streams report, in the newest entry of the oplog.
+    /// Changes a session and logs that in the newest entry of the oplog.
     fn change(
         &mut self,
         number: usize,
@@ -336,18 +343,18 @@ impl Database {
         session: Option<&Session>,
         by: Option<usize>,
     ) {
-        self.becomes(number, session, by);
+        self.push_state(number, session, by);
         self.oplog.log(self.oplog.home(number), Some((self.keys[number], rev)));
     }
 }
 
-impl Held {
+impl StoredDoc {
     pub(crate) fn expires(&self) -> WallTime {
         *self.expiries.last().unwrap()
     }
 }
 
-/// The moment of the steady clock at which a test's wall clock shows this.
+/// The moment of the steady clock at which the wall clock of a test shows this time.
 fn moment_of(wall: WallTime) -> Moment {
     let since_the_start = u64::try_from(wall.millis() - 1_000_000_000_000).unwrap_or(0);
     Moment::from_nanos(3_600_000_000_000).after(Duration::from_millis(since_the_start))

@@ -1,4 +1,6 @@
-//! Stores over one database, and what is asked of them.
+//! `Fleet`: several stores over one database, and the operations that apps call on them.
+//!
+//! Each operation reports its result to the oracle in the turn in which it ends.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,33 +15,33 @@ use crate::invalidation::{self, InvalidationListener};
 use crate::runtime::Tasks;
 use crate::session::id::RawId;
 use crate::session::revision::RevSource;
-use crate::simulation::backend::{FakeBackend, UNSTORABLE};
+use crate::simulation::backend::FakeBackend;
 use crate::simulation::chance::Chance;
-use crate::simulation::fault_plan::{Kind, Profile};
-use crate::simulation::oracle::Begun;
+use crate::simulation::fault_plan::{FaultPlan, Scenario};
+use crate::simulation::owned_pages::OwnedPages;
 use crate::simulation::scheduler::Scheduler;
-use crate::simulation::sign_out::OwnedPages;
 use crate::simulation::traced_backend::TracedBackend;
-use crate::simulation::wire::{Manners, Wire};
+use crate::simulation::types::{Begun, FaultConfig, UNSTORABLE, data, owner_of, version};
+use crate::simulation::wire::{State, Wire};
 use crate::store::write_through::{TouchPolicy, WriteThrough};
 use crate::telemetry::metrics::{Series, StreamMetrics};
-use crate::time::Clock;
-use crate::time::WallTime;
+use crate::time::{Clock, WallTime};
 
-/// Clones share it.
+/// Operations clone it: all clones share their parts.
 #[derive(Clone)]
 pub(crate) struct Fleet {
     pub(crate) wire: Wire,
     pub(crate) clock: Clock,
     pub(crate) chance: Chance,
-    pub(crate) profile: Arc<Profile>,
+    pub(crate) plan: Arc<FaultPlan>,
     pub(crate) stores: Arc<[WriteThrough<TracedBackend>]>,
-    /// The sessions that are known of; those past the first few were made by stores.
+    /// The ids of all sessions so far. The first `plan.sessions` of them belong to the sessions of the start.
     pub(crate) ids: Arc<Mutex<Vec<RawId>>>,
-    /// What the caches count, where a walk judges by that.
+    /// The caches' metrics, in the scenario whose rules need them.
     meters: Option<Arc<Snapshotter>>,
 }
 
+/// An operation that an app calls. Numbers are versions, and the owner of a sign-out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Verb {
     Create(u64, WallTime),
@@ -51,90 +53,89 @@ pub(crate) enum Verb {
 }
 
 impl Fleet {
-    pub(crate) fn new(profile: Profile, chance: Chance) -> Self {
+    pub(crate) fn new(plan: FaultPlan, chance: Chance) -> Self {
         let clock = Clock::tokio();
-        let pace = invalidation::poll_interval(profile.promise.max_staleness);
-        let manners = Manners {
-            laziness: profile.laziness,
-            at_once: profile.at_once,
-            slow: profile.slow,
-            longest: profile.longest(),
-            timeout: profile.timeout,
-            recalls: profile.promise.exclusive,
-            pace,
-            streams: profile.follows(),
-            tokens_have_times: profile.tokens_have_times,
-            shards: profile.shards,
-            busy: profile.busy.then(|| RawId(-1).key()),
-            others: profile.others,
-            bulks: profile.bulks,
-            lags: profile.lags,
-            healed: false,
+        let poll_interval = invalidation::poll_interval(plan.promise.max_staleness);
+        let faults = FaultConfig {
+            laziness: plan.laziness,
+            immediate: plan.immediate,
+            slow: plan.slow,
+            longest: plan.longest(),
+            timeout: plan.timeout,
+            drops_abandoned_calls: plan.promise.exclusive,
+            poll_interval,
+            streams: plan.has_streams(),
+            tokens_have_times: plan.tokens_have_times,
+            shards: plan.shards,
+            busy_stream: plan.busy_stream.then(|| RawId(-1).key()),
+            unrelated_writes: plan.unrelated_writes,
+            bulk_writes: plan.bulk_writes,
+            small_batches: plan.small_batches,
+            recovered: false,
         };
-        let wire = Wire::new(clock.clone(), chance.clone(), manners);
-        let limits = CacheConfig {
+        let wire = Wire::new(clock.clone(), chance.clone(), faults);
+        let config = CacheConfig {
             max_bytes: 1 << 20,
-            max_entries: profile.max_entries,
-            max_absent_ids: profile.max_absent,
+            max_entries: plan.max_entries,
+            max_absent_ids: plan.max_absent_ids,
             policy: EvictionPolicy::Lru,
-            max_staleness: profile.promise.max_staleness,
-            coherence: if profile.promise.exclusive {
+            max_staleness: plan.promise.max_staleness,
+            coherence: if plan.promise.exclusive {
                 Coherence::SoleWriter
             } else {
                 Coherence::ChangeStream
             },
-            outage_grace: profile.promise.grace,
+            outage_grace: plan.promise.grace,
             compact: false,
         };
-        let recorder = (profile.kind == Kind::Overloaded).then(DebuggingRecorder::new);
-        let stores = (0..profile.stores).map(|node| {
-            let limits =
-                CacheConfig { compact: (node + profile.sessions) % 2 == 1, ..limits.clone() };
-            let new = || Cache::new(&limits, clock.clone(), &Series::default());
+        let recorder = (plan.scenario == Scenario::Overloaded).then(DebuggingRecorder::new);
+        let stores = (0..plan.stores).map(|node| {
+            let config = CacheConfig { compact: (node + plan.sessions) % 2 == 1, ..config.clone() };
+            let new = || Cache::new(&config, clock.clone(), &Series::default());
             let cache = match &recorder {
                 Some(recorder) => metrics::with_local_recorder(recorder, new),
                 None => new(),
             };
-            let tasks = Tasks::new(Handle::current(), profile.timeout);
+            let tasks = Tasks::new(Handle::current(), plan.timeout);
             let ends = tasks.closed().child_token();
-            if !profile.promise.exclusive {
-                let follower = InvalidationListener {
+            if !plan.promise.exclusive {
+                let listener = InvalidationListener {
                     source: FakeBackend::new(wire.clone(), node),
                     cache: cache.clone(),
                     clock: clock.clone(),
-                    poll_interval: pace,
-                    timeout: profile.timeout,
+                    poll_interval: poll_interval,
+                    timeout: plan.timeout,
                     metrics: StreamMetrics::new(
                         &Series::default(),
                         crate::telemetry::metrics::Counter::noop(),
                         clock.clone(),
                     ),
-                    rng: chance.another(),
+                    rng: chance.fork(),
                 };
-                drop(follower.start(&tasks, CancellationToken::clone(&ends)));
+                let _ = listener.start(&tasks, CancellationToken::clone(&ends));
             }
             WriteThrough {
-                backend: TracedBackend::new(&wire, node, &tasks, profile.limits),
+                backend: TracedBackend::new(&wire, node, &tasks, plan.limits),
                 cache,
                 tasks,
                 revs: RevSource::new(),
-                touch_policy: TouchPolicy { after: profile.touch_after, clock: clock.clone() },
+                touch_policy: TouchPolicy { after: plan.touch_after, clock: clock.clone() },
                 _stops_listener: ends.drop_guard(),
             }
         });
-        let ids = (0..profile.sessions).map(|id| RawId(i128::try_from(id).unwrap())).collect();
+        let ids = (0..plan.sessions).map(|id| RawId(i128::try_from(id).unwrap())).collect();
         Self {
             meters: recorder.as_ref().map(|recorder| Arc::new(recorder.snapshotter())),
             stores: stores.collect(),
             ids: Arc::new(Mutex::new(ids)),
-            profile: Arc::new(profile),
+            plan: Arc::new(plan),
             wire,
             clock,
             chance,
         }
     }
 
-    /// Where nothing but overload has happened, whether the caches have kept what they had.
+    /// Checks `overload`, in the scenario that has no other fault.
     pub(crate) fn judge_overload(&self) {
         let Some(meters) = &self.meters else { return };
         let counted = meters.snapshot().into_vec();
@@ -151,104 +152,112 @@ impl Fleet {
             counts.sum()
         };
         let gaps = removed("gap");
-        let doubts = removed("doubt");
-        self.wire.state().oracle.judge_overload(gaps, doubts);
+        let unknown = removed("unknown_outcome");
+        self.wire.state().oracle.judge_overload(gaps, unknown);
     }
 
     pub(crate) fn ids(&self) -> Vec<RawId> {
         self.ids.lock().unwrap().clone()
     }
 
-    pub(crate) fn start(&self, crew: &Scheduler, node: usize, verb: Verb) {
-        let (fleet, what) = (self.clone(), format!("{} at store {node}", self.told(verb)));
+    pub(crate) fn start(&self, scheduler: &Scheduler, node: usize, verb: Verb) {
+        let fleet = self.clone();
+        let what = format!("{} at store {node}", self.describe(verb));
         self.wire.state().trace.note(|| format!("start: {what}"));
-        crew.start(what, async move { fleet.run(node, verb).await });
+        scheduler.start(what, async move { fleet.run(node, verb).await });
     }
 
     async fn run(&self, node: usize, verb: Verb) {
-        let (store, begun) = (&self.stores[node], self.begins());
-        let told = self.told(verb);
-        self.wire.state().trace.note(|| format!("step {}: {told} begins", begun.step));
+        let store = &self.stores[node];
+        let begun = self.begin();
+        let what = self.describe(verb);
+        self.wire.state().trace.note(|| format!("step {}: {what} begins", begun.step));
         match verb {
             Verb::Load(id) => self.load(node, id).await,
-            Verb::Create(version, expires) => {
-                match store.create(&crate::simulation::data(version), expires).await {
-                    Ok(id) => self.ids.lock().unwrap().push(id),
-                    Err(error) => self.failed(node, None, begun, &error),
-                }
-            }
+            Verb::Create(version, expires) => match store.create(&data(version), expires).await {
+                Ok(id) => self.ids.lock().unwrap().push(id),
+                Err(error) => self.record_failure(node, None, begun, &error),
+            },
             Verb::Save(id, version, expires) => {
-                let save = self.calls(node, id, version, expires, begun);
-                match store.save(id, &crate::simulation::data(version), expires).await {
-                    Ok(()) => self.saved(id, version, save, begun),
+                let save = self.begin_save(node, id, version, expires, begun);
+                match store.save(id, &data(version), expires).await {
+                    Ok(()) => self.check_saved(id, version, save, begun),
                     Err(error) if error.kind() == ErrorKind::Encode && version == UNSTORABLE => {
-                        self.in_time(begun, &mut self.wire.state());
+                        self.check_deadline(begun, &mut self.wire.state());
                     }
                     Err(error) => {
-                        let replaces = self.wire.state().errands.replaces(save);
-                        self.failed(node, replaces.then_some(id), begun, &error);
+                        let is_replace = self.wire.state().pending.is_replace(save);
+                        self.record_failure(node, is_replace.then_some(id), begun, &error);
                     }
                 }
             }
             Verb::Delete(id) => {
-                let there = self.stored(&[id]);
+                let live = self.live(&[id]);
                 match store.delete(id).await {
                     Ok(()) => {
-                        self.gone(&there, begun);
-                        self.in_time(begun, &mut self.wire.state());
+                        self.check_gone(&live, begun);
+                        self.check_deadline(begun, &mut self.wire.state());
                     }
-                    Err(error) => self.failed(node, Some(id), begun, &error),
+                    Err(error) => self.record_failure(node, Some(id), begun, &error),
                 }
             }
             Verb::SignOut(owner) => self.sign_out(node, owner).await,
             Verb::Clear => {
-                let there = self.stored(&self.ids());
-                // It keeps to no deadline, and fails as others do.
+                let live = self.live(&self.ids());
+                // A clear has no deadline.
                 match store.clear().await {
-                    Ok(_) => self.gone(&there, begun),
-                    Err(error) => self.noted(node, &error),
+                    Ok(_) => self.check_gone(&live, begun),
+                    Err(error) => check_error(&mut self.wire.state(), node, &error),
                 }
             }
         }
     }
 
-    /// Loads, and lets the oracle judge the answer.
+    /// Loads a session and lets the oracle judge the answer.
     pub(crate) async fn load(&self, node: usize, id: RawId) {
-        let begun = self.begins();
+        let begun = self.begin();
         let answer = self.stores[node].load(id).await;
         let mut state = self.wire.state();
         let number = state.database.number(id.key());
         match answer {
             Ok(answer) => {
-                let version =
-                    answer.as_ref().map(|session| crate::simulation::version(&session.data));
+                let version = answer.as_ref().map(|session| version(&session.data));
                 let state = &mut *state;
                 state.trace.note(|| format!("store {node} has {version:?} for session {number}"));
-                let truth = (&mut state.database, &*state.records);
-                let (promise, now) = (&self.profile.promise, self.clock.now());
-                let whose = (node, number);
-                let (answer, manners) = (answer.as_ref(), &state.manners);
-                state.oracle.judge(whose, begun, answer, promise, truth, manners, now);
+                state.oracle.judge_load(
+                    (node, number),
+                    begun,
+                    answer.as_ref(),
+                    &self.plan.promise,
+                    (&mut state.database, &*state.records),
+                    &state.faults,
+                    self.clock.now(),
+                );
             }
             Err(error) => {
-                let (whose, kind, it) = ((node, id.key()), error.kind(), &mut *state);
-                it.oracle.judge_failure(whose, begun, kind, &it.records, &it.manners);
+                let it = &mut *state;
+                it.oracle.judge_failed_load(
+                    (node, id.key()),
+                    begun,
+                    error.kind(),
+                    &it.records,
+                    &it.faults,
+                );
                 drop(state);
-                self.failed(node, None, begun, &error);
+                self.record_failure(node, None, begun, &error);
                 state = self.wire.state();
             }
         }
-        self.in_time(begun, &mut state);
+        self.check_deadline(begun, &mut state);
     }
 
-    /// Ends the sessions of an owner, and lets the oracle know what that promises.
+    /// Removes the sessions of an owner and tells the oracle which floors that sets.
     async fn sign_out(&self, node: usize, owner: u64) {
-        let live = |state: &crate::simulation::wire::State| -> Vec<_> {
+        let live = |state: &State| -> Vec<_> {
             let database = &state.database;
             let live = (0..database.sessions()).filter_map(|number| {
                 let version = database.version(number)?;
-                (crate::simulation::sign_out::owner(version) == owner)
-                    .then(|| (number, database.rank(number)))
+                (owner_of(version) == owner).then(|| (number, database.rank(number)))
             });
             live.collect()
         };
@@ -260,27 +269,27 @@ impl Fleet {
         let state = &mut *state;
         let step = state.database.step();
         let reached = std::mem::take(&mut *reached.lock().unwrap());
-        state.oracle.signed_out(node, &reached.removed, step);
+        state.oracle.record_sign_out(node, &reached.removed, step);
         match ended {
             Ok(_) => {
-                state.oracle.signed_out(node, &reached.pending, step);
+                state.oracle.record_sign_out(node, &reached.pending, step);
                 let after = live(state);
                 if let Some((number, _)) = before.iter().find(|it| after.contains(it)) {
-                    let text = format!("I1, sign-out: session {number} of {owner} is there still");
-                    state.oracle.violated(text);
+                    let text = format!("I1, sign-out: session {number} of {owner} still exists");
+                    state.oracle.report_violation(text);
                 }
             }
-            Err(error) => self.noted_in(state, node, &error),
+            Err(error) => check_error(state, node, &error),
         }
     }
 
-    fn begins(&self) -> Begun {
+    fn begin(&self) -> Begun {
         let step = self.wire.state().database.step();
         Begun { step, at: self.clock.now(), wall: self.clock.wall() }
     }
 
-    /// To be told right before the store is.
-    fn calls(
+    /// Records a save, right before it is called on the store.
+    fn begin_save(
         &self,
         node: usize,
         id: RawId,
@@ -290,85 +299,74 @@ impl Fleet {
     ) -> usize {
         let mut state = self.wire.state();
         let number = state.database.number(id.key());
-        state.errands.calls((node, number), (version, expires), begun)
+        state.pending.begin_save((node, number), (version, expires), begun)
     }
 
-    fn saved(&self, id: RawId, version: u64, save: usize, begun: Begun) {
+    fn check_saved(&self, id: RawId, version: u64, save: usize, begun: Begun) {
         let mut state = self.wire.state();
         let state = &mut *state;
         let number = state.database.number(id.key());
         state.trace.note(|| format!("saved {version} of session {number}"));
-        let held = state.database.spans(number).any(|span| {
-            let known = span.held.is_some_and(|held| held.version == version);
-            // One that found the session gone is dropped.
-            known || (span.held.is_none() && span.until.is_none_or(|until| until >= begun.at))
+        let was_stored = state.database.spans(number).any(|span| {
+            let has_version = span.doc.is_some_and(|doc| doc.version == version);
+            // A save of a session that does not exist stores nothing, and is acknowledged.
+            let was_gone = span.doc.is_none() && span.until.is_none_or(|until| until >= begun.at);
+            has_version || was_gone
         });
-        if !held {
-            state.oracle.violated(format!("I6: {version} was acknowledged and never stored"));
+        if !was_stored {
+            state
+                .oracle
+                .report_violation(format!("I6: {version} was acknowledged and never stored"));
         }
-        let crate::simulation::wire::State { errands, database, oracle, .. } = state;
-        errands.is_acknowledged(save, self.profile.touch_after, database, oracle);
-        self.in_time(begun, state);
+        let State { pending, database, oracle, .. } = state;
+        pending.record_acknowledged(save, self.plan.touch_after, database, oracle);
+        self.check_deadline(begun, state);
     }
 
-    fn gone(&self, ids: &[RawId], begun: Begun) {
+    fn check_gone(&self, ids: &[RawId], begun: Begun) {
         let mut state = self.wire.state();
         let state = &mut *state;
         for id in ids {
             let number = state.database.number(id.key());
             if state.database.is_live(number) {
-                let text = format!("I6: session {number} was said to be gone, and is not");
-                state.oracle.violated(text);
+                let text =
+                    format!("I6: session {number} was reported as removed, and still exists");
+                state.oracle.report_violation(text);
             }
         }
         state.trace.note(|| format!("gone since step {}", begun.step));
     }
 
-    /// Those that are there.
-    fn stored(&self, ids: &[RawId]) -> Vec<RawId> {
+    /// The ids whose sessions are live.
+    fn live(&self, ids: &[RawId]) -> Vec<RawId> {
         let database = &mut self.wire.state().database;
         ids.iter().copied().filter(|id| database.find(id.key()).is_some()).collect()
     }
 
-    /// `wrote`: the session that this may have changed.
-    fn failed(&self, node: usize, wrote: Option<RawId>, begun: Begun, error: &Error) {
-        self.noted(node, error);
+    /// `wrote`: the session that the operation may have changed.
+    fn record_failure(&self, node: usize, wrote: Option<RawId>, begun: Begun, error: &Error) {
+        check_error(&mut self.wire.state(), node, error);
         let mut state = self.wire.state();
         let state = &mut *state;
         if let (ErrorKind::Timeout, Some(id)) = (error.kind(), wrote) {
             let number = state.database.number(id.key());
-            let deadline = begun.at.after(self.profile.timeout);
-            state.oracle.timed_out(node, number, deadline, &mut state.database);
+            let deadline = begun.at.after(self.plan.timeout);
+            state.oracle.record_timeout(node, number, deadline, &mut state.database);
         }
-        self.in_time(begun, state);
+        self.check_deadline(begun, state);
     }
 
-    fn noted(&self, node: usize, error: &Error) {
-        self.noted_in(&mut self.wire.state(), node, error);
-    }
-
-    #[allow(clippy::unused_self, reason = "as the one above")]
-    fn noted_in(&self, state: &mut crate::simulation::wire::State, node: usize, error: &Error) {
-        use ErrorKind::{Connection, Overloaded, Server, Timeout};
-
-        state.trace.note(|| format!("store {node} fails: {error}"));
-        let kind = error.kind();
-        if !matches!(kind, Connection | Overloaded | Server | Timeout) {
-            state.oracle.violated(format!("an error of its own: {kind:?}"));
-        }
-    }
-
-    /// Whether the deadline of an operation was kept, if the process was awake.
-    fn in_time(&self, begun: Begun, state: &mut crate::simulation::wire::State) {
+    /// Checks that an operation has kept its deadline. Skipped if the process was suspended meanwhile.
+    fn check_deadline(&self, begun: Begun, state: &mut State) {
         let took = self.clock.now().since(begun.at);
-        let asleep = state.oracle.asleep_at.is_some_and(|asleep| asleep >= begun.at);
-        if took > self.profile.timeout + Duration::from_millis(2) && !asleep {
+        let asleep = state.oracle.woke_up_at.is_some_and(|woke_at| woke_at >= begun.at);
+        if took > self.plan.timeout + Duration::from_millis(2) && !asleep {
             state.trace.note(|| "too late".to_owned());
-            state.oracle.violated(format!("deadline: it took {took:?}"));
+            state.oracle.report_violation(format!("deadline: an operation took {took:?}"));
         }
     }
 
-    fn told(&self, verb: Verb) -> String {
+    fn describe(&self, verb: Verb) -> String {
         let number = |id: RawId| self.wire.state().database.number(id.key());
         match verb {
             Verb::Create(version, _) => format!("create {version}"),
@@ -378,5 +376,16 @@ impl Fleet {
             Verb::Clear => "clear".to_owned(),
             Verb::SignOut(owner) => format!("sign out {owner}"),
         }
+    }
+}
+
+/// Checks that an error has one of the kinds that the simulated faults can cause.
+fn check_error(state: &mut State, node: usize, error: &Error) {
+    use ErrorKind::{Connection, Overloaded, Server, Timeout};
+
+    state.trace.note(|| format!("store {node} fails: {error}"));
+    let kind = error.kind();
+    if !matches!(kind, Connection | Overloaded | Server | Timeout) {
+        state.oracle.report_violation(format!("error: no fault causes {kind:?}"));
     }
 }

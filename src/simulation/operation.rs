@@ -1,4 +1,4 @@
-//! What a database is asked for, and what it answers.
+//! `Operation` and `Outcome`: what a store asks of the database, and what the database answers.
 
 use crate::invalidation::source::{Fault, PrimaryTime};
 use crate::mongo::change_stream::cursor::ResumeToken;
@@ -6,9 +6,9 @@ use crate::session::Session;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::simulation::database::Database;
-use crate::simulation::sign_out::{Floors, Found};
 use crate::simulation::stream::{Cursor, Reply};
-use crate::time::WallTime;
+use crate::simulation::types::{Floors, OwnedPage, version};
+use crate::time::{Moment, WallTime};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
@@ -18,13 +18,16 @@ pub(crate) enum Operation {
     Find(SessionKey),
     Remove(SessionKey),
     Clear,
-    Open(Option<ResumeToken>),
-    /// Finds a page of the sessions of an owner, behind the one of this number.
+    /// Finds the page of an owner's sessions that comes after the session of this number.
     FindOwned(u64, Option<usize>),
-    /// Removes those of these sessions that are an owner's.
+    /// Removes these sessions, if they still belong to this owner.
     RemoveOwned(Vec<SessionKey>, u64),
-    More(Cursor),
-    Fence,
+    /// Opens a change stream.
+    Open(Option<ResumeToken>),
+    /// Asks an open change stream for its next batch.
+    GetMore(Cursor),
+    /// Asks for the primary's time, which a checkpoint needs.
+    PrimaryTime,
 }
 
 #[derive(Clone, Debug)]
@@ -33,74 +36,82 @@ pub(crate) enum Outcome {
     Found(Option<Session>),
     Removed,
     Cleared(u64),
-    Handed(Cursor, Reply),
+    Owned(OwnedPage),
+    /// How many sessions were removed, and the rank of each session that was asked for.
+    RemovedOwned(u64, Floors),
+    Batch(Cursor, Reply),
     Time(PrimaryTime),
-    Owned(Found),
-    /// How many were removed, and what all that were asked for are by now.
-    Ended(u64, Floors),
+}
+
+/// `CallRecord`: what is known of a store call or a wire call. It is kept until the walk ends.
+pub(crate) struct CallRecord {
+    /// The store that made the call.
+    pub(crate) node: usize,
+    pub(crate) operation: Operation,
+    pub(crate) asked: Moment,
+    /// The database's time when the call began.
+    pub(crate) asked_time: u64,
+    /// The rank of each session that the call wrote to, right after the write.
+    pub(crate) ranks: Floors,
+    pub(crate) applied: bool,
+    /// The step at which the call ended.
+    pub(crate) ended: Option<u64>,
 }
 
 impl Operation {
-    /// In words that are the same in each replay: keys and revs are not.
-    pub(crate) fn told(&self, database: &mut Database) -> String {
+    /// The operation in words that are the same in each replay. Keys and revs are not the same.
+    pub(crate) fn describe(&self, database: &mut Database) -> String {
         match self {
             Self::Insert(key, session) => {
-                format!(
-                    "insert {} {}",
-                    database.number(*key),
-                    crate::simulation::version(&session.data)
-                )
+                format!("insert {} {}", database.number(*key), version(&session.data))
             }
             Self::Replace(key, _, session) => {
-                format!(
-                    "replace {} {}",
-                    database.number(*key),
-                    crate::simulation::version(&session.data)
-                )
+                format!("replace {} {}", database.number(*key), version(&session.data))
             }
             Self::Touch(key, _) => format!("touch {}", database.number(*key)),
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
             Self::Clear => "clear".to_owned(),
-            Self::FindOwned(owner, after) => format!("find those of {owner} behind {after:?}"),
+            Self::FindOwned(owner, after) => format!("find sessions of {owner} after {after:?}"),
             Self::RemoveOwned(keys, owner) => {
                 let numbers: Vec<_> = keys.iter().map(|key| database.number(*key)).collect();
                 format!("remove {numbers:?} of {owner}")
             }
             Self::Open(after) => format!("open after {after:?}"),
-            Self::More(cursor) => format!("more {cursor:?}"),
-            Self::Fence => "fence".to_owned(),
+            Self::GetMore(cursor) => format!("getMore {cursor:?}"),
+            Self::PrimaryTime => "primary time".to_owned(),
         }
     }
 
+    /// Whether the operation belongs to a change stream or its checkpoints.
     pub(crate) fn is_of_a_stream(&self) -> bool {
-        matches!(self, Self::Open(_) | Self::More(_) | Self::Fence)
+        matches!(self, Self::Open(_) | Self::GetMore(_) | Self::PrimaryTime)
     }
 
-    /// Whether it is a step of a call of many steps, which keeps to no deadline here.
+    /// Whether the operation is one step of a call that has many steps and, here, no deadline.
     pub(crate) fn is_paged(&self) -> bool {
         matches!(self, Self::Clear | Self::FindOwned(..) | Self::RemoveOwned(..))
     }
 
-    /// Whether it comes through queues, so that what the store knows of it is an
-    /// [errand](crate::simulation::pending_calls)'s.
+    /// Whether the batcher sends the operation. Then the store knows the outcome of its store call, not of the
+    /// wire call.
     pub(crate) fn is_queued(&self) -> bool {
         matches!(self, Self::Find(_) | Self::Replace(..) | Self::Touch(..))
     }
 }
 
-/// In words that are the same in each replay.
-pub(crate) fn told(outcome: &Result<Outcome, Fault>) -> String {
+/// The outcome in words that are the same in each replay.
+pub(crate) fn describe(outcome: &Result<Outcome, Fault>) -> String {
     match outcome {
         Ok(Outcome::Found(found)) => {
-            let version = found.as_ref().map(|session| crate::simulation::version(&session.data));
+            let version = found.as_ref().map(|session| version(&session.data));
             format!("{version:?}")
         }
-        Ok(Outcome::Handed(cursor, reply)) => {
+        Ok(Outcome::Batch(cursor, reply)) => {
             format!("{} changes, token {:?}, {cursor:?}", reply.events.len(), reply.token)
         }
-        Ok(Outcome::Owned(found)) => {
-            let numbers: Vec<_> = found.sessions.iter().map(|(number, ..)| number).collect();
+        Ok(Outcome::Owned(page)) => {
+            let numbers: Vec<_> = page.sessions.iter().map(|(number, ..)| number).collect();
             format!("{numbers:?}")
         }
         other => format!("{other:?}"),

@@ -1,30 +1,28 @@
-//! The oplog of the simulated database: of one replica set, or of each shard behind a router.
+//! `Oplog`: the oplog of the simulated database. A replica set has one, a sharded cluster one for each shard.
 //!
-//! As in MongoDB, each entry of one oplog has a time of its own. The changes of one entry (a bulk, a
-//! transaction) share that time, and are there all at once. The oplogs of two shards know nothing of each
-//! other, so their entries may have the same time.
+//! As in MongoDB, each entry of one oplog has a time of its own. The changes of one entry (a bulk write, a
+//! transaction) share that time and become visible at once. Two shards write independently, so their entries may
+//! have the same time.
 
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 
 pub(crate) struct Oplog {
     shards: Vec<Shard>,
-    /// The time of the oldest entry that is kept. A stream cannot go on from before it.
+    /// The time of the oldest entry that is kept. A stream cannot resume from an earlier time.
     oldest: u64,
-    /// Which shard the next write that is not about a session goes to.
+    /// The shard of the next write that is not about a session.
     next: usize,
-    /// The members of the replica set that were primary before, with the time up to which each has replicated
-    /// since. None if there are several shards.
+    /// The former primaries, each with the time up to which it has replicated. Empty if there are several shards.
     deposed: Vec<u64>,
 }
 
 struct Shard {
     /// The time of the newest entry: MongoDB's `lastApplied`.
     applied: u64,
-    /// The latest time that the shard has heard of, its own or another's. The next entry is later.
+    /// The latest time that the shard knows, its own or another shard's. Its next entry is later.
     clock: u64,
-    /// The changes that streams report. Of all other entries nothing is kept: streams examine them, and that
-    /// moves their tokens.
+    /// The changes that streams report. Other entries only move `applied`, and with it the tokens of streams.
     changes: Vec<Logged>,
 }
 
@@ -52,14 +50,14 @@ impl Oplog {
         number % self.shards.len()
     }
 
-    /// Begins a new entry.
+    /// Begins a new entry on a shard.
     pub(crate) fn tick(&mut self, shard: usize) {
         let shard = &mut self.shards[shard];
         shard.applied = shard.clock.max(shard.applied) + 1;
         shard.clock = shard.applied;
     }
 
-    /// A write of which streams report nothing.
+    /// Begins an entry that is not about a session, on the shards in turn. Returns the shard.
     pub(crate) fn tick_anywhere(&mut self) -> usize {
         let shard = self.next % self.shards.len();
         self.next += 1;
@@ -67,7 +65,7 @@ impl Oplog {
         shard
     }
 
-    /// The entries that idle shards write so that streams go on.
+    /// Begins an entry on each shard, as idle shards do so that streams make progress.
     pub(crate) fn tick_everywhere(&mut self) {
         self.gossip(self.applied());
         for shard in 0..self.shards.len() {
@@ -75,20 +73,20 @@ impl Oplog {
         }
     }
 
-    /// Adds a change to the newest entry.
+    /// Adds a change to the newest entry of a shard.
     pub(crate) fn log(&mut self, shard: usize, change: Option<(SessionKey, Option<Rev>)>) {
         let shard = &mut self.shards[shard];
         shard.changes.push(Logged { time: shard.applied, change });
     }
 
-    /// All shards hear of a time, as they do from each client that has seen it.
+    /// Tells all shards a time, as each client does that has seen it.
     pub(crate) fn gossip(&mut self, time: u64) {
         for shard in &mut self.shards {
             shard.clock = shard.clock.max(time);
         }
     }
 
-    /// The time of the newest entry of all.
+    /// The time of the newest entry of all shards.
     pub(crate) fn applied(&self) -> u64 {
         self.shards.iter().map(|shard| shard.applied).max().unwrap_or(0)
     }
@@ -97,11 +95,11 @@ impl Oplog {
         self.shards[shard].applied
     }
 
-    /// Another member becomes the primary. The one before stays there as a secondary, and feeds its streams.
+    /// Another member becomes the primary. The former primary stays as a secondary, and its streams go on.
     pub(crate) fn elect(&mut self) {
         if self.shards.len() == 1 {
             self.deposed.push(self.applied());
-            // The entry with which each term begins.
+            // Each term begins with an entry.
             self.tick(0);
         }
     }
@@ -111,7 +109,7 @@ impl Oplog {
         self.deposed.len()
     }
 
-    /// The member that was primary before.
+    /// The latest former primary.
     pub(crate) fn deposed(&self) -> Option<usize> {
         self.deposed.len().checked_sub(1)
     }
@@ -121,7 +119,7 @@ impl Oplog {
         self.deposed.get(member).copied().unwrap_or_else(|| self.applied())
     }
 
-    /// A member that is primary no more replicates some entries.
+    /// A former primary replicates some entries.
     pub(crate) fn replicate(&mut self, member: usize, entries: u64) {
         let applied = self.applied();
         if let Some(replicated) = self.deposed.get_mut(member) {

@@ -1,48 +1,51 @@
-//! What the stores have under way behind their queues and lanes, and whether it is sent when it
-//! may be: in order, not after it was given up, and not at all if there was no room.
+//! `PendingCalls`: the store calls that have not ended, and the saves that apps have made.
+//!
+//! It checks that the batcher sends a call only while its caller waits, that saves of one session are stored in the
+//! order of their calls, and that an acknowledged save without new data was right not to store its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
-use crate::simulation::database::{Database, Held};
-use crate::simulation::operation::Operation;
-use crate::simulation::oracle::{Begun, Oracle};
-use crate::simulation::wire::Record;
-use crate::time::Moment;
-use crate::time::WallTime;
+use crate::simulation::database::{Database, StoredDoc};
+use crate::simulation::operation::{CallRecord, Operation};
+use crate::simulation::oracle::Oracle;
+use crate::simulation::types::Begun;
+use crate::time::{Moment, WallTime};
 
 #[derive(Default)]
 pub(crate) struct PendingCalls {
-    under_way: BTreeMap<usize, Errand>,
-    /// The errand of a write, and that of a call that carries it out.
+    /// By the number of the store call.
+    pending: BTreeMap<usize, PendingCall>,
+    /// The store call of each write. The rev is what a store call and its wire call have in common.
     by_rev: HashMap<Rev, usize>,
-    by_call: BTreeMap<usize, usize>,
-    /// In the order in which they were called.
+    /// The store call that each wire call carries out.
+    by_wire_call: BTreeMap<usize, usize>,
+    /// All saves, in the order in which apps called them.
     saves: Vec<Save>,
-    /// The save that is being called, before it is known what it comes down to.
-    called: Option<usize>,
+    /// The save whose store has not decided yet between a replace, a touch and nothing.
+    undecided: Option<usize>,
     save_of: BTreeMap<usize, usize>,
 }
 
-struct Errand {
+struct PendingCall {
     node: usize,
     key: SessionKey,
-    kind: Kind,
+    kind: CallKind,
     asked: Moment,
-    /// How many others there were in its queue when it came.
+    /// How many other calls were in its queue when it came.
     others: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum CallKind {
     Find,
     Replace,
     Touch,
 }
 
-/// What an app has called.
+/// A save that an app has called.
 pub(crate) struct Save {
     node: usize,
     number: usize,
@@ -50,64 +53,74 @@ pub(crate) struct Save {
     expires: WallTime,
     begun: Begun,
     acknowledged: bool,
-    /// What it made true of the session.
+    /// The rank that the save gave the session, once the database has carried it out.
     rank: Option<usize>,
-    /// It is to store its data, whether they are others or not.
-    replaces: bool,
-    /// The store has waited for it for as long as it may.
-    given_up: bool,
+    /// The store sent a full replace, not a touch.
+    is_replace: bool,
+    /// The driver's call was dropped, so a later save may have overtaken this one.
+    abandoned: bool,
 }
 
 impl PendingCalls {
-    /// An app saves. To be told right before its store is.
-    pub(crate) fn calls(
+    /// An app saves. The caller records that right before it calls the store. Returns the number of the save.
+    pub(crate) fn begin_save(
         &mut self,
         (node, number): (usize, usize),
         (version, expires): (u64, WallTime),
         begun: Begun,
     ) -> usize {
-        let (acknowledged, rank, replaces, given_up) = (false, None, false, false);
-        let save =
-            Save { node, number, version, expires, begun, acknowledged, rank, replaces, given_up };
-        self.saves.push(save);
-        self.called = Some(self.saves.len() - 1);
+        self.saves.push(Save {
+            node,
+            number,
+            version,
+            expires,
+            begun,
+            acknowledged: false,
+            rank: None,
+            is_replace: false,
+            abandoned: false,
+        });
+        self.undecided = Some(self.saves.len() - 1);
         self.saves.len() - 1
     }
 
-    /// Whether a save is not one of unchanged data.
-    pub(crate) fn replaces(&self, save: usize) -> bool {
-        self.saves[save].replaces
+    /// Whether the store sent a full replace for a save.
+    pub(crate) fn is_replace(&self, save: usize) -> bool {
+        self.saves[save].is_replace
     }
 
-    /// A store sends something on its way.
-    pub(crate) fn begins(&mut self, errand: usize, record: &Record) {
+    /// A store makes a store call.
+    pub(crate) fn begin(&mut self, store_call: usize, record: &CallRecord) {
         let Some((kind, key)) = kind_of(&record.operation) else { return };
         if let Operation::Replace(_, rev, _) = &record.operation {
-            self.by_rev.insert(*rev, errand);
-            if let Some(save) = self.called.take() {
-                self.save_of.insert(errand, save);
-                self.saves[save].replaces = true;
+            self.by_rev.insert(*rev, store_call);
+            if let Some(save) = self.undecided.take() {
+                self.save_of.insert(store_call, save);
+                self.saves[save].is_replace = true;
             }
         }
-        let (node, asked, others) = (record.node, record.asked, self.in_queue(record.node, kind));
-        self.under_way.insert(errand, Errand { node, key, kind, asked, others });
+        let node = record.node;
+        let others = self.count_queued(node, kind);
+        let call = PendingCall { node, key, kind, asked: record.asked, others };
+        self.pending.insert(store_call, call);
     }
 
-    fn in_queue(&self, node: usize, kind: Kind) -> usize {
-        let same =
-            |it: &&Errand| it.node == node && (it.kind == Kind::Find) == (kind == Kind::Find);
-        self.under_way.values().filter(same).count()
+    /// Counts the calls in the queue that a new call enters: reads and saves have a queue each.
+    fn count_queued(&self, node: usize, kind: CallKind) -> usize {
+        let is_read = kind == CallKind::Find;
+        let same = |it: &&PendingCall| it.node == node && (it.kind == CallKind::Find) == is_read;
+        self.pending.values().filter(same).count()
     }
 
-    /// It has come to its end, and there were so many others when it came.
-    pub(crate) fn ends(&mut self, errand: usize) -> Option<usize> {
-        self.under_way.remove(&errand).map(|errand| errand.others)
+    /// A store call ends. Returns how many other calls were in its queue when it came.
+    pub(crate) fn finish(&mut self, store_call: usize) -> Option<usize> {
+        self.pending.remove(&store_call).map(|call| call.others)
     }
 
-    /// A call is sent to the database.
-    pub(crate) fn is_sent(
+    /// The batcher sends a wire call. Some store call must still wait for it.
+    pub(crate) fn record_sent(
         &mut self,
-        call: usize,
+        wire_call: usize,
         node: usize,
         operation: &Operation,
         now: Moment,
@@ -116,64 +129,70 @@ impl PendingCalls {
     ) {
         let Some((kind, key)) = kind_of(operation) else { return };
         if let Operation::Replace(_, rev, _) = operation
-            && let Some(errand) = self.by_rev.get(rev)
+            && let Some(store_call) = self.by_rev.get(rev)
         {
-            self.by_call.insert(call, *errand);
+            self.by_wire_call.insert(wire_call, *store_call);
         }
-        let is_wanted = |(errand, it): (&usize, &Errand)| {
-            let its_own = self.by_call.get(&call).is_none_or(|own| own == errand);
+        let is_wanted = |(store_call, it): (&usize, &PendingCall)| {
+            let is_its_own = self.by_wire_call.get(&wire_call).is_none_or(|own| own == store_call);
             let same = (it.node, it.key, it.kind) == (node, key, kind);
-            its_own && same && now < it.asked.after(timeout)
+            is_its_own && same && now < it.asked.after(timeout)
         };
-        if !self.under_way.iter().any(is_wanted) {
-            oracle.violated(format!("call {call} is sent, and nobody waits for it any more"));
+        if !self.pending.iter().any(is_wanted) {
+            oracle
+                .report_violation(format!("call {wire_call} is sent, and no caller waits for it"));
         }
-        if kind == Kind::Touch {
+        if kind == CallKind::Touch {
             oracle.count("touched");
         }
     }
 
-    /// The errand that a call carries out.
-    pub(crate) fn behind(&self, call: usize) -> Option<usize> {
-        self.by_call.get(&call).copied()
+    /// The store call that a wire call carries out.
+    pub(crate) fn store_call_of(&self, wire_call: usize) -> Option<usize> {
+        self.by_wire_call.get(&wire_call).copied()
     }
 
-    /// The driver has given a call up.
-    pub(crate) fn is_given_up(&mut self, call: usize) {
-        let save = self.behind(call).and_then(|errand| self.save_of.get(&errand));
+    /// The driver's call was dropped before its end.
+    pub(crate) fn record_abandoned(&mut self, wire_call: usize) {
+        let save =
+            self.store_call_of(wire_call).and_then(|store_call| self.save_of.get(&store_call));
         if let Some(save) = save {
-            self.saves[*save].given_up = true;
+            self.saves[*save].abandoned = true;
         }
     }
 
-    /// The database has carried out a write.
-    pub(crate) fn is_applied(
+    /// The database has carried out a save. No later save of the session from the same store may have been stored
+    /// or acknowledged before, unless the driver's call was dropped.
+    pub(crate) fn record_applied(
         &mut self,
-        errand: usize,
+        store_call: usize,
         took_effect: bool,
-        record: &Record,
+        record: &CallRecord,
         oracle: &mut Oracle,
     ) {
-        let Some(place) = self.save_of.get(&errand).copied().filter(|_| took_effect) else {
-            return;
-        };
+        let save = self.save_of.get(&store_call).copied().filter(|_| took_effect);
+        let Some(place) = save else { return };
         self.saves[place].rank = record.ranks.first().map(|(_, rank)| *rank);
-        let (save, later) = (&self.saves[place], &self.saves[place + 1..]);
-        let whose = (save.node, save.number);
-        let passed = later
-            .iter()
-            .find(|it| (it.node, it.number) == whose && (it.acknowledged || it.rank.is_some()));
-        if let Some(passed) = passed.filter(|_| !save.given_up) {
-            oracle.violated(format!(
+        let save = &self.saves[place];
+        let mut later = self.saves[place + 1..].iter();
+        let session = (save.node, save.number);
+        let overtaken = later
+            .find(|it| (it.node, it.number) == session && (it.acknowledged || it.rank.is_some()));
+        if let Some(overtaken) = overtaken.filter(|_| !save.abandoned) {
+            oracle.report_violation(format!(
                 "order: save {} of session {} at store {} undoes {}, which was called after it",
-                save.version, save.number, save.node, passed.version
+                save.version, save.number, save.node, overtaken.version
             ));
         }
     }
 
-    /// A save was acknowledged. Unless it stored its data, these must have been there already, and
-    /// since whatever was saved before it here; and so must about its expiry.
-    pub(crate) fn is_acknowledged(
+    /// A save was acknowledged. If the database never stored its data, the store took it for a save without new
+    /// data. Then three things must be true:
+    ///
+    /// - Its data was stored already, and no save that the app called earlier is newer (`order`).
+    /// - The stored expiry is early by at most `touch_after` and a tenth of the lifetime (`expiry`).
+    /// - The stored expiry is not later than the save's (`expiry`).
+    pub(crate) fn record_acknowledged(
         &mut self,
         place: usize,
         touch_after: Duration,
@@ -182,57 +201,60 @@ impl PendingCalls {
     ) {
         self.saves[place].acknowledged = true;
         let save = &self.saves[place];
-        let (node, number, begun) = (save.node, save.number, save.begun);
-        let gone = database
+        let node = save.node;
+        let number = save.number;
+        let begun = save.begun;
+        let was_gone = database
             .spans(number)
-            .any(|span| span.held.is_none() && span.until.is_none_or(|until| until >= begun.at));
-        if save.rank.is_some() || gone {
+            .any(|span| span.doc.is_none() && span.until.is_none_or(|until| until >= begun.at));
+        if save.rank.is_some() || was_gone {
             return;
         }
         let whose = format!("save {} of session {number} at store {node}", save.version);
-        let alike = database.spans(number).filter_map(|span| {
-            span.held.filter(|held| held.version == save.version).map(|held| (span.rank, held))
+        let same_data = database.spans(number).filter_map(|span| {
+            span.doc.filter(|doc| doc.version == save.version).map(|doc| (span.rank, doc))
         });
-        let alike: Vec<_> = alike.collect();
-        let newest = alike.last().map_or(0, |(rank, _)| *rank);
+        let same_data: Vec<_> = same_data.collect();
+        let newest = same_data.last().map_or(0, |(rank, _)| *rank);
         let undone = self.saves[..place].iter().find(|it| {
-            let before = (it.node, it.number) == (node, number) && !it.given_up;
-            before && it.rank.is_some_and(|rank| rank > newest)
+            let is_earlier = (it.node, it.number) == (node, number) && !it.abandoned;
+            is_earlier && it.rank.is_some_and(|rank| rank > newest)
         });
         if let Some(it) = undone {
-            let text =
-                format!("order: {whose} was taken for no change, after one of {}", it.version);
-            return oracle.violated(text);
+            return oracle.report_violation(format!(
+                "order: {whose} was taken for a save without new data, after save {}",
+                it.version
+            ));
         }
-        let expiries = || alike.iter().flat_map(|(_, held)| &held.expiries);
+        let expiries = || same_data.iter().flat_map(|(_, doc)| &doc.expiries);
         let lasts = save.expires.since(begun.wall);
         let slack = touch_after.min(lasts / 10);
-        // What others have made of it meanwhile counts, if it lasts longer.
+        // A later expiry that another instance has stored since the save began is good enough.
         let meanwhile = database
             .spans(number)
             .filter(|span| span.until.is_none_or(|until| until >= begun.at))
-            .filter_map(|span| span.held.map(Held::expires))
+            .filter_map(|span| span.doc.map(StoredDoc::expires))
             .max();
         let latest = expiries().chain(database.touched(number)).chain(&meanwhile).max();
         let latest = latest.map_or(Duration::MAX, |latest| save.expires.since(*latest));
         if latest > slack {
-            oracle.violated(format!("expiry: {whose} is to end {latest:?} too early"));
+            oracle.report_violation(format!("expiry: {whose} expires {latest:?} too early"));
         }
         if expiries().chain(database.touched(number)).all(|expiry| *expiry > save.expires) {
-            oracle.violated(format!("expiry: {whose} is not to end as early as it should"));
+            oracle.report_violation(format!("expiry: {whose} expires later than it should"));
         }
         oracle.count(if latest.is_zero() { "prolonged" } else { "not worth a touch" });
-        let ranks: Vec<_> = alike.iter().map(|(rank, _)| *rank).collect();
+        let ranks: Vec<_> = same_data.iter().map(|(rank, _)| *rank).collect();
         let step = database.step();
-        oracle.kept((node, number), begun, &ranks, step);
+        oracle.record_unchanged_save((node, number), begun, &ranks, step);
     }
 }
 
-fn kind_of(operation: &Operation) -> Option<(Kind, SessionKey)> {
+fn kind_of(operation: &Operation) -> Option<(CallKind, SessionKey)> {
     match operation {
-        Operation::Find(key) => Some((Kind::Find, *key)),
-        Operation::Replace(key, ..) => Some((Kind::Replace, *key)),
-        Operation::Touch(key, _) => Some((Kind::Touch, *key)),
+        Operation::Find(key) => Some((CallKind::Find, *key)),
+        Operation::Replace(key, ..) => Some((CallKind::Replace, *key)),
+        Operation::Touch(key, _) => Some((CallKind::Touch, *key)),
         _ => None,
     }
 }

@@ -1,15 +1,27 @@
-//! What could be lost between a store and the queues and lanes that its calls go through.
+//! Races between a store and its batcher: the batch queues and the write queues.
 
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::{advance, sleep};
+use tokio_util::sync::CancellationToken;
 
-use crate::batching::{self, Batcher};
+use crate::batching::{BatchLimits, Batcher};
+use crate::cache::{Cache, CacheConfig};
 use crate::error::{ErrorKind, Result};
+use crate::runtime::Tasks;
+use crate::session::Session;
+use crate::session::id::RawId;
+use crate::session::revision::RevSource;
+use crate::simulation::backend::FakeBackend;
 use crate::simulation::operation::Operation;
-use crate::simulation::*;
+use crate::simulation::types::{data, version};
+use crate::simulation::world::{MAX_STALENESS, TIMEOUT, cache_config};
+use crate::store::write_through::{TouchPolicy, WriteThrough};
+use crate::telemetry::metrics::Series;
+use crate::time::{Clock, WallTime};
 
-/// A store over queues with room for so many calls, and its database.
+/// A store over a real batcher whose queues have room for a few calls, and its database.
 #[derive(Clone)]
 struct Queued {
     tiers: std::sync::Arc<WriteThrough<Batcher<FakeBackend>>>,
@@ -20,24 +32,14 @@ struct Queued {
 type Call<T> = tokio::task::JoinHandle<Result<T>>;
 
 impl Queued {
-    fn with(calls: usize, touch_after: Duration, outage_grace: Duration) -> Self {
+    fn with(max_calls: usize, touch_after: Duration, outage_grace: Duration) -> Self {
         let clock = Clock::tokio();
         let mongo = FakeBackend::alone(clock.clone());
-        let limits = CacheConfig {
-            max_bytes: 1 << 20,
-            max_entries: None,
-            max_absent_ids: 100,
-            policy: EvictionPolicy::Lru,
-            max_staleness: MAX_STALENESS,
-            coherence: Coherence::ChangeStream,
-            outage_grace,
-            compact: false,
-        };
+        let config = CacheConfig { outage_grace, ..cache_config() };
         let tasks = Tasks::new(Handle::current(), TIMEOUT);
-        let limits_of_queues = batching::BatchLimits::of(1, calls);
         let tiers = WriteThrough {
-            backend: Batcher::new(mongo.clone(), &tasks, limits_of_queues),
-            cache: Cache::new(&limits, clock.clone(), &Series::default()),
+            backend: Batcher::new(mongo.clone(), &tasks, BatchLimits::of(1, max_calls)),
+            cache: Cache::new(&config, clock.clone(), &Series::default()),
             tasks,
             revs: RevSource::new(),
             touch_policy: TouchPolicy { after: touch_after, clock: clock.clone() },
@@ -46,7 +48,7 @@ impl Queued {
         Self { tiers: tiers.into(), mongo, clock }
     }
 
-    /// A session that is stored, and held by the cache.
+    /// Stores a session and loads it into the cache.
     async fn cached(&self, version: u64) -> RawId {
         let id = RawId::random();
         let session = Session { data: data(version), expires: self.in_an_hour() };
@@ -67,7 +69,8 @@ impl Queued {
     }
 
     fn save(&self, id: RawId, version: u64) -> Call<()> {
-        let (tiers, expires) = (self.tiers.clone(), self.in_an_hour());
+        let tiers = self.tiers.clone();
+        let expires = self.in_an_hour();
         tokio::spawn(async move { tiers.save(id, &data(version), expires).await })
     }
 
@@ -90,10 +93,11 @@ fn is_replace(operation: &Operation) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn saves_that_wait_for_those_before_them_take_up_room() {
+async fn saves_that_wait_in_a_write_queue_count_as_queued_calls() {
     let world = Queued::with(2, Duration::ZERO, Duration::ZERO);
     let id = world.cached(1).await;
-    let (first, second) = (world.save(id, 2), world.save(id, 3));
+    let first = world.save(id, 2);
+    let second = world.save(id, 3);
     let call = world.mongo.arrival(is_replace).await;
     let error = world.save(id, 4).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
@@ -106,9 +110,10 @@ async fn saves_that_wait_for_those_before_them_take_up_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_save_that_finds_no_room_leaves_what_is_cached() {
+async fn a_refused_save_leaves_the_cached_entry() {
     let world = Queued::with(1, Duration::ZERO, Duration::ZERO);
-    let (id, other) = (world.cached(1).await, world.cached(2).await);
+    let id = world.cached(1).await;
+    let other = world.cached(2).await;
     let save = world.save(other, 3);
     let call = world.mongo.arrival(is_replace).await;
     let made = world.mongo.made();
@@ -123,13 +128,14 @@ async fn a_save_that_finds_no_room_leaves_what_is_cached() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_finds_no_room_does_not_end_an_outage() {
+async fn a_refused_call_does_not_end_an_outage() {
     let world = Queued::with(1, Duration::ZERO, 10 * MAX_STALENESS);
-    let (id, other) = (world.cached(1).await, world.cached(2).await);
+    let id = world.cached(1).await;
+    let other = world.cached(2).await;
     let given_up = world.save(other, 3);
     assert_eq!(given_up.await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
     advance(Duration::from_secs(1)).await;
-    assert_eq!(world.load(id).await.unwrap().unwrap(), Some(1), "in its grace");
+    assert_eq!(world.load(id).await.unwrap().unwrap(), Some(1), "served under the grace");
     let error = world.save(other, 4).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     let made = world.mongo.made();
@@ -141,40 +147,52 @@ async fn a_call_that_finds_no_room_does_not_end_an_outage() {
 #[tokio::test(start_paused = true)]
 async fn a_touch_that_is_not_sent_does_not_end_an_outage() {
     let world = Queued::with(10, Duration::from_secs(1), 10 * MAX_STALENESS);
-    let lapsed = world.cached(2).await;
+    let stale = world.cached(2).await;
     sleep(Duration::from_secs(4)).await;
     let id = world.cached(1).await;
     sleep(Duration::from_secs(2)).await;
-    let (touch, needless) = (world.save(id, 1), world.save(id, 1));
+    let touch = world.save(id, 1);
+    let needless = world.save(id, 1);
     let call = world.mongo.arrival(|op| matches!(op, Operation::Touch(..))).await;
     let load = world.load(RawId::random());
     let find = world.mongo.arrival(is_find).await;
-    // The outage begins between the ends of the two.
+    // The outage begins after the touch has ended and before the needless touch does.
     world.mongo.serve(call);
     world.mongo.fail(find);
     touch.await.unwrap().unwrap();
     needless.await.unwrap().unwrap();
     assert_eq!(load.await.unwrap().unwrap_err().kind(), ErrorKind::Connection);
     let began = tokio::time::Instant::now();
-    assert_eq!(world.load(lapsed).await.unwrap().unwrap(), Some(2));
-    assert_eq!(began.elapsed(), Duration::ZERO, "in its grace");
+    assert_eq!(world.load(stale).await.unwrap().unwrap(), Some(2));
+    assert_eq!(began.elapsed(), Duration::ZERO, "served under the grace");
 }
 
-/// Between the end of a command of several saves and those of the calls that wait for it, others
-/// run.
+/// A batch of saves ends before the calls that wait for it do. Other operations run in between, for `turns` turns of
+/// the scheduler.
+///
+/// ```text
+/// app                             database
+/// save 7 -> timeout
+///                                 save 7 is still on the way
+/// load ------------------------>  1
+///                                 save 7 is stored
+/// save 1: the entry has 1, but a touch would leave 7 stored
+/// ```
 #[tokio::test(start_paused = true)]
-async fn a_save_of_what_was_there_before_one_that_landed_late_is_no_touch() {
+async fn a_save_of_older_data_after_a_late_save_is_not_reduced_to_a_touch() {
     for turns in 0..8 {
         let world = Queued::with(100, Duration::from_secs(60), Duration::ZERO);
-        let (id, other) = (world.cached(1).await, world.cached(2).await);
+        let id = world.cached(1).await;
+        let other = world.cached(2).await;
         let blocks = world.save(world.cached(3).await, 9);
         let blocking = world.mongo.arrival(is_replace).await;
-        let (late, beside) = (world.save(id, 7), world.save(other, 8));
+        let late = world.save(id, 7);
+        let beside = world.save(other, 8);
         sleep(TIMEOUT).await;
         for save in [blocks, late, beside] {
             assert_eq!(save.await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
         }
-        // It has not landed yet.
+        // The database has not carried out the save of 7 yet.
         let load = world.load(id);
         world.serve(is_find).await;
         assert_eq!(load.await.unwrap().unwrap(), Some(1));
@@ -192,6 +210,6 @@ async fn a_save_of_what_was_there_before_one_that_landed_late_is_no_touch() {
                 break;
             }
         }
-        assert_eq!(world.stored(id), Some(1), "the last save wins, {turns} turns after");
+        assert_eq!(world.stored(id), Some(1), "the last save wins, {turns} turns later");
     }
 }

@@ -1,11 +1,14 @@
-//! The races that stores of this kind have lost, one by one.
+//! Races between the operations of one store, each played call by call.
 
 use std::time::Duration;
 
 use crate::error::ErrorKind;
+use crate::session::Session;
+use crate::session::id::RawId;
 use crate::session::revision::Change;
 use crate::simulation::operation::Operation;
-use crate::simulation::*;
+use crate::simulation::types::data;
+use crate::simulation::world::{MAX_STALENESS, World};
 
 fn is_remove(operation: &Operation) -> bool {
     matches!(operation, Operation::Remove(_))
@@ -33,7 +36,7 @@ async fn a_slow_load_that_overlaps_a_delete_leaves_nothing_cached() {
     world.mongo.apply(find);
     world.delete(id).await;
     world.mongo.answer(find);
-    assert_eq!(load.await.unwrap().unwrap(), Some(1), "it began before the delete");
+    assert_eq!(load.await.unwrap().unwrap(), Some(1), "the load began before the delete");
     assert_eq!(world.load(id).await, None);
 }
 
@@ -60,16 +63,12 @@ async fn a_slow_load_that_overlaps_a_save_does_not_bring_the_old_version_back() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_saves_whose_answers_cross_neither_leaves_an_entry_that_the_other_overtook() {
+async fn two_saves_whose_answers_cross_leave_the_entry_of_the_later_one_or_none() {
     let world = World::new();
     let id = world.stored(1);
-    let save = |version| {
-        let (world, expires) = (world.clone(), world.in_an_hour());
-        tokio::spawn(async move { world.tiers.save(id, &data(version), expires).await })
-    };
-    let first = save(2);
+    let first = world.spawn_save(id, 2);
     let call_2 = world.mongo.arrival(is_replace).await;
-    let second = save(3);
+    let second = world.spawn_save(id, 3);
     let call_3 = world.mongo.arrival(|op| is_replace(op) && world.mongo.waiting().len() == 2).await;
     let call_3 = world.mongo.waiting().iter().map(|(call, _)| *call).max().unwrap_or(call_3);
     world.mongo.apply(call_2);
@@ -87,16 +86,15 @@ async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
     let id = world.stored(1);
     world.tiers.cache.reset(true);
     world.load(id).await;
-    let (tiers, expires) = (world.tiers.clone(), world.in_an_hour());
-    let save = tokio::spawn(async move { tiers.save(id, &data(2), expires).await });
+    let save = world.spawn_save(id, 2);
     let call = world.mongo.arrival(is_replace).await;
     let rev = world.mongo.waiting().into_iter().find_map(|(_, operation)| match operation {
         Operation::Replace(_, rev, _) => Some(rev),
         _ => None,
     });
     world.mongo.apply(call);
-    let news = world.tiers.cache.apply_change(&Change { key: id.key(), rev });
-    assert!(news.has_invalidated(), "what was loaded before is cached still");
+    let origin = world.tiers.cache.apply_change(&Change { key: id.key(), rev });
+    assert!(origin.has_invalidated(), "the entry from before the save is still cached");
     world.mongo.answer(call);
     save.await.unwrap().unwrap();
     let made = world.mongo.made();
@@ -109,28 +107,31 @@ async fn a_save_that_fails_leaves_nothing_cached() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
-    let (tiers, expires) = (world.tiers.clone(), world.in_an_hour());
-    let save = tokio::spawn(async move { tiers.save(id, &data(2), expires).await });
+    let save = world.spawn_save(id, 2);
     let call = world.mongo.arrival(is_replace).await;
     world.mongo.apply(call);
     world.mongo.fail(call);
     assert_eq!(save.await.unwrap().unwrap_err().kind(), ErrorKind::Connection);
-    assert_eq!(world.load(id).await, Some(2), "it had been written, and the cache does not know");
+    assert_eq!(
+        world.load(id).await,
+        Some(2),
+        "the database has stored it, and the cache does not know that"
+    );
     assert_eq!(world.mongo.made(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_save_that_times_out_leaves_nothing_cached_even_if_it_lands_later() {
+async fn a_save_that_times_out_leaves_nothing_cached_even_if_it_completes_later() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
     let error = world.tiers.save(id, &data(2), world.in_an_hour()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     let call = world.mongo.arrival(is_replace).await;
-    assert_eq!(world.load(id).await, Some(1), "read anew, since nobody knows");
+    assert_eq!(world.load(id).await, Some(1), "read again, since the outcome is unknown");
     world.mongo.serve(call);
     tokio::task::yield_now().await;
-    assert_eq!(world.load(id).await, Some(2), "forgotten again when it ended");
+    assert_eq!(world.load(id).await, Some(2), "evicted again when the save ended");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,8 +139,7 @@ async fn a_cancelled_save_is_carried_out_and_the_cache_agrees() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
-    let (tiers, expires) = (world.tiers.clone(), world.in_an_hour());
-    let save = tokio::spawn(async move { tiers.save(id, &data(2), expires).await });
+    let save = world.spawn_save(id, 2);
     let call = world.mongo.arrival(is_replace).await;
     save.abort();
     assert!(save.await.unwrap_err().is_cancelled());
@@ -164,7 +164,7 @@ async fn a_cancelled_delete_is_carried_out_and_leaves_nothing_cached() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_of_many_loads_may_be_cancelled_and_the_rest_share_its_read() {
+async fn other_loads_share_the_read_of_a_first_load_that_was_cancelled() {
     let world = World::new();
     let id = world.stored(1);
     let (first, find) = world.cold_load(id).await;
@@ -179,7 +179,7 @@ async fn the_first_of_many_loads_may_be_cancelled_and_the_rest_share_its_read() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_read_is_an_error_for_all_who_shared_it_and_absence_for_none() {
+async fn a_failed_read_is_an_error_and_not_an_absence_for_all_loads_that_share_it() {
     let world = World::new();
     let id = world.stored(1);
     let (first, find) = world.cold_load(id).await;
@@ -203,7 +203,7 @@ async fn a_save_of_a_session_that_is_gone_stores_and_caches_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_is_served_up_to_the_bound_and_not_past_it() {
+async fn an_entry_is_served_until_the_staleness_bound_and_not_longer() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
@@ -241,9 +241,10 @@ async fn an_expired_entry_is_a_miss() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clear_voids_the_reads_under_way() {
+async fn a_clear_invalidates_reads_in_progress() {
     let world = World::new();
-    let (cached, loading) = (world.stored(1), world.stored(2));
+    let cached = world.stored(1);
+    let loading = world.stored(2);
     world.load(cached).await;
     let (load, find) = world.cold_load(loading).await;
     world.mongo.apply(find);
@@ -273,7 +274,7 @@ async fn an_unknown_id_is_remembered_and_a_flood_of_them_evicts_no_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_generation_is_kept_only_while_somebody_holds_a_ticket() {
+async fn a_key_is_tracked_only_while_an_operation_on_it_runs() {
     let world = World::new();
     let id = world.stored(1);
     let (load, find) = world.cold_load(id).await;
@@ -295,6 +296,6 @@ async fn a_load_does_not_wait_for_a_read_that_began_longer_ago_than_the_bound() 
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(world.load(id).await, None);
     world.mongo.answer(find);
-    assert_eq!(first.await.unwrap().unwrap(), Some(1), "it began before the change");
+    assert_eq!(first.await.unwrap().unwrap(), Some(1), "the load began before the change");
     assert_eq!(world.load(id).await, None);
 }

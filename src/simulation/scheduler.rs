@@ -1,8 +1,8 @@
-//! Runs what is asked of the stores, in an order of its own.
+//! `Scheduler`: runs the operations of a walk, in an order that the seed decides.
 //!
-//! tokio wakes those who wait for one answer in an order that nobody can seed. So they are polled
-//! here, in an order drawn by chance among those that were woken, each of which may be passed over
-//! for a while: every await is a point at which others may run.
+//! tokio wakes the waiters of one answer in an order that no seed decides. So the scheduler polls the operations
+//! itself: it shuffles those that were woken, and may pass over each of them for a while. In this way every await
+//! is a point at which other operations may run.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -15,80 +15,86 @@ use tokio::task::JoinHandle;
 use crate::simulation::chance::Chance;
 
 pub(crate) struct Scheduler {
-    members: Arc<Mutex<Vec<Member>>>,
-    whole: Arc<Mutex<Waker>>,
+    operations: Arc<Mutex<Vec<Running>>>,
+    /// The waker of `task`, which polls all operations.
+    waker: Arc<Mutex<Waker>>,
     task: JoinHandle<()>,
 }
 
-struct Member {
+struct Running {
     what: String,
-    /// Not there while it is polled.
+    /// `None` while the operation is polled: the lock is not held then.
     work: Option<Work>,
     woken: Arc<Woken>,
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The waker of one operation. It marks the operation and wakes the task of the scheduler.
 struct Woken {
-    is: AtomicBool,
-    whole: Arc<Mutex<Waker>>,
+    is_woken: AtomicBool,
+    scheduler: Arc<Mutex<Waker>>,
 }
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        self.is.store(true, Ordering::Relaxed);
-        self.whole.lock().unwrap().wake_by_ref();
+        self.is_woken.store(true, Ordering::Relaxed);
+        self.scheduler.lock().unwrap().wake_by_ref();
     }
 }
 
 impl Scheduler {
     pub(crate) fn new(chance: Chance, laziness: f64) -> Self {
-        let members = Arc::<Mutex<Vec<Member>>>::default();
-        let whole = Arc::new(Mutex::new(Waker::noop().clone()));
-        let (all, waker) = (Arc::clone(&members), Arc::clone(&whole));
+        let operations = Arc::<Mutex<Vec<Running>>>::default();
+        let waker = Arc::new(Mutex::new(Waker::noop().clone()));
+        let all = Arc::clone(&operations);
+        let of_task = Arc::clone(&waker);
         let task = tokio::spawn(poll_fn(move |context| {
-            waker.lock().unwrap().clone_from(context.waker());
-            if work(&all, &chance, laziness) {
+            of_task.lock().unwrap().clone_from(context.waker());
+            if poll_woken(&all, &chance, laziness) {
                 context.waker().wake_by_ref();
             }
             Poll::Pending
         }));
-        Self { members, whole, task }
+        Self { operations, waker, task }
     }
 
     pub(crate) fn start(&self, what: String, work: impl Future<Output = ()> + Send + 'static) {
-        let woken = Arc::new(Woken { is: true.into(), whole: Arc::clone(&self.whole) });
-        let member = Member { what, work: Some(Box::pin(work)), woken };
-        self.members.lock().unwrap().push(member);
-        self.whole.lock().unwrap().wake_by_ref();
+        let woken = Arc::new(Woken { is_woken: true.into(), scheduler: Arc::clone(&self.waker) });
+        let operation = Running { what, work: Some(Box::pin(work)), woken };
+        self.operations.lock().unwrap().push(operation);
+        self.waker.lock().unwrap().wake_by_ref();
     }
 
-    /// Drops one of those that are under way, as a server drops the handler of a client that left.
+    /// Drops one operation, as a server drops the handler of a client that left. Returns its description.
     pub(crate) fn cancel(&self, which: usize) -> String {
-        let member = self.members.lock().unwrap().swap_remove(which);
-        member.what
+        let operation = self.operations.lock().unwrap().swap_remove(which);
+        operation.what
     }
 
-    pub(crate) fn under_way(&self) -> usize {
-        self.members.lock().unwrap().len()
+    /// The number of operations that have not ended.
+    pub(crate) fn running(&self) -> usize {
+        self.operations.lock().unwrap().len()
     }
 
-    pub(crate) fn first(&self) -> Option<String> {
-        self.members.lock().unwrap().first().map(|member| member.what.clone())
+    /// The description of an operation that has not ended.
+    pub(crate) fn first_running(&self) -> Option<String> {
+        self.operations.lock().unwrap().first().map(|operation| operation.what.clone())
     }
 
-    /// Whether one of them panicked.
-    pub(crate) fn is_dead(&self) -> bool {
+    /// Whether an operation has panicked.
+    pub(crate) fn has_panicked(&self) -> bool {
         self.task.is_finished()
     }
 }
 
-/// Polls those that were woken, in any order; whether some were passed over.
-fn work(members: &Mutex<Vec<Member>>, chance: &Chance, laziness: f64) -> bool {
-    let woken = |member: &Member| {
-        member.woken.is.load(Ordering::Relaxed).then(|| Arc::clone(&member.woken))
+/// Polls the operations that were woken, in a random order. Returns whether some of them were passed over.
+fn poll_woken(operations: &Mutex<Vec<Running>>, chance: &Chance, laziness: f64) -> bool {
+    let woken = |operation: &Running| {
+        let is_woken = operation.woken.is_woken.load(Ordering::Relaxed);
+        is_woken.then(|| Arc::clone(&operation.woken))
     };
-    let mut woken: Vec<_> = members.lock().unwrap().iter().filter_map(woken).collect();
+    let mut woken: Vec<_> = operations.lock().unwrap().iter().filter_map(woken).collect();
     chance.shuffle(&mut woken);
     let mut passed_over = false;
     for one in woken {
@@ -96,19 +102,22 @@ fn work(members: &Mutex<Vec<Member>>, chance: &Chance, laziness: f64) -> bool {
             passed_over = true;
             continue;
         }
-        one.is.store(false, Ordering::Relaxed);
-        let is_it = |member: &mut Member| Arc::ptr_eq(&member.woken, &one);
-        let mut all = members.lock().unwrap();
-        let work = all.iter_mut().find_map(|member| is_it(member).then(|| member.work.take())?);
+        one.is_woken.store(false, Ordering::Relaxed);
+        let is_it = |operation: &mut Running| Arc::ptr_eq(&operation.woken, &one);
+        let mut all = operations.lock().unwrap();
+        let work = all.iter_mut().find_map(|it| is_it(it).then(|| it.work.take())?);
         drop(all);
         let Some(mut work) = work else { continue };
         let waker = Waker::from(Arc::clone(&one));
         let done = work.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
-        let mut all = members.lock().unwrap();
+        let mut all = operations.lock().unwrap();
         let at = all.iter_mut().position(is_it);
         match at {
-            Some(at) if done => drop(all.swap_remove(at)),
+            Some(at) if done => {
+                all.swap_remove(at);
+            }
             Some(at) => all[at].work = Some(work),
+            // The operation was cancelled while it was polled.
             None => {}
         }
     }

@@ -1,10 +1,10 @@
-//! What happened in a walk, to be printed or compared with another one's.
+//! `Trace`: the steps of a walk, printed for a reader or hashed for a comparison of two runs.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tokio::time::Instant;
 
-/// Says nothing unless it is asked to.
+/// Discards everything by default.
 #[derive(Default)]
 pub(crate) struct Trace {
     prints: bool,
@@ -22,6 +22,7 @@ impl Trace {
         Self { hash: Some(DefaultHasher::new()), start: Some(Instant::now()), ..Self::default() }
     }
 
+    /// `text` runs only if the trace is printed or hashed.
     pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
         let Some(hash) = &mut self.hash else { return };
         let since = self.start.map_or(0, |start| start.elapsed().as_millis());
@@ -33,7 +34,7 @@ impl Trace {
         }
     }
 
-    /// A digest of all that was noted.
+    /// A hash of all noted lines.
     pub(crate) fn digest(&self) -> u64 {
         self.hash.as_ref().map_or(0, |hash| hash.finish() ^ self.lines)
     }

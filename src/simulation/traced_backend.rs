@@ -1,5 +1,8 @@
-//! Where a store ends and its queues begin: each call is watched to its end in the store's own
-//! task, in the same turn in which the store takes what came of it.
+//! `TracedBackend`: the backend of a simulated store. It passes each call to the real batcher and reports the end of
+//! the call to the oracle.
+//!
+//! The report happens in the store's own task, in the turn in which the store receives the outcome. So the oracle
+//! learns of an outcome at the same time as the store.
 
 use crate::backend::{Backend, Call};
 use crate::batching::{BatchLimits, Batcher};
@@ -8,26 +11,26 @@ use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::simulation::backend::{FakeBackend, UPDATE_BYTES};
+use crate::simulation::backend::FakeBackend;
 use crate::simulation::operation::Operation;
-use crate::simulation::oracle::End;
+use crate::simulation::types::End;
 use crate::simulation::wire::Wire;
 use crate::time::WallTime;
 
-/// A store's way to the database. Clones share it.
 #[derive(Clone)]
 pub(crate) struct TracedBackend {
-    dispatch: Batcher<FakeBackend>,
+    batcher: Batcher<FakeBackend>,
     wire: Wire,
     node: usize,
-    calls: usize,
+    /// More calls than this in one queue are refused.
+    max_calls: usize,
 }
 
-/// A call under way.
-pub(crate) struct Errand {
+/// A store call that has not ended. Dropping it counts as abandoning the call.
+pub(crate) struct TracedCall {
     number: usize,
-    edge: TracedBackend,
-    /// It may be dropped at any time.
+    backend: TracedBackend,
+    /// The touch has its permit and is not sent yet, so the store may drop it at any time.
     idle: bool,
     ended: bool,
 }
@@ -35,78 +38,90 @@ pub(crate) struct Errand {
 impl TracedBackend {
     pub(crate) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: BatchLimits) -> Self {
         let commands = FakeBackend::new(wire.clone(), node);
-        let dispatch = Batcher::new(commands, tasks, limits);
-        Self { dispatch, wire: wire.clone(), node, calls: limits.max_calls }
+        let batcher = Batcher::new(commands, tasks, limits);
+        Self { batcher, wire: wire.clone(), node, max_calls: limits.max_calls }
     }
 
-    /// What is kept of what is under way: nothing, at rest.
-    pub(crate) fn under_way(&self) -> [usize; 4] {
-        self.dispatch.load()
+    /// What the batcher keeps of calls: four zeros once all calls have ended.
+    pub(crate) fn load(&self) -> [usize; 4] {
+        self.batcher.load()
     }
 
-    fn begins(&self, operation: Operation) -> Errand {
+    fn begin(&self, operation: Operation) -> TracedCall {
         let now = self.wire.clock.now();
         let mut state = self.wire.state();
         let state = &mut *state;
-        let number = state.notes(self.node, operation, now);
-        state.errands.begins(number, &state.records[number]);
-        state.oracle.begins(self.node, number);
-        Errand { number, edge: self.clone(), idle: false, ended: false }
+        let number = state.record(self.node, operation, now);
+        state.pending.begin(number, &state.records[number]);
+        state.oracle.begin_call(self.node, number);
+        TracedCall { number, backend: self.clone(), idle: false, ended: false }
     }
 }
 
-impl Errand {
+impl TracedCall {
     async fn watch<T: Send + 'static>(mut self, call: Call<T>) -> Result<T> {
-        let wire = self.edge.wire.clone();
+        let wire = self.backend.wire.clone();
         let outcome = call.await;
-        let laziness = wire.state().manners.laziness;
+        let laziness = wire.state().faults.laziness;
         wire.chance.dawdle(laziness).await;
-        self.ends(match &outcome {
+        self.finish(match &outcome {
             Ok(_) => End::Answered,
-            Err(error) if error.is_server_overload() => End::TurnedAway,
-            Err(error) if error.was_not_carried_out() => self.refused(error),
+            Err(error) if error.is_server_overload() => End::Rejected,
+            Err(error) if error.was_not_carried_out() => {
+                self.check_refusal(error);
+                End::NotSent
+            }
             Err(error) => End::Failed { outage: error.is_outage() },
         });
         outcome
     }
 
-    /// Whether it was right not to send it.
-    fn refused(&self, error: &Error) -> End {
-        let mut state = self.edge.wire.state();
-        if error.kind() == ErrorKind::Overloaded {
-            state.oracle.count("overloaded");
-            let others = state.errands.ends(self.number).unwrap_or_default();
-            if others < self.edge.calls {
-                state.oracle.violated(format!("refused, and there were {others} calls"));
-            }
+    /// The batcher may refuse a call only if its queue was full.
+    fn check_refusal(&self, error: &Error) {
+        if error.kind() != ErrorKind::Overloaded {
+            return;
         }
-        End::NotSent
+        let mut state = self.backend.wire.state();
+        state.oracle.count("overloaded");
+        let others = state.pending.finish(self.number).unwrap_or_default();
+        if others < self.backend.max_calls {
+            let text = format!("a call was refused, and only {others} calls were pending");
+            state.oracle.report_violation(text);
+        }
     }
 
-    fn ends(&mut self, end: End) {
+    fn finish(&mut self, end: End) {
         self.ended = true;
-        let now = self.edge.wire.clock.now();
-        let mut state = self.edge.wire.state();
+        let number = self.number;
+        let now = self.backend.wire.clock.now();
+        let mut state = self.backend.wire.state();
         let state = &mut *state;
-        let (number, step) = (self.number, state.database.step());
-        state.trace.note(|| format!("errand {number}: {end:?}"));
-        state.errands.ends(number);
+        let step = state.database.step();
+        state.trace.note(|| format!("store call {number}: {end:?}"));
+        state.pending.finish(number);
         let record = &mut state.records[number];
         record.ended = Some(step);
-        state.oracle.ends(record, number, end, &mut state.database, &state.manners, (step, now));
+        state.oracle.finish_call(
+            record,
+            number,
+            end,
+            &mut state.database,
+            &state.faults,
+            (step, now),
+        );
     }
 }
 
-impl Drop for Errand {
+impl Drop for TracedCall {
     fn drop(&mut self) {
         if !self.ended && !std::thread::panicking() {
-            self.ends(if self.idle { End::NotSent } else { End::GivenUp });
+            self.finish(if self.idle { End::NotSent } else { End::Abandoned });
         }
     }
 }
 
 impl Backend for TracedBackend {
-    type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, Errand);
+    type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, TracedCall);
 
     fn insert(
         &self,
@@ -115,7 +130,7 @@ impl Backend for TracedBackend {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        self.dispatch.insert(key, rev, data, expires)
+        self.batcher.insert(key, rev, data, expires)
     }
 
     fn replace(
@@ -125,59 +140,54 @@ impl Backend for TracedBackend {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        // Whether there is room is seen at once.
+        // The call must be pending before the batcher decides, right here, whether its queue has room.
         let session = Session { data: data.clone(), expires };
-        let errand = self.begins(Operation::Replace(key, rev, session));
-        Box::pin(errand.watch(self.dispatch.replace(key, rev, data, expires)))
+        let call = self.begin(Operation::Replace(key, rev, session));
+        Box::pin(call.watch(self.batcher.replace(key, rev, data, expires)))
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>> {
-        let turn = self.dispatch.acquire_touch(key)?;
-        let mut errand = self.begins(Operation::Touch(key, WallTime::from_millis(0)));
+        let permit = self.batcher.acquire_touch(key)?;
+        let mut call = self.begin(Operation::Touch(key, WallTime::from_millis(0)));
         Some(Box::pin(async move {
-            match turn.await {
-                Ok(place) => {
-                    errand.idle = true;
-                    Ok((place, errand))
+            match permit.await {
+                Ok(permit) => {
+                    call.idle = true;
+                    Ok((permit, call))
                 }
-                Err(error) => errand.watch(Box::pin(async { Err(error) })).await,
+                Err(error) => call.watch(Box::pin(async { Err(error) })).await,
             }
         }))
     }
 
     fn touch(
         &self,
-        (place, mut errand): Self::TouchPermit,
+        (permit, mut call): Self::TouchPermit,
         key: SessionKey,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        errand.idle = false;
-        Box::pin(errand.watch(self.dispatch.touch(place, key, expires)))
+        call.idle = false;
+        Box::pin(call.watch(self.batcher.touch(permit, key, expires)))
     }
 
     fn has_pending_write(&self, key: SessionKey) -> bool {
-        self.dispatch.has_pending_write(key)
+        self.batcher.has_pending_write(key)
     }
 
     fn expiry(&self, expires: WallTime) -> WallTime {
-        self.dispatch.expiry(expires)
+        self.batcher.expiry(expires)
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        let errand = self.begins(Operation::Find(key));
-        Box::pin(errand.watch(self.dispatch.find(key)))
+        let call = self.begin(Operation::Find(key));
+        Box::pin(call.watch(self.batcher.find(key)))
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {
-        self.dispatch.remove(key)
+        self.batcher.remove(key)
     }
 
     fn clear(&self) -> Call<u64> {
-        self.dispatch.clear()
+        self.batcher.clear()
     }
-}
-
-/// Room for so many updates in one command.
-pub(crate) const fn bytes_of(updates: usize) -> usize {
-    updates * UPDATE_BYTES
 }

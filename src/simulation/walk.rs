@@ -1,110 +1,97 @@
-//! A random walk: what the stores are asked and how the network serves them, step by step.
+//! `Walk`: one random run. In each step it starts operations, causes faults and serves waiting calls.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
-use crate::invalidation::source::{Fault, Refusal};
+use crate::invalidation::source::Fault;
 use crate::session::Session;
 use crate::session::id::RawId;
-use crate::simulation::backend::UNSTORABLE;
 use crate::simulation::chance::Chance;
-use crate::simulation::fault_plan::{Kind, Profile};
+use crate::simulation::fault_plan::{FaultPlan, Scenario};
 use crate::simulation::fleet::{Fleet, Verb};
 use crate::simulation::operation::Operation;
 use crate::simulation::scheduler::Scheduler;
 use crate::simulation::trace::Trace;
+use crate::simulation::types::{UNSTORABLE, data, refused};
 use crate::simulation::wire::State;
-use crate::time::Moment;
-use crate::time::WallTime;
+use crate::time::{Moment, WallTime};
 
 pub(crate) struct Walk {
     pub(crate) fleet: Fleet,
-    pub(crate) crew: Scheduler,
+    pub(crate) scheduler: Scheduler,
     stalls: Vec<Stall>,
+    /// The latest version. Each new one is unique.
     versions: u64,
+    /// Added to each new expiry, in milliseconds, so that no two are the same.
     expiries: u64,
 }
 
-/// What became of a walk.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) violation: Option<String>,
-    pub(crate) tally: BTreeMap<&'static str, u64>,
-    pub(crate) digest: u64,
-}
-
-/// Some calls of one store stand still for a while.
+/// `Stall`: some calls of one store make no progress until a moment.
 struct Stall {
     node: usize,
-    lane: Lane,
-    way: Way,
+    traffic: Traffic,
+    effect: Effect,
     until: Moment,
 }
 
+/// The calls that a stall affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
-    Verbs,
+enum Traffic {
+    /// Reads and writes.
+    Operations,
     Stream,
-    Fences,
+    Checkpoints,
     All,
 }
 
+/// What a stall does to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Requests,
-    Replies,
-    /// They fail instead of standing still.
-    Neither,
-    /// The server turns them away instead of carrying them out.
-    TurnedAway,
-}
-
-/// Goes a walk to its end, or to the first thing that should not have been.
-pub(crate) async fn walk(seed: u64, trace: Trace) -> Report {
-    let chance = Chance::of(seed);
-    let mut profile = Profile::draw(&chance);
-    // Not drawn with the rest, so that the walks without go as they went before there were any.
-    // A sign-out removes the entries of writes in flight on purpose, and there every removed entry counts.
-    if profile.kind != Kind::Overloaded {
-        profile.sign_outs = Chance::of(!seed).pick(&[0.0, 0.0, 0.0, 0.1]);
-    }
-    let fleet = Fleet::new(profile, chance);
-    fleet.wire.state().trace = trace;
-    let steps = fleet.profile.steps;
-    let crew = Scheduler::new(fleet.chance.clone(), fleet.profile.laziness);
-    let mut walk = Walk { fleet, crew, stalls: Vec::new(), versions: 0, expiries: 0 };
-    walk.fleet.wire.state().trace.note(|| format!("{:?}", walk.fleet.profile));
-    walk.settle();
-    for _ in 0..steps {
-        walk.step().await;
-        if walk.is_broken() {
-            break;
-        }
-    }
-    if !walk.is_broken() {
-        walk.heal().await;
-    }
-    if walk.crew.is_dead() {
-        walk.fleet.wire.state().oracle.violated("panic".to_owned());
-    }
-    let mut state = walk.fleet.wire.state();
-    // What is torn down with the runtime is not dropped before its time.
-    state.oracle.closing = true;
-    let violation = state.oracle.violations.first().cloned();
-    let violation = violation.map(|text| format!("{text}\n  {:?}", walk.fleet.profile));
-    let tally = std::mem::take(&mut state.oracle.tally);
-    Report { violation, tally, digest: state.trace.digest() }
+enum Effect {
+    /// The call does not reach the database.
+    HoldRequest,
+    /// The reply does not reach the store.
+    HoldReply,
+    /// The call fails at once.
+    Fail,
+    /// The server rejects the call for overload.
+    Reject,
 }
 
 impl Walk {
-    pub(crate) fn is_broken(&self) -> bool {
-        self.crew.is_dead() || !self.fleet.wire.state().oracle.violations.is_empty()
+    pub(crate) fn new(seed: u64, trace: Trace) -> Self {
+        let chance = Chance::of(seed);
+        let mut plan = FaultPlan::draw(&chance);
+        // Drawn from a generator of its own, so that the walks without sign-outs stay as they were before there were any.
+        // An overloaded walk has none: it counts removed entries, and a sign-out removes some on purpose.
+        if plan.scenario != Scenario::Overloaded {
+            plan.sign_outs = Chance::of(!seed).pick(&[0.0, 0.0, 0.0, 0.1]);
+        }
+        let fleet = Fleet::new(plan, chance);
+        fleet.wire.state().trace = trace;
+        let scheduler = Scheduler::new(fleet.chance.clone(), fleet.plan.laziness);
+        let mut walk = Self { fleet, scheduler, stalls: Vec::new(), versions: 0, expiries: 0 };
+        walk.note(|| format!("{:?}", walk.fleet.plan));
+        walk.insert_sessions();
+        walk
     }
 
-    /// Most sessions are there from the start.
-    fn settle(&mut self) {
+    /// Takes the steps of the plan, or stops at the first violation.
+    pub(crate) async fn run_steps(&mut self) {
+        for _ in 0..self.fleet.plan.steps {
+            self.step().await;
+            if self.is_broken() {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.scheduler.has_panicked() || !self.fleet.wire.state().oracle.violations.is_empty()
+    }
+
+    /// Stores most of the sessions of the plan.
+    fn insert_sessions(&mut self) {
         for id in self.fleet.ids() {
             if self.chance().happens(0.8) {
                 let session = self.session();
@@ -114,39 +101,40 @@ impl Walk {
     }
 
     async fn step(&mut self) {
-        let (rates, chance) = (self.fleet.profile.rates, self.chance());
-        if self.crew.under_way() < self.fleet.profile.most_running && chance.happens(rates.begin) {
-            self.begin();
+        let rates = self.fleet.plan.rates;
+        let chance = self.chance();
+        if self.scheduler.running() < self.fleet.plan.max_running && chance.happens(rates.begin) {
+            self.start_operation();
         }
-        let under_way = self.crew.under_way();
-        if under_way > 0 && chance.happens(rates.cancel) {
-            let cancelled = self.crew.cancel(chance.below(under_way));
+        let running = self.scheduler.running();
+        if running > 0 && chance.happens(rates.cancel) {
+            let cancelled = self.scheduler.cancel(chance.below(running));
             self.note(|| format!("cancel: {cancelled}"));
         }
         if chance.happens(rates.foreign) {
             self.change_elsewhere();
         }
-        self.trouble();
+        self.cause_faults();
         for _ in 0..=chance.below(2) {
-            self.serve();
+            self.serve_calls();
             for _ in 0..chance.below(3) {
                 tokio::task::yield_now().await;
             }
         }
-        self.wait().await;
+        self.pass_time().await;
     }
 
-    fn begin(&mut self) {
+    fn start_operation(&mut self) {
         let chance = self.chance();
-        let node = chance.below(self.fleet.profile.stores);
-        let crowded = self.fleet.profile.kind == Kind::Crowded;
+        let node = chance.below(self.fleet.plan.stores);
+        let crowded = self.fleet.plan.scenario == Scenario::Crowded;
         let unknown = if crowded { 0.2 } else { 0.02 };
         let (id, live) = self.choose();
-        let signs_out = chance.happens(self.fleet.profile.sign_outs);
+        let signs_out = chance.happens(self.fleet.plan.sign_outs);
         let verb = match chance.below(1_000) {
             _ if signs_out => Verb::SignOut(chance.pick(&[0, 1])),
-            _ if chance.happens(unknown) => Verb::Load(self.invent()),
-            _ if chance.happens(self.fleet.profile.rates.reads) => Verb::Load(id),
+            _ if chance.happens(unknown) => Verb::Load(self.unknown_id()),
+            _ if chance.happens(self.fleet.plan.rates.reads) => Verb::Load(id),
             _ if !live && chance.happens(0.3) => Verb::Create(self.version(), self.expiry()),
             0..580 => Verb::Load(id),
             580..930 => self.save(node, id),
@@ -154,61 +142,65 @@ impl Walk {
             950..995 => Verb::Create(self.version(), self.expiry()),
             _ => Verb::Clear,
         };
-        self.fleet.start(&self.crew, node, verb);
+        self.fleet.start(&self.scheduler, node, verb);
     }
 
-    /// An id that nobody was given, of a session that somebody may yet put there.
-    fn invent(&self) -> RawId {
+    /// A new id without a session. Another instance may store one under it later.
+    fn unknown_id(&self) -> RawId {
         let id = RawId(1_000_000 + i128::try_from(self.chance().below(1 << 30)).unwrap());
-        if self.fleet.profile.kind != Kind::Crowded {
+        if self.fleet.plan.scenario != Scenario::Crowded {
             self.fleet.ids.lock().unwrap().push(id);
         }
         id
     }
 
-    /// A save of new data, or, as an app does that always saves, of what it was served last.
+    /// A save of new data, or of the data that the store has last returned, as an app does that always saves.
     fn save(&mut self, node: usize, id: RawId) -> Verb {
         let chance = self.chance();
         let served = {
             let mut state = self.fleet.wire.state();
             let number = state.database.number(id.key());
-            state.oracle.served(node, number)
+            state.oracle.last_served(node, number)
         };
         let version = match served {
             _ if chance.happens(0.01) => UNSTORABLE,
-            Some(served) if chance.happens(self.fleet.profile.unchanged) => served,
+            Some(served) if chance.happens(self.fleet.plan.unchanged) => served,
             _ => self.version(),
         };
         Verb::Save(id, version, self.expiry())
     }
 
-    /// A session, mostly one that is there, and whether it is.
+    /// Picks a session, mostly a live one. Returns also whether any session is live.
     fn choose(&self) -> (RawId, bool) {
-        let (chance, ids) = (self.chance(), self.fleet.ids());
+        let chance = self.chance();
+        let ids = self.fleet.ids();
         let mut state = self.fleet.wire.state();
         let live: Vec<_> =
             ids.iter().copied().filter(|id| state.database.find(id.key()).is_some()).collect();
-        let few = &live[live.len().saturating_sub(self.fleet.profile.sessions + 1)..];
-        if few.is_empty() || chance.happens(self.fleet.profile.curious) {
+        let few = &live[live.len().saturating_sub(self.fleet.plan.sessions + 1)..];
+        if few.is_empty() || chance.happens(self.fleet.plan.any_session) {
             let recent = &ids[ids.len().saturating_sub(6)..];
             return (chance.pick(recent), !live.is_empty());
         }
         (chance.pick(few), true)
     }
 
+    /// Changes the database as another instance does.
     fn change_elsewhere(&mut self) {
         let chance = self.chance();
-        let ((id, _), session) = (self.choose(), self.session());
+        let (id, _) = self.choose();
+        let session = self.session();
         let ids = self.fleet.ids();
-        let together: Vec<_> = ids.iter().map(|id| (id.key(), self.session())).collect();
+        let sessions: Vec<_> = ids.iter().map(|id| (id.key(), self.session())).collect();
         let mut state = self.fleet.wire.state();
         let state = &mut *state;
         let number = state.database.number(id.key());
-        let (database, key) = (&mut state.database, id.key());
-        database.is_bulk = chance.happens(state.manners.bulks);
+        let database = &mut state.database;
+        let key = id.key();
+        database.is_bulk = chance.happens(state.faults.bulk_writes);
         let what = match chance.below(20) {
-            // An id that was in use is never so again.
-            _ if !database.has_held_anything(number) && chance.happens(0.4) => {
+            // An id is never used twice.
+            _ if !database.was_ever_stored(number) && chance.happens(0.4) => {
                 database.insert(key, &session, None);
                 "insert"
             }
@@ -229,46 +221,50 @@ impl Walk {
                 "sweep"
             }
             16..18 => {
-                database.replace_together(&together);
-                "replace together with all"
+                database.replace_in_transaction(&sessions);
+                "replace all in a transaction with"
             }
             _ => {
-                database.another_write(None);
+                database.write_elsewhere(None);
                 "something else"
             }
         };
         state.trace.note(|| format!("elsewhere: {what} {number}"));
     }
 
-    /// Breaks what can break.
-    fn trouble(&mut self) {
-        let (rates, chance) = (self.fleet.profile.rates, self.chance());
+    /// Starts faults, each at its own rate.
+    fn cause_faults(&mut self) {
+        let rates = self.fleet.plan.rates;
+        let chance = self.chance();
         let now = self.fleet.clock.now();
         self.stalls.retain(|stall| stall.until > now);
-        let node = chance.below(self.fleet.profile.stores);
-        let longest = self.fleet.profile.promise.max_staleness * 4;
+        let node = chance.below(self.fleet.plan.stores);
+        let longest = self.fleet.plan.promise.max_staleness * 4;
         if chance.happens(rates.stall) {
-            let lane = chance.pick(&[Lane::Verbs, Lane::Stream, Lane::Fences]);
-            let way = chance.pick(&[Way::Requests, Way::Replies]);
-            // Shorter than the lease: what was cached before is served after it.
-            let quiet = self.fleet.profile.kind == Kind::Quiet;
+            let traffic =
+                chance.pick(&[Traffic::Operations, Traffic::Stream, Traffic::Checkpoints]);
+            let effect = chance.pick(&[Effect::HoldRequest, Effect::HoldReply]);
+            // In a quiet walk the stall is shorter than the lease, so entries from before it are served after it.
+            let quiet = self.fleet.plan.scenario == Scenario::Quiet;
             let longest = if quiet { longest / 4 } else { longest };
             let until = now.after(chance.part_of(longest));
-            self.note(|| format!("stall: {lane:?} {way:?} of store {node} until {until:?}"));
-            self.stalls.push(Stall { node, lane, way, until });
+            self.note(|| format!("stall: {traffic:?} {effect:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, traffic, effect, until });
         }
         if chance.happens(rates.outage) {
-            let lane = chance.pick(&[Lane::Verbs, Lane::All]);
-            let way = chance.pick(&[Way::Requests, Way::Replies, Way::Neither, Way::Neither]);
+            let traffic = chance.pick(&[Traffic::Operations, Traffic::All]);
+            let effect =
+                chance.pick(&[Effect::HoldRequest, Effect::HoldReply, Effect::Fail, Effect::Fail]);
             let until = now.after(chance.part_of(longest * 2));
-            self.note(|| format!("outage: {lane:?} {way:?} of store {node} until {until:?}"));
-            self.stalls.push(Stall { node, lane, way, until });
+            self.note(|| format!("outage: {traffic:?} {effect:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, traffic, effect, until });
         }
         if chance.happens(rates.overload) {
-            let lane = chance.pick(&[Lane::Verbs, Lane::Stream, Lane::All, Lane::All]);
+            let traffic =
+                chance.pick(&[Traffic::Operations, Traffic::Stream, Traffic::All, Traffic::All]);
             let until = now.after(chance.part_of(longest));
-            self.note(|| format!("overload: {lane:?} of store {node} until {until:?}"));
-            self.stalls.push(Stall { node, lane, way: Way::TurnedAway, until });
+            self.note(|| format!("overload: {traffic:?} of store {node} until {until:?}"));
+            self.stalls.push(Stall { node, traffic, effect: Effect::Reject, until });
         }
         let mut state = self.fleet.wire.state();
         if chance.happens(rates.refuse_fresh) {
@@ -287,7 +283,7 @@ impl Walk {
         if chance.happens(rates.lose_history) {
             state.trace.note(|| "lose the history".to_owned());
             state.database.oplog.lose_history();
-            for node in 0..self.fleet.profile.stores {
+            for node in 0..self.fleet.plan.stores {
                 let fault = if chance.happens(0.5) { Fault::Lost } else { Fault::Passing };
                 state.break_streams(node, &fault);
             }
@@ -298,39 +294,41 @@ impl Walk {
         }
         if chance.happens(rates.drop_collection) {
             state.trace.note(|| "drop the collection".to_owned());
-            state.database.drop_all();
+            state.database.drop_collection();
         }
     }
 
-    /// Serves some of the calls that wait.
-    fn serve(&mut self) {
+    /// Applies and answers some of the waiting calls.
+    fn serve_calls(&mut self) {
         let chance = self.chance();
         let mut late = Vec::new();
         let mut calls = self.fleet.wire.waiting();
         chance.shuffle(&mut calls);
-        let rates = self.fleet.profile.rates;
+        let rates = self.fleet.plan.rates;
         for call in calls {
             if !chance.happens(rates.serve) {
                 continue;
             }
-            let (wire, now) = (&self.fleet.wire, self.fleet.clock.now());
-            let (stall, ready, due, applied, stream) = {
+            let wire = &self.fleet.wire;
+            let now = self.fleet.clock.now();
+            let (effect, ready, due, applied, stream) = {
                 let state = wire.state();
                 let Some(waiting) = state.calls.get(&call) else { continue };
-                let stream = matches!(waiting.operation, Operation::Open(_) | Operation::More(_));
+                let stream =
+                    matches!(waiting.operation, Operation::Open(_) | Operation::GetMore(_));
                 let applied = waiting.outcome.is_some();
                 (self.stall(&state, call), waiting.ready, waiting.due, applied, stream)
             };
-            if stall == Some(Way::Neither) {
+            if effect == Some(Effect::Fail) {
                 wire.fail(call, Fault::Passing);
                 continue;
             }
-            if stall == Some(Way::TurnedAway) && !applied {
-                wire.turn_away(call);
+            if effect == Some(Effect::Reject) && !applied {
+                wire.reject(call);
                 continue;
             }
             if !applied {
-                if stall == Some(Way::Requests) || now < ready {
+                if effect == Some(Effect::HoldRequest) || now < ready {
                     continue;
                 }
                 if chance.happens(rates.fail) {
@@ -342,7 +340,7 @@ impl Walk {
                     continue;
                 }
             }
-            if stall == Some(Way::Replies) || now < due {
+            if effect == Some(Effect::HoldReply) || now < due {
                 continue;
             }
             if chance.happens(rates.fail) {
@@ -350,8 +348,7 @@ impl Walk {
             } else {
                 wire.answer(call);
                 let record = &wire.state().records[call];
-                if stream && now.since(record.asked) > self.fleet.profile.promise.max_staleness / 5
-                {
+                if stream && now.since(record.asked) > self.fleet.plan.promise.max_staleness / 5 {
                     late.push(record.node);
                 }
             }
@@ -361,22 +358,27 @@ impl Walk {
         }
     }
 
-    /// A stream whose reply was late may stand still again, before it has told what has changed meanwhile.
+    /// A stream whose reply was late may stall again, before it has reported the changes since then.
     fn stall_again(&mut self, node: usize) {
         let chance = self.chance();
-        if chance.happens(self.fleet.profile.rates.stall * 20.0) {
-            let longest = self.fleet.profile.promise.max_staleness * 4;
+        if chance.happens(self.fleet.plan.rates.stall * 20.0) {
+            let longest = self.fleet.plan.promise.max_staleness * 4;
             let until = self.fleet.clock.now().after(chance.part_of(longest));
             self.note(|| format!("stall again: the stream of store {node} until {until:?}"));
-            self.stalls.push(Stall { node, lane: Lane::Stream, way: Way::Requests, until });
+            self.stalls.push(Stall {
+                node,
+                traffic: Traffic::Stream,
+                effect: Effect::HoldRequest,
+                until,
+            });
         }
     }
 
-    /// A call fails, by itself or with all that was sent with it.
+    /// Fails a call, alone or with its whole batch.
     fn fail(&self, call: usize, stream: bool) {
         let fault = self.fault(stream);
         if self.chance().happens(0.5) {
-            self.fleet.wire.fail_whole(call, fault);
+            self.fleet.wire.fail_batch(call, fault);
         } else {
             self.fleet.wire.fail(call, fault);
         }
@@ -387,37 +389,38 @@ impl Walk {
         if self.chance().happens(often) { refused() } else { Fault::Passing }
     }
 
-    /// How a call stands still.
-    fn stall(&self, state: &State, call: usize) -> Option<Way> {
+    /// The effect of the stall that a call is in.
+    fn stall(&self, state: &State, call: usize) -> Option<Effect> {
         let record = &state.records[call];
-        let lane = match record.operation {
-            Operation::Open(_) | Operation::More(_) => Lane::Stream,
-            Operation::Fence => Lane::Fences,
-            _ => Lane::Verbs,
+        let traffic = match record.operation {
+            Operation::Open(_) | Operation::GetMore(_) => Traffic::Stream,
+            Operation::PrimaryTime => Traffic::Checkpoints,
+            _ => Traffic::Operations,
         };
         let hits = |stall: &&Stall| {
-            stall.node == record.node && (stall.lane == lane || stall.lane == Lane::All)
+            stall.node == record.node && (stall.traffic == traffic || stall.traffic == Traffic::All)
         };
-        self.stalls.iter().find(hits).map(|stall| stall.way)
+        self.stalls.iter().find(hits).map(|stall| stall.effect)
     }
 
-    async fn wait(&self) {
-        let (profile, chance) = (&self.fleet.profile, self.chance());
-        if chance.happens(profile.rates.suspend) {
-            let asleep = chance.part_of(profile.promise.max_staleness * 3);
-            self.note(|| format!("asleep for {asleep:?}"));
-            let wakes = self.fleet.clock.now().after(asleep);
-            self.fleet.wire.state().oracle.asleep_at = Some(wakes);
+    async fn pass_time(&self) {
+        let plan = &self.fleet.plan;
+        let chance = self.chance();
+        if chance.happens(plan.rates.suspend) {
+            let asleep = chance.part_of(plan.promise.max_staleness * 3);
+            self.note(|| format!("suspended for {asleep:?}"));
+            let wakes_at = self.fleet.clock.now().after(asleep);
+            self.fleet.wire.state().oracle.woke_up_at = Some(wakes_at);
             advance(asleep).await;
-        } else if chance.happens(profile.rates.leap) {
-            sleep(chance.part_of(profile.longest())).await;
+        } else if chance.happens(plan.rates.leap) {
+            sleep(chance.part_of(plan.longest())).await;
         } else if chance.happens(0.7) {
-            sleep(chance.part_of(profile.tick)).await;
+            sleep(chance.part_of(plan.tick)).await;
         }
     }
 
     fn session(&mut self) -> Session {
-        Session { data: crate::simulation::data(self.version()), expires: self.expiry() }
+        Session { data: data(self.version()), expires: self.expiry() }
     }
 
     fn version(&mut self) -> u64 {
@@ -425,9 +428,9 @@ impl Walk {
         self.versions
     }
 
-    /// An hour from now, or soon. Each is another one.
+    /// A new expiry: mostly in about an hour, sometimes soon.
     fn expiry(&mut self) -> WallTime {
-        let soon = self.fleet.profile.promise.max_staleness * 3;
+        let soon = self.fleet.plan.promise.max_staleness * 3;
         let lasts = if self.chance().happens(0.1) {
             self.chance().part_of(soon) + Duration::from_millis(1)
         } else {
@@ -444,8 +447,4 @@ impl Walk {
     fn chance(&self) -> Chance {
         self.fleet.chance.clone()
     }
-}
-
-pub(crate) fn refused() -> Fault {
-    Fault::Refused(Refusal::default())
 }

@@ -1,53 +1,61 @@
-//! Races of the change stream against fences: what an empty batch proves, and what it does not.
+//! Races between the change stream and checkpoints: what an empty batch proves, and what it does not prove.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::telemetry::metrics::Counter;
-
+use crate::invalidation::source::Fault;
 use crate::invalidation::{self, InvalidationListener};
+use crate::session::Session;
+use crate::simulation::backend::FakeBackend;
+use crate::simulation::chance::Chance;
 use crate::simulation::operation::Operation;
-use crate::simulation::wire::{Manners, Wire};
-use crate::simulation::*;
-use crate::telemetry::metrics::StreamMetrics;
+use crate::simulation::types::{FaultConfig, data};
+use crate::simulation::wire::Wire;
+use crate::simulation::world::{MAX_STALENESS, TIMEOUT, World};
+use crate::telemetry::metrics::{Counter, Series, StreamMetrics};
 
 fn is_open(operation: &Operation) -> bool {
     matches!(operation, Operation::Open(_))
 }
 
-fn is_more(operation: &Operation) -> bool {
-    matches!(operation, Operation::More(_))
+fn is_get_more(operation: &Operation) -> bool {
+    matches!(operation, Operation::GetMore(_))
 }
 
-fn is_fence(operation: &Operation) -> bool {
-    matches!(operation, Operation::Fence)
+fn is_primary_time(operation: &Operation) -> bool {
+    matches!(operation, Operation::PrimaryTime)
 }
 
 impl World {
-    /// A store that follows the changes of a replica set with MongoDB's tokens.
-    fn following() -> Self {
-        Self::following_tokens(true)
+    /// A store with a change stream of a replica set, which has MongoDB's resume tokens.
+    fn with_stream() -> Self {
+        Self::with_tokens(true)
     }
 
-    /// `have_times`: the resume tokens hold a time, as MongoDB's do.
-    fn following_tokens(have_times: bool) -> Self {
-        let pace = invalidation::poll_interval(MAX_STALENESS);
-        let manners =
-            Manners { streams: true, tokens_have_times: have_times, pace, ..Manners::default() };
+    /// `have_times`: the resume tokens contain a time, as MongoDB's do.
+    fn with_tokens(have_times: bool) -> Self {
+        let poll_interval = invalidation::poll_interval(MAX_STALENESS);
+        let faults = FaultConfig {
+            streams: true,
+            tokens_have_times: have_times,
+            poll_interval,
+            ..FaultConfig::default()
+        };
         let mut world = Self::new();
-        let wire = Wire::new(world.clock.clone(), chance::Chance::of(0), manners);
+        let wire = Wire::new(world.clock.clone(), Chance::of(0), faults);
         let mongo = FakeBackend::new(wire, 0);
-        let tiers = std::sync::Arc::get_mut(&mut world.tiers).unwrap();
+        let tiers = Arc::get_mut(&mut world.tiers).unwrap();
         tiers.backend = mongo.clone();
-        let follower = InvalidationListener {
+        let listener = InvalidationListener {
             source: mongo.clone(),
             cache: tiers.cache.clone(),
             clock: world.clock.clone(),
-            poll_interval: pace,
+            poll_interval,
             timeout: TIMEOUT,
             metrics: StreamMetrics::new(&Series::default(), Counter::noop(), world.clock.clone()),
             rng: fastrand::Rng::with_seed(1),
         };
-        drop(follower.start(&tiers.tasks, tiers.tasks.closed().child_token()));
+        let _ = listener.start(&tiers.tasks, tiers.tasks.closed().child_token());
         world.mongo = mongo;
         world
     }
@@ -58,15 +66,15 @@ impl World {
         self.mongo.serve(call);
     }
 
-    /// From now on, the database answers everything at once.
+    /// From now on, the database answers every call at once.
     fn serve_all(&self) {
-        self.mongo.wire.state().manners.healed = true;
+        self.mongo.wire.state().faults.recovered = true;
         for call in self.mongo.wire.waiting() {
             self.mongo.serve(call);
         }
     }
 
-    /// How long ago the moment is up to which the cache has heard of all changes.
+    /// The age of the moment up to which the cache has received all changes.
     fn lag(&self) -> Duration {
         self.clock.now().since(self.tiers.cache.synced_through())
     }
@@ -74,91 +82,91 @@ impl World {
 
 /// ```text
 /// store                         MongoDB
-/// aggregate ------------------> newest entry: T. First token: T + 1, a time of which there is no entry
+/// aggregate ------------------> newest entry: T. First token: T + 1, a time that no entry has
 /// getMore --------------------> empty, the token is still T + 1
 ///           (the reply is held)
 ///                               another instance changes the session: its entry is T + 1
 /// hello ----------------------> T + 1
-///      <----------------------- the fence is answered
-///      <----------------------- the reply to getMore, which has not seen the change
-/// getMore --------------------> (no reply any more)
+///      <----------------------- the checkpoint is answered
+///      <----------------------- the reply to getMore, which was sent before the change
+/// getMore --------------------> (no reply)
 /// ```
 ///
-/// Were the empty batch taken as proof of all up to and with T + 1, it would pass the fence, and the entry
-/// would be served until `max_staleness` after the fence.
-async fn the_opening_token_does_not_pass_a_fence_of_its_time(resumed: bool) {
-    let world = World::following();
+/// The empty batch must not prove T + 1 itself. Otherwise it would confirm the checkpoint, and the entry would be
+/// served until `max_staleness` after the checkpoint.
+async fn check_that_the_first_token_does_not_confirm_a_checkpoint_of_its_time(resumed: bool) {
+    let world = World::with_stream();
     let id = world.stored(1);
     world.serve_next(is_open).await;
     if resumed {
-        let more = world.mongo.arrival(is_more).await;
+        let more = world.mongo.arrival(is_get_more).await;
         world.mongo.fail(more);
         world.serve_next(is_open).await;
     }
-    world.serve_next(is_fence).await;
+    world.serve_next(is_primary_time).await;
     assert_eq!(world.load(id).await, Some(1));
 
-    let more = world.mongo.arrival(is_more).await;
+    let more = world.mongo.arrival(is_get_more).await;
     world.mongo.apply(more);
     let changed_at = world.clock.now();
     world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
-    world.serve_next(is_fence).await;
-    let fenced_at = world.clock.now();
-    assert!(fenced_at > changed_at);
-    // The follower takes the answer of the fence first.
+    world.serve_next(is_primary_time).await;
+    let answered_at = world.clock.now();
+    assert!(answered_at > changed_at);
+    // The listener takes the answer to the checkpoint first.
     tokio::task::yield_now().await;
     world.mongo.answer(more);
-    world.mongo.arrival(is_more).await;
+    world.mongo.arrival(is_get_more).await;
 
     let waited = world.clock.now().since(changed_at);
     tokio::time::advance(MAX_STALENESS.checked_sub(waited).unwrap()).await;
-    assert_eq!(world.load(id).await, Some(1), "the bound is not over yet");
+    assert_eq!(world.load(id).await, Some(1), "the bound has not passed yet");
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(world.load(id).await, Some(2), "served past the bound");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_batch_that_repeats_the_opening_token_does_not_pass_a_fence_of_its_time() {
-    the_opening_token_does_not_pass_a_fence_of_its_time(false).await;
+async fn an_empty_batch_with_the_first_token_does_not_confirm_a_checkpoint_of_its_time() {
+    check_that_the_first_token_does_not_confirm_a_checkpoint_of_its_time(false).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_does_it_after_the_stream_was_resumed_from_that_token() {
-    the_opening_token_does_not_pass_a_fence_of_its_time(true).await;
+async fn an_empty_batch_after_a_resume_does_not_confirm_a_checkpoint_of_its_time() {
+    check_that_the_first_token_does_not_confirm_a_checkpoint_of_its_time(true).await;
 }
 
 /// ```text
 /// store                         member A                        member B
 /// aggregate ------------------> feeds the stream
-///                               is primary no more              is elected
+///                               is no longer primary            is elected
 ///                                                               another instance changes the session
 /// hello ------------------------------------------------------> its newest entry
-///      <------------------------------------------------------- the fence is answered
+///      <------------------------------------------------------- the checkpoint is answered
 /// getMore --------------------> empty: A has not replicated the change
-///      <----------------------- asked for after the fence was answered
-/// getMore --------------------> (no reply any more)
+///      <----------------------- requested after the checkpoint was answered
+/// getMore --------------------> (no reply)
 /// ```
 #[tokio::test(start_paused = true)]
-async fn an_empty_batch_of_a_deposed_primary_does_not_pass_the_fence_of_its_successor() {
+async fn an_empty_batch_of_a_former_primary_does_not_confirm_a_checkpoint_of_its_successor() {
     for have_times in [true, false] {
-        let world = World::following_tokens(have_times);
+        let world = World::with_tokens(have_times);
         let id = world.stored(1);
         world.serve_next(is_open).await;
-        world.serve_next(is_fence).await;
-        world.serve_next(is_more).await;
+        world.serve_next(is_primary_time).await;
+        world.serve_next(is_get_more).await;
         assert_eq!(world.load(id).await, Some(1));
 
-        let before = world.mongo.arrival(is_more).await;
+        let before = world.mongo.arrival(is_get_more).await;
         world.mongo.wire.state().database.oplog.elect();
         let changed_at = world.clock.now();
         world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
-        world.serve_next(is_fence).await;
+        world.serve_next(is_primary_time).await;
         tokio::task::yield_now().await;
         world.mongo.serve(before);
-        let after = world.mongo.arrival(is_more).await;
+        let after = world.mongo.arrival(is_get_more).await;
         assert_ne!(after, before);
         world.mongo.serve(after);
-        world.mongo.arrival(is_more).await;
+        world.mongo.arrival(is_get_more).await;
 
         let waited = world.clock.now().since(changed_at);
         let left = MAX_STALENESS.checked_sub(waited).unwrap() + Duration::from_millis(1);
@@ -167,19 +175,19 @@ async fn an_empty_batch_of_a_deposed_primary_does_not_pass_the_fence_of_its_succ
     }
 }
 
-/// The newest entry of the oplog has the very time of the opening token, and nothing reports it: a touch. Every
-/// fence is answered with that time, and no token goes past it.
+/// The newest entry of the oplog is a touch, which no stream reports. It has the time of the first token. Every
+/// checkpoint is answered with that time, and no token is later.
 #[tokio::test(start_paused = true)]
-async fn on_an_idle_replica_set_the_lease_is_renewed() {
+async fn the_lease_is_renewed_on_an_idle_replica_set() {
     for resumed in [false, true] {
-        let world = World::following();
+        let world = World::with_stream();
         let id = world.stored(1);
         world.serve_next(is_open).await;
         world.mongo.wire.state().database.touch(id.key(), world.in_an_hour());
         world.serve_all();
         tokio::time::sleep(MAX_STALENESS).await;
         if resumed {
-            world.mongo.wire.state().streams[0] = Some(crate::invalidation::source::Fault::Passing);
+            world.mongo.wire.state().streams.break_off(0, Fault::Passing);
         }
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(500)).await;

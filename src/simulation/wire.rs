@@ -1,5 +1,7 @@
-//! The network between stores and their database: each call waits here until the test
-//! [applies](Wire::apply) it, which changes or reads the database, and [answers](Wire::answer) it.
+//! `Wire`: the network between stores and their database.
+//!
+//! Each call waits here twice: until it is [applied](Wire::apply), when the database carries it out, and until it is
+//! [answered](Wire::answer). A walk or a test decides when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,114 +10,75 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use crate::invalidation::source::Fault;
-use crate::session::id::SessionKey;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
-use crate::simulation::operation::{Operation, Outcome, told};
-use crate::simulation::oracle::{End, Oracle};
+use crate::simulation::operation::{CallRecord, Operation, Outcome, describe};
+use crate::simulation::oracle::Oracle;
 use crate::simulation::pending_calls::PendingCalls;
-use crate::simulation::sign_out::Found;
+use crate::simulation::stream::{Context, Streams};
 use crate::simulation::trace::Trace;
+use crate::simulation::types::{End, FaultConfig, OwnedPage, refused};
 use crate::time::{Clock, Moment};
 
-/// Clones share it.
+/// A handle to the network. All clones share one state.
 #[derive(Clone)]
 pub(crate) struct Wire {
+    /// A std `Mutex`: nothing awaits while it is held.
     state: Arc<Mutex<State>>,
+    /// Notified when a call has begun to wait.
     pub(crate) arrived: Arc<Notify>,
     pub(crate) clock: Clock,
     pub(crate) chance: Chance,
 }
 
+/// Everything behind the network, and the parts that watch it.
 pub(crate) struct State {
     pub(crate) database: Database,
-    pub(crate) calls: BTreeMap<usize, Waiting>,
-    pub(crate) records: Vec<Record>,
-    /// For each stream that was opened, what became of it.
-    pub(crate) streams: Vec<Option<Fault>>,
-    pub(crate) manners: Manners,
-    pub(crate) errands: PendingCalls,
-    commands: usize,
-    /// The commands that failed as a whole, and why.
-    pub(crate) failed: BTreeMap<usize, Fault>,
-    /// The commands of which some part was carried out.
-    begun: BTreeSet<usize>,
-    /// Until then the database opens no stream that has no position.
+    /// The calls that have not been answered, by number.
+    pub(crate) calls: BTreeMap<usize, WaitingCall>,
+    /// All store calls and wire calls of the walk. The number of a call is its index here.
+    pub(crate) records: Vec<CallRecord>,
+    pub(crate) streams: Streams,
+    pub(crate) faults: FaultConfig,
+    pub(crate) pending: PendingCalls,
+    /// The number of the latest batch.
+    batches: usize,
+    /// The batches that failed as a whole, and why.
+    pub(crate) failed_batches: BTreeMap<usize, Fault>,
+    /// The batches of which the database has carried out some part.
+    begun_batches: BTreeSet<usize>,
+    /// Until this moment the database opens no stream without a position.
     pub(crate) refuses_fresh_until: Moment,
     pub(crate) oracle: Oracle,
     pub(crate) trace: Trace,
 }
 
-/// How the network and the database behave.
-#[derive(Clone, Debug, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
-pub(crate) struct Manners {
-    /// How often a future that could go on lets others run first.
-    pub(crate) laziness: f64,
-    /// How often a call is carried out and answered without any wait.
-    pub(crate) at_once: f64,
-    /// How often a call takes long, and how long at most.
-    pub(crate) slow: f64,
-    pub(crate) longest: Duration,
-    pub(crate) timeout: Duration,
-    /// Whether nothing happens to a call any more once it is given up.
-    pub(crate) recalls: bool,
-    /// How long a stream waits for changes, once everything is answered at once.
-    pub(crate) pace: Duration,
-    /// The database has change streams.
-    pub(crate) streams: bool,
-    /// Resume tokens hold a time, as MongoDB's do.
-    pub(crate) tokens_have_times: bool,
-    /// Behind a router, if there are several.
-    pub(crate) shards: usize,
-    /// There is always another change to tell of.
-    pub(crate) busy: Option<SessionKey>,
-    /// How often something else is written before a fence is answered.
-    pub(crate) others: f64,
-    /// How often changes that are made together are one entry of the oplog.
-    pub(crate) bulks: f64,
-    /// How often a stream hands over one change at most, however many there are.
-    pub(crate) lags: f64,
-    /// All is well from now on: everything is answered at once.
-    pub(crate) healed: bool,
-}
-
-pub(crate) struct Waiting {
+/// `WaitingCall`: a call on its way to the database, or its reply on the way back.
+pub(crate) struct WaitingCall {
     pub(crate) operation: Operation,
-    /// Not carried out before this, and not answered before that.
+    /// The call reaches the database at this moment.
     pub(crate) ready: Moment,
+    /// The reply reaches the store at this moment.
     pub(crate) due: Moment,
+    /// `None`: the database has not carried the call out.
     pub(crate) outcome: Option<Result<Outcome, Fault>>,
-    /// The command of several that it is a part of.
-    command: Option<usize>,
+    /// The batch that the call is a part of.
+    batch: Option<usize>,
     reply: oneshot::Sender<Result<Outcome, Fault>>,
 }
 
-/// What is known of a call, for good.
-pub(crate) struct Record {
-    pub(crate) node: usize,
-    pub(crate) operation: Operation,
-    pub(crate) asked: Moment,
-    /// The database's time when it was asked.
-    pub(crate) asked_time: u64,
-    /// What was true of each session that it wrote to, once it had.
-    pub(crate) ranks: Vec<(usize, usize)>,
-    pub(crate) applied: bool,
-    pub(crate) ended: Option<u64>,
-}
-
 impl Wire {
-    pub(crate) fn new(clock: Clock, chance: Chance, manners: Manners) -> Self {
+    pub(crate) fn new(clock: Clock, chance: Chance, faults: FaultConfig) -> Self {
         let state = State {
-            database: Database::new(clock.clone(), manners.shards.max(1)),
+            database: Database::new(clock.clone(), faults.shards.max(1)),
             calls: BTreeMap::new(),
             records: Vec::new(),
-            streams: Vec::new(),
-            manners,
-            errands: PendingCalls::default(),
-            commands: 0,
-            failed: BTreeMap::new(),
-            begun: BTreeSet::new(),
+            streams: Streams::default(),
+            faults,
+            pending: PendingCalls::default(),
+            batches: 0,
+            failed_batches: BTreeMap::new(),
+            begun_batches: BTreeSet::new(),
             refuses_fresh_until: Moment::from_nanos(0),
             oracle: Oracle::default(),
             trace: Trace::default(),
@@ -127,47 +90,46 @@ impl Wire {
         self.state.lock().unwrap()
     }
 
-    /// Carries a call out, without answering.
+    /// Lets the database carry a call out. The call is not answered yet.
     pub(crate) fn apply(&self, call: usize) {
         let mut state = self.state();
         let Some(waiting) = state.calls.get(&call) else { return };
         assert!(waiting.outcome.is_none(), "applied twice");
-        let command = waiting.command;
-        state.begun.extend(command);
+        let batch = waiting.batch;
+        state.begun_batches.extend(batch);
         let outcome = state.perform(call, &self.chance);
-        state.trace.note(|| format!("apply {call}: {}", told(&outcome)));
+        state.trace.note(|| format!("apply {call}: {}", describe(&outcome)));
         if let Some(waiting) = state.calls.get_mut(&call) {
             waiting.outcome = Some(outcome);
         }
     }
 
-    /// Answers a call with what came of it, which is an error if it was not applied.
+    /// Answers a call with its outcome. A call that was not applied gets an error.
     pub(crate) fn answer(&self, call: usize) {
         let Some(waiting) = self.state().calls.remove(&call) else { return };
         self.state().trace.note(|| format!("answer {call}"));
-        drop(waiting.reply.send(waiting.outcome.unwrap_or(Err(Fault::Passing))));
+        let _ = waiting.reply.send(waiting.outcome.unwrap_or(Err(Fault::Passing)));
     }
 
-    /// Answers a call with an error, whatever came of it.
+    /// Answers a call with an error, whether it was applied or not.
     pub(crate) fn fail(&self, call: usize, fault: Fault) {
         let Some(waiting) = self.state().calls.remove(&call) else { return };
         self.state().trace.note(|| format!("fail {call}: {fault:?}"));
-        drop(waiting.reply.send(Err(fault)));
+        let _ = waiting.reply.send(Err(fault));
     }
 
-    /// The same for all that was sent with it.
-    pub(crate) fn fail_whole(&self, call: usize, fault: Fault) {
+    /// Fails the whole batch of a call. A call outside a batch fails alone.
+    pub(crate) fn fail_batch(&self, call: usize, fault: Fault) {
         let calls = {
             let mut state = self.state();
-            let command = state.calls.get(&call).and_then(|waiting| waiting.command);
-            let Some(command) = command else {
+            let Some(batch) = state.batch_of(call) else {
                 drop(state);
                 return self.fail(call, fault);
             };
-            state.failed.insert(command, fault.clone());
+            state.failed_batches.insert(batch, fault.clone());
             state.oracle.count("a whole command failed");
             let part =
-                |(call, it): (&usize, &Waiting)| (it.command == Some(command)).then_some(*call);
+                |(call, it): (&usize, &WaitingCall)| (it.batch == Some(batch)).then_some(*call);
             state.calls.iter().filter_map(part).collect::<Vec<_>>()
         };
         for call in calls {
@@ -175,20 +137,19 @@ impl Wire {
         }
     }
 
-    /// The server is overloaded and turns a call away, with all that was sent with it, unless it has begun
-    /// to carry some of that out.
-    pub(crate) fn turn_away(&self, call: usize) {
+    /// The overloaded server rejects a call with its whole batch, unless it has begun to carry the batch out.
+    pub(crate) fn reject(&self, call: usize) {
         let has_begun = {
             let mut state = self.state();
-            let command = state.calls.get(&call).and_then(|waiting| waiting.command);
-            let has_begun = command.is_some_and(|command| state.begun.contains(&command));
+            let batch = state.batch_of(call);
+            let has_begun = batch.is_some_and(|batch| state.begun_batches.contains(&batch));
             if !has_begun {
-                state.oracle.count("turned away");
+                state.oracle.count("rejected");
             }
             has_begun
         };
         if !has_begun {
-            self.fail_whole(call, Fault::Overloaded);
+            self.fail_batch(call, Fault::Overloaded);
         }
     }
 
@@ -197,101 +158,124 @@ impl Wire {
         self.state().calls.keys().copied().collect()
     }
 
-    /// Puts a call on the wire, and waits for what comes of it.
+    /// Sends a call and waits for its outcome.
     pub(crate) async fn call(
         self,
         node: usize,
         operation: Operation,
-        command: Option<usize>,
+        batch: Option<usize>,
     ) -> Result<Outcome, Fault> {
-        let (at_once, more) = {
+        let (immediate, wait) = {
             let state = self.state();
-            let manners = &state.manners;
-            let at_once = manners.healed || self.chance.happens(manners.at_once);
-            (at_once, matches!(operation, Operation::More(_)).then_some(manners.pace))
+            let faults = &state.faults;
+            let immediate = faults.recovered || self.chance.happens(faults.immediate);
+            let is_get_more = matches!(operation, Operation::GetMore(_));
+            (immediate, is_get_more.then_some(faults.poll_interval))
         };
-        let mut given_up = GivenUp { call: self.begins(node, &operation), wire: &self };
-        let call = given_up.call;
-        let outcome = if at_once {
-            if let Some(pace) = more {
-                tokio::time::sleep(pace).await;
+        let call = self.begin(node, &operation);
+        let mut guard = AbandonGuard { call: Some(call), wire: &self };
+        let outcome = if immediate {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
             }
-            self.state().begun.extend(command);
+            self.state().begun_batches.extend(batch);
             let outcome = self.state().perform(call, &self.chance);
-            self.state().trace.note(|| format!("at once {call}: {}", told(&outcome)));
+            self.state().trace.note(|| format!("at once {call}: {}", describe(&outcome)));
             outcome
         } else {
-            let answer = self.waits(call, operation, command);
+            let answer = self.enqueue(call, operation, batch);
             self.arrived.notify_waiters();
             let outcome = answer.await.unwrap_or(Err(Fault::Passing));
-            let laziness = self.state().manners.laziness;
+            let laziness = self.state().faults.laziness;
             self.chance.dawdle(laziness).await;
             outcome
         };
-        given_up.call = usize::MAX;
-        self.state().ends(call, Some(&outcome), self.clock.now());
+        guard.call = None;
+        self.state().finish(call, Some(&outcome), self.clock.now());
         outcome
     }
 
-    fn begins(&self, node: usize, operation: &Operation) -> usize {
+    fn begin(&self, node: usize, operation: &Operation) -> usize {
         let now = self.clock.now();
         let mut state = self.state();
-        let call = state.notes(node, operation.clone(), now);
-        let State { trace, database, errands, oracle, manners, .. } = &mut *state;
-        trace.note(|| format!("ask {call} by {node}: {}", operation.told(database)));
+        let call = state.record(node, operation.clone(), now);
+        let State { trace, database, pending, oracle, faults, .. } = &mut *state;
+        trace.note(|| format!("ask {call} by {node}: {}", operation.describe(database)));
         if matches!(operation, Operation::Open(_)) {
-            oracle.opens(node, now);
+            oracle.record_open(node, now);
         }
         if operation.is_queued() {
-            errands.is_sent(call, node, operation, now, manners.timeout, oracle);
+            pending.record_sent(call, node, operation, now, faults.timeout, oracle);
         } else if !operation.is_of_a_stream() {
-            oracle.begins(node, call);
+            oracle.begin_call(node, call);
         }
         call
     }
 
-    fn waits(
+    /// Adds a call to those that wait, and draws how long it takes in each direction.
+    fn enqueue(
         &self,
         call: usize,
         operation: Operation,
-        command: Option<usize>,
+        batch: Option<usize>,
     ) -> oneshot::Receiver<Result<Outcome, Fault>> {
         let mut state = self.state();
-        let (slow, longest) = (state.manners.slow, state.manners.longest);
-        let long = || {
+        let slow = state.faults.slow;
+        let longest = state.faults.longest;
+        let delay = || {
             if self.chance.happens(slow) { self.chance.part_of(longest) } else { Duration::ZERO }
         };
-        let ready = self.clock.now().after(long());
-        let due = ready.after(long());
+        let ready = self.clock.now().after(delay());
+        let due = ready.after(delay());
         let (reply, answer) = oneshot::channel();
         let outcome = None;
-        state.calls.insert(call, Waiting { operation, ready, due, outcome, command, reply });
+        state.calls.insert(call, WaitingCall { operation, ready, due, outcome, batch, reply });
         answer
     }
 }
 
 impl State {
-    /// A record of something that begins; answers with its number.
-    pub(crate) fn notes(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
-        let asked_time = self.database.oplog.applied();
-        let (ranks, applied, ended) = (Vec::new(), false, None);
-        let record = Record { node, operation, asked, asked_time, ranks, applied, ended };
-        self.records.push(record);
+    /// Adds the record of a call that begins. Returns the number of the call.
+    pub(crate) fn record(&mut self, node: usize, operation: Operation, asked: Moment) -> usize {
+        self.records.push(CallRecord {
+            node,
+            operation,
+            asked,
+            asked_time: self.database.oplog.applied(),
+            ranks: Vec::new(),
+            applied: false,
+            ended: None,
+        });
         self.records.len() - 1
     }
 
-    /// The number of a command of so many parts.
-    pub(crate) fn command(&mut self, parts: usize) -> usize {
-        self.oracle.count("sent together");
-        self.trace.note(|| format!("{parts} together"));
-        self.commands += 1;
-        self.commands
+    /// Begins a batch. Returns its number.
+    pub(crate) fn begin_batch(&mut self, parts: usize) -> usize {
+        self.oracle.count("sent as one batch");
+        self.trace.note(|| format!("a batch of {parts}"));
+        self.batches += 1;
+        self.batches
     }
 
-    /// What the database makes of a call.
+    fn batch_of(&self, call: usize) -> Option<usize> {
+        self.calls.get(&call).and_then(|waiting| waiting.batch)
+    }
+
+    /// Breaks the open stream of one store.
+    pub(crate) fn break_streams(&mut self, node: usize, fault: &Fault) {
+        for waiting in self.calls.keys().map(|call| &self.records[*call]) {
+            if let Operation::GetMore(cursor) = &waiting.operation
+                && waiting.node == node
+            {
+                self.streams.break_off(cursor.stream, fault.clone());
+            }
+        }
+    }
+
+    /// Lets the database carry a call out.
     fn perform(&mut self, call: usize, chance: &Chance) -> Result<Outcome, Fault> {
-        self.database.is_bulk = chance.happens(self.manners.bulks);
-        let by = Some(self.errands.behind(call).unwrap_or(call));
+        self.database.is_bulk = chance.happens(self.faults.bulk_writes);
+        let by = Some(self.pending.store_call_of(call).unwrap_or(call));
         let operation = self.records[call].operation.clone();
         let outcome = match &operation {
             Operation::Insert(key, session) => {
@@ -311,7 +295,7 @@ impl State {
                 self.database.remove(*key, by);
                 Outcome::Removed
             }
-            Operation::Clear => Outcome::Cleared(self.database.clear(usize::MAX, by)),
+            Operation::Clear => Outcome::Cleared(self.database.clear(by)),
             Operation::FindOwned(owner, after) => {
                 let sessions = self.database.owned(*owner, *after);
                 let node = self.records[call].node;
@@ -322,26 +306,35 @@ impl State {
                 let pending = (0..self.database.sessions()).filter_map(|number| {
                     Some((number, self.database.rank_by(number, is_pending)?))
                 });
-                Outcome::Owned(Found { sessions, pending: pending.collect() })
+                Outcome::Owned(OwnedPage { sessions, pending: pending.collect() })
             }
             Operation::RemoveOwned(keys, owner) => {
                 let removed = self.database.remove_owned(keys, *owner, by);
-                Outcome::Ended(removed, self.database.ranks(keys))
+                Outcome::RemovedOwned(removed, self.database.ranks(keys))
             }
             Operation::Open(None)
-                if self.database.now() < self.refuses_fresh_until && !self.manners.healed =>
+                if self.database.now() < self.refuses_fresh_until && !self.faults.recovered =>
             {
-                return Err(crate::simulation::walk::refused());
+                return Err(refused());
             }
             Operation::Open(after) => {
-                let (cursor, reply) = self.open(after.as_ref(), chance)?;
-                Outcome::Handed(cursor, reply)
+                let mut context =
+                    Context { database: &mut self.database, faults: &self.faults, chance };
+                let (cursor, reply) = self.streams.open(after.as_ref(), &mut context)?;
+                Outcome::Batch(cursor, reply)
             }
-            Operation::More(cursor) => {
-                let (cursor, reply) = self.more(cursor.clone(), chance)?;
-                Outcome::Handed(cursor, reply)
+            Operation::GetMore(cursor) => {
+                let mut context =
+                    Context { database: &mut self.database, faults: &self.faults, chance };
+                let (cursor, reply) = self.streams.get_more(cursor.clone(), &mut context)?;
+                Outcome::Batch(cursor, reply)
             }
-            Operation::Fence => Outcome::Time(self.fence(call, chance)),
+            Operation::PrimaryTime => {
+                let asked_time = self.records[call].asked_time;
+                let mut context =
+                    Context { database: &mut self.database, faults: &self.faults, chance };
+                Outcome::Time(context.primary_time(asked_time))
+            }
         };
         let written = match &operation {
             Operation::Insert(key, _) | Operation::Replace(key, ..) | Operation::Remove(key) => {
@@ -351,66 +344,66 @@ impl State {
             Operation::Clear => 0..self.database.sessions(),
             _ => 0..0,
         };
-        let ranks = written.map(|number| (number, self.database.rank(number))).collect();
-        (self.records[call].ranks, self.records[call].applied) = (ranks, true);
-        if let Some(errand) = self.errands.behind(call) {
-            (self.records[errand].ranks, self.records[errand].applied) =
-                (self.records[call].ranks.clone(), true);
+        let ranks: Vec<_> = written.map(|number| (number, self.database.rank(number))).collect();
+        if let Some(store_call) = self.pending.store_call_of(call) {
+            self.records[store_call].ranks.clone_from(&ranks);
+            self.records[store_call].applied = true;
             let took_effect = matches!(outcome, Outcome::Written(Some(_)));
-            let Self { errands, records, oracle, .. } = self;
-            errands.is_applied(errand, took_effect, &records[errand], oracle);
+            let Self { pending, records, oracle, .. } = self;
+            pending.record_applied(store_call, took_effect, &records[store_call], oracle);
         }
+        self.records[call].ranks = ranks;
+        self.records[call].applied = true;
         Ok(outcome)
     }
 
-    /// A call has come to its end at its caller: with what came of it, or by being given up.
-    fn ends(&mut self, call: usize, outcome: Option<&Result<Outcome, Fault>>, now: Moment) {
+    /// A wire call has ended at its caller. `outcome` is `None` if the caller dropped it.
+    fn finish(&mut self, call: usize, outcome: Option<&Result<Outcome, Fault>>, now: Moment) {
         let step = self.database.step();
         self.trace.note(|| format!("end {call}"));
         self.records[call].ended = Some(step);
         if outcome.is_none() {
-            self.errands.is_given_up(call);
+            self.pending.record_abandoned(call);
         }
-        let Self { records, database, oracle, manners, .. } = self;
+        let Self { records, database, oracle, faults, .. } = self;
         let record = &records[call];
-        // Not what the stream brings: a deposed primary may feed it.
+        // Batches of the stream do not count: a former primary may send them.
         if let Some(Ok(Outcome::Time(_))) = outcome {
-            oracle.hears(record.node, now);
+            oracle.record_checkpoint(record.node, now);
         }
-        if matches!(record.operation, Operation::Open(_) | Operation::More(_)) {
-            oracle.ends_of_a_stream(record.node, &record.operation, outcome, now);
+        if matches!(record.operation, Operation::Open(_) | Operation::GetMore(_)) {
+            oracle.record_stream_end(record.node, &record.operation, outcome, now);
         }
         if record.operation.is_of_a_stream() || record.operation.is_queued() {
             return;
         }
         let end = match outcome {
-            None => End::GivenUp,
+            None => End::Abandoned,
             Some(Ok(_)) => End::Answered,
-            Some(Err(Fault::Overloaded)) => End::TurnedAway,
+            Some(Err(Fault::Overloaded)) => End::Rejected,
             Some(Err(fault)) => End::Failed { outage: *fault == Fault::Passing },
         };
-        oracle.ends(record, call, end, database, manners, (step, now));
+        oracle.finish_call(record, call, end, database, faults, (step, now));
     }
 }
 
-/// Notes it if a call is dropped before its end.
-struct GivenUp<'a> {
-    call: usize,
+/// Records that a caller drops its call before the call has ended.
+struct AbandonGuard<'a> {
+    /// `None`: the call has ended.
+    call: Option<usize>,
     wire: &'a Wire,
 }
 
-impl Drop for GivenUp<'_> {
+impl Drop for AbandonGuard<'_> {
     fn drop(&mut self) {
-        if self.call == usize::MAX || std::thread::panicking() {
-            return;
-        }
+        let Some(call) = self.call.filter(|_| !std::thread::panicking()) else { return };
+        let now = self.wire.clock.now();
         let mut state = self.wire.state();
-        let (call, now) = (self.call, self.wire.clock.now());
-        state.trace.note(|| format!("given up {call}"));
-        state.ends(call, None, now);
+        state.trace.note(|| format!("abandoned {call}"));
+        state.finish(call, None, now);
         let unapplied = state.calls.get(&call).is_some_and(|waiting| waiting.outcome.is_none());
-        let recalled = state.manners.recalls && unapplied;
-        if recalled || state.records[call].operation.is_of_a_stream() {
+        let is_dropped = state.faults.drops_abandoned_calls && unapplied;
+        if is_dropped || state.records[call].operation.is_of_a_stream() {
             state.calls.remove(&call);
         }
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the frozen envelopes of src/mongo/codec/sealed/tests.rs.
+"""Prints the frozen envelopes of src/mongo/codec/encrypted/tests.rs.
 
 Written apart from the crate: HChaCha20 is here, as the draft has it, and the rest is OpenSSL's
 ChaCha20-Poly1305 (pip install cryptography).

@@ -122,8 +122,8 @@ async fn existing_handles() {
     let of_collection = builder().collection_handle(collection);
     assert_eq!(used(of_collection.clone()).await, name(database.name(), "own"));
 
-    config_error(of_collection.clone().collection("x"), "names already").await;
-    config_error(builder().database_handle(database).database("x"), "names already").await;
+    config_error(of_collection.clone().collection("x"), "already names it").await;
+    config_error(builder().database_handle(database).database("x"), "already names it").await;
     config_error(of_collection.client(client.clone()), "one of them").await;
     config_error(builder().client(client.clone()).uri(&uri), "one of them").await;
     for (builder, option) in [
@@ -160,7 +160,7 @@ async fn contradicting_parts_are_rejected() {
     config_error(builder().host("a").hosts(["b"]), "`hosts`").await;
     config_error(builder().host("a:1").port(2), "both").await;
     config_error(builder().host("mongodb://a"), "a host is a name").await;
-    config_error(builder().hosts(["a", "mongodb://b/c"]), "of several URIs make one").await;
+    config_error(builder().hosts(["a", "mongodb://b/c"]), "write several URIs as one").await;
     config_error(builder().host("a:b:c"), "the form").await;
     config_error(builder().password("p"), "without `username`").await;
     config_error(builder().auth_source("p"), "without `username`").await;
@@ -308,7 +308,7 @@ async fn every_way_to_name_a_collection_has_the_same_rules() {
             builder().database_handle(database.clone()).collection(name),
             builder().collection_handle(database.collection::<Document>(name)),
         ] {
-            config_error(builder, "no name for a collection").await;
+            config_error(builder, "the name of the collection is malformed").await;
         }
     }
     // The server accepts 255 bytes for both names and the dot between them.
@@ -324,9 +324,14 @@ async fn every_way_to_name_a_collection_has_the_same_rules() {
         config_error(builder, "255 bytes").await;
     }
     let database = client.database("a b");
-    config_error(builder().database_handle(database.clone()), "no name for a database").await;
+    config_error(
+        builder().database_handle(database.clone()),
+        "the name of the database is malformed",
+    )
+    .await;
     let handle = database.collection::<Document>("sessions");
-    config_error(builder().collection_handle(handle), "no name for a database").await;
+    config_error(builder().collection_handle(handle), "the name of the database is malformed")
+        .await;
 }
 
 #[tokio::test]
@@ -334,12 +339,12 @@ async fn names_that_the_server_would_reject_are_rejected() {
     let long = "x".repeat(64);
     for name in ["", "a b", "a.b", "a/b", "a\\b", "a\"b", "$a", "a\0b", "a\nb", long.as_str()] {
         let builder = MongoStore::builder().port(1).database(name);
-        config_error(builder, "no name for a database").await;
+        config_error(builder, "the name of the database is malformed").await;
     }
     let long = "x".repeat(201);
     for name in ["", "a$b", "a\0b", "a\nb", "system.users", ".a", "a.", long.as_str()] {
         let builder = MongoStore::builder().port(1).collection(name);
-        config_error(builder, "no name for a collection").await;
+        config_error(builder, "the name of the collection is malformed").await;
     }
 }
 

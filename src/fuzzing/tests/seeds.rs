@@ -1,4 +1,4 @@
-//! The corpus: that it is complete, and where its first files come from.
+//! The corpus: checks that it is complete, and writes its first files.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -23,10 +23,10 @@ fn each_target_has_a_program_and_a_corpus() {
     assert_eq!(names(folder().join("corpus")), targets);
 }
 
-/// The first files of the corpus. The fuzzer has found the others.
+/// Writes the first files of the corpus. The fuzzer has found the other ones.
 #[test]
-#[ignore = "writes into the source: only if the seeds are to change"]
-fn writes_the_seeds() {
+#[ignore = "writes into fuzz/corpus: run it only to change the seeds"]
+fn write_the_seeds() {
     let write = |target: &str, name: &str, bytes: &[u8]| {
         let folder = folder().join("corpus").join(target);
         std::fs::create_dir_all(&folder).unwrap();
@@ -46,8 +46,8 @@ fn writes_the_seeds() {
         crate::mongo::fuzzing::seeds(data, |target, form, bytes| {
             write(target, &format!("{name}{form}"), bytes);
         });
-        if let Some(packed) = crate::cache::compact::encode(data) {
-            write("compact", &name, packed.as_bytes());
+        if let Some(compact) = crate::cache::compact::encode(data) {
+            write("compact", &name, compact.as_bytes());
         }
         let record = (crate::import::fuzzing::NUMBER, data, json!([2026, 1, 0, 0, 0, 0, 0, 0, 0]));
         write("import", &name, &rmp_serde::to_vec(&record).unwrap());
@@ -77,7 +77,8 @@ fn writes_the_seeds() {
     }
     let key = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 32] };
     let rev = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 16] };
-    let (at, date) = (bson::Timestamp { time: 1, increment: 1 }, bson::DateTime::from_millis(1));
+    let at = bson::Timestamp { time: 1, increment: 1 };
+    let date = bson::DateTime::from_millis(1);
     let token = doc! { "_data": "82680000000000000129" };
     let mut events = Vec::new();
     for op in ["insert", "update", "replace", "delete", "drop", "invalidate"] {

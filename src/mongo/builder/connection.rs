@@ -63,8 +63,8 @@ impl MongoStoreBuilder {
 
     /// The password of [`username`](Self::username), without any escaping.
     ///
-    /// The store does not trim it. If a password or user name ends with a line break or begins with a byte order mark,
-    /// as one from a file may, it is a [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
+    /// The store does not trim it. If a password or user name ends with a line break or begins with a byte order
+    /// mark, as one from a file may, it is a [`Config`](crate::ErrorKind::Config) error: call `trim_end()`.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.connection.password = Some(password.into());
         self
@@ -94,8 +94,8 @@ impl MongoStoreBuilder {
     /// The most connections that the pool opens to each server. At least 1. Default: the number in the URI, otherwise
     /// 100. If the URI has a number too, it must be the same. Not for a client that you hand in.
     ///
-    /// A cached store needs at least 2, because its change stream keeps one connection. This also holds for the pool of
-    /// a client that you hand in.
+    /// A cached store needs at least 2, because its change stream keeps one connection. This also holds for the
+    /// pool of a client that you hand in.
     pub fn max_pool_size(mut self, connections: u32) -> Self {
         self.connection.max_pool_size = Some(connections);
         self
@@ -115,13 +115,13 @@ impl MongoStoreBuilder {
     /// [`Closed`](crate::ErrorKind::Closed) error that says so, and the change stream ends.
     ///
     /// This is a `Client` of the driver's version 3. This crate enables the driver's feature `bson-3`, and Cargo
-    /// unites the features of all crates, so `mongodb::bson` is bson 3 in the whole app. An app that uses `bson = "2"`
-    /// beside the driver stops compiling (``expected `mongodb::bson::Document`, found `bson::Document` ``). Use
-    /// [`mongodb::bson`](crate::mongodb::bson) in place of the crate `bson`, or `bson = "3"`.
+    /// unites the features of all crates, so `mongodb::bson` is bson 3 in the whole app. An app that uses `bson =
+    /// "2"` beside the driver stops compiling (``expected `mongodb::bson::Document`, found `bson::Document` ``).
+    /// Use [`mongodb::bson`](crate::mongodb::bson) in place of the crate `bson`, or `bson = "3"`.
     ///
-    /// The store keeps the write concern of the client. If the client has none, writes have `majority`. A write concern
-    /// below `majority` (`w: 1`) has two costs: a read may not include a write that was acknowledged before it,
-    /// because reads have read concern `majority`; and a failover may undo the write.
+    /// The store keeps the write concern of the client. If the client has none, writes have `majority`. A write
+    /// concern below `majority` (`w: 1`) has two costs: a read may not include a write that was acknowledged before
+    /// it, because reads have read concern `majority`; and a failover may undo the write.
     pub fn client(mut self, client: Client) -> Self {
         self.connection.client = Some(client);
         self
@@ -143,8 +143,8 @@ impl MongoStoreBuilder {
     }
 
     /// The name of the database: 1 to 63 bytes without `/ \ . " $`, space or control characters, and not one of
-    /// MongoDB's own (`admin`, `config`, `local`). Default: the name in the URI, otherwise `sessions`. If the URI has a
-    /// name too, it must be the same. Two apps on one server need two databases or two collections.
+    /// MongoDB's own (`admin`, `config`, `local`). Default: the name in the URI, otherwise `sessions`. If the URI
+    /// has a name too, it must be the same. Two apps on one server need two databases or two collections.
     pub fn database(mut self, name: impl Into<String>) -> Self {
         self.connection.database = Some(name.into());
         self

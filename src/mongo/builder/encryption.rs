@@ -18,9 +18,9 @@ impl MongoStoreBuilder {
     ///   state of the same session.
     /// - The cache, if there is one, has plain data in the memory of this process.
     ///
-    /// Plain sessions can still be read, unless the keys [refuse](crate::Keys::require_encrypted) them. To change keys
-    /// see [`Keys`](crate::Keys). If the key is lost, the data is lost. The cost is 45 bytes for each session, and some
-    /// microseconds for each save and for each load that MongoDB serves. It cannot be combined with
+    /// Plain sessions can still be read, unless the keys [refuse](crate::Keys::require_encrypted) them. To change
+    /// keys see [`Keys`](crate::Keys). If the key is lost, the data is lost. The cost is 45 bytes for each session,
+    /// and some microseconds for each save and for each load that MongoDB serves. It cannot be combined with
     /// [`queryable`](Self::queryable).
     #[cfg(feature = "encryption")]
     #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
@@ -34,8 +34,8 @@ impl MongoStoreBuilder {
         match (&self.keys, &self.format) {
             (None, format) => Ok(format.clone()),
             (Some(_), DataFormat::Native) => Err(crate::error::Error::config(
-                "`queryable` and `encryption` contradict each other, since what is encrypted cannot \
-                 be queried: leave one of them out",
+                "`queryable` and `encryption` contradict each other, because MongoDB cannot query \
+                 encrypted data: leave one of them out",
             )),
             (Some(keys), _) => Ok(DataFormat::Encrypted(keys.clone().checked()?.into())),
         }

@@ -78,8 +78,8 @@ impl MongoStoreBuilder {
     ///
     /// Whole numbers are Int64, or Decimal128 above `i64::MAX`. Other numbers are Double. With the feature
     /// `arbitrary_precision` of `serde_json`, a number is kept to the last character. If none of these types does so,
-    /// the number is a Decimal128 (`1.10`, `1e+5`, up to 34 digits), or otherwise a Binary of the subtype 128 with its
-    /// text, which a query does not treat as a number.
+    /// the number is a Decimal128 (`1.10`, `1e+5`, up to 34 digits), or otherwise a Binary of the subtype 128 with
+    /// its text, which a query does not treat as a number.
     pub fn queryable(mut self, queryable: bool) -> Self {
         self.format = if queryable { DataFormat::Native } else { DataFormat::Text };
         self
@@ -92,9 +92,9 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Whether [`build`](Self::build) creates missing indexes and checks existing ones. Default yes. If the collection,
-    /// the database or an index is dropped while the store runs, a background task then creates the indexes again
-    /// within a minute.
+    /// Whether [`build`](Self::build) creates missing indexes and checks existing ones. Default yes. If the
+    /// collection, the database or an index is dropped while the store runs, a background task then creates the
+    /// indexes again within a minute.
     pub fn create_indexes(mut self, create: bool) -> Self {
         self.leave_indexes_alone = !create;
         self
@@ -116,25 +116,25 @@ impl MongoStoreBuilder {
     ///
     /// A call is queued if that many commands run, or if the running commands carry several calls each. The queue is
     /// sent as one command when it has as many calls as a running command carries, when a running command ends, or
-    /// after 5 ms. This is several times as fast if the server is busy. If it is not, a call may be up to 5 ms slower.
-    /// For a server with many cores or a long round trip, give more.
+    /// after 5 ms. This is several times as fast if the server is busy. If it is not, a call may be up to 5 ms
+    /// slower. For a server with many cores or a long round trip, give more.
     pub fn max_commands_in_flight(mut self, commands: u32) -> Self {
         self.max_commands_in_flight = Some(commands);
         self
     }
 
-    /// How many loads may run or be queued at a time, and separately how many saves. Creates and deletes do not count.
-    /// At least 1. Default 10,000.
+    /// How many loads may run or be queued at a time, and separately how many saves. Creates and deletes do not
+    /// count. At least 1. Default 10,000.
     ///
-    /// A call beyond that number fails at once with [`Overloaded`](crate::ErrorKind::Overloaded), and nothing is sent:
-    /// calls to a server that hangs must not fill the memory of this process.
+    /// A call beyond that number fails at once with [`Overloaded`](crate::ErrorKind::Overloaded), and nothing is
+    /// sent: calls to a server that hangs must not fill the memory of this process.
     pub fn max_queued_calls(mut self, calls: u32) -> Self {
         self.max_queued_calls = Some(calls);
         self
     }
 
-    /// The name of this store in its metrics: the value of the label `store`. Not empty. Default: none, and the series
-    /// have no such label. An app with one store needs no name.
+    /// The name of this store in its metrics: the value of the label `store`. Not empty. Default: none, and the
+    /// series have no such label. An app with one store needs no name.
     ///
     /// Stores with the same name, or without one, add up in the same series. Two gauges show the last reported value
     /// instead: the lag and `max_staleness`.
@@ -154,8 +154,8 @@ impl MongoStoreBuilder {
     }
 
     /// Connects, creates the index on `expires` if it is missing, and checks that the server is new enough
-    /// (MongoDB 4.4.2) and that this user may read and write. The check writes nothing: it sends a save for a key that
-    /// no session has.
+    /// (MongoDB 4.4.2) and that this user may read and write. The check writes nothing: it sends a save for a key
+    /// that no session has.
     ///
     /// # Errors
     ///

@@ -2,12 +2,12 @@
 //! [envelope](crate::mongo::codec::envelope).
 //!
 //! Why this cipher: its nonces are random, and they have 192 bits, so no two are ever the same, however many sessions
-//! one key encrypts. AES-256-GCM has nonces of 96 bits. That limits a key to 2^32 writes, which an app with 1,000 saves
-//! a second reaches in seven weeks. On processors without instructions for AES, it is also slow, or leaks its key
-//! through the processor's cache.
+//! one key encrypts. AES-256-GCM has nonces of 96 bits. That limits a key to 2^32 writes, which an app with 1,000
+//! saves a second reaches in seven weeks. On processors without instructions for AES, it is also slow, or leaks its
+//! key through the processor's cache.
 //!
-//! The header and the `_id` of the document are bound to the text as associated data. So nobody can put the data of one
-//! session in the place of another's.
+//! The header and the `_id` of the document are bound to the text as associated data. So nobody can put the data of
+//! one session in the place of another's.
 
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::aead::{AeadInOut, Generate, KeyInit};
@@ -68,7 +68,8 @@ pub(crate) fn decrypt(keys: &Keys, id: &[u8], envelope: &[u8]) -> Result<String>
     String::from_utf8(text).map_err(|_| unreadable("its decrypted data is not a text"))
 }
 
-/// The associated data of a text. The length of the header is fixed, so two different pairs never give the same bytes.
+/// The associated data of a text. The length of the header is fixed, so two different pairs never give the same
+/// bytes.
 fn associated_data(header: &[u8], id: &[u8]) -> Vec<u8> {
     [header, id].concat()
 }

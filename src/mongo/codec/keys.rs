@@ -19,8 +19,8 @@ const BYTES: usize = 32;
 /// secret store or an environment variable, and never in the database or beside its backups. The key lets its owner
 /// read every session. If the key is lost, the sessions are lost.
 ///
-/// Clones share the bytes. They are overwritten when the last clone is dropped, and `Debug` does not show them. If you
-/// make a key from a text or an array, wiping that is up to you.
+/// Clones share the bytes. They are overwritten when the last clone is dropped, and `Debug` does not show them. If
+/// you make a key from a text or an array, wiping that is up to you.
 #[derive(Clone)]
 pub struct Key(Arc<Zeroizing<[u8; BYTES]>>);
 
@@ -53,8 +53,8 @@ impl Key {
         }
     }
 
-    /// Reads a key in base64, as `openssl rand -base64 32` prints it: 43 characters and one `=`, which may be left out.
-    /// The alphabet has `+` and `/`, or `-` and `_`. White space around it is ignored.
+    /// Reads a key in base64, as `openssl rand -base64 32` prints it: 43 characters and one `=`, which may be left
+    /// out. The alphabet has `+` and `/`, or `-` and `_`. White space around it is ignored.
     ///
     /// # Errors
     ///

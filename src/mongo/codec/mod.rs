@@ -1,8 +1,8 @@
 //! The codec: encodes a session's data for the field `data`, and decodes it, without loss.
 //!
 //! There are three formats: JSON text, a native document that MongoDB can query, and JSON text in an encrypted
-//! envelope. A store writes one of them and reads all, so the choice may change at any time. Reading an envelope needs
-//! its key.
+//! envelope. A store writes one of them and reads all, so the choice may change at any time. Reading an envelope
+//! needs its key.
 
 #[cfg(feature = "encryption")]
 mod encrypted;
@@ -92,8 +92,8 @@ pub(crate) fn escape(key: &str) -> Cow<'_, str> {
     native::escape(key)
 }
 
-/// Encrypts the stored data of the session whose document has this `_id` with the newest key. `None` if the newest key
-/// already encrypts it.
+/// Encrypts the stored data of the session whose document has this `_id` with the newest key. `None` if the newest
+/// key already encrypts it.
 #[cfg(feature = "encryption")]
 pub(crate) fn reencode(
     stored: RawBsonRef<'_>,

@@ -15,8 +15,8 @@
 //! | text of a Decimal128: `1.10`, `1e+5`, up to 34 digits | Decimal128 |
 //! | any other | Binary of the subtype 128: the text |
 //!
-//! In keys, `%`, `.`, NUL and a leading `$` are percent-escaped, so every server and query language takes them. Nothing
-//! is read as extended JSON: `{"$oid": …}` stays an object.
+//! In keys, `%`, `.`, NUL and a leading `$` are percent-escaped, so every server and query language takes them.
+//! Nothing is read as extended JSON: `{"$oid": …}` stays an object.
 
 use std::borrow::Cow;
 

@@ -283,8 +283,8 @@ impl<'a> Parser<'a> {
 
 /// The number of bytes before the first quotation mark, backslash or control character.
 ///
-/// It checks eight bytes at a time: a byte is below `n` if its highest bit is not set, and subtracting `n` borrows from
-/// that bit. The borrow may spread to higher bytes, so only the lowest byte that is found counts.
+/// It checks eight bytes at a time: a byte is below `n` if its highest bit is not set, and subtracting `n` borrows
+/// from that bit. The borrow may spread to higher bytes, so only the lowest byte that is found counts.
 fn plain_bytes(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHEST: u64 = ONES << 7;

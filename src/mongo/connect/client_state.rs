@@ -1,9 +1,9 @@
 //! The state of a client that the app handed in: the size of its pool, and whether the app is shutting it down.
 //!
 //! The driver (mongodb 3.9.1) shows both only in the `Debug` output of a client, so this file reads that output. The
-//! other ways do not work. A probe that times overlapping commands would take a busy or a far server for a small pool.
-//! `Client::shutdown` [waits](https://docs.rs/mongodb/3.9/mongodb/struct.Client.html#method.shutdown) for the driver
-//! session of each change stream, and every command succeeds meanwhile, so no command shows that it waits.
+//! other ways do not work. A probe that times overlapping commands would take a busy or a far server for a small
+//! pool. `Client::shutdown` [waits](https://docs.rs/mongodb/3.9/mongodb/struct.Client.html#method.shutdown) for the
+//! driver session of each change stream, and every command succeeds meanwhile, so no command shows that it waits.
 //!
 //! If a later driver has another output, both are unknown. Then nothing is refused, and the app's `Client::shutdown`
 //! waits until the store is shut down.
@@ -21,15 +21,15 @@ const DEFAULT_POOL: u32 = 10;
 /// How often the client is checked. A check takes a fraction of a millisecond.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a client is kept if its last store was dropped without a shutdown. The driver sends a last command when the
-/// last handle of a client is dropped. A process that drops its stores often ends right after, and a command in a
-/// runtime that ends may panic in the driver (mongodb 3.9.1 unwraps the reply of a pool task that the runtime has
+/// How long a client is kept if its last store was dropped without a shutdown. The driver sends a last command when
+/// the last handle of a client is dropped. A process that drops its stores often ends right after, and a command in
+/// a runtime that ends may panic in the driver (mongodb 3.9.1 unwraps the reply of a pool task that the runtime has
 /// cancelled).
 pub(crate) const KILL_CURSORS_DELAY: Duration = Duration::from_millis(100);
 
 /// Starts the task that keeps a handle of the client until the store has ended. If the app
-/// [`handed in`](crate::mongo::MongoStoreBuilder::client) the client, the task also notices when the app shuts it down,
-/// and makes the store release it.
+/// [`handed in`](crate::mongo::MongoStoreBuilder::client) the client, the task also notices when the app shuts it
+/// down, and makes the store release it.
 pub(crate) fn watch_client(client: Client, is_handed_in: bool, tasks: &Tasks) {
     let watched = tasks.clone();
     tasks.spawn(async move {
@@ -75,8 +75,8 @@ fn is_shutting_down_in(shown: &str) -> bool {
     state.is_some_and(|(_, state)| state.starts_with("true"))
 }
 
-/// The `Debug` output of the client, without quoted texts: one of them, such as the app's name, could look like a field.
-/// The output stays in this file. The driver leaves passwords out of it.
+/// The `Debug` output of the client, without quoted texts: one of them, such as the app's name, could look like a
+/// field. The output stays in this file. The driver leaves passwords out of it.
 fn debug_text(client: &Client) -> String {
     without_quotes(&format!("{client:?}"))
 }

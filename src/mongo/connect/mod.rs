@@ -1,5 +1,5 @@
-//! `Connection`: the connection options of the builder, and the collection that they lead to. The options are a URI with
-//! the collection in its path, its parts, or an existing handle.
+//! `Connection`: the connection options of the builder, and the collection that they lead to. The options are a URI
+//! with the collection in its path, its parts, or an existing handle.
 
 pub(crate) mod client_state;
 pub(crate) mod probe;
@@ -127,7 +127,7 @@ impl Connection {
             given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         if given.len() > 1 {
             return Err(Error::config(format!(
-                "{} were given; the connection is described by one of them",
+                "{} were given: describe the connection by one of them",
                 given.join(" and ")
             )));
         }
@@ -168,8 +168,8 @@ impl Connection {
             || self.database_handle.is_some() && self.database.is_some()
         {
             return Err(Error::config(
-                "`database` or `collection` was given for what an existing handle names already: leave it \
-                 out",
+                "`database` or `collection` was given, but the existing handle already names it: \
+                 leave it out",
             ));
         }
         self.check_ends()?;
@@ -187,9 +187,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Refuses a line break at the end and a byte order mark at the beginning, as a value from a file may have. They are
-    /// not removed, because they may belong to the value: the result would be a wrong password without a visible
-    /// reason.
+    /// Refuses a line break at the end and a byte order mark at the beginning, as a value from a file may have.
+    /// They are not removed, because they may belong to the value: the result would be a wrong password without a
+    /// visible reason.
     fn check_ends(&self) -> Result<()> {
         let file = self.tls_ca_file.as_ref().and_then(|path| path.to_str());
         for (name, value) in [
@@ -204,15 +204,15 @@ impl Connection {
         ] {
             if value.is_some_and(|value| value.starts_with('\u{feff}')) {
                 return Err(Error::config(format!(
-                    "`{name}` begins with a byte order mark, as a file that a Windows editor saved does: \
-                     save it as UTF-8 without a byte order mark, or take the mark off with \
-                     trim_start_matches('\\u{{feff}}')"
+                    "`{name}` begins with a byte order mark, as a file that a Windows editor \
+                     saved does: save it as UTF-8 without a byte order mark, or take the mark off \
+                     with trim_start_matches('\\u{{feff}}')"
                 )));
             }
             if value.is_some_and(|value| value.ends_with(['\n', '\r'])) {
                 return Err(Error::config(format!(
-                    "`{name}` ends with a line break, as what is read from a file does: take it off \
-                     with trim_end()"
+                    "`{name}` ends with a line break, as what is read from a file does: take it \
+                     off with trim_end()"
                 )));
             }
         }
@@ -289,8 +289,8 @@ impl Connection {
         let wanted = self.tls.or(self.tls_ca_file.is_some().then_some(true));
         match (wanted, in_uri) {
             (Some(false), Some(Tls::Enabled(_))) => Err(Error::config(
-                "`tls` is switched off, and the URI switches it on, as every mongodb+srv:// does \
-                 that has no tls=false: change one of them",
+                "`tls` is switched off, but the URI switches it on (a mongodb+srv:// URI does so \
+                 unless it has tls=false): change one of them",
             )),
             (Some(true), Some(Tls::Disabled)) => Err(Error::config(
                 "the URI switches TLS off, and `tls` or `tls_ca_file` was given: change one of them",
@@ -309,8 +309,8 @@ impl Connection {
         }
     }
 
-    /// Reads the TLS files before the driver does. The driver reports a missing key file as a lost connection, and takes
-    /// a directory or an empty file for an empty list of authorities.
+    /// Reads the TLS files before the driver does. The driver reports a missing key file as a lost connection, and
+    /// takes a directory or an empty file for an empty list of authorities.
     fn check_tls_files(&self, tls: Option<&Tls>) -> Result<()> {
         let Some(Tls::Enabled(tls)) = tls else { return Ok(()) };
         if let Some(path) = &tls.ca_file_path {
@@ -318,8 +318,8 @@ impl Connection {
             let pem = read_file(option, path)?;
             if pem.is_some_and(|pem| !holds(&pem, b"-----BEGIN CERTIFICATE-----")) {
                 return Err(Error::config(format!(
-                    "the file of `{option}` holds no certificate: give a PEM file with at least one \
-                     -----BEGIN CERTIFICATE----- block"
+                    "the file of `{option}` holds no certificate: give a PEM file with at least \
+                     one -----BEGIN CERTIFICATE----- block"
                 )));
             }
         }
@@ -355,16 +355,16 @@ impl Connection {
         let host = trimmed(host);
         if host.contains("://") {
             return Err(Error::config(
-                "a host is a name or address, with a port or without: of several URIs make one, \
-                 mongodb://first,second/database",
+                "a host is a name or an address, with or without a port: write several URIs as \
+                 one, mongodb://first,second/database",
             ));
         }
         let parsed = ServerAddress::parse(host).ok().filter(is_valid_host);
         let mut address = parsed.ok_or_else(|| {
             Error::config(
                 "a host must have the form `name`, `name:port` or `[address]:port`, and a name \
-                 consists of letters, digits, hyphens, underscores and single dots: give several to \
-                 `hosts`, and a user to `username` and `password`",
+                 consists of letters, digits, hyphens, underscores and single dots: give several \
+                 to `hosts`, and a user to `username` and `password`",
             )
         })?;
         if let ServerAddress::Tcp { port: own, .. } = &mut address {
@@ -381,8 +381,8 @@ impl Connection {
 fn read_file(option: &str, path: &Path) -> Result<Option<Vec<u8>>> {
     let unreadable = |reason: &dyn std::fmt::Display| {
         Error::config(format!(
-            "the file of `{option}` cannot be read: {reason}. Is the path right? A relative one begins \
-             at the working directory of the app"
+            "the file of `{option}` cannot be read: {reason}. Is the path right? A relative one \
+             begins at the working directory of the app"
         ))
     };
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
@@ -411,13 +411,13 @@ async fn resolved<T>(parse: impl Future<Output = T>, timeout: Duration) -> Resul
 
 fn unresolved(timeout: Duration) -> String {
     format!(
-        "was not resolved, since no name server answered within {timeout:?}: does DNS work here, and \
-         are its name servers reachable?"
+        "was not resolved, since no name server answered within {timeout:?}: does DNS work here, \
+         and are its name servers reachable?"
     )
 }
 
-/// Fails if no name server replies about any host. The driver would only report that the host does not answer. If a name
-/// server does reply, the driver gets the same reply, and tries again while it has time.
+/// Fails if no name server replies about any host. The driver would only report that the host does not answer. If a
+/// name server does reply, the driver gets the same reply, and tries again while it has time.
 async fn lookup<F, T>(
     hosts: &[ServerAddress],
     timeout: Duration,

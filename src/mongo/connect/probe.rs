@@ -13,8 +13,8 @@ use crate::mongo::schema;
 use crate::mongo::server_errors::{self, Meaning};
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// The first version with `hello`, by which a cached store reads the time of the cluster. The driver needs 4.4. A save
-/// is an update with `$replaceWith`, which needs 4.2.
+/// The first version with `hello`, by which a cached store reads the time of the cluster. The driver needs 4.4. A
+/// save is an update with `$replaceWith`, which needs 4.2.
 const OLDEST: &str = "4.4.2";
 
 /// Each [wire version](https://github.com/mongodb/mongo/blob/master/src/mongo/db/wire_version.h) that the driver refuses
@@ -85,8 +85,8 @@ impl SessionCollection {
         }
     }
 
-    /// Sends a save for a key that no session has. It needs the acknowledgement of one member only, so it does not wait
-    /// for a majority.
+    /// Sends a save for a key that no session has. It needs the acknowledgement of one member only, so it does not
+    /// wait for a majority.
     async fn probe_write(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "update");
         let unused = schema::binary(&schema::FIRST_KEY);

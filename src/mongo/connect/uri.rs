@@ -1,5 +1,5 @@
-//! Reads a connection string, and says what is wrong with a malformed one. No message quotes the string: any piece of a
-//! malformed one may be a piece of the password.
+//! Reads a connection string, and says what is wrong with a malformed one. No message quotes the string: any piece
+//! of a malformed one may be a piece of the password.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,8 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::connect::uri_options;
 use crate::mongo::error;
 
-/// Trims what a file may add: white space, such as a line break at the end, and a byte order mark, which Windows editors
-/// write at the beginning.
+/// Trims what a file may add: white space, such as a line break at the end, and a byte order mark, which Windows
+/// editors write at the beginning.
 pub(crate) fn trimmed(text: &str) -> &str {
     text.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}')
 }
@@ -40,8 +40,8 @@ pub(crate) fn split_collection(uri: &str) -> Result<(String, Option<String>)> {
              percent-encoded",
         ));
     }
-    // Most likely the `?` belongs to a password, and the driver would take its first half for a port. The user name may
-    // have an `@` of its own.
+    // Most likely the `?` belongs to a password, and the driver would take its first half for a port. The user name
+    // may have an `@` of its own.
     let behind_user = head[authority..].rfind('@').map(|at| &head[authority + at..]);
     if query.contains('@') && !behind_user.is_some_and(|rest| rest.contains('/')) {
         return Err(malformed());
@@ -94,8 +94,8 @@ pub(crate) fn percent_decoded(text: &str) -> Result<String> {
     let is_escape = |after: &[u8]| after.len() >= 2 && after[..2].iter().all(u8::is_ascii_hexdigit);
     if !text.as_bytes().split(|byte| *byte == b'%').skip(1).all(is_escape) {
         return Err(Error::config(
-            "the URI's path has an invalid percent escape: a % is followed by two hex digits, and the \
-             character % itself is written %25",
+            "the URI's path has an invalid percent escape: a % is followed by two hex digits, and \
+             the character % itself is written %25",
         ));
     }
     let decoded = percent_decode_str(text).decode_utf8();
@@ -152,8 +152,8 @@ fn malformed() -> Error {
     )
 }
 
-/// Whether this host can be looked up. The driver takes nearly any text, and the lookup would fail without saying what is
-/// wrong.
+/// Whether this host can be looked up. The driver takes nearly any text, and the lookup would fail without saying
+/// what is wrong.
 pub(crate) fn is_valid_host(address: &ServerAddress) -> bool {
     match address {
         ServerAddress::Tcp { host, .. } => host.parse::<IpAddr>().is_ok() || is_valid_name(host),
@@ -184,9 +184,9 @@ pub(crate) fn check_hosts(uri: &ConnectionString) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(
-        "the URI has a malformed host: it has the form `name`, `name:port` or `[address]:port`, and a \
-         name consists of letters, digits, hyphens, underscores and single dots. Commas separate \
-         several hosts, and an @ is before the first one if there is a user name",
+        "the URI has a malformed host: it has the form `name`, `name:port` or `[address]:port`, \
+         and a name consists of letters, digits, hyphens, underscores and single dots. Commas \
+         separate several hosts, and an @ is before the first one if there is a user name",
     ))
 }
 
@@ -202,8 +202,8 @@ pub(crate) fn valid_namespace(database: &str, collection: &str) -> Result<()> {
     valid_collection(collection)?;
     if database.len() + 1 + collection.len() > LONGEST_NAMESPACE {
         return Err(Error::config(
-            "the names of the database and the collection are too long together: MongoDB takes 255 bytes \
-             for both and the dot between them",
+            "the names of the database and the collection are too long together: MongoDB takes \
+             255 bytes for both and the dot between them",
         ));
     }
     Ok(())
@@ -223,8 +223,8 @@ pub(crate) fn valid_database(name: &str) -> Result<()> {
         || name.contains(char::is_control);
     if malformed {
         return Err(Error::config(
-            "what was given is no name for a database: 1 to 63 bytes without / \\ . \" $, space or \
-             control characters",
+            "the name of the database is malformed: it has 1 to 63 bytes without / \\ . \" $, \
+             space or control characters",
         ));
     }
     Ok(())
@@ -240,8 +240,8 @@ pub(crate) fn valid_collection(name: &str) -> Result<()> {
         || name.ends_with('.');
     if malformed {
         return Err(Error::config(
-            "what was given is no name for a collection: 1 to 200 bytes without $ or control \
-             characters, with no dot at either end, and not of the server's own `system.`",
+            "the name of the collection is malformed: it has 1 to 200 bytes without $ or control \
+             characters, has no dot at either end, and does not begin with `system.`",
         ));
     }
     Ok(())

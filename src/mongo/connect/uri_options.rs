@@ -1,8 +1,8 @@
 //! The options of a connection string: the values that each takes, and the options that this driver does not support.
 //!
-//! Only the driver decides whether a URI is accepted. These tables explain a refusal: the driver's own texts quote the
-//! refused value, which may be a piece of the password. The names are those of
-//! [the manual](https://www.mongodb.com/docs/manual/reference/connection-string-options/).
+//! Only the driver decides whether a URI is accepted. These tables explain a refusal: the driver's own texts quote
+//! the refused value, which may be a piece of the password. The names are those of [the
+//! manual](https://www.mongodb.com/docs/manual/reference/connection-string-options/).
 
 use mongodb::options::{AuthMechanism, Credential};
 
@@ -115,7 +115,8 @@ const NO_REVOCATION_LIST: &str =
 const SERVICE_NAME: &str = "write authMechanismProperties=SERVICE_NAME:… in its place";
 const TIME_OUT: &str = "take it out of the URI, and set MongoStoreBuilder::operation_timeout";
 
-/// Options of older drivers and of drivers for other languages, each with the remedy. An app may have them in its old URI.
+/// Options of older drivers and of drivers for other languages, each with the remedy. An app may have them in its
+/// old URI.
 ///
 /// Sources: the manual's
 /// [options](https://www.mongodb.com/docs/manual/reference/connection-string-options/) and those of the
@@ -290,8 +291,8 @@ const REASONS: [&str; 38] = [
     "write concern cannot have w=# and j=true",
 ];
 
-/// Options that the driver takes and that have no effect here: the name, the values with the same effect as the store, and
-/// what counts instead.
+/// Options that the driver takes and that have no effect here: the name, the values with the same effect as the
+/// store, and what counts instead.
 const WITHOUT_EFFECT: [(&str, &[&str], &str); 3] = [
     ("readConcernLevel", &["majority"], "a session store reads with read concern `majority`"),
     ("readPreference", &["primary"], "a session store reads from the primary"),
@@ -331,7 +332,8 @@ fn row<'a, T>(table: &'a [(&'a str, T)], key: &str) -> Option<&'a (&'a str, T)> 
     table.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))
 }
 
-/// Returns what is wrong with `authMechanismProperties` together with `authMechanism=MONGODB-OIDC`; `None` if nothing is.
+/// Returns what is wrong with `authMechanismProperties` together with `authMechanism=MONGODB-OIDC`; `None` if
+/// nothing is.
 pub(crate) fn oidc_fault(pairs: &[&str]) -> Option<Error> {
     let value_of = |name: &str| {
         let given = pairs.iter().filter_map(|pair| pair.split_once('='));
@@ -388,8 +390,8 @@ pub(crate) fn reason(error: &mongodb::error::Error) -> Option<String> {
     REASONS.contains(&pattern.as_str()).then_some(reason)
 }
 
-/// Refuses a mechanism that the driver reads from a URI but cannot use. Without this check, the error would be that of a
-/// wrong password, after the server is reached.
+/// Refuses a mechanism that the driver reads from a URI but cannot use. Without this check, the error would be that
+/// of a wrong password, after the server is reached.
 pub(crate) fn unusable_mechanism(credential: &Credential) -> Option<Error> {
     match credential.mechanism.as_ref()? {
         AuthMechanism::MongoDbCr => Some(Error::config(
@@ -411,8 +413,8 @@ pub(crate) fn unusable_mechanism(credential: &Credential) -> Option<Error> {
     }
 }
 
-/// Translates the driver's text about a mechanism that needs a feature of the driver. The driver says so only after it has
-/// reached the server.
+/// Translates the driver's text about a mechanism that needs a feature of the driver. The driver says so only after
+/// it has reached the server.
 pub(crate) fn missing_feature(said: &str) -> Option<Error> {
     let feature = ["azure-oidc", "gcp-oidc"]
         .into_iter()

@@ -220,6 +220,7 @@ fn drop_command(sessions: &SessionCollection, index: &str) -> String {
 #[cfg(test)]
 mod tests {
     use bson::doc;
+    use mongodb::options::IndexOptions;
 
     use super::*;
 
@@ -249,6 +250,28 @@ mod tests {
         ] {
             assert!(!has_keys(&keys, &["owner", "_id"]), "{keys}");
         }
+    }
+
+    #[test]
+    fn one_index_that_fits_is_enough_and_otherwise_the_first_fault_is_reported() {
+        let named = |name: &str| {
+            let options = IndexOptions::builder().name(name.to_owned()).build();
+            IndexModel::builder().keys(doc! { "expires": 1 }).options(options).build()
+        };
+        let judged = |names: &[&str]| {
+            let indexes: Vec<_> = names.iter().map(|name| named(name)).collect();
+            judge_all(indexes.iter(), |index| {
+                match index.options.as_ref().unwrap().name.as_deref().unwrap() {
+                    "fits" => Ok(()),
+                    other => Err(Error::new(ErrorKind::Index, other.to_owned())),
+                }
+            })
+        };
+        assert!(judged(&[]).is_none());
+        assert!(judged(&["fits", "first"]).unwrap().is_ok());
+        assert!(judged(&["first", "fits"]).unwrap().is_ok());
+        let error = judged(&["first", "second"]).unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "first");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::session::id::SessionKey;
 use crate::telemetry::metrics::{Outcome, Verb};
 
 impl MongoStore {
-    /// Returns the keys of the most recently written live sessions, the latest first; `None` if that takes longer than
-    /// `within`.
+    /// Returns the keys of the most recently written live sessions, the latest first; `None` if that takes longer
+    /// than `within`.
     pub(crate) async fn newest(
         &self,
         sessions: u64,

@@ -28,8 +28,9 @@ use crate::mongo::schema;
 use crate::mongo::task_stream::{Step, TaskStream};
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// The most sessions in a page, and the most bytes of data in it, unless it is a single session.
+/// The most sessions in a page.
 const PAGE: u32 = 500;
+/// The most bytes of data in a page, unless it has a single session.
 const PAGE_BYTES: usize = 2 << 20;
 
 /// The most bytes of statements in a command, unless it is a single statement. JSON text may be several times as
@@ -295,8 +296,8 @@ impl SessionCollection {
         Ok(changed)
     }
 
-    /// The statement that stores a session encrypted with the newest key, and its approximate size in bytes.
-    /// `None` if the session already is.
+    /// Returns the statement that encrypts a session with the newest key, and its approximate size in bytes; `None`
+    /// if the newest key already encrypts the session.
     fn statement(
         &self,
         found: &RawDocument,

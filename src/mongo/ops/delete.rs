@@ -21,7 +21,7 @@ pub(crate) struct DeleteSelection {
     /// The one session that stays.
     pub(crate) kept: Option<SessionKey>,
     /// Whether to skip sessions that have expired.
-    pub(crate) live_alone: bool,
+    pub(crate) only_live: bool,
 }
 
 /// The pages of sessions to end, in the order of their keys.
@@ -73,7 +73,7 @@ impl SessionCollection {
 
     fn selected(&self, selection: &DeleteSelection, ids: Document) -> Document {
         let wanted = and(ids, selection.filter.clone());
-        if !selection.live_alone {
+        if !selection.only_live {
             return wanted;
         }
         and(wanted, doc! { "expires": { "$gt": schema::date(self.clock.wall()) } })

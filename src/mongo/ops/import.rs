@@ -3,9 +3,9 @@
 //! A session is imported in two steps: `stage` inserts it, and `activate` makes it live. In between it has no
 //! `expires`, so it is not in a list, and the TTL index does not remove it. Loading it is an error, and not `None`.
 //!
-//! `activate` changes a single document, so it happens fully or not at all. It matches the document by its `rev`, which
-//! is also the claim on the old document by then. So it matches nothing if the session was ended or activated before.
-//! The [module of the import](crate::import) says why.
+//! `activate` changes a single document, so it happens fully or not at all. It matches the document by its `rev`,
+//! which is also the claim on the old document by then. So it matches nothing if the session was ended or activated
+//! before. The [module of the import](crate::import) says why.
 
 use std::collections::HashMap;
 
@@ -37,7 +37,7 @@ const PAGE: u32 = 500;
 const PAGE_BYTES: usize = 8 << 20;
 
 /// What a claim tries to do, for an error message.
-const CLAIM: &str = "mark the old sessions";
+const CLAIM: &str = "claim the old sessions";
 
 /// The claims on documents of the source, by their `_id`.
 pub(crate) type Claims = HashMap<String, Vec<u8>>;
@@ -62,8 +62,8 @@ pub(crate) struct ImportSteps {
 impl ImportSteps {
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if writes to the source are not acknowledged: an import must know whether a claim is
-    /// stored.
+    /// [`Config`](ErrorKind::Config) if writes to the source are not acknowledged: an import must know whether a
+    /// claim is stored.
     pub(crate) fn new(source: &Collection<Document>, store: MongoStore) -> Result<Self> {
         Ok(Self { source: validate::with_concerns(source)?, store })
     }
@@ -102,7 +102,8 @@ impl ImportSteps {
         sessions.within(read).await
     }
 
-    /// Counts the documents of the source whose `_id` is neither a text nor a binary, as that of this store's sessions is.
+    /// Counts the documents of the source whose `_id` is neither a text nor a binary, as that of this store's
+    /// sessions is.
     pub(crate) async fn foreign(&self) -> Result<u64> {
         let sessions = self.sessions();
         let filter = doc! { "_id": { "$not": { "$type": ["string", "binData"] } } };
@@ -120,20 +121,20 @@ impl ImportSteps {
         }
     }
 
-    /// Claims documents of the source for the staged sessions with these revs, unless they are claimed already. Returns
-    /// the claims that the documents have from now on. A document that is gone has no claim.
+    /// Claims documents of the source for the staged sessions with these revs, unless they are claimed already.
+    /// Returns the claims that the documents have from now on. A document that is gone has no claim.
     pub(crate) async fn claim(&self, ids: &[(String, Option<Vec<u8>>)]) -> Result<Claims> {
         let ours = ids.iter().filter_map(|(id, rev)| Some((id.clone(), rev.clone()?)));
         let ours: Claims = ours.collect();
         let statements: Vec<_> = ours
             .iter()
             .map(|(id, rev)| {
-                let mark = doc! { "$set": { CLAIM_FIELD: schema::binary(rev) } };
-                doc! { "q": { "_id": id, CLAIM_FIELD: { "$exists": false } }, "u": mark }
+                let claim = doc! { "$set": { CLAIM_FIELD: schema::binary(rev) } };
+                doc! { "q": { "_id": id, CLAIM_FIELD: { "$exists": false } }, "u": claim }
             })
             .collect();
         let sent = statements.len();
-        let marked = async {
+        let claimed = async {
             // With a causally consistent session, the read below includes the claims of another run that prevented
             // ours.
             let start = CausalSessions::new_session(self.source.client()).await;
@@ -151,10 +152,10 @@ impl ImportSteps {
                 return Ok(ours);
             }
             let ids: Vec<_> = ids.iter().map(|(id, _)| id.as_str()).collect();
-            let marks = self.read_claims(&ids, &mut session).await;
-            marks.map_err(|error| failed("read the marks of the old sessions", &error))?
+            let claims = self.read_claims(&ids, &mut session).await;
+            claims.map_err(|error| failed("read the claims of the old sessions", &error))?
         };
-        self.sessions().within(marked).await
+        self.sessions().within(claimed).await
     }
 
     async fn read_claims(
@@ -167,35 +168,34 @@ impl ImportSteps {
             documents.find(doc! { "_id": { "$in": ids } }).projection(doc! { CLAIM_FIELD: 1 });
         let find = find.batch_size(PAGE).max_time(self.sessions().timeout);
         let mut cursor = find.session(&mut *session).await?;
-        let mut marks = Claims::with_capacity(ids.len());
+        let mut claims = Claims::with_capacity(ids.len());
         while cursor.advance(session).await? {
             let found = cursor.current();
             let (Ok(id), Some(Claim::Rev(rev))) = (found.get_str("_id"), Self::claim_on(found))
             else {
                 return Ok(Err(Error::new(
                     ErrorKind::Server,
-                    "a session could not be taken over, since another one had its key, or one that \
-                     was ended just now: run the import again, and if it ends with this again, see \
-                     whether there is a unique index on the sessions collection beside the one on \
-                     _id",
+                    "a session could not be imported: another session has its key, or a session with its \
+                     key was ended just now. Run the import again. If it fails again, check whether the \
+                     sessions collection has a unique index beside the one on _id",
                 )));
             };
-            marks.insert(id.to_owned(), rev.to_vec());
+            claims.insert(id.to_owned(), rev.to_vec());
         }
-        Ok(Ok(marks))
+        Ok(Ok(claims))
     }
 
     /// Removes claimed documents from the source.
     pub(crate) async fn remove(&self, ids: &[String]) -> Result<()> {
-        let marked = doc! { "_id": { "$in": ids }, CLAIM_FIELD: { "$exists": true } };
-        let remove = self.source.delete_many(marked);
+        let claimed = doc! { "_id": { "$in": ids }, CLAIM_FIELD: { "$exists": true } };
+        let remove = self.source.delete_many(claimed);
         let remove =
             async { remove.await.map_err(|error| failed("remove the old sessions", &error)) };
         self.sessions().within(remove).await.map(drop)
     }
 
-    /// Returns the document of a session that is not live yet, or the reason why the session cannot be stored. It keeps
-    /// its expiry: an import does not prolong a session.
+    /// Returns the document of a session that is not live yet, or the reason why the session cannot be stored. It
+    /// keeps its expiry: an import does not prolong a session.
     ///
     /// # Errors
     ///
@@ -236,8 +236,8 @@ impl ImportSteps {
         Ok(Ok(document))
     }
 
-    /// Inserts sessions that are not live yet. A session that exists already, live or not, stays unchanged. Returns the
-    /// `rev` of each session that exists then.
+    /// Inserts sessions that are not live yet. A session that exists already, live or not, stays unchanged. Returns
+    /// the `rev` of each session that exists then.
     pub(crate) async fn stage(&self, documents: Vec<Document>) -> Result<Revs> {
         if documents.is_empty() {
             return Ok(Revs::new());
@@ -266,7 +266,7 @@ impl ImportSteps {
                             revs.extend(self.revs_of(&keys).await?);
                             Ok(revs)
                         }
-                        None => timer.fail("take sessions over", &error),
+                        None => timer.fail("import sessions", &error),
                     },
                 }
             })
@@ -307,7 +307,7 @@ impl ImportSteps {
                 };
                 match updated.await {
                     Ok(done) => timer.finish(Outcome::Ok, Ok(done.modified_count)),
-                    Err(error) => timer.fail("take sessions over", &error),
+                    Err(error) => timer.fail("import sessions", &error),
                 }
             })
             .await
@@ -342,7 +342,7 @@ impl ImportSteps {
                 };
                 match removed.await {
                     Ok(_) => timer.finish(Outcome::Ok, Ok(())),
-                    Err(error) => timer.fail("remove what was not taken over", &error),
+                    Err(error) => timer.fail("remove the sessions that were not imported", &error),
                 }
             })
             .await
@@ -378,8 +378,8 @@ fn duplicate_positions(error: &mongodb::error::Error) -> Option<impl Iterator<It
         return None;
     };
     let errors = write_errors.as_ref().filter(|_| write_concern_error.is_none())?;
-    let all = errors.iter().all(|error| error.code == DUPLICATE_KEY);
-    all.then(|| errors.iter().map(|error| error.index).collect::<Vec<_>>().into_iter())
+    let are_duplicates = errors.iter().all(|error| error.code == DUPLICATE_KEY);
+    are_duplicates.then(|| errors.iter().map(|error| error.index).collect::<Vec<_>>().into_iter())
 }
 
 fn failed(doing: &str, error: &mongodb::error::Error) -> Error {

@@ -46,7 +46,7 @@ impl MongoStoreBuilder {
     ///
     /// For axum-login, use [`Owner::from_axum_login`].
     ///
-    /// If the function panics, the call fails with [`Panic`](ErrorKind::Panic), and nothing is sent.
+    /// If the function panics, the call fails with [`Panic`](crate::ErrorKind::Panic), and nothing is sent.
     pub fn owner<F, O>(mut self, owner: F) -> Self
     where
         F: Fn(&Data) -> Option<O> + Send + Sync + 'static,
@@ -182,10 +182,10 @@ impl MongoStore {
         spans::verb!("session_store.revoke_owned", revoke)
     }
 
-    /// Stores the owner of each live session whose stored owner differs from the one that its data has, and returns the
-    /// number of changed sessions. For sessions that were stored before [`owner`](MongoStoreBuilder::owner) was
-    /// given, or with another function. Call it once all instances of the app have the new function. You may call it
-    /// again at any time.
+    /// Stores the owner of each live session whose stored owner differs from the one that its data has, and returns
+    /// the number of changed sessions. For sessions that were stored before [`owner`](MongoStoreBuilder::owner) was
+    /// given, or with another function. Call it once all instances of the app have the new function. You may call
+    /// it again at any time.
     ///
     /// The store reads all sessions, 64 at a time, and writes those that change one by one. Each step is under the
     /// operation timeout. Caches read the changed sessions again.
@@ -197,7 +197,7 @@ impl MongoStore {
     /// # Errors
     ///
     /// As [`delete_by_owner`](Self::delete_by_owner); some owners may have been stored by then.
-    /// [`Panic`](ErrorKind::Panic) if the `owner` function panicked; the owners of all other sessions
+    /// [`Panic`](crate::ErrorKind::Panic) if the `owner` function panicked; the owners of all other sessions
     /// have been stored by then.
     ///
     /// # Cancel safety
@@ -249,6 +249,6 @@ impl SessionCollection {
         kept: Option<SessionKey>,
     ) -> Result<DeleteSelection> {
         self.require_owner_option()?;
-        Ok(DeleteSelection { filter: owned_by(owner), kept, live_alone: false })
+        Ok(DeleteSelection { filter: owned_by(owner), kept, only_live: false })
     }
 }

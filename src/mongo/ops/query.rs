@@ -123,9 +123,9 @@ impl MongoStore {
     /// For any other filter, use [`collection`](Self::collection), which queries MongoDB directly.
     ///
     /// Some operators in `$expr` make the server fail for a value of another type: `$size` of something that is not a
-    /// list, or arithmetic with a text. The server does not evaluate a condition on data that it cannot look into. For
-    /// other data, test the type in a `$cond`: `{"$cond": [{"$isArray": "$data.cart"}, …, false]}`. A test in an
-    /// `$and` does not help, because MongoDB may evaluate the parts of an `$and` in any order.
+    /// list, or arithmetic with a text. The server does not evaluate a condition on data that it cannot look into.
+    /// For other data, test the type in a `$cond`: `{"$cond": [{"$isArray": "$data.cart"}, …, false]}`. A test in
+    /// an `$and` does not help, because MongoDB may evaluate the parts of an `$and` in any order.
     ///
     /// The operators in `$expr`: `$abs`, `$add`, `$allElementsTrue`, `$and`, `$anyElementTrue`,
     /// `$arrayElemAt`, `$arrayToObject`, `$avg`, `$binarySize`, `$bsonSize`, `$ceil`, `$cmp`,
@@ -199,7 +199,7 @@ impl SessionCollection {
                 "an empty filter finds every session: to end all of them call `clear`",
             ));
         }
-        Ok(DeleteSelection { filter: self.guarded(filter)?, kept: None, live_alone: true })
+        Ok(DeleteSelection { filter: self.guarded(filter)?, kept: None, only_live: true })
     }
 
     fn guarded(&self, filter: Document) -> Result<Document> {

@@ -53,7 +53,7 @@ pub enum Event {
 pub struct SessionEvent {
     /// What it is.
     pub kind: EventKind,
-    /// The key of the session, which is what its id becomes by `into_store()`. The id itself is nowhere
+    /// The key of the session, which is what its id becomes by `into()`. The id itself is nowhere
     /// in the database.
     pub key: SessionKey,
     /// When, by the database's clock, in whole seconds.

@@ -67,8 +67,8 @@ catalogue! {
     LIMIT_ENTRIES = Gauge("session_store_cache_limit_entries", Count) {}
         "How many sessions may be cached; 0 if the bytes alone bound them";
     MAX_STALENESS = Gauge("session_store_max_staleness_seconds", Seconds) {}
-        "The bound max_staleness as configured, to compare the lag with; infinite with \
-         Coherence::SoleWriter";
+        "The bound max_staleness as configured, to compare the lag with; infinite for a sole \
+         writer";
     SKIPPED = Counter("session_store_touches_skipped_total", Count) {}
         "Saves that were not sent: unchanged data, and an expiry within touch_after of the stored one";
     STREAM_OPEN = Gauge("session_store_stream_open", Count) {}

@@ -232,6 +232,7 @@ async fn store_without_change_stream_opens_none_and_sends_no_checkpoint() {
     let cached = CachedMongoStore::builder(commands.mongo(&uri).await);
     for builder in [
         cached.clone().max_staleness(Duration::ZERO).coherence(Coherence::SoleWriter),
+        cached.clone().max_staleness(FOREVER).coherence(Coherence::SoleWriter),
         cached.max_staleness(FOREVER).coherence(Coherence::TimeBound),
     ] {
         let store = builder.build().await.unwrap();
