@@ -88,8 +88,9 @@ const RULES: &[Rule] = &[
     ),
     phrase(r"\btried again and again\b", "retried", "It is tried again and again."),
     code(
-        // Not a question, and not a relative clause, which is written small.
-        r"(?m)(?:^|[.:;] )(?:Who|Whoever|What|Whatever|Which|How (?:far|long|many|much|often)) [^.:?!]{1,200}\.(?:\s|$)",
+        // Not a question, and not a relative clause, which is written small. `What` and `How long`
+        // are not looked for: most sentences that begin with them are correct.
+        r"(?m)(?:^|[.:;] )(?:Who|Whoever|Which) [^.:?!]{1,200}\.(?:\s|$)",
         "name the actor or the thing, then its job",
         "/// Which removals are under way.",
     ),
@@ -177,19 +178,27 @@ const RULES: &[Rule] = &[
 /// True uses: the end of a file's name, a part of the line, and the reason.
 const ALLOWED: &[(&str, &str, &str)] = &[
     (".ci/run", "echo", "the command of the shell"),
+    ("CHANGELOG.md", "no more often than", "correct English"),
+    ("CHANGELOG.md", "| `", "the table of the names that changed"),
+    ("CHANGELOG.md", "| metric `", "the table of the names that changed"),
+    ("CHANGELOG.md", "| label `", "the table of the names that changed"),
+    ("CONTRIBUTING.md", "`let (a, b) = (x, y);`", "the rule itself"),
     ("tests/server/src/install.rs", "echo", "the command of the shell"),
     ("tests/server/src/shell.rs", "echo", "the command of the shell"),
     ("tests/server/tests/install.rs", "echo", "the command of the shell"),
 ];
 
 /// Correct text in which no rule may find anything.
-const CORRECT: [&str; 16] = [
+const CORRECT: [&str; 19] = [
     "/// If it were paused, it would miss the change.",
     "// The stream is behind, or there is none.",
     "// `$$ROOT` stands for the whole document.",
     "// It takes no more than 5 ms.",
     "/// What does a save do whose connection drops?",
     "/// The entry, which is what the load returns.",
+    "/// How long a call may take.",
+    "/// What all tasks of a run share.",
+    "// Whatever the network does, the bound holds.",
     "## What you need: Rust and a C compiler",
     "let timestamp = OffsetDateTime::now_utc();",
     "let planet = Planet::default();",
@@ -353,7 +362,6 @@ fn search_reaches_every_kind_of_file() {
 }
 
 #[test]
-#[ignore = "until the rebuild is merged"]
 fn tree_has_no_banned_phrase_and_no_old_name() {
     let regexes = regexes();
     let mut used = vec![false; ALLOWED.len()];

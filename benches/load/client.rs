@@ -63,7 +63,7 @@ async fn dial(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         // An error also reaches the request that waits for its response.
-        drop(connection.await);
+        let _ = connection.await;
     });
     Ok(sender)
 }

@@ -157,7 +157,7 @@ async fn slow_consumer_receives_the_number_of_missed_events() {
     for n in missed..many {
         assert_eq!(key(&next(&mut slow).await), n);
     }
-    assert!(slow.next().now_or_never().is_none(), "no more and no less");
+    assert!(slow.next().now_or_never().is_none(), "exactly these");
 }
 
 #[tokio::test]

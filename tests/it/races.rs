@@ -139,7 +139,7 @@ async fn session_is_absent_once_a_slow_delete_has_returned() {
         async move { SessionStore::delete(&store, &id).await.unwrap() }
     });
     held.reached().await;
-    drop(load(&store, &record).await);
+    load(&store, &record).await;
     held.deliver();
     slow.await.unwrap();
     assert_eq!(load(&store, &record).await, None);
@@ -200,7 +200,7 @@ async fn write_with_a_broken_connection_leaves_the_stored_state() {
         held.reached().await;
         held.cut();
         // The driver may have retried it with success. Then the result is `Ok`.
-        drop(write.await.unwrap());
+        let _ = write.await.unwrap();
         let stored = SessionStore::load(&other, &record.id).await.unwrap();
         let seen = load(&store, &record).await;
         assert_eq!(seen.map(|seen| seen.data), stored.map(|stored| stored.data), "{command}");

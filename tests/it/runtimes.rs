@@ -185,13 +185,14 @@ fn every_call_of_an_uncached_store_works_without_a_timer() {
 fn unanswered_call_ends_at_its_deadline_without_a_timer() {
     use std::time::Duration;
 
+    let mongo = |uri: &str| {
+        MongoStore::builder().uri(uri).operation_timeout(Duration::from_millis(500)).build()
+    };
     for thread in POLLING_THREADS {
         let own = runtime();
         let (proxy, store) = own.block_on(async {
             let proxy = crate::proxy::Proxy::start().await;
-            let timeout = Duration::from_millis(500);
-            let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(timeout);
-            let mongo = mongo.build().await.unwrap();
+            let mongo = mongo(proxy.uri()).await.unwrap();
             let cached = CachedMongoStore::builder(mongo).coherence(Coherence::SoleWriter);
             (proxy, cached.build().await.unwrap())
         });
@@ -204,9 +205,9 @@ fn unanswered_call_ends_at_its_deadline_without_a_timer() {
         let asks = store.clone();
         thread.poll("load", async move { asks.load(&record().id).await }).unwrap_err();
         drop(held);
-        let mongo = own.block_on(MongoStore::connect(proxy.uri())).unwrap();
+        let other = own.block_on(mongo(proxy.uri())).unwrap();
         let held = proxy.hold("aggregate");
-        thread.poll("build", CachedMongoStore::builder(mongo).build()).unwrap();
+        thread.poll("build", CachedMongoStore::builder(other).build()).unwrap();
         drop(held);
         thread.poll("shutdown", async move { store.shutdown().await });
     }

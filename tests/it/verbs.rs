@@ -125,7 +125,7 @@ async fn all(store: impl Store) {
         let shown = format!("{session:?}");
         assert!(!shown.contains(&record.id.0.to_string()) && !shown.contains("serial"), "{shown}");
     }
-    drop(store.all().next().await.unwrap().unwrap());
+    let _ = store.all().next().await.unwrap().unwrap();
 
     let broken = doc! { "$set": { "format": 9 } };
     store

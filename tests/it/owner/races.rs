@@ -112,7 +112,7 @@ async fn load_during_a_sign_out_leaves_no_entry_at_its_end() {
             async move { end.run(&store, &record).await }
         });
         held.reached().await;
-        drop(store.load(&record.id).await.unwrap());
+        let _ = store.load(&record.id).await.unwrap();
         held.deliver();
         assert_eq!(ends.await.unwrap(), 1, "{end:?}");
         assert!(!is_there(&store, &record).await, "{end:?}");
@@ -204,7 +204,7 @@ async fn sign_out_ends_every_earlier_session_under_load() {
                     while !ended.load(Ordering::SeqCst) {
                         version += 1;
                         for record in &mine {
-                            drop(SessionStore::load(&store, &record.id).await.unwrap());
+                            let _ = SessionStore::load(&store, &record.id).await.unwrap();
                             let mut record = record.clone();
                             record.data.insert("version".to_owned(), json!([number, version]));
                             SessionStore::save(&store, &record).await.unwrap();

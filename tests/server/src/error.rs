@@ -16,9 +16,9 @@ pub enum Error {
     External(String),
     /// The server program was started but did not become ready.
     Start {
-        /// Which program it was.
+        /// The name of the program.
         program: String,
-        /// What happened.
+        /// The reason.
         reason: String,
         /// The last lines that the program wrote.
         log: String,

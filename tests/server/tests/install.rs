@@ -1,4 +1,4 @@
-//! Which server is installed on which machine. Python, cargo and cmake are scripts here, so each of
+//! The installation of a server, on different machines. Python, cargo and cmake are scripts here, so each of
 //! them can be missing or fail.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]

@@ -15,7 +15,7 @@ pub use session_test_proxy::HeldReply;
 use session_test_proxy::{Injected, Injection, Lasts, Location, Role, ServerError, Upstream};
 use session_test_server::{Kind, TestServer, fresh_database, shared_fast, with_option};
 
-/// How often the driver checks the server behind a [`Proxy`], in milliseconds: the least that it
+/// How often the driver checks the server behind [`Proxy::start`], in milliseconds: the least that it
 /// accepts. By default it is 10 s, and after an error of the server a test would wait for that.
 const HEARTBEAT: &str = "500";
 
@@ -36,15 +36,17 @@ impl Deref for Proxy {
 
 impl Proxy {
     pub async fn start() -> Self {
-        Self::before(server(), front().upstream.clone()).await
+        let proxy = Self::before(server(), front().upstream.clone()).await;
+        let uri = with_option(&proxy.uri, "heartbeatFrequencyMS", HEARTBEAT);
+        Self { uri, ..proxy }
     }
 
-    /// A proxy in front of the test's own server.
+    /// A proxy in front of the test's own server. The driver checks the server at its default
+    /// interval, so a test can count or hold the `hello`s of the store.
     pub async fn before(server: &TestServer, upstream: Upstream) -> Self {
         let direct = server.uri_for(&fresh_database());
         let inner = session_test_proxy::Proxy::start(upstream).await.unwrap();
         let uri = Location::of(&direct).unwrap().through(inner.port());
-        let uri = with_option(&uri, "heartbeatFrequencyMS", HEARTBEAT);
         Self { inner, uri, direct }
     }
 
