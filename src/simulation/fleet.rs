@@ -108,7 +108,7 @@ impl Fleet {
                     ),
                     rng: chance.fork(),
                 };
-                let _ = listener.start(&tasks, CancellationToken::clone(&ends));
+                drop(listener.start(&tasks, CancellationToken::clone(&ends)));
             }
             WriteThrough {
                 backend: TracedBackend::new(&wire, node, &tasks, plan.limits),
