@@ -99,7 +99,7 @@ impl Fleet {
                     source: FakeBackend::new(wire.clone(), node),
                     cache: cache.clone(),
                     clock: clock.clone(),
-                    poll_interval: poll_interval,
+                    poll_interval,
                     timeout: plan.timeout,
                     metrics: StreamMetrics::new(
                         &Series::default(),
