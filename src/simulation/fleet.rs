@@ -106,7 +106,7 @@ impl Fleet {
                     source: FakeBackend::new(wire.clone(), node),
                     cache: cache.clone(),
                     clock: clock.clone(),
-                    poll_interval: poll_interval,
+                    poll_interval,
                     timeout: plan.timeout,
                     metrics: StreamMetrics::new(
                         &Series::default(),
@@ -115,7 +115,7 @@ impl Fleet {
                     ),
                     rng: chance.fork(),
                 };
-                let _ = listener.start(&tasks, CancellationToken::clone(&ends));
+                drop(listener.start(&tasks, CancellationToken::clone(&ends)));
             }
             WriteThrough {
                 backend: TracedBackend::new(&wire, node, &tasks, plan.limits),

@@ -307,7 +307,8 @@ impl Oracle {
         }
     }
 
-    /// Whether the store may take the database for down: the last thing that it learned is a failure, an overdue call or an overload.
+    /// Whether the store may take the database for down: the last thing that it learned is a failure, an overdue call
+    /// or an overload.
     fn may_be_down(
         &mut self,
         node: usize,

@@ -51,7 +51,7 @@ impl Walk {
         if plan.has_streams() {
             self.wait_for_streams(recovered_at).await;
         }
-        // Nothing renews an absence, and without a stream nothing renews an entry. So all that is older has expired now.
+        // Nothing renews an absence, and without a stream nothing renews an entry. So all older ones have expired now.
         sleep(plan.promise.max_staleness + Duration::from_millis(1)).await;
         self.check_convergence().await;
         self.change_once_more().await;

@@ -62,8 +62,9 @@ impl Walk {
     pub(crate) fn new(seed: u64, trace: Trace) -> Self {
         let chance = Chance::of(seed);
         let mut plan = FaultPlan::draw(&chance);
-        // Drawn from a generator of its own, so that the walks without sign-outs stay as they were before there were any.
-        // An overloaded walk has none: it counts removed entries, and a sign-out removes some on purpose.
+        // Sign-outs are drawn from a second generator, so that a walk without them is the same as before the simulation
+        // had sign-outs. An overloaded walk has none: it counts removed entries, and a sign-out removes some on
+        // purpose.
         if plan.scenario != Scenario::Overloaded {
             plan.sign_outs = Chance::of(!seed).pick(&[0.0, 0.0, 0.0, 0.1]);
         }

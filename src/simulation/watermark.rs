@@ -55,7 +55,7 @@ impl World {
             metrics: StreamMetrics::new(&Series::default(), Counter::noop(), world.clock.clone()),
             rng: fastrand::Rng::with_seed(1),
         };
-        let _ = listener.start(&tiers.tasks, tiers.tasks.closed().child_token());
+        drop(listener.start(&tiers.tasks, tiers.tasks.closed().child_token()));
         world.mongo = mongo;
         world
     }
