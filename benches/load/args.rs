@@ -113,7 +113,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("max-staleness") => options.store.max_staleness = Some(seconds(&mut parser)?),
             Long("touch-after") => options.store.touch_after = seconds(&mut parser)?,
             Long("max-in-flight") => {
-                options.store.max_commands_in_flight = Some(parser.value()?.parse()?)
+                options.store.max_commands_in_flight = Some(parser.value()?.parse()?);
             }
             Long("tiny-lfu") => options.store.tiny_lfu = true,
             Long("no-ttl-index") => options.store.ttl_index = false,

@@ -189,7 +189,7 @@ impl World {
         let written = self.database.replace(rev, true, &self.clock);
         if let Some(rank) = written {
             self.note(format_args!("has written {}", Shown(rank)));
-            let _ = guard.publish(session(rank));
+            guard.publish(session(rank));
         } else {
             guard.evict(Invalidation::Gone);
         }

@@ -166,6 +166,6 @@ impl CachedMongoStore {
 
     async fn delete_selection(&self, selection: Result<DeleteSelection>) -> Result<u64> {
         let pages = self.mongo.session_collection().delete_cursor(selection?);
-        self.tiers.delete_pages(pages).await
+        Box::pin(self.tiers.delete_pages(pages)).await
     }
 }

@@ -189,7 +189,6 @@ async fn write_with_a_broken_connection_leaves_the_stored_state() {
         let write = tokio::spawn({
             let store = store.clone();
             let record = changed(&record);
-            let command = command;
             async move {
                 match command {
                     "update" => SessionStore::save(&store, &record).await,
