@@ -39,9 +39,9 @@ pub enum ErrorKind {
     Connection,
     /// There are too many calls. Try again later: a web server responds with 503. Either:
     ///
-    /// - This store's queue is full, and nothing was sent. More calls wait for MongoDB than
-    ///   [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) allows, or 256 saves of one
-    ///   session do.
+    /// - This store's queue is full, and nothing was sent. It is full at
+    ///   [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) calls, or at 256 waiting saves
+    ///   of one session.
     /// - MongoDB is overloaded and rejects the call
     ///   ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and
     ///   similar). The driver has repeated the call twice by then. The session leaves the cache only after

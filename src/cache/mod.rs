@@ -46,8 +46,7 @@ pub(crate) use crate::cache::stats::CacheStats;
 use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
 use crate::session::id::{KeyHashing, SessionKey};
-use crate::session::revision::Change;
-use crate::session::revision::Rev;
+use crate::session::revision::{Change, Rev};
 use crate::sync::moka::{self, notification::RemovalCause};
 use crate::sync::{AtomicU64, Ordering};
 use crate::telemetry::metrics::{CacheMetrics, Eviction, Invalidation, Series};
@@ -460,7 +459,7 @@ impl Shared {
     }
 }
 
-/// Stands for a call of `clear` while it is in progress. Empties the cache when it is dropped.
+/// A call of `clear` in progress. Empties the cache when it is dropped.
 #[derive(Debug)]
 pub(crate) struct ClearGuard(Cache);
 

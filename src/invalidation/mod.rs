@@ -100,7 +100,7 @@ impl<P> Progress<P> {
         }
     }
 
-    /// The stream has delivered a batch after it was opened.
+    /// Records that the stream has delivered a batch after the one with which it was opened.
     fn record_batch(&mut self) {
         if self.is_loss_logged || self.is_unsupported_logged {
             tracing::warn!("change stream recovered");
@@ -292,8 +292,8 @@ impl<C: ChangeSource> InvalidationListener<C> {
         }
     }
 
-    /// The stream is open and reports every change from now on. Unless it was resumed, the cached entries may
-    /// have changed before it was opened.
+    /// Records that the stream is open and reports every change from now on. Empties the cache unless the stream
+    /// was resumed, because sessions may have changed before it was opened.
     fn on_open(&self, is_resumed: bool, is_first: bool) {
         if is_resumed {
             tracing::info!("change stream resumed where it broke off");

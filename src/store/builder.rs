@@ -100,7 +100,7 @@ impl CachedMongoStoreBuilder {
     ///
     /// While the change stream runs, the store knows the time up to which it has received every
     /// change. Sessions are served while that time is at most this old, so a session that nobody
-    /// changes is read once. To move that time on, the store sends the primary a `hello` and reads an
+    /// changes is read once. To advance that time, the store sends the primary a `hello` and reads an
     /// empty batch of the stream, about ten times within this bound:
     ///
     /// | `max_staleness` | of each, a second |
@@ -110,7 +110,7 @@ impl CachedMongoStoreBuilder {
     /// | 100 ms and less | 100 |
     ///
     /// The store gives up a `hello` that has waited for half of the bound, and sends the next one. So
-    /// with a bound below two round trips the time never moves on, and each session is read again
+    /// with a bound below two round trips the time never advances, and each session is read again
     /// once it is that old.
     pub fn max_staleness(mut self, bound: Duration) -> Self {
         self.config.max_staleness = bound;
