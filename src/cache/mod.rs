@@ -235,15 +235,15 @@ impl Cache {
             let (mut waiter, has_joined) =
                 match self.join_or_lead(key, may_join, &mut has_expired_entry) {
                     Flight::Found(found) => {
-                        load.found(found.is_some());
+                        load.record_found(found.is_some());
                         return Ok(found);
                     }
                     Flight::Join(waiter) => {
-                        load.joined();
+                        load.record_joined();
                         (waiter, true)
                     }
                     Flight::Lead(leader, waiter) => {
-                        load.missed(has_expired_entry);
+                        load.record_missed(has_expired_entry);
                         if let Some(read) = read.take() {
                             read(leader, clock.now().since(began_at));
                         }
@@ -260,7 +260,7 @@ impl Cache {
                 }
                 Err(error) if error.is_outage() => match self.look_up(key) {
                     Lookup::Grace(entry) => {
-                        load.served_in_grace();
+                        load.record_grace();
                         Ok(Some(entry))
                     }
                     _ => Err(error),

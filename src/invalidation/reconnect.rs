@@ -18,9 +18,9 @@ pub(crate) const UNSUPPORTED_RETRY: Duration = Duration::from_secs(60);
 
 /// A limit for three counts, each of events in a row:
 ///
-/// - After so many refusals of a position, the position is given up.
-/// - After so many attempts in which the server was too slow to reach a position, the position is given up.
-/// - After so many refusals without a position, or positions given up, the server counts as one without change
+/// - After this many refusals of a position, the position is given up.
+/// - After this many attempts in which the server was too slow to reach a position, the position is given up.
+/// - After this many refusals without a position, or positions given up, the server counts as one without change
 ///   streams.
 ///
 /// Three attempts take less than 0.1 s beside their round trips, so `build` waits no longer than that. One
