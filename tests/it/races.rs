@@ -44,7 +44,7 @@ async fn slow_load_that_overlaps_a_delete_leaves_no_entry() {
     });
     held.reached().await;
     SessionStore::delete(&store, &record.id).await.unwrap();
-    assert_eq!(load(&store, &record).await, None, "a later load does not board the old flight");
+    assert_eq!(load(&store, &record).await, None, "a later load does not join the old flight");
     held.deliver();
     assert!(slow.await.unwrap().is_some(), "it began before the delete");
     assert_eq!(load(&store, &record).await, None);
@@ -117,7 +117,7 @@ async fn second_save_waits_for_the_reply_to_the_first() {
     let mut second_held = proxy.hold("update");
     let second = save("second");
     let unsent = tokio::time::timeout(Duration::from_millis(200), second_held.reached()).await;
-    assert!(unsent.is_err(), "it was sent though the first may still be under way");
+    assert!(unsent.is_err(), "it was sent though the first may still be running");
     first_held.deliver();
     first.await.unwrap();
     second_held.reached().await;

@@ -130,7 +130,7 @@ impl SessionCollection {
         .await
     }
 
-    /// Ends one session, if it belongs to this owner where one is given. Returns whether a live session was
+    /// Deletes one session, if it belongs to this owner where one is given. Returns whether a live session was
     /// removed.
     pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
         let timer = self.timer_of(Verb::Remove, "findAndModify");
