@@ -17,7 +17,7 @@ struct Inner {
     overloaded: Overloaded,
 }
 
-/// Which side was overloaded, and whether the call may have been carried out.
+/// The side that was overloaded, and whether the call may have been carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overloaded {
     /// This store: its queue is full. Nothing was sent.

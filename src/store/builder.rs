@@ -161,7 +161,7 @@ impl CachedMongoStoreBuilder {
         self
     }
 
-    /// Which entry the cache evicts when it is full. Default: [`EvictionPolicy::Lru`].
+    /// The rule by which a full cache evicts an entry. Default: [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
         self.config.policy = policy;
         self

@@ -12,7 +12,7 @@ use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// Which sessions to end.
+/// The sessions to delete.
 #[derive(Clone, Debug)]
 pub(crate) struct DeleteSelection {
     /// MongoDB evaluates the filter twice: to find the sessions, and again to remove them. A session may
