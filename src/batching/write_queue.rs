@@ -179,8 +179,8 @@ fn queue_full() -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{MAX_PER_KEY} saves of one session are waiting for MongoDB, and no more may wait: does \
-             its visitor send requests without a limit?"
+            "{MAX_PER_KEY} saves of one session are waiting for MongoDB, which is the limit: does its \
+             visitor send requests without a limit?"
         ),
     )
 }
