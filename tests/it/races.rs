@@ -44,7 +44,7 @@ async fn slow_load_that_overlaps_a_delete_leaves_no_entry() {
     });
     held.reached().await;
     SessionStore::delete(&store, &record.id).await.unwrap();
-    assert_eq!(load(&store, &record).await, None, "a later load does not board the old flight");
+    assert_eq!(load(&store, &record).await, None, "a later load does not join the old flight");
     held.deliver();
     assert!(slow.await.unwrap().is_some(), "it began before the delete");
     assert_eq!(load(&store, &record).await, None);
