@@ -210,6 +210,7 @@ impl OutageLog {
     }
 }
 
+/// Does what [`sync::lock`](crate::sync::lock) does, for a lock that the model check leaves out.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

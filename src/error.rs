@@ -17,13 +17,13 @@ struct Inner {
     overloaded: Overloaded,
 }
 
-/// Which side was overloaded, and whether the call may have been carried out.
+/// The side that was overloaded, and whether the call may have been carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overloaded {
     /// This store: its queue is full. Nothing was sent.
-    Here,
+    OwnQueue,
     /// MongoDB rejected the call before it began.
-    TurnedAway,
+    Rejected,
     /// MongoDB interrupted the call. It may have carried it out.
     Interrupted,
 }
@@ -39,9 +39,9 @@ pub enum ErrorKind {
     Connection,
     /// There are too many calls. Try again later: a web server responds with 503. Either:
     ///
-    /// - This store's queue is full, and nothing was sent. More calls wait for MongoDB than
-    ///   [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) allows, or 256 saves of one
-    ///   session do.
+    /// - This store's queue is full, and nothing was sent. It is full at
+    ///   [`max_queued_calls`](crate::MongoStoreBuilder::max_queued_calls) calls, or at 256 waiting saves
+    ///   of one session.
     /// - MongoDB is overloaded and rejects the call
     ///   ([8.2 and later](https://www.mongodb.com/docs/manual/reference/error-codes/): error 462 and
     ///   similar). The driver has repeated the call twice by then. The session leaves the cache only after
@@ -72,12 +72,12 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), overloaded: Overloaded::Here }))
+        Self(Arc::new(Inner { kind, message: message.into(), overloaded: Overloaded::OwnQueue }))
     }
 
-    /// MongoDB is overloaded and rejected a call. `turned_away`: it has not carried the call out.
-    pub(crate) fn server_overloaded(message: impl Into<String>, turned_away: bool) -> Self {
-        let overloaded = if turned_away { Overloaded::TurnedAway } else { Overloaded::Interrupted };
+    /// MongoDB is overloaded and rejected a call. `was_rejected`: it has not carried the call out.
+    pub(crate) fn server_overloaded(message: impl Into<String>, was_rejected: bool) -> Self {
+        let overloaded = if was_rejected { Overloaded::Rejected } else { Overloaded::Interrupted };
         Self(Arc::new(Inner { kind: ErrorKind::Overloaded, message: message.into(), overloaded }))
     }
 
@@ -121,7 +121,7 @@ impl Error {
 
     /// Whether the database has answered that it is overloaded.
     pub(crate) fn is_server_overload(&self) -> bool {
-        self.0.kind == ErrorKind::Overloaded && self.0.overloaded != Overloaded::Here
+        self.0.kind == ErrorKind::Overloaded && self.0.overloaded != Overloaded::OwnQueue
     }
 
     /// Whether the call was certainly not carried out: it was not sent, or the database rejected it before
@@ -147,7 +147,7 @@ impl Error {
     pub(crate) fn is_ours(&self) -> bool {
         match self.0.kind {
             ErrorKind::Encode | ErrorKind::Config | ErrorKind::Closed | ErrorKind::Panic => true,
-            ErrorKind::Overloaded => self.0.overloaded == Overloaded::Here,
+            ErrorKind::Overloaded => self.0.overloaded == Overloaded::OwnQueue,
             _ => false,
         }
     }

@@ -63,12 +63,13 @@
 //! These are the modules of `src/`.
 //!
 //! - `tower` implements the `SessionStore` trait of tower-sessions 0.15 and 0.14 for both stores.
-//! - `store` holds [`CachedMongoStore`], its builder, owners, warm-up, health and events, and the order in
-//!   which a call asks and changes the two tiers.
+//! - `store` holds [`CachedMongoStore`], its builder, owners, warm-up and events, and the order in which a
+//!   call asks and changes the two tiers.
 //! - `cache` keeps sessions in memory within a bound in bytes. Its module `coherence` decides whether an
-//!   entry may be placed and served.
+//!   entry may be inserted and served.
 //! - `invalidation` follows the change stream, invalidates the entries that it reports, and computes the
 //!   watermark, the point up to which the stream has reported every change.
+//! - `backend` says what the stores ask of a persistence tier.
 //! - `batching` sends concurrent loads and saves to MongoDB in batches, and keeps the saves of one session
 //!   in order.
 //! - `mongo` holds [`MongoStore`], its builder, the operations on the collection, the stored format, the
@@ -76,12 +77,14 @@
 //! - `import` imports the sessions of another store.
 //! - `session` defines a session, its id, key, handle, owner and revision, without I/O.
 //! - `availability` decides whether MongoDB answers, for `outage_grace`, [`Health`] and the log.
+//! - `health` defines [`Health`], the snapshot that both stores return.
 //! - `runtime` runs every call in a task of its own, under the operation timeout.
 //! - `telemetry` defines every metric and span.
 //! - `error`, `time` and `sync` define the errors, the two clocks, and the locks that the model check
 //!   replaces with loom's.
 //! - `guide` holds the guide's pages.
 //! - `simulation` and `model_check` test the store, and are compiled for tests only.
+//! - `internals` and `fuzzing` are what benches and fuzz targets may call.
 //!
 //! `ARCHITECTURE.md` in the repository describes how the parts work together, and `docs/decisions` says why
 //! they are so.

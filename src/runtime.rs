@@ -115,7 +115,8 @@ impl Tasks {
         self.spawn(task.instrument(Span::current()));
     }
 
-    /// Runs a call as [`start_for`](Self::start_for) the operation timeout, and returns what `end` returns.
+    /// Runs a call as [`start_for`](Self::start_for) does, under the operation timeout, and returns what `end`
+    /// returns.
     pub(crate) async fn run<T: Send + 'static, R: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,

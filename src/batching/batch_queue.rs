@@ -4,7 +4,7 @@
 //! A queued call is sent as soon as both are true:
 //!
 //! - Fewer than [`max_commands`](BatchLimits::max_commands) commands are in flight.
-//! - The queue is at least as long as an average command in flight is large.
+//! - The queue has at least as many calls as the average command in flight.
 //!
 //! So a few calls go one by one, side by side. Under load the commands have similar sizes. Without the
 //! second rule, one large command would be followed by many small ones, for the calls that queued up
@@ -320,7 +320,7 @@ impl<E: BatchExecutor> BatchQueue<E> {
             let outcome = if let Ok(outcome) = timeout_at(deadline, &mut work).await {
                 Ok(outcome)
             } else {
-                // As for each single call: see `Tasks::start`.
+                // As for each single call: see `Tasks::start_for`.
                 tokio::select! {
                     outcome = timeout_at(deadline + timeout, work) => outcome,
                     () = queue.0.tasks.closed().cancelled() => Ok(Err(timed_out(timeout))),

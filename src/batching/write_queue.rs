@@ -42,7 +42,7 @@ struct KeyQueue {
 #[derive(Debug)]
 struct Predecessor {
     number: u64,
-    /// Neither this one nor one before it changes anything except the expiry.
+    /// Whether this permit and all permits before it are for touches.
     is_touch: bool,
     /// Gets the predecessor's own predecessor, if the permit was dropped before its turn. Closed if the
     /// permit was dropped and none is left before it.
@@ -179,7 +179,7 @@ fn queue_full() -> Error {
     Error::new(
         ErrorKind::Overloaded,
         format!(
-            "{MAX_PER_KEY} saves of one session are waiting for MongoDB, the most that may: does its \
+            "{MAX_PER_KEY} saves of one session are waiting for MongoDB, which is the limit: does its \
              visitor send requests without a limit?"
         ),
     )

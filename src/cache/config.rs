@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Which entry the cache evicts when it is full.
+/// The rule by which a full cache evicts an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EvictionPolicy {

@@ -9,8 +9,7 @@ use serde_json::Value;
 use crate::cache::{compact, weight};
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::{Data, Session};
-use crate::time::Moment;
-use crate::time::WallTime;
+use crate::time::{Moment, WallTime};
 
 /// A cached session. Cheap to clone, since clones share the payload.
 #[derive(Clone)]

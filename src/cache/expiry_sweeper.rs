@@ -18,8 +18,8 @@ const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_CPU_SHARE: u32 = 200;
 
 impl Cache {
-    /// Removes expired entries every minute, and compares the two clocks every second, until
-    /// `cancellation`. Then removes all entries.
+    /// Removes expired entries every minute, and compares the two clocks every second. Once `cancellation`
+    /// is cancelled, removes all entries and returns.
     pub(crate) async fn run_sweeper(self, cancellation: CancellationToken) {
         let mut pause = SWEEP_INTERVAL;
         while cancellation.run_until_cancelled(self.compare_clocks(pause)).await.is_some() {

@@ -10,8 +10,7 @@ use crate::error::{ErrorKind, Result};
 use crate::session::Session;
 use crate::session::revision::Rev;
 use crate::telemetry::metrics::{Fill, Invalidation};
-use crate::time::Moment;
-use crate::time::WallTime;
+use crate::time::{Moment, WallTime};
 
 /// The right to insert an entry, if no other operation on the key finishes first.
 ///

@@ -46,8 +46,7 @@ pub(crate) use crate::cache::stats::CacheStats;
 use crate::cache::wall_clock::WallClock;
 use crate::error::{Error, Result};
 use crate::session::id::{KeyHashing, SessionKey};
-use crate::session::revision::Change;
-use crate::session::revision::Rev;
+use crate::session::revision::{Change, Rev};
 use crate::sync::moka::{self, notification::RemovalCause};
 use crate::sync::{AtomicU64, Ordering};
 use crate::telemetry::metrics::{CacheMetrics, Eviction, Invalidation, Series};
@@ -236,15 +235,15 @@ impl Cache {
             let (mut waiter, has_joined) =
                 match self.join_or_lead(key, may_join, &mut has_expired_entry) {
                     Flight::Found(found) => {
-                        load.found(found.is_some());
+                        load.record_found(found.is_some());
                         return Ok(found);
                     }
                     Flight::Join(waiter) => {
-                        load.joined();
+                        load.record_joined();
                         (waiter, true)
                     }
                     Flight::Lead(leader, waiter) => {
-                        load.missed(has_expired_entry);
+                        load.record_missed(has_expired_entry);
                         if let Some(read) = read.take() {
                             read(leader, clock.now().since(began_at));
                         }
@@ -261,7 +260,7 @@ impl Cache {
                 }
                 Err(error) if error.is_outage() => match self.look_up(key) {
                     Lookup::Grace(entry) => {
-                        load.served_in_grace();
+                        load.record_grace();
                         Ok(Some(entry))
                     }
                     _ => Err(error),
@@ -460,7 +459,7 @@ impl Shared {
     }
 }
 
-/// Stands for a call of `clear` while it is in progress. Empties the cache when it is dropped.
+/// A call of `clear` in progress. Empties the cache when it is dropped.
 #[derive(Debug)]
 pub(crate) struct ClearGuard(Cache);
 

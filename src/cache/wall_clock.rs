@@ -9,8 +9,7 @@
 // to try each order of the accesses.
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::time::Moment;
-use crate::time::WallTime;
+use crate::time::{Moment, WallTime};
 
 const NANOS_IN_A_MILLI: i64 = 1_000_000;
 

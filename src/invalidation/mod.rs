@@ -100,7 +100,7 @@ impl<P> Progress<P> {
         }
     }
 
-    /// The stream has delivered a batch after it was opened.
+    /// Records that the stream has delivered a batch after the one with which it was opened.
     fn record_batch(&mut self) {
         if self.is_loss_logged || self.is_unsupported_logged {
             tracing::warn!("change stream recovered");
@@ -156,7 +156,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
                     continue;
                 }
                 NextStep::Stop => {
-                    self.metrics.unavailable();
+                    self.metrics.set_unavailable();
                     let error = Error::client_closed();
                     tracing::warn!(%error, "change stream ended, and is not opened again");
                     progress.notify_opened(Err(error));
@@ -185,7 +185,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
                 progress.listening = Listening::Active;
                 progress.notify_opened(Ok(()));
                 let fault = self.listen(stream, first, progress).await;
-                self.metrics.closed();
+                self.metrics.set_lost();
                 fault
             }
             Some(Err(fault)) => fault,
@@ -248,7 +248,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
         for change in &batch.changes {
             let origin = self.cache.apply_change(change);
             own_writes_only &= !origin.has_invalidated();
-            self.metrics.event(origin.is_own());
+            self.metrics.count_event(origin.is_own());
         }
         if batch.ended {
             return Err(Fault::Ended);
@@ -292,8 +292,8 @@ impl<C: ChangeSource> InvalidationListener<C> {
         }
     }
 
-    /// The stream is open and reports every change from now on. Unless it was resumed, the cached entries may
-    /// have changed before it was opened.
+    /// Records that the stream is open and reports every change from now on. Empties the cache unless the stream
+    /// was resumed, because sessions may have changed before it was opened.
     fn on_open(&self, is_resumed: bool, is_first: bool) {
         if is_resumed {
             tracing::info!("change stream resumed where it broke off");
@@ -305,12 +305,12 @@ impl<C: ChangeSource> InvalidationListener<C> {
                 self.cache.count_invalidation(Invalidation::Gap);
             }
         }
-        self.metrics.opened();
+        self.metrics.set_open();
     }
 
     fn record_gap(&self, gap: Gap, progress: &mut Progress<C::Position>) {
         progress.position = None;
-        self.metrics.gap(gap);
+        self.metrics.count_gap(gap);
         tracing::warn!(
             "change stream has a gap ({}): the cache is emptied when the stream is open again",
             gap.name()
@@ -323,7 +323,7 @@ impl<C: ChangeSource> InvalidationListener<C> {
 
     fn record_unsupported(&self, why: &str, progress: &mut Progress<C::Position>) {
         progress.position = None;
-        self.metrics.unavailable();
+        self.metrics.set_unavailable();
         self.stop_listening(progress);
         if !progress.is_unsupported_logged {
             progress.is_unsupported_logged = true;

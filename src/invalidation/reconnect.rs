@@ -16,9 +16,12 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// The pause before a server without change streams is asked again.
 pub(crate) const UNSUPPORTED_RETRY: Duration = Duration::from_secs(60);
 
-/// The number of refusals in a row after which a position is given up. It is also the number of times in a row
-/// that a server may be too slow to reach a position, and that it may refuse a stream without a position (or with
-/// one that brought nothing) before it counts as a server without change streams.
+/// A limit for three counts, each of events in a row:
+///
+/// - After this many refusals of a position, the position is given up.
+/// - After this many attempts in which the server was too slow to reach a position, the position is given up.
+/// - After this many refusals without a position, or positions given up, the server counts as one without change
+///   streams.
 ///
 /// Three attempts take less than 0.1 s beside their round trips, so `build` waits no longer than that. One
 /// attempt is too few: errors that pass have codes of their own, but a proxy, or a server that is just starting,
@@ -62,7 +65,7 @@ impl Reconnect {
         Self { rng, failures: FailureCounts::default() }
     }
 
-    /// The stream has delivered a batch.
+    /// Forgets all failures, because the stream has delivered a batch.
     pub(crate) fn reset(&mut self) {
         self.failures = FailureCounts::default();
     }

@@ -2,7 +2,7 @@
 
 use crate::invalidation::source::{ServerId, ServerTime};
 
-/// Which server feeds a change stream.
+/// The server that feeds a change stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamSource {
     /// A member of a replica set. It reads its own oplog.

@@ -54,9 +54,7 @@ impl CausalSessions {
         };
         let seen = self.0.time.load(Ordering::Acquire);
         if seen != 0 {
-            #[allow(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
-            let (time, increment) = ((seen >> 32) as u32, seen as u32);
-            session.advance_operation_time(Timestamp { time, increment });
+            session.advance_operation_time(timestamp(seen));
         }
         Ok(session)
     }
@@ -95,6 +93,12 @@ impl CausalSessions {
             self.advance(ServerTime::from(at));
         }
     }
+}
+
+/// The timestamp from which [`ServerTime::from`] makes this number.
+#[allow(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
+fn timestamp(time: u64) -> Timestamp {
+    Timestamp { time: (time >> 32) as u32, increment: time as u32 }
 }
 
 impl From<Timestamp> for ServerTime {

@@ -291,7 +291,7 @@ impl MongoStore {
         let cost = "expired sessions may stay, and counting them may be slow";
         result
             .map_err(|error| indexes::build_timed_out(&error, "expires"))
-            .inspect_err(|error| spans::warn_index_problem(error, cost))?;
+            .inspect_err(|error| indexes::warn_of_problem(error, cost))?;
         if sessions.owner.is_none() {
             return Ok(());
         }
@@ -299,7 +299,7 @@ impl MongoStore {
         let cost = "listing and ending the sessions of an owner may be slow";
         result
             .map_err(|error| indexes::build_timed_out(&error, "owner"))
-            .inspect_err(|error| spans::warn_index_problem(error, cost))
+            .inspect_err(|error| indexes::warn_of_problem(error, cost))
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {

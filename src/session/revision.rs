@@ -20,7 +20,7 @@ impl Rev {
         &self.0[..12]
     }
 
-    /// `None` unless there are 16 bytes. Then it was not a store that wrote them.
+    /// `None` unless there are 16 bytes. No store writes another number of them.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }

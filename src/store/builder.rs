@@ -100,7 +100,7 @@ impl CachedMongoStoreBuilder {
     ///
     /// While the change stream runs, the store knows the time up to which it has received every
     /// change. Sessions are served while that time is at most this old, so a session that nobody
-    /// changes is read once. To move that time on, the store sends the primary a `hello` and reads an
+    /// changes is read once. To advance that time, the store sends the primary a `hello` and reads an
     /// empty batch of the stream, about ten times within this bound:
     ///
     /// | `max_staleness` | of each, a second |
@@ -109,9 +109,9 @@ impl CachedMongoStoreBuilder {
     /// | 1 s | 10 |
     /// | 100 ms and less | 100 |
     ///
-    /// The store gives up a `hello` that has waited for half of the bound, and sends the next one. So
-    /// with a bound below two round trips the time never moves on, and each session is read again
-    /// once it is that old.
+    /// The store gives up a `hello` that has waited for half of the bound, or for 2.5 s if that is less,
+    /// and sends the next one. So with a bound below two round trips the time never advances, and each
+    /// session is read again once it is that old.
     pub fn max_staleness(mut self, bound: Duration) -> Self {
         self.config.max_staleness = bound;
         self
@@ -154,14 +154,14 @@ impl CachedMongoStoreBuilder {
     /// Whether the cache keeps each session encoded in one block of memory, and decodes it at each
     /// load. Default: no.
     ///
-    /// A session of five small objects takes 590 bytes instead of 4,780, so more sessions fit into
+    /// A session of five small objects takes 690 bytes instead of 5,670, so more sessions fit into
     /// [`max_bytes`](Self::max_bytes). A hit takes about 1.4 times as long.
     pub fn compact(mut self, compact: bool) -> Self {
         self.config.compact = compact;
         self
     }
 
-    /// Which entry the cache evicts when it is full. Default: [`EvictionPolicy::Lru`].
+    /// The rule by which a full cache evicts an entry. Default: [`EvictionPolicy::Lru`].
     pub fn eviction_policy(mut self, policy: EvictionPolicy) -> Self {
         self.config.policy = policy;
         self

@@ -28,11 +28,11 @@ use crate::time::WallTime;
 /// most reads are answered from memory.
 ///
 /// Do not wrap it in the `CachingSessionStore` of tower-sessions. This store is the cache already. A
-/// second cache above it would serve sessions after a log-out, and nothing would tell it.
+/// second cache above it would serve sessions after a log-out, because nothing would invalidate it.
 ///
-/// # What its verbs do
+/// # Contract of the verbs
 ///
-/// As for [`MongoStore`](MongoStore#what-its-verbs-do). In particular `create` ignores the id in the
+/// As for [`MongoStore`](MongoStore#contract-of-the-verbs). In particular `create` ignores the id in the
 /// record and takes a random one, and `save` never creates a session: a save of a session that was deleted
 /// or has expired is dropped.
 ///

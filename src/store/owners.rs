@@ -1,4 +1,4 @@
-//! The calls of [`CachedMongoStore`] for the sessions of an owner, and for those that a filter finds.
+//! The calls of [`CachedMongoStore`] for the sessions of an owner, and for those that match a filter.
 
 use bson::Document;
 
@@ -142,13 +142,13 @@ impl CachedMongoStore {
         spans::verb!("session_store.assign_owners", call)
     }
 
-    /// Returns a stream of the live sessions whose stored document a filter finds; see
+    /// Returns a stream of the live sessions whose stored document matches a filter; see
     /// [`MongoStore::find`](crate::MongoStore::find).
     pub fn find(&self, filter: Document) -> LiveSessions {
         self.mongo.find(filter)
     }
 
-    /// Deletes the live sessions whose stored document a filter finds, and returns their number; see
+    /// Deletes the live sessions whose stored document matches a filter, and returns their number; see
     /// [`MongoStore::delete_where`](crate::MongoStore::delete_where).
     ///
     /// # Errors

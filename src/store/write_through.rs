@@ -255,8 +255,8 @@ impl<B: Backend> WriteThrough<B> {
 
     /// Deletes the sessions that these pages find, and returns the number of live ones.
     ///
-    /// No later load here returns a session that was deleted. Nor does one return a session in the state
-    /// before a write from here took it out of what the pages find:
+    /// After that, no load here returns a session that was deleted, and none returns the earlier state of a
+    /// session that a write from here took out of what the pages find:
     ///
     /// - If MongoDB has acknowledged that write, the cache has what it stored.
     /// - If it has not, the pages do not find the session, and the cache may have the earlier state. So

@@ -16,7 +16,7 @@ use tracing::field::Empty;
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, Span, debug_span};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::telemetry::metrics::Verb;
 
 /// Awaits a call of a verb, in a span of its own if a subscriber takes spans at debug. Otherwise a hit pays one
@@ -124,12 +124,5 @@ const fn kind(error: ErrorKind) -> &'static str {
         ErrorKind::Server => "server",
         ErrorKind::Closed => "closed",
         ErrorKind::Panic => "panic",
-    }
-}
-
-/// Warns that an index is not as it should be. `cost` says what that costs.
-pub(crate) fn warn_index_problem(error: &Error, cost: &str) {
-    if matches!(error.kind(), ErrorKind::Index | ErrorKind::Permission) {
-        tracing::warn!(%error, "{cost}");
     }
 }

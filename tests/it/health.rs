@@ -98,7 +98,7 @@ async fn health_shows_the_grace_while_it_lasts() {
 }
 
 #[tokio::test]
-async fn timed_out_length_shows_in_health_and_allows_the_grace() {
+async fn unanswered_length_shows_in_health_and_allows_the_grace() {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
@@ -110,7 +110,9 @@ async fn timed_out_length_shows_in_health_and_allows_the_grace() {
     })
     .await;
 
-    assert_eq!(store.length().await.unwrap_err().kind(), ErrorKind::Timeout);
+    // The driver may notice the stall before the call times out.
+    let kind = store.length().await.unwrap_err().kind();
+    assert!(matches!(kind, ErrorKind::Timeout | ErrorKind::Connection), "{kind:?}");
     let health = store.health();
     assert!(matches!(health.mongo, MongoHealth::Unresponsive { .. }), "{health:?}");
     assert!(matches!(health.lease, Some(LeaseHealth::Grace { .. })), "{health:?}");

@@ -142,7 +142,7 @@ async fn shutdown_ends_even_if_the_server_hangs() {
     });
     tokio::task::yield_now().await;
     let ended = tokio::time::timeout(Duration::from_secs(30), store.shutdown()).await;
-    assert!(ended.is_ok(), "by the deadline of the call under way");
+    assert!(ended.is_ok(), "by the deadline of the running call");
     assert!(call.await.unwrap().is_err());
 }
 

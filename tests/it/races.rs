@@ -117,7 +117,7 @@ async fn second_save_waits_for_the_reply_to_the_first() {
     let mut second_held = proxy.hold("update");
     let second = save("second");
     let unsent = tokio::time::timeout(Duration::from_millis(200), second_held.reached()).await;
-    assert!(unsent.is_err(), "it was sent though the first may still be under way");
+    assert!(unsent.is_err(), "it was sent though the first may still be running");
     first_held.deliver();
     first.await.unwrap();
     second_held.reached().await;

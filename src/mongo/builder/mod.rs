@@ -86,7 +86,7 @@ impl MongoStoreBuilder {
         self
     }
 
-    /// Who removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
+    /// The choice of what removes expired sessions. Default [`ExpiredRemoval::TtlIndex`].
     #[doc(alias = "continuously_delete_expired")]
     pub fn expired_removal(mut self, removal: ExpiredRemoval) -> Self {
         self.removal = removal;

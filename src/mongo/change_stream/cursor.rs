@@ -207,7 +207,7 @@ impl PinnedServer {
         }
     }
 
-    /// Which kind of server feeds a stream that is opened here.
+    /// The kind of server that feeds a stream that is opened here.
     pub(crate) fn source(&self) -> StreamSource {
         match &*lock(&self.0) {
             Some((address, kind)) if !is_router(*kind) => {

@@ -18,7 +18,7 @@ use crate::runtime::Tasks;
 /// The name that MongoDB gives an index on `expires` by default.
 const NAME: &str = "expires_1";
 
-/// Who removes expired sessions from the collection.
+/// The part that removes expired sessions from the collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExpiredRemoval {

@@ -207,6 +207,13 @@ pub(crate) fn build_timed_out(error: &Error, field: &str) -> Error {
     )
 }
 
+/// Warns that an index is not as it should be. `cost` says what that costs.
+pub(crate) fn warn_of_problem(error: &Error, cost: &str) {
+    if matches!(error.kind(), ErrorKind::Index | ErrorKind::Permission) {
+        tracing::warn!(%error, "{cost}");
+    }
+}
+
 /// The collection, as mongosh names it.
 fn in_mongosh(sessions: &SessionCollection) -> String {
     let namespace = sessions.documents.namespace();

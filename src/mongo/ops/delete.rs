@@ -12,7 +12,7 @@ use crate::session::id::SessionKey;
 use crate::session::owner::Owner;
 use crate::telemetry::metrics::{Outcome, Verb};
 
-/// Which sessions to end.
+/// The sessions to delete.
 #[derive(Clone, Debug)]
 pub(crate) struct DeleteSelection {
     /// MongoDB evaluates the filter twice: to find the sessions, and again to remove them. A session may
@@ -130,7 +130,7 @@ impl SessionCollection {
         .await
     }
 
-    /// Ends one session, if it belongs to this owner where one is given. Returns whether a live session was
+    /// Deletes one session, if it belongs to this owner where one is given. Returns whether a live session was
     /// removed.
     pub(crate) async fn revoke(self, key: SessionKey, owner: Option<Owner>) -> Result<bool> {
         let timer = self.timer_of(Verb::Remove, "findAndModify");

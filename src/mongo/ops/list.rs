@@ -51,7 +51,7 @@ impl fmt::Debug for LiveSessions {
     }
 }
 
-/// Which of the live sessions to list, and in which order.
+/// The live sessions to list, and their order.
 pub(crate) struct ListQuery {
     pub(crate) wanted: Option<Document>,
     pub(crate) order: Option<Document>,

@@ -94,8 +94,7 @@ impl MongoStore {
         sessions.list(&self.inner.tasks, listing)
     }
 
-    /// Ends every session of an owner, and returns the number of live sessions that it ended: "sign out
-    /// everywhere".
+    /// Deletes every session of an owner, and returns the number of live ones: "sign out everywhere".
     ///
     /// Each session that belonged to the owner before the call is gone after it, and a running save does not bring
     /// it back. Exceptions:
@@ -120,7 +119,7 @@ impl MongoStore {
         spans::verb!("session_store.delete_by_owner", self.delete_selected(selection))
     }
 
-    /// Ends every session of an owner except one, and returns the number of live sessions that it ended: "sign out
+    /// Deletes every session of an owner except one, and returns the number of live ones: "sign out
     /// everywhere else". `kept` is the id or the handle of the session to keep. See
     /// [`delete_by_owner`](Self::delete_by_owner).
     ///
@@ -142,7 +141,7 @@ impl MongoStore {
         spans::verb!("session_store.delete_by_owner_except", self.delete_selected(selection))
     }
 
-    /// Ends one session of any owner, and returns whether a live session was ended. For operators: a page for users
+    /// Deletes one session of any owner, and returns whether it was live. For operators: a page for users
     /// calls [`revoke_owned`](Self::revoke_owned).
     ///
     /// # Errors
@@ -157,8 +156,8 @@ impl MongoStore {
         spans::verb!("session_store.revoke", self.run(revoke))
     }
 
-    /// Ends one session if it belongs to this owner, and returns whether a live session was ended. So a user cannot
-    /// end another user's session with a handle from elsewhere.
+    /// Deletes one session if it belongs to this owner, and returns whether such a session was live. So a user
+    /// cannot end another user's session with a handle from elsewhere.
     ///
     /// # Errors
     ///

@@ -170,7 +170,7 @@ impl MongoStore {
         sessions.list(&self.inner.tasks, ListQuery { wanted, order: None })
     }
 
-    /// Ends the live sessions that match a filter, and returns their number. The filter is as in
+    /// Deletes the live sessions that match a filter, and returns their number. The filter is as in
     /// [`find`](Self::find), and must not be empty.
     ///
     /// A session is removed only if it still matches at that moment. A session that begins to match during the call

@@ -250,7 +250,7 @@ struct Progress {
     reconnect: Reconnect,
 }
 
-/// Why the publisher stops to read a stream.
+/// Why the publisher stops reading a stream.
 enum StreamEnd {
     Fault(Fault),
     /// Nobody subscribes any more.
@@ -299,7 +299,7 @@ impl Publisher {
                     if !progress.has_begun {
                         return;
                     }
-                    // The subscribers there are get a gap when a stream is open again.
+                    // The present subscribers get a gap when a stream is open again.
                     progress.resume_token = None;
                     sleep(UNSUPPORTED_RETRY).await;
                 }

@@ -84,21 +84,21 @@ pub(crate) struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// The cache has answered after all: with a session, or that there is none.
-    pub(crate) fn found(&mut self, is_session: bool) {
+    /// Records that the cache has answered after all: with a session, or that there is none.
+    pub(crate) fn record_found(&mut self, is_session: bool) {
         self.result = if is_session { LoadResult::Hit } else { LoadResult::Absent };
     }
 
-    pub(crate) fn joined(&mut self) {
+    pub(crate) fn record_joined(&mut self) {
         self.result = LoadResult::Coalesced;
     }
 
-    /// The load reads from MongoDB. `is_expired`: the entry was too old to be served.
-    pub(crate) fn missed(&mut self, is_expired: bool) {
+    /// Records that the load reads from MongoDB. `is_expired`: the entry was too old to be served.
+    pub(crate) fn record_missed(&mut self, is_expired: bool) {
         self.result = if is_expired { LoadResult::Expired } else { LoadResult::Miss };
     }
 
-    pub(crate) fn served_in_grace(&mut self) {
+    pub(crate) fn record_grace(&mut self) {
         self.result = LoadResult::Grace;
     }
 }

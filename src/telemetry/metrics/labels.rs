@@ -156,7 +156,7 @@ values! {
 }
 
 values! {
-    /// Who made a change that the stream reports.
+    /// The origin of a change that the stream reports.
     Origin {
         /// this store
         Own = "own",

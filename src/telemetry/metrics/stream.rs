@@ -102,26 +102,26 @@ impl StreamMetrics {
         self.state.clone()
     }
 
-    pub(crate) fn event(&self, is_own: bool) {
+    pub(crate) fn count_event(&self, is_own: bool) {
         let origin = if is_own { Origin::Own } else { Origin::Other };
         self.events[origin as usize].increment(1);
     }
 
-    pub(crate) fn gap(&self, gap: Gap) {
+    pub(crate) fn count_gap(&self, gap: Gap) {
         self.gaps[gap as usize].increment(1);
     }
 
-    pub(crate) fn opened(&self) {
+    pub(crate) fn set_open(&self) {
         if self.state.set_phase(Phase::Open, self.clock.now()) != Phase::Open {
             self.open.increment(1);
         }
     }
 
-    pub(crate) fn closed(&self) {
+    pub(crate) fn set_lost(&self) {
         self.leave(Phase::Lost);
     }
 
-    pub(crate) fn unavailable(&self) {
+    pub(crate) fn set_unavailable(&self) {
         self.leave(Phase::Unavailable);
     }
 
@@ -140,7 +140,7 @@ impl StreamMetrics {
 
 impl Drop for StreamMetrics {
     fn drop(&mut self) {
-        self.closed();
+        self.set_lost();
         self.lag.set(0);
     }
 }
