@@ -48,7 +48,7 @@ The tested store (ours and compact). Without an option, the store's own default 
   --tiny-lfu           evict what is read rarely, not what was read long ago, like the naive pair
   --no-ttl-index       do not remove expired sessions (also for `mongo`; the naive pair never does)
   --no-change-stream   do not receive the changes of other instances
-  --exclusive          the store is the only instance; `two-instances` is left out
+  --sole-writer        the store is the only instance; `two-instances` is left out
 
 The output: a table, and
   --json FILE          every figure
@@ -118,7 +118,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("tiny-lfu") => options.store.tiny_lfu = true,
             Long("no-ttl-index") => options.store.ttl_index = false,
             Long("no-change-stream") => options.store.change_stream = false,
-            Long("exclusive") => options.store.exclusive = true,
+            Long("sole-writer") => options.store.sole_writer = true,
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("html") => options.html = Some(parser.value()?.into()),
             Long("plots") => options.plots = Some(parser.value()?.into()),
@@ -164,7 +164,7 @@ fn check(options: &mut Options) -> Result<()> {
     if options.invented > 100 {
         bail!("--invented is a percentage");
     }
-    if options.store.exclusive {
+    if options.store.sole_writer {
         options.scenarios.retain(|scenario| *scenario != Scenario::TwoInstances);
     }
     if let Some(soak) = options.soak

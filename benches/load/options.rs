@@ -50,12 +50,12 @@ pub(crate) struct StoreOptions {
     pub(crate) tiny_lfu: bool,
     pub(crate) ttl_index: bool,
     pub(crate) change_stream: bool,
-    pub(crate) exclusive: bool,
+    pub(crate) sole_writer: bool,
 }
 
 impl StoreOptions {
     pub(crate) fn coherence(&self) -> Coherence {
-        if self.exclusive {
+        if self.sole_writer {
             Coherence::SoleWriter
         } else if self.change_stream {
             Coherence::ChangeStream
@@ -98,7 +98,7 @@ impl Default for Options {
                 tiny_lfu: false,
                 ttl_index: true,
                 change_stream: true,
-                exclusive: false,
+                sole_writer: false,
             },
             json: None,
             html: None,

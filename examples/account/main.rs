@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::Result;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -134,8 +134,7 @@ async fn guarded(request: Request, next: Next) -> Response {
         // With `no-referrer`, browsers would send forms with an `Origin` of `null`.
         (header::REFERRER_POLICY, "same-origin"),
     ] {
-        let (name, value): (HeaderName, _) = (name, HeaderValue::from_static(value));
-        response.headers_mut().insert(name, value);
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }

@@ -28,7 +28,7 @@ pub(crate) struct Violation {
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
     pub(crate) violations: Vec<Violation>,
-    /// The longest time for which a state had ceased when a load that returned it began.
+    /// The longest time from the end of a state to the start of a load that still returned it.
     pub(crate) staleness: Nanos,
     pub(crate) expected: Expected,
 }
@@ -43,7 +43,7 @@ pub(crate) struct Expected {
     pub(crate) states: Vec<State>,
 }
 
-/// The event that proves that a state has ceased.
+/// The event that proves that a state has ended.
 #[derive(Clone, Copy, Debug)]
 enum Proof {
     Write,

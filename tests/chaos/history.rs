@@ -67,8 +67,8 @@ pub(crate) struct Event {
 }
 
 /// The indexes of the events to show: all events except loads that saw the same as the loads before
-/// and after them on the same instance. `always` is among them. The last `limit` indexes, up to a
-/// little after `always`.
+/// and after them on the same instance. The index `always` is never left out. Returns at most `limit`
+/// indexes: the last ones, up to shortly after `always`.
 pub(crate) fn notable(events: &[Event], always: Option<usize>, limit: usize) -> Vec<usize> {
     let mut kept = Vec::new();
     let mut last: [Option<(usize, Seen)>; 256] = [None; 256];

@@ -17,10 +17,11 @@ pub(crate) struct Counts {
     pub(crate) touches: AtomicU64,
     pub(crate) deletes: AtomicU64,
     pub(crate) loads: AtomicU64,
-    /// How many of them failed, or ended after their caller had given up.
+    /// The operations that failed.
     pub(crate) failed: AtomicU64,
+    /// The operations that ended after their caller had given up.
     pub(crate) abandoned: AtomicU64,
-    /// The writes among both.
+    /// The writes among the failed and the abandoned operations: their outcome is unknown.
     pub(crate) undecided: AtomicU64,
     /// The longest operation.
     pub(crate) slowest: AtomicU64,

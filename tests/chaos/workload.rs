@@ -18,8 +18,8 @@ const HOT: usize = 12;
 /// else.
 const LOADERS: u64 = 16;
 const WRITERS: u64 = 16;
-/// The number of loads in a row, and the pause after them: the timer has a resolution of a
-/// millisecond.
+/// The number of loads in a row, and the pause after them. There is no pause after each load, because
+/// the timer has a resolution of a millisecond.
 const LOADS: u32 = 4;
 const LOAD_PAUSE: Duration = Duration::from_millis(15);
 /// How often the writers of all instances wake. They wake at the same time, so that their saves are
@@ -63,9 +63,10 @@ async fn loader(run: Arc<Run>, instance: u8, mut rng: ChaCha8Rng) {
     }
 }
 
-/// Picks a session: three times of four, one that is used often.
+/// Picks a session. In three of four cases, it is one that is used often.
 fn pick(run: &Run, rng: &mut ChaCha8Rng) -> Option<Arc<Session>> {
-    let (hot, any): (bool, f64) = (rng.random_ratio(3, 4), rng.random());
+    let hot: bool = rng.random_ratio(3, 4);
+    let any: f64 = rng.random();
     let pool = run.pool();
     let among = if hot { pool.len().min(HOT) } else { pool.len() };
     #[allow(

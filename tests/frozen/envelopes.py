@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the frozen envelopes of src/mongo/codec/encrypted/tests.rs.
 
-Written apart from the crate: HChaCha20 is here, as the draft has it, and the rest is OpenSSL's
+It does not use the crate: HChaCha20 is written here after the draft, and the rest is OpenSSL's
 ChaCha20-Poly1305 (pip install cryptography).
 https://datatracker.ietf.org/doc/html/draft-irtf-cfrg-xchacha-03
 """

@@ -14,15 +14,15 @@ use crate::common::{Commands, Log, create, uri};
 use crate::proxy::Proxy;
 
 #[track_caller]
-fn says(error: &tower_sessions_moka_mongodb_store::Error, kind: ErrorKind, text: &str) {
+fn assert_says(error: &tower_sessions_moka_mongodb_store::Error, kind: ErrorKind, text: &str) {
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().contains(text), "{error}");
 }
 
-async fn fails(builder: MongoStoreBuilder, kind: ErrorKind, text: &str) {
+async fn assert_fails(builder: MongoStoreBuilder, kind: ErrorKind, text: &str) {
     match builder.build().await {
         Ok(_) => panic!("it was built, without: {text}"),
-        Err(error) => says(&error, kind, text),
+        Err(error) => assert_says(&error, kind, text),
     }
 }
 
@@ -41,7 +41,7 @@ async fn databases_of_mongodb_itself_are_rejected() {
         builder().collection_handle(client.database("local").collection::<Document>("sessions")),
     ] {
         let error = builder.build().await.unwrap_err();
-        says(&error, ErrorKind::Config, "/yourdb?authSource=");
+        assert_says(&error, ErrorKind::Config, "/yourdb?authSource=");
         assert!(!error.to_string().contains("S3cr3t"), "{error}");
     }
 }
@@ -73,8 +73,8 @@ async fn trailing_line_break_in_a_name_is_rejected() {
         (builder().tls_ca_file("/a.pem\n"), "`tls_ca_file`"),
     ] {
         let error = builder.build().await.unwrap_err();
-        says(&error, ErrorKind::Config, name);
-        says(&error, ErrorKind::Config, "trim_end()");
+        assert_says(&error, ErrorKind::Config, name);
+        assert_says(&error, ErrorKind::Config, "trim_end()");
         assert!(!error.to_string().contains("S3cr3t"), "{error}");
     }
     for (builder, name) in [
@@ -84,8 +84,8 @@ async fn trailing_line_break_in_a_name_is_rejected() {
         (builder().tls_ca_file("\u{feff}/a.pem"), "`tls_ca_file`"),
     ] {
         let error = builder.build().await.unwrap_err();
-        says(&error, ErrorKind::Config, name);
-        says(&error, ErrorKind::Config, "begins with a byte order mark");
+        assert_says(&error, ErrorKind::Config, name);
+        assert_says(&error, ErrorKind::Config, "begins with a byte order mark");
         assert!(!error.to_string().contains("S3cr3t"), "{error}");
     }
     let space = user().password("with a space ").operation_timeout(Duration::from_millis(50));
@@ -112,10 +112,10 @@ async fn missing_role_is_named_even_without_an_index() {
     let permission = ErrorKind::Permission;
     for create_indexes in [false, true] {
         let builder = |user| as_user(user).create_indexes(create_indexes);
-        fails(builder("nothing:pw@"), permission, role).await;
-        fails(builder("reader:pw@"), permission, "not allowed to save a session").await;
-        fails(builder("reader:pw@"), permission, role).await;
-        fails(builder(""), permission, "wants a user name and a password").await;
+        assert_fails(builder("nothing:pw@"), permission, role).await;
+        assert_fails(builder("reader:pw@"), permission, "not allowed to save a session").await;
+        assert_fails(builder("reader:pw@"), permission, role).await;
+        assert_fails(builder(""), permission, "wants a user name and a password").await;
         create(&builder("all:pw@").build().await.unwrap()).await;
     }
 }
@@ -141,7 +141,7 @@ async fn privilege_checks_change_nothing_and_end_by_the_operation_timeout() {
         let builds = tokio::spawn(builder.create_indexes(false).build());
         held.reached().await;
         let error = builds.await.unwrap().unwrap_err();
-        says(&error, ErrorKind::Timeout, "did not answer within 500ms");
+        assert_says(&error, ErrorKind::Timeout, "did not answer within 500ms");
         drop(held);
     }
 }
@@ -152,7 +152,7 @@ async fn single_missing_right_is_named() {
         let proxy = Proxy::start().await;
         proxy.hold(command).refuse(13);
         let text = format!("not allowed to {doing}: grant it the role `readWrite`");
-        fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Permission, &text).await;
+        assert_fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Permission, &text).await;
     }
 }
 
@@ -163,7 +163,7 @@ async fn a_store_is_built_only_after_a_read_that_succeeded() {
         let proxy = Proxy::start().await;
         let _refusing = proxy.refuse_all(command, 8000, "AtlasError", &[]);
         let text = format!("error 8000 (AtlasError) when asked to {doing}");
-        fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Server, &text).await;
+        assert_fails(MongoStore::builder().uri(proxy.uri()), ErrorKind::Server, &text).await;
     }
     // Another database engine rejects the first filter, and answers a plain read.
     let proxy = Proxy::start().await;
@@ -177,7 +177,7 @@ async fn build_rejects_a_server_without_pipeline_updates_but_not_a_full_one() {
         let proxy = Proxy::start().await;
         proxy.hold("update").refuse(code);
         let builder = MongoStore::builder().uri(proxy.uri());
-        fails(builder, ErrorKind::Server, "MongoDB 4.4.2 or newer").await;
+        assert_fails(builder, ErrorKind::Server, "MongoDB 4.4.2 or newer").await;
     }
     // OutOfDiskSpace, UserWritesBlocked, and NotWritablePrimary twice, since the driver retries it.
     for codes in [&[14031][..], &[371], &[10107, 10107]] {
@@ -278,7 +278,7 @@ async fn server_with_an_old_wire_version_is_too_old() {
     for create_indexes in [true, false] {
         let builder = MongoStore::builder().uri(&uri).create_indexes(create_indexes);
         let too_old = "too old: its version is 4.2, and the store needs 4.4.2 or newer";
-        fails(builder, ErrorKind::Server, too_old).await;
+        assert_fails(builder, ErrorKind::Server, too_old).await;
     }
 }
 
@@ -310,7 +310,7 @@ async fn server_without_hello_is_too_old_and_its_version_is_shown() {
     let version = info.get_str("version").unwrap();
     let uri = format!("mongodb://127.0.0.1:{port}/{database}?directConnection=true");
     let builder = MongoStore::builder().uri(uri);
-    fails(builder, ErrorKind::Server, &format!("too old: its version is {version}")).await;
+    assert_fails(builder, ErrorKind::Server, &format!("too old: its version is {version}")).await;
 }
 
 #[tokio::test]
@@ -329,7 +329,7 @@ async fn unsupported_mechanism_is_not_reported_as_a_wrong_password() {
         (with(&format!("{properties}gcp")), "enable the feature `gcp-oidc`"),
     ] {
         let error = builder.build().await.unwrap_err();
-        says(&error, ErrorKind::Config, text);
+        assert_says(&error, ErrorKind::Config, text);
         assert!(!error.to_string().contains("S3cr3t"), "{error}");
     }
 }

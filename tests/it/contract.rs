@@ -144,7 +144,7 @@ macro_rules! our_contract {
                 let first = record.id;
                 store.delete(&first).await.unwrap();
                 store.create(&mut record).await.unwrap();
-                assert_ne!(record.id, first, "free again, and still not taken");
+                assert_ne!(record.id, first, "the id is free again, and still not used");
             }
 
             #[tokio::test]

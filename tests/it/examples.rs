@@ -73,7 +73,7 @@ async fn log_out_ends_the_session_and_its_cookie() {
 
     let thief = Visitor::with_cookie(&app, &old);
     assert_eq!(thief.me(&app).await["views"], 1);
-    assert_ne!(thief.cookie().unwrap(), old, "an ended session's id came to life again");
+    assert_ne!(thief.cookie().unwrap(), old, "the id of an ended session is in use again");
 }
 
 #[tokio::test]

@@ -42,18 +42,18 @@ async fn shut_down(client: &Client) {
 }
 
 #[track_caller]
-fn says_so(what: &str, error: &Error) {
+fn assert_says_so(what: &str, error: &Error) {
     assert_eq!(error.kind(), ErrorKind::Closed, "{what}: {error}");
     assert!(error.to_string().contains(SAID), "{what}: {error}");
 }
 
 #[track_caller]
-fn fails<T>(what: &str, outcome: Result<T>) {
-    says_so(what, &outcome.map(drop).expect_err(what));
+fn assert_fails<T>(what: &str, outcome: Result<T>) {
+    assert_says_so(what, &outcome.map(drop).expect_err(what));
 }
 
 #[track_caller]
-fn fails_by_the_trait<T>(what: &str, outcome: std::result::Result<T, TraitError>) {
+fn assert_fails_by_the_trait<T>(what: &str, outcome: std::result::Result<T, TraitError>) {
     match outcome.map(drop).expect_err(what) {
         TraitError::Backend(said) => assert!(said.contains(SAID), "{what}: {said}"),
         other => panic!("{what}: {other}"),
@@ -64,25 +64,25 @@ macro_rules! every_verb_fails {
     ($store:expr, $known:expr) => {
         let store = $store;
         let known = $known;
-        fails_by_the_trait("create", store.create(&mut record()).await);
-        fails_by_the_trait("save", store.save(&record()).await);
-        fails_by_the_trait("load", store.load(&record().id).await);
-        fails_by_the_trait("delete", store.delete(&known.id).await);
-        fails_by_the_trait("delete_expired", store.delete_expired().await);
-        fails("contains", store.contains(known.id).await);
-        fails("length", store.length().await);
-        fails("estimated_length", store.estimated_length().await);
-        fails("clear", store.clear().await);
-        fails("ensure_indexes", store.ensure_indexes().await);
-        fails("all", store.all().try_next().await);
-        fails("find", store.find(doc! { "owner": "7" }).try_next().await);
-        fails("find_by_owner", store.find_by_owner(7).try_next().await);
-        fails("delete_by_owner", store.delete_by_owner(7).await);
-        fails("delete_by_owner_except", store.delete_by_owner_except(7, known.id).await);
-        fails("delete_where", store.delete_where(doc! { "owner": "7" }).await);
-        fails("assign_owners", store.assign_owners().await);
-        fails("revoke", store.revoke(SessionHandle::of(known.id)).await);
-        fails("revoke_owned", store.revoke_owned(7, SessionHandle::of(known.id)).await);
+        assert_fails_by_the_trait("create", store.create(&mut record()).await);
+        assert_fails_by_the_trait("save", store.save(&record()).await);
+        assert_fails_by_the_trait("load", store.load(&record().id).await);
+        assert_fails_by_the_trait("delete", store.delete(&known.id).await);
+        assert_fails_by_the_trait("delete_expired", store.delete_expired().await);
+        assert_fails("contains", store.contains(known.id).await);
+        assert_fails("length", store.length().await);
+        assert_fails("estimated_length", store.estimated_length().await);
+        assert_fails("clear", store.clear().await);
+        assert_fails("ensure_indexes", store.ensure_indexes().await);
+        assert_fails("all", store.all().try_next().await);
+        assert_fails("find", store.find(doc! { "owner": "7" }).try_next().await);
+        assert_fails("find_by_owner", store.find_by_owner(7).try_next().await);
+        assert_fails("delete_by_owner", store.delete_by_owner(7).await);
+        assert_fails("delete_by_owner_except", store.delete_by_owner_except(7, known.id).await);
+        assert_fails("delete_where", store.delete_where(doc! { "owner": "7" }).await);
+        assert_fails("assign_owners", store.assign_owners().await);
+        assert_fails("revoke", store.revoke(SessionHandle::of(known.id)).await);
+        assert_fails("revoke_owned", store.revoke_owned(7, SessionHandle::of(known.id)).await);
     };
 }
 
@@ -107,12 +107,12 @@ async fn verbs_report_that_the_app_has_shut_its_client_down() {
 
         // Events that were reported before come first.
         while tokio::time::timeout(PATIENCE, events.next()).await.unwrap().is_some() {}
-        fails("events", store.events().await);
-        fails("warm", store.warm(1).await);
+        assert_fails("events", store.events().await);
+        assert_fails("warm", store.warm(1).await);
         every_verb_fails!(&mongo, &records[2]);
         every_verb_fails!(&store, &records[2]);
         assert!(!store.health().is_serving(), "{:?}", store.health());
-        fails("build", MongoStore::builder().client(client).build().await);
+        assert_fails("build", MongoStore::builder().client(client).build().await);
         // The store itself still ends as usual, and then reports another error.
         store.shutdown().await;
         let error = store.length().await.unwrap_err();
@@ -125,7 +125,7 @@ async fn cached_store_on_a_client_that_was_shut_down_is_rejected() {
     let client = client(&uri()).await;
     let mongo = MongoStore::builder().client(client.clone()).build().await.unwrap();
     shut_down(&client).await;
-    fails("build", CachedMongoStore::builder(mongo).build().await);
+    assert_fails("build", CachedMongoStore::builder(mongo).build().await);
 }
 
 /// Two stores on one client, each with a change stream. Several rounds shut the client down at
@@ -147,7 +147,7 @@ async fn client_of_several_stores_can_be_shut_down_at_any_moment() {
         shut_down(&client).await;
         for (store, record) in stores.iter().zip(records) {
             let error = store.length().await.unwrap_err();
-            says_so("length", &error);
+            assert_says_so("length", &error);
             let _ = store.load(&record.id).await;
         }
         drop(events);
@@ -166,7 +166,7 @@ async fn calls_leave_nothing_open_on_the_apps_client() {
         store.save(&record).await.unwrap();
     }
     shut_down(&client).await;
-    fails("length", store.length().await);
+    assert_fails("length", store.length().await);
 }
 
 #[tokio::test]
@@ -265,5 +265,5 @@ async fn call_in_progress_ends_before_the_client() {
     held.deliver();
     insert.await.unwrap().unwrap();
     closes.await.unwrap();
-    fails("length", mongo.length().await);
+    assert_fails("length", mongo.length().await);
 }

@@ -22,7 +22,7 @@ async fn behind(proxy: &Proxy) -> (MongoStore, CachedMongoStoreBuilder) {
     (mongo.clone(), CachedMongoStore::builder(mongo).max_staleness(BOUND))
 }
 
-async fn is_fresh(store: &CachedMongoStore) {
+async fn wait_until_fresh(store: &CachedMongoStore) {
     eventually("all is well", async || {
         let health = store.health();
         matches!(health.lease, Some(LeaseHealth::Fresh { left, .. }) if left <= BOUND)
@@ -40,7 +40,7 @@ async fn health_shows_a_cut_network_and_its_end() {
     let (mongo, builder) = behind(&proxy).await;
     let store = builder.build().await.unwrap();
     let record = create(&store).await;
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
 
     proxy.cut();
     // No session is loaded: the stream and its checkpoints notice the outage.
@@ -76,7 +76,7 @@ async fn health_shows_a_cut_network_and_its_end() {
     .await;
 
     proxy.mend();
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
     assert!(store.load(&record.id).await.unwrap().is_some());
 }
 
@@ -86,7 +86,7 @@ async fn health_shows_the_grace_while_it_lasts() {
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
     let record = create(&store).await;
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
     proxy.cut();
     eventually("a load is served in the grace", async || {
         store.load(&record.id).await.unwrap();
@@ -103,7 +103,7 @@ async fn unanswered_length_shows_in_health_and_allows_the_grace() {
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
     let record = create(&store).await;
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
     proxy.stall(Direction::ToClient, true);
     eventually("the lease expires", async || {
         matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
@@ -227,7 +227,7 @@ async fn stream_that_opens_late_is_shown_as_opening() {
     assert!(matches!(health.stream, StreamHealth::Opening { .. }), "{health:?}");
     assert!(health.is_serving() && health.is_degraded(), "{health:?}");
     held.cut();
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
 }
 
 #[tokio::test]

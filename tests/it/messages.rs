@@ -43,7 +43,7 @@ impl Quotes {
 
     /// Asserts that the message is quoted. If two quotes fit, the longer one is marked as shown.
     #[track_caller]
-    fn have(&self, what: &str, message: &str) {
+    fn assert_quoted(&self, what: &str, message: &str) {
         let message = in_one_line(message);
         let fitting = (0..self.all.len()).filter(|at| fits(&self.all[*at], &message));
         let Some(quote) = fitting.max_by_key(|at| self.all[*at].len()) else {
@@ -54,7 +54,7 @@ impl Quotes {
 
     /// Asserts that one of the lines is quoted. Its time, level and module are skipped.
     #[track_caller]
-    fn have_one_of(&self, what: &str, lines: &str) {
+    fn assert_one_is_quoted(&self, what: &str, lines: &str) {
         let fits = |quote| lines.lines().any(|line| fits(&format!("… {quote}"), line));
         let fitting: Vec<_> = (0..self.all.len()).filter(|at| fits(&self.all[*at])).collect();
         assert!(!fitting.is_empty(), "{what}: the guide quotes nothing of\n{lines}");
@@ -67,7 +67,7 @@ impl Quotes {
         self.said.borrow_mut().extend(found);
     }
 
-    fn were_all_said(&self) {
+    fn assert_all_said(&self) {
         let said = self.said.borrow();
         let in_source = source::messages();
         let is_in_source = |quote| in_source.iter().any(|(_, message)| are_alike(quote, message));
@@ -81,7 +81,7 @@ impl Quotes {
             Ok(_) => panic!("{what}: it was built"),
             Err(error) => {
                 assert_eq!(error.kind(), kind, "{what}: {error}");
-                self.have(what, &error.to_string());
+                self.assert_quoted(what, &error.to_string());
                 // `main` prints this if it returns the error.
                 assert_eq!(format!("{error:?}"), format!("{kind:?}: {error}"));
             }
@@ -152,7 +152,7 @@ async fn guide_quotes_exactly_the_messages_that_occur() {
     examples(&quotes);
     // The messages about keys can be shown only with the feature for encryption.
     if cfg!(feature = "encryption") {
-        quotes.were_all_said();
+        quotes.assert_all_said();
     }
 }
 
@@ -199,13 +199,13 @@ async fn uris(quotes: &Quotes) {
     }
     // The unit tests in `src/mongo/connect` provoke this message: a test cannot choose the driver's
     // name server.
-    quotes.have(
+    quotes.assert_quoted(
         "a silent name server",
         "the host of the mongodb+srv:// URI was not resolved, since no name server answered within \
          5s: does DNS work here, and are its name servers reachable?",
     );
     for value in [None, Some(""), Some(" ")] {
-        quotes.have("MONGODB_URI", &in_a_child("app", value));
+        quotes.assert_quoted("MONGODB_URI", &in_a_child("app", value));
     }
 }
 
@@ -348,7 +348,7 @@ fn runtimes(quotes: &Quotes) {
     };
     // Threads of their own, which are not in this test's runtime.
     let none = std::thread::spawn(move || said(futures::executor::block_on(connect())));
-    quotes.have("no runtime", &none.join().unwrap());
+    quotes.assert_quoted("no runtime", &none.join().unwrap());
     for what in ["no timer", "no I/O"] {
         let poor = std::thread::spawn(move || {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -359,7 +359,7 @@ fn runtimes(quotes: &Quotes) {
             };
             said(runtime.build().unwrap().block_on(connect()))
         });
-        quotes.have(what, &poor.join().unwrap());
+        quotes.assert_quoted(what, &poor.join().unwrap());
     }
 }
 
@@ -376,7 +376,7 @@ async fn options(quotes: &Quotes) {
     quotes.of_builder("a name of the server", ErrorKind::Config, builder).await;
     let one = MongoStore::builder().uri(uri()).max_pool_size(1).build().await.unwrap();
     let error = CachedMongoStore::builder(one).build().await.unwrap_err();
-    quotes.have("a pool of one", &error.to_string());
+    quotes.assert_quoted("a pool of one", &error.to_string());
 }
 
 async fn while_it_runs(quotes: &Quotes) {
@@ -389,51 +389,51 @@ async fn while_it_runs(quotes: &Quotes) {
         let builds = CachedMongoStore::builder(mongo).build();
         held.refuse(code);
         builds.await.unwrap();
-        quotes.have_one_of(what, &log.take());
+        quotes.assert_one_is_quoted(what, &log.take());
     }
     let proxy = Proxy::start().await;
     proxy.hold("update").refuse(14031);
     MongoStore::connect(proxy.uri()).await.unwrap();
-    quotes.have_one_of("a full disk", &log.take());
+    quotes.assert_one_is_quoted("a full disk", &log.take());
     let own = uri();
     let and = if own.contains('?') { '&' } else { '?' };
     MongoStore::connect(format!("{own}{and}readPreference=nearest")).await.unwrap();
-    quotes.have_one_of("an option without effect", &log.take());
+    quotes.assert_one_is_quoted("an option without effect", &log.take());
     dropped_indexes(quotes, &log).await;
     let mongo_behind = MongoStore::connect(proxy.uri()).await.unwrap();
     let refusing = proxy.refuse_all("aggregate", 136, "CappedPositionLost", &[]);
     CachedMongoStore::builder(mongo_behind.clone()).build().await.unwrap();
-    quotes.have_one_of("a server that refuses streams", &log.take());
+    quotes.assert_one_is_quoted("a server that refuses streams", &log.take());
     drop(refusing);
     let _refusing = proxy.refuse_all("find", 462, "IngressRequestRateLimitExceeded", &[]);
     let error = mongo_behind.load(&record().id).await.unwrap_err();
-    quotes.have("an overloaded server", &said_by_the_trait(&error));
+    quotes.assert_quoted("an overloaded server", &said_by_the_trait(&error));
     let proxy = Proxy::start().await;
     let mongo_behind = MongoStore::connect(proxy.as_load_balancer()).await.unwrap();
     CachedMongoStore::builder(mongo_behind).build().await.unwrap();
-    quotes.have_one_of("a load balancer", &log.take());
+    quotes.assert_one_is_quoted("a load balancer", &log.take());
     let store = mongo().await;
     store.save(&record()).await.unwrap();
-    quotes.have_one_of("a late save", &log.take());
+    quotes.assert_one_is_quoted("a late save", &log.take());
 
     let proxy = Proxy::start().await;
     let builder = MongoStore::builder().uri(proxy.uri()).operation_timeout(SOON);
     let stalls = builder.build().await.unwrap();
     let held = proxy.hold("insert");
     let error = stalls.create(&mut record()).await.unwrap_err();
-    quotes.have("a server that stalls", &said_by_the_trait(&error));
+    quotes.assert_quoted("a server that stalls", &said_by_the_trait(&error));
     drop(held);
 
     let client = Client::with_uri_str(uri()).await.unwrap();
     let handed_in = MongoStore::builder().client(client.clone()).build().await.unwrap();
     client.shutdown().await;
     let error = handed_in.load(&record().id).await.unwrap_err();
-    quotes.have("after the end of its client", &said_by_the_trait(&error));
+    quotes.assert_quoted("after the end of its client", &said_by_the_trait(&error));
 
     create(&store).await;
     store.shutdown().await;
     let error = store.load(&record().id).await.unwrap_err();
-    quotes.have("after its end", &said_by_the_trait(&error));
+    quotes.assert_quoted("after its end", &said_by_the_trait(&error));
 }
 
 async fn dropped_indexes(quotes: &Quotes, log: &Log) {
@@ -442,7 +442,7 @@ async fn dropped_indexes(quotes: &Quotes, log: &Log) {
     theirs.insert_one(doc! { "_id": "theirs" }).await.unwrap();
     let builder = MongoStore::builder().collection_handle(store.collection());
     let _second = builder.build().await.unwrap();
-    quotes.have_one_of("documents of another store", &log.take());
+    quotes.assert_one_is_quoted("documents of another store", &log.take());
     theirs.drop_index("expires_1").await.unwrap();
     let said = RefCell::new(String::new());
     let says = async |text: &str| {
@@ -450,7 +450,7 @@ async fn dropped_indexes(quotes: &Quotes, log: &Log) {
         said.borrow().contains(text)
     };
     crate::index_upkeep::by_the_minute("the index", async || says("was created again").await).await;
-    quotes.have_one_of("a dropped index", &said.borrow());
+    quotes.assert_one_is_quoted("a dropped index", &said.borrow());
     theirs.drop_index("expires_1").await.unwrap();
     theirs
         .create_index(mongodb::IndexModel::builder().keys(doc! { "expires": 1 }).build())
@@ -458,7 +458,7 @@ async fn dropped_indexes(quotes: &Quotes, log: &Log) {
         .unwrap();
     crate::index_upkeep::by_the_minute("another", async || says("an index was changed").await)
         .await;
-    quotes.have_one_of("a changed index", &said.borrow());
+    quotes.assert_one_is_quoted("a changed index", &said.borrow());
 }
 
 /// The text of our error, without the text that the trait's error puts in front of it.
@@ -484,14 +484,14 @@ fn examples(quotes: &Quotes) {
     };
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    quotes.have("a port that is taken", &said(counter().env("ADDR", &address)));
-    quotes.have("no address", &said(counter().env("ADDR", "3000")));
+    quotes.assert_quoted("a port that is taken", &said(counter().env("ADDR", &address)));
+    quotes.assert_quoted("no address", &said(counter().env("ADDR", "3000")));
     let nowhere = "mongodb://127.0.0.1:1/app?serverSelectionTimeoutMS=100";
-    quotes.have("nobody at MONGODB_URI", &said(counter().env("MONGODB_URI", nowhere)));
-    quotes.have("tests on nobody", &in_a_child("tests", Some(nowhere)));
+    quotes.assert_quoted("nobody at MONGODB_URI", &said(counter().env("MONGODB_URI", nowhere)));
+    quotes.assert_quoted("tests on nobody", &in_a_child("tests", Some(nowhere)));
     let empty = tempfile::tempdir().unwrap();
     let bare = said(counter().env("PATH", empty.path()).env("HOME", empty.path()));
-    quotes.have("nothing to build a server with", &bare);
+    quotes.assert_quoted("nothing to build a server with", &bare);
     for tried in ["mongod: not on PATH", "cmake is not on PATH", "python3 is not on PATH"] {
         assert!(bare.contains(tried), "{bare}");
     }

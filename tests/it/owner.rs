@@ -217,7 +217,7 @@ async fn expired_is_left(plain: impl Owned) {
     store.expire_all().await;
     record.data.remove("user");
     store.save(&record).await.unwrap();
-    assert!(!is_there(&store, &record).await, "it does not rise again");
+    assert!(!is_there(&store, &record).await, "the session does not come back");
     assert_eq!(stored_owner(&store, &record).await.as_deref(), Some("ferris"), "as it was");
 }
 

@@ -11,7 +11,7 @@ use crate::common::{
 
 /// Asserts that the text contains no part of the session, in any of its forms.
 #[track_caller]
-fn shows_nothing_of(shown: &str, record: &Record) {
+fn assert_shows_nothing_of(shown: &str, record: &Record) {
     let bytes = record.id.0.to_le_bytes();
     let hex = format!("{:032x}", u128::from_be_bytes(bytes));
     for secret in [record.id.to_string(), record.id.0.to_string(), hex, format!("{bytes:?}")] {
@@ -48,7 +48,7 @@ async fn logs(store: impl Store) {
     let log = log.take();
     assert!(log.contains("a save was dropped"), "{log}");
     assert!(log.contains("session_store.delete") && log.contains("db.operation.name"), "{log}");
-    shows_nothing_of(&log, &record);
+    assert_shows_nothing_of(&log, &record);
 }
 
 async fn errors(store: impl Store) {
@@ -59,7 +59,7 @@ async fn errors(store: impl Store) {
     for broken in [broken, doc! { "$set": { "data": "4111-1111" } }] {
         store.collection().update_one(doc! {}, broken).await.unwrap();
         let error = cold.load(&record.id).await.unwrap_err();
-        shows_nothing_of(&everything_said_by(&error), &record);
+        assert_shows_nothing_of(&everything_said_by(&error), &record);
     }
     store.clear().await.unwrap();
     let mut deep = serde_json::json!("4111-1111");
@@ -68,7 +68,7 @@ async fn errors(store: impl Store) {
     }
     record.data.insert("card-number".to_owned(), deep);
     let error = store.save(&record).await.unwrap_err();
-    shows_nothing_of(&everything_said_by(&error), &record);
+    assert_shows_nothing_of(&everything_said_by(&error), &record);
 
     // A server's reply to a duplicate key quotes the key and its value.
     let unique = doc! { "createIndexes": "sessions", "indexes": [
@@ -83,8 +83,8 @@ async fn errors(store: impl Store) {
     store.create(&mut first).await.unwrap();
     second.data.clone_from(&first.data);
     let error = store.save(&second).await.unwrap_err();
-    shows_nothing_of(&everything_said_by(&error), &first);
-    shows_nothing_of(&everything_said_by(&error), &second);
+    assert_shows_nothing_of(&everything_said_by(&error), &first);
+    assert_shows_nothing_of(&everything_said_by(&error), &second);
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn debug_of_stores_and_builders_shows_no_password_and_no_session() {
     let key = tower_sessions_moka_mongodb_store::SessionKey::from(record.id);
     let all = mongo.all();
     let shown = format!("{mongo:#?} {cached:#?} {builder:#?} {key:?} {all:?}");
-    shows_nothing_of(&shown, &record);
+    assert_shows_nothing_of(&shown, &record);
     assert!(!shown.contains("mongodb://"), "{shown}");
     assert!(shown.contains(&mongo.collection().namespace().to_string()), "but what store it is");
 }
@@ -117,7 +117,7 @@ async fn debug_of_a_stored_document_shows_no_data() {
     let mut record = secret_record();
     store.create(&mut record).await.unwrap();
     let stored = store.collection().find_one(doc! {}).await.unwrap().unwrap();
-    shows_nothing_of(&format!("{stored:?} {stored:#?}"), &record);
+    assert_shows_nothing_of(&format!("{stored:?} {stored:#?}"), &record);
 }
 
 #[tokio::test]

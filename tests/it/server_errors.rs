@@ -56,7 +56,7 @@ impl World {
     }
 
     /// Asserts that the cache returns this session, without a command.
-    async fn has_cached(&self, record: &Record) {
+    async fn assert_cached(&self, record: &Record) {
         let finds = self.commands.sent("find");
         let loaded = self.store.load(&record.id).await.unwrap().unwrap();
         assert_eq!((&loaded.data, self.commands.sent("find")), (&record.data, finds));
@@ -99,10 +99,10 @@ async fn overloaded_stream_resumes_from_its_token_and_empties_nothing() {
         let refusing = refusing.map(|command| world.proxy.refuse_all(command, code, name, labels));
         eventually("the stream is refused", async || refusing[1].times() > 12).await;
         let other = create(&past_it).await;
-        world.has_cached(&record).await;
+        world.assert_cached(&record).await;
         drop(refusing);
         eventually("the stream resumes", async || world.meters.value(RESUMES) > 0.5).await;
-        world.has_cached(&record).await;
+        world.assert_cached(&record).await;
         world.never(EMPTIED);
         // The stream reports changes again.
         assert!(world.store.load(&other.id).await.unwrap().is_some());
@@ -243,12 +243,12 @@ async fn refused_save_keeps_the_entry() {
             let error = store.await.unwrap().unwrap_err();
             assert!(error.contains("overloaded") && error.contains(&code.to_string()), "{error}");
         }
-        world.has_cached(&record).await;
+        world.assert_cached(&record).await;
         world.never(UNKNOWN_OUTCOME);
         drop(refusing);
         let saved = changed(&record);
         world.store.save(&saved).await.unwrap();
-        world.has_cached(&saved).await;
+        world.assert_cached(&saved).await;
     }
 }
 
@@ -268,8 +268,8 @@ async fn refused_batch_keeps_the_entry_of_each_save() {
     }
     let sent = world.commands.sent("update") - sent;
     assert!(sent <= 3, "one command, and the driver's repetitions of it: {sent}");
-    world.has_cached(&a).await;
-    world.has_cached(&b).await;
+    world.assert_cached(&a).await;
+    world.assert_cached(&b).await;
     drop(refusing);
     first.deliver();
     keeps_busy.await.unwrap().unwrap();
@@ -372,7 +372,7 @@ async fn stream_broken_by_an_election_or_a_migration_resumes_without_a_gap() {
         resumed += 1.0;
         let meters = &world.meters;
         eventually("it is resumed", async || meters.value(RESUMES) > resumed - 0.5).await;
-        world.has_cached(&record).await;
+        world.assert_cached(&record).await;
     }
     world.never(EMPTIED);
     for cause in ["refused", "history_lost", "collection_gone"] {

@@ -176,7 +176,7 @@ async fn unreadable_session_affects_no_other_session() {
         let errors: Vec<_> = listed.iter().filter_map(|session| session.as_ref().err()).collect();
         assert_eq!((listed.len(), errors.len()), (records.len(), bad.len()));
         assert!(errors.iter().all(|error| error.kind() == ErrorKind::Decode), "{errors:?}");
-        assert_eq!(mongo.assign_owners().await.unwrap(), 0, "those that can be read have theirs");
+        assert_eq!(mongo.assign_owners().await.unwrap(), 0, "each readable session has its owner");
         // Load them at the same time, so that they are sent as one command.
         let loads =
             futures::future::join_all(records.iter().map(|record| mongo.load(&record.id))).await;

@@ -40,7 +40,7 @@ async fn save_of_an_expired(store: impl Store) {
     record.expiry_date = in_the_past();
     store.save(&record).await.unwrap();
     store.save(&later).await.unwrap();
-    assert_eq!(store.load(&record.id).await.unwrap(), None, "it does not rise again");
+    assert_eq!(store.load(&record.id).await.unwrap(), None, "the session does not come back");
 }
 
 async fn save_of_what_another_expired(store: impl Store) {

@@ -91,7 +91,7 @@ async fn warm_up_displaces_nothing_and_keeps_to_max_bytes() {
     assert_eq!(first.limit, WarmUpLimit::Bytes);
     assert!(first.sessions > 2 && first.bytes <= 8 << 10, "{first:?}");
     let held = meters.value("session_store_cache_bytes");
-    assert!(held <= f64::from(8 << 10), "{held} with the one that was there");
+    assert!(held <= f64::from(8 << 10), "{held} with the session that was cached before");
     let second = store.warm(1_000).await.unwrap();
     assert_eq!(second.limit, WarmUpLimit::Bytes);
     let held = meters.value("session_store_cache_bytes");

@@ -55,7 +55,7 @@ fn key_of(stored: &StoredSession) -> Option<u32> {
 }
 
 /// Asserts that a load fails to decode with this message, which shows no data.
-async fn refuses(store: &impl SessionStore, record: &Record, said: &str) {
+async fn assert_refuses(store: &impl SessionStore, record: &Record, said: &str) {
     let error = store.load(&record.id).await.unwrap_err();
     let shown = everything_said_by(&error);
     assert!(shown.contains("Decode") && shown.contains(said), "{shown}");
@@ -117,8 +117,8 @@ async fn data_moved_to_another_document_is_a_decode_error() {
     let change = doc! { "$set": { "data": stolen.data.clone(), "rev": stolen.rev.clone() } };
     store.collection().update_one(by_key(&thief), change).await.unwrap();
     for cache in [store.clone(), store.another_with_keys(&uri).await] {
-        refuses(&cache, &thief, "cannot be decrypted with key 1").await;
-        refuses(&cache_of(&cache).await, &thief, "cannot be decrypted with key 1").await;
+        assert_refuses(&cache, &thief, "cannot be decrypted with key 1").await;
+        assert_refuses(&cache_of(&cache).await, &thief, "cannot be decrypted with key 1").await;
         assert_eq!(cache.load(&victim.id).await.unwrap().unwrap().data, victim.data);
     }
 
@@ -127,7 +127,7 @@ async fn data_moved_to_another_document_is_a_decode_error() {
     let mut moved = stolen.clone();
     moved.key = stored_key(&thief);
     store.collection().insert_one(moved).await.unwrap();
-    refuses(&store, &thief, "cannot be decrypted with key 1").await;
+    assert_refuses(&store, &thief, "cannot be decrypted with key 1").await;
     store.collection().delete_one(by_key(&victim)).await.unwrap();
     assert!(store.load(&victim.id).await.unwrap().is_none());
     store.collection().insert_one(stolen).await.unwrap();
@@ -155,15 +155,19 @@ async fn a_missing_an_unknown_and_a_wrong_key_say_so() {
     let store = with_keys(&uri, Keys::new(2026, key(1))).await;
     let record = secret(&store).await;
     let plain = MongoStore::connect(&uri).await.unwrap();
-    refuses(&plain, &record, "encrypted with key 2026, and this store was built without keys")
-        .await;
-    refuses(&cache_of(&plain).await, &record, "encrypted with key 2026").await;
+    assert_refuses(
+        &plain,
+        &record,
+        "encrypted with key 2026, and this store was built without keys",
+    )
+    .await;
+    assert_refuses(&cache_of(&plain).await, &record, "encrypted with key 2026").await;
     let error = stored(&store, &record).await.data().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode, "{error}");
     let unknown = with_keys(&uri, Keys::new(7, key(1))).await;
-    refuses(&unknown, &record, "key 2026, which this store does not have").await;
+    assert_refuses(&unknown, &record, "key 2026, which this store does not have").await;
     let wrong = with_keys(&uri, Keys::new(2026, key(9))).await;
-    refuses(&wrong, &record, "cannot be decrypted with key 2026").await;
+    assert_refuses(&wrong, &record, "cannot be decrypted with key 2026").await;
 
     // In a list, an unreadable session is an error in its own place.
     let readable = secret(&unknown).await;
@@ -188,7 +192,7 @@ async fn plain_sessions_are_read_until_rejected_and_encrypted_on_save() {
     let picky = with_keys(&uri, Keys::new(1, key(1)).require_encrypted()).await;
     for record in &records {
         assert_eq!(store.load(&record.id).await.unwrap().unwrap().data, record.data);
-        refuses(&picky, record, "refuses plain").await;
+        assert_refuses(&picky, record, "refuses plain").await;
         assert_eq!(key_of(&stored(&store, record).await), None);
         store.save(record).await.unwrap();
         assert_eq!(key_of(&stored(&store, record).await), Some(1));

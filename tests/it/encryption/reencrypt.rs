@@ -78,7 +78,11 @@ async fn reencryption_moves_every_readable_session_to_the_newest_key() {
     assert_eq!((&after.rev, after.updated), (&before.rev, before.updated));
     assert_eq!((after.expires, after.created), (before.expires, before.created));
     assert_eq!(foreign.load(&unreadable.id).await.unwrap().unwrap().data, unreadable.data);
-    assert_eq!(key_of(&stored(&store, &expired).await), None, "it is as good as gone");
+    assert_eq!(
+        key_of(&stored(&store, &expired).await),
+        None,
+        "an expired session is not encrypted again"
+    );
     let again = walked(&store).await;
     assert_eq!((again.done, again.skipped, again.failed), (0, 1_300, 1));
 }

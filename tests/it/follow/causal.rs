@@ -12,7 +12,7 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::Id;
 use tower_sessions_moka_mongodb_store::{MongoStore, mongodb};
 
-use super::{OTHER, changed, load, reaches, sees};
+use super::{OTHER, changed, load, wait_until_at_least, wait_until_sees};
 use crate::common::{Meters, cache_of, create, eventually, other_instance, uri};
 
 /// The commands that a client has sent, and the replies.
@@ -96,16 +96,16 @@ async fn read_is_no_older_than_own_writes_and_reported_changes() {
     let (meters, guard) = Meters::install();
     let store = cache_of(&mongo).await;
     drop(guard);
-    sees(&store, &record, load(&one, &record).await.as_ref()).await;
+    wait_until_sees(&store, &record, load(&one, &record).await.as_ref()).await;
     let before = meters.value(OTHER);
     let saved = changed(&record);
     one.save(&saved).await.unwrap();
-    reaches(&meters, OTHER, before + 1.0).await;
+    wait_until_at_least(&meters, OTHER, before + 1.0).await;
     // Not the operation time in the reply to the save: that is the time of the newest operation on
     // the server, which may be another client's.
     let save = wire.last_reported();
     assert!(save > last, "{last:?} {save:?}");
-    sees(&store, &record, Some(&saved)).await;
+    wait_until_sees(&store, &record, Some(&saved)).await;
     let waited = wire.waited_for("find");
     assert!(waited >= save, "after the report of a save at {save:?}: {waited:?}");
 }

@@ -6,7 +6,7 @@ use tower_sessions::SessionStore;
 use tower_sessions_moka_mongodb_store::MongoStore;
 
 use super::faults::behind_a_proxy;
-use super::{EMPTIED, OPEN, RESUMES, changed, instance, reaches, sees};
+use super::{EMPTIED, OPEN, RESUMES, changed, instance, wait_until_at_least, wait_until_sees};
 use crate::common::{cache_of, create, other_instance};
 use crate::proxy::Proxy;
 
@@ -35,14 +35,14 @@ async fn election_during_a_stream_leaves_no_gap() {
         let burst = proxy.inject("getMore", Injection::Refuse(error()), Lasts::Times(BURST));
         held.refuse_as(error());
         burst.reached(BURST).await;
-        sees(&other, &record, None).await;
+        wait_until_sees(&other, &record, None).await;
         assert!(meters.value(RESUMES) >= f64::from(BURST), "{code}");
         assert!(meters.value(EMPTIED).abs() < 0.5, "{code}: the cache was emptied");
         for cause in ["history_lost", "refused", "collection_gone"] {
             let gaps = format!("session_store_stream_gaps_total{{cause={cause}}}");
             assert!(meters.value(&gaps).abs() < 0.5, "{code}: {cause}");
         }
-        reaches(&meters, OPEN, 1.0).await;
+        wait_until_at_least(&meters, OPEN, 1.0).await;
     })
     .await;
 }
@@ -57,7 +57,7 @@ async fn a_stream_resumes_once_its_server_is_primary_again() {
     one.delete(&record.id).await.unwrap();
     refused.stop();
     proxy.introduce_as(Role::ItsOwn);
-    sees(&other, &record, None).await;
+    wait_until_sees(&other, &record, None).await;
     assert!(meters.value(EMPTIED).abs() < 0.5, "nothing was lost");
 }
 
@@ -77,7 +77,7 @@ async fn load_during_an_election_returns_the_session_or_an_error() {
         }
         assert!(refused.count() > 0, "{code}");
         refused.stop();
-        sees(&store, &record, Some(&record)).await;
+        wait_until_sees(&store, &record, Some(&record)).await;
     })
     .await;
 }
@@ -105,7 +105,7 @@ async fn save_during_an_election_is_kept_or_fails_with_unknown_outcome() {
             let mongo = MongoStore::connect(proxy.direct()).await.unwrap();
             let other = instance(proxy.uri()).await;
             let record = create(&one).await;
-            sees(&other, &record, Some(&record)).await;
+            wait_until_sees(&other, &record, Some(&record)).await;
             let error = ServerError::new(code);
             let injection = match moment {
                 Moment::BeforeTheWrite => Injection::Refuse(error),
@@ -125,7 +125,7 @@ async fn save_during_an_election_is_kept_or_fails_with_unknown_outcome() {
             // Neither instance serves anything but what is stored.
             let found = SessionStore::load(&other, &record.id).await;
             assert!(found.is_ok_and(|found| found.unwrap().data == stored.data), "{what}");
-            sees(&one, &record, Some(&stored)).await;
+            wait_until_sees(&one, &record, Some(&stored)).await;
         });
         futures::future::join_all(each).await;
     })

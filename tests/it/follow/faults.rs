@@ -7,7 +7,10 @@ use tower_sessions::SessionStore;
 use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
-use super::{EMPTIED, OPEN, OTHER, RESUMES, builder, instance, load, metered, reaches, sees};
+use super::{
+    EMPTIED, OPEN, OTHER, RESUMES, builder, instance, load, metered, wait_until_at_least,
+    wait_until_sees,
+};
 use crate::common::{FOREVER, Meters, create, eventually};
 use crate::proxy::Proxy;
 
@@ -19,7 +22,7 @@ pub(super) async fn behind_a_proxy() -> (Proxy, Meters, CachedMongoStore, Cached
     let one = instance(proxy.direct()).await;
     let (meters, other) = metered(proxy.uri()).await;
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     (proxy, meters, one, other, record)
 }
 
@@ -31,10 +34,10 @@ async fn cut_stream_resumes_at_its_token() {
     one.delete(&record.id).await.unwrap();
     assert!(load(&other, &record).await.is_some(), "the report is on its way");
     held.cut();
-    sees(&other, &record, None).await;
-    reaches(&meters, RESUMES, 1.0).await;
+    wait_until_sees(&other, &record, None).await;
+    wait_until_at_least(&meters, RESUMES, 1.0).await;
     assert!(meters.value(EMPTIED).abs() < 0.5, "nothing was lost");
-    reaches(&meters, OPEN, 1.0).await;
+    wait_until_at_least(&meters, OPEN, 1.0).await;
 }
 
 #[tokio::test]
@@ -45,9 +48,10 @@ async fn lost_history_empties_the_cache_once_a_new_stream_is_open() {
         held.reached().await;
         one.delete(&record.id).await.unwrap();
         held.refuse(code);
-        sees(&other, &record, None).await;
-        reaches(&meters, EMPTIED, 1.0).await;
-        reaches(&meters, "session_store_stream_gaps_total{cause=history_lost}", 1.0).await;
+        wait_until_sees(&other, &record, None).await;
+        wait_until_at_least(&meters, EMPTIED, 1.0).await;
+        wait_until_at_least(&meters, "session_store_stream_gaps_total{cause=history_lost}", 1.0)
+            .await;
     }
 }
 
@@ -62,8 +66,8 @@ async fn resume_token_that_is_refused_repeatedly_is_given_up() {
     for held in refused {
         held.refuse(1);
     }
-    sees(&other, &record, None).await;
-    reaches(&meters, "session_store_stream_gaps_total{cause=refused}", 1.0).await;
+    wait_until_sees(&other, &record, None).await;
+    wait_until_at_least(&meters, "session_store_stream_gaps_total{cause=refused}", 1.0).await;
 }
 
 #[tokio::test]
@@ -77,7 +81,7 @@ async fn stalled_stream_serves_no_session_past_the_bound() {
     let other = builder.build().await.unwrap();
     drop(guard);
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     let mut held = proxy.hold("getMore");
     held.reached().await;
     one.delete(&record.id).await.unwrap();
@@ -141,9 +145,9 @@ async fn store_without_change_stream_keeps_the_staleness_bound() {
         let other = build.await.unwrap();
         drop(guard);
         let record = create(&one).await;
-        sees(&other, &record, Some(&record)).await;
+        wait_until_sees(&other, &record, Some(&record)).await;
         one.delete(&record.id).await.unwrap();
-        sees(&other, &record, None).await;
+        wait_until_sees(&other, &record, None).await;
         assert!(meters.value(OPEN).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
     }
 }
@@ -162,7 +166,7 @@ async fn overload_keeps_the_resume_token_and_the_cache() {
         let refused = proxy.inject(commands, refuse, Lasts::Times(REFUSED));
         refused.reached(REFUSED).await;
         one.delete(&record.id).await.unwrap();
-        sees(&other, &record, None).await;
+        wait_until_sees(&other, &record, None).await;
         assert!(meters.value(EMPTIED).abs() < 0.5, "{code}: the cache was emptied");
         let gaps = meters.value("session_store_stream_gaps_total{cause=refused}");
         assert!(gaps.abs() < 0.5, "{code}");

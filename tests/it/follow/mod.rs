@@ -48,7 +48,7 @@ async fn load(store: &CachedMongoStore, record: &Record) -> Option<Record> {
 }
 
 /// Waits until `store` serves the session in this state.
-async fn sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>) {
+async fn wait_until_sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>) {
     let data = state.map(|record| &record.data);
     eventually("it reaches the other instance", async || {
         load(store, record).await.as_ref().map(|record| &record.data) == data
@@ -56,7 +56,7 @@ async fn sees(store: &CachedMongoStore, record: &Record, state: Option<&Record>)
     .await;
 }
 
-async fn reaches(meters: &Meters, name: &str, count: f64) {
+async fn wait_until_at_least(meters: &Meters, name: &str, count: f64) {
     eventually(&format!("{name} is {count}"), async || meters.value(name) >= count).await;
     assert!((meters.value(name) - count).abs() < 0.5, "{name} is {}", meters.value(name));
 }
@@ -78,12 +78,12 @@ async fn save_and_log_out_reach_the_other_instance() {
     let one = instance(&uri).await;
     let other = instance(&uri).await;
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     let saved = changed(&record);
     one.save(&saved).await.unwrap();
-    sees(&other, &record, Some(&saved)).await;
+    wait_until_sees(&other, &record, Some(&saved)).await;
     one.delete(&record.id).await.unwrap();
-    sees(&other, &record, None).await;
+    wait_until_sees(&other, &record, None).await;
 }
 
 #[tokio::test]
@@ -93,11 +93,11 @@ async fn a_clear_reaches_the_other_instance() {
     let other = instance(&uri).await;
     let records = [create(&one).await, create(&one).await, create(&one).await];
     for record in &records {
-        sees(&other, record, Some(record)).await;
+        wait_until_sees(&other, record, Some(record)).await;
     }
     assert_eq!(one.clear().await.unwrap(), 3);
     for record in &records {
-        sees(&other, record, None).await;
+        wait_until_sees(&other, record, None).await;
     }
 }
 
@@ -118,7 +118,7 @@ async fn own_save_in_the_stream_evicts_nothing() {
     let saved = changed(&record);
     store.save(&saved).await.unwrap();
     stream.deliver();
-    reaches(&meters, OWN, 1.0).await;
+    wait_until_at_least(&meters, OWN, 1.0).await;
     assert!(meters.value(OTHER).abs() < 0.5);
     assert_eq!(load(&store, &record).await.unwrap().data, saved.data);
     assert_eq!(commands.sent("find"), finds, "served from the cache");
@@ -132,7 +132,7 @@ async fn own_save_in_the_stream_evicts_nothing() {
         async move { store.save(&saved).await }
     });
     answer.reached().await;
-    reaches(&meters, OWN, 2.0).await;
+    wait_until_at_least(&meters, OWN, 2.0).await;
     assert!((meters.value(OWN_WRITE) - 1.0).abs() < 0.5 && meters.value(OTHER).abs() < 0.5);
     answer.deliver();
     save.await.unwrap().unwrap();
@@ -153,7 +153,7 @@ async fn events_report_every_change_except_a_longer_expiry() {
     let one = instance(&uri).await;
     let (meters, other) = metered(&uri).await;
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     let sessions = one.collection().clone_with_type::<Document>();
     let date = || DateTime::from_millis(4_000_000_000_000);
     let touch = doc! { "$set": { "expires": date(), "updated": date() } };
@@ -168,14 +168,14 @@ async fn events_report_every_change_except_a_longer_expiry() {
     for change in by_hand {
         sessions.update_one(by_key(&record), change).await.unwrap();
         reported += 1.0;
-        reaches(&meters, OTHER, reported).await;
+        wait_until_at_least(&meters, OTHER, reported).await;
     }
     assert!(load(&other, &record).await.unwrap().data.contains_key("more"));
     sessions
         .update_one(by_key(&record), doc! { "$set": { "expires": DateTime::from_millis(1) } })
         .await
         .unwrap();
-    sees(&other, &record, None).await;
+    wait_until_sees(&other, &record, None).await;
 }
 
 #[tokio::test]
@@ -184,32 +184,32 @@ async fn dropped_collection_empties_the_caches_and_they_continue() {
     let one = instance(&uri).await;
     let (meters, other) = metered(&uri).await;
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     one.collection().drop().await.unwrap();
-    sees(&other, &record, None).await;
-    sees(&one, &record, None).await;
+    wait_until_sees(&other, &record, None).await;
+    wait_until_sees(&one, &record, None).await;
     eventually("a new stream is open", async || meters.value(EMPTIED) >= 2.0).await;
     assert!(meters.value("session_store_stream_gaps_total{cause=collection_gone}") > 0.5);
     let record = create(&one).await;
-    sees(&other, &record, Some(&record)).await;
+    wait_until_sees(&other, &record, Some(&record)).await;
     one.delete(&record.id).await.unwrap();
-    sees(&other, &record, None).await;
+    wait_until_sees(&other, &record, None).await;
 }
 
 #[tokio::test]
 async fn a_stream_ends_with_its_store() {
     let uri = uri();
     let (meters, store) = metered(&uri).await;
-    reaches(&meters, OPEN, 1.0).await;
+    wait_until_at_least(&meters, OPEN, 1.0).await;
     let clone = store.clone();
     drop(store);
     create(&clone).await;
-    reaches(&meters, OPEN, 1.0).await;
+    wait_until_at_least(&meters, OPEN, 1.0).await;
     drop(clone);
     eventually("the last clone ends it", async || meters.value(OPEN).abs() < 0.5).await;
 
     let (meters, store) = metered(&uri).await;
-    reaches(&meters, OPEN, 1.0).await;
+    wait_until_at_least(&meters, OPEN, 1.0).await;
     store.shutdown().await;
     assert!(meters.value(OPEN).abs() < 0.5);
 }

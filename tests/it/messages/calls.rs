@@ -12,7 +12,7 @@ fn config<T>(quotes: &Quotes, what: &str, outcome: Result<T>) {
 fn is<T>(quotes: &Quotes, what: &str, kind: ErrorKind, outcome: Result<T>) {
     let Err(error) = outcome else { panic!("{what}: nothing is wrong") };
     assert_eq!(error.kind(), kind, "{what}: {error}");
-    quotes.have(what, &error.to_string());
+    quotes.assert_quoted(what, &error.to_string());
 }
 
 pub(super) async fn owners(quotes: &Quotes) {
@@ -23,7 +23,7 @@ pub(super) async fn owners(quotes: &Quotes) {
     let owner = |_: &_| Some(Owner::from("x".repeat(10_000)));
     let long = MongoStore::builder().uri(uri()).owner(owner).build().await.unwrap();
     let error = long.create(&mut record()).await.unwrap_err();
-    quotes.have("an owner without end", &said_by_the_trait(&error));
+    quotes.assert_quoted("an owner without end", &said_by_the_trait(&error));
 
     let owner = |data: &std::collections::HashMap<String, serde_json::Value>| {
         let user = data["a user who is not there"].as_i64();
@@ -32,7 +32,7 @@ pub(super) async fn owners(quotes: &Quotes) {
     };
     let panics = MongoStore::builder().uri(uri()).owner(owner).build().await.unwrap();
     let error = panics.create(&mut record()).await.unwrap_err();
-    quotes.have("an owner function that panics", &said_by_the_trait(&error));
+    quotes.assert_quoted("an owner function that panics", &said_by_the_trait(&error));
 
     let builder = |client| MongoStore::builder().client(client).owner(|_| Some("ferris"));
     let client = Client::with_uri_str(uri()).await.unwrap();
@@ -89,7 +89,7 @@ pub(super) async fn documents(quotes: &Quotes) {
         ("no expiry", doc! { "$unset": { "expires": "" } }),
     ] {
         store.collection().update_many(doc! {}, change).await.unwrap();
-        quotes.have(what, &said_by_the_trait(&store.load(&id).await.unwrap_err()));
+        quotes.assert_quoted(what, &said_by_the_trait(&store.load(&id).await.unwrap_err()));
     }
 }
 
@@ -114,11 +114,17 @@ pub(super) async fn keys(quotes: &Quotes) {
     let said = async |store: MongoStore, id| said_by_the_trait(&store.load(&id).await.unwrap_err());
     let without = builder().uri(&uri).build().await.unwrap();
     let plain = create(&without).await;
-    quotes.have("no key any more", &said(without, encrypted.id).await);
-    quotes.have("the old key is out", &said(with(Keys::new(2, key(2))).await, encrypted.id).await);
-    quotes.have("its id is another's", &said(with(Keys::new(1, key(2))).await, encrypted.id).await);
+    quotes.assert_quoted("no key any more", &said(without, encrypted.id).await);
+    quotes.assert_quoted(
+        "the old key is out",
+        &said(with(Keys::new(2, key(2))).await, encrypted.id).await,
+    );
+    quotes.assert_quoted(
+        "its id is another's",
+        &said(with(Keys::new(1, key(2))).await, encrypted.id).await,
+    );
     let picky = with(Keys::new(1, key(1)).require_encrypted()).await;
-    quotes.have("plain ones are refused", &said(picky, plain.id).await);
+    quotes.assert_quoted("plain ones are refused", &said(picky, plain.id).await);
 }
 
 pub(super) async fn events(quotes: &Quotes) {

@@ -73,7 +73,7 @@ impl SignOut {
     }
 }
 
-fn saves(store: &CachedMongoStore, record: &Record) -> tokio::task::JoinHandle<()> {
+fn start_save(store: &CachedMongoStore, record: &Record) -> tokio::task::JoinHandle<()> {
     let store = store.clone();
     let record = record.clone();
     tokio::spawn(async move { SessionStore::save(&store, &record).await.unwrap() })
@@ -109,7 +109,7 @@ async fn sign_out_invalidates_a_save_in_flight_that_changes_the_owner() {
                 }
                 let mut reply = proxy.hold("update");
                 let changed = owned_by(&record, new_owner);
-                let save = saves(&store, &changed);
+                let save = start_save(&store, &changed);
                 reply.reached().await;
 
                 assert_eq!(sign_out.run(&store).await, 0, "{case}: no session is of ferris");
@@ -134,14 +134,14 @@ async fn sign_out_invalidates_saves_of_one_batch() {
     let second = log_in(&store, "ferris").await;
     let blocker = log_in(&store, "blocker").await;
     let mut blocking = proxy.hold("update");
-    let blocks = saves(&store, &owned_by(&blocker, Some("somebody")));
+    let blocks = start_save(&store, &owned_by(&blocker, Some("somebody")));
     blocking.reached().await;
     let mut reply = proxy.hold("update");
     let saved = [
-        saves(&store, &owned_by(&first, Some("corro"))),
-        saves(&store, &owned_by(&second, Some("corro"))),
+        start_save(&store, &owned_by(&first, Some("corro"))),
+        start_save(&store, &owned_by(&second, Some("corro"))),
     ];
-    assert_eq!(reply.reached().await, 2, "they are sent together");
+    assert_eq!(reply.reached().await, 2, "they are sent as one batch");
 
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);
     for record in [&first, &second] {
@@ -171,7 +171,7 @@ async fn load_after_a_sign_out_does_not_join_an_earlier_read() {
     });
     read.reached().await;
     let mut reply = proxy.hold("update");
-    let save = saves(&store, &owned_by(&record, Some("corro")));
+    let save = start_save(&store, &owned_by(&record, Some("corro")));
     reply.reached().await;
 
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), 0);

@@ -85,7 +85,7 @@ fn app(store: &CachedMongoStore) -> Router {
 struct Browser(Option<String>);
 
 impl Browser {
-    async fn asks(&mut self, app: &Router, method: &str, body: &str) -> String {
+    async fn request(&mut self, app: &Router, method: &str, body: &str) -> String {
         let mut request = Request::builder().uri("/").method(method);
         if let Some(cookie) = &self.0 {
             request = request.header(header::COOKIE, cookie);
@@ -112,29 +112,29 @@ async fn sign_out_elsewhere_ends_two_of_three_sessions_on_both_instances() {
     }
     let mut browsers = [const { Browser(None) }; 3];
     let mut anothers = Browser::default();
-    assert_eq!(anothers.asks(&apps[1], "POST", "8").await, "welcome");
+    assert_eq!(anothers.request(&apps[1], "POST", "8").await, "welcome");
     for (number, browser) in browsers.iter_mut().enumerate() {
-        assert_eq!(browser.asks(&apps[number % 2], "POST", "7").await, "welcome");
+        assert_eq!(browser.request(&apps[number % 2], "POST", "7").await, "welcome");
         for app in &apps {
-            assert_eq!(browser.asks(app, "GET", "").await, "7");
+            assert_eq!(browser.request(app, "GET", "").await, "7");
         }
     }
     let [here, elsewhere @ ..] = &mut browsers;
-    assert_eq!(here.asks(&apps[0], "DELETE", "").await, "2");
+    assert_eq!(here.request(&apps[0], "DELETE", "").await, "2");
     let ended = Instant::now();
     for browser in elsewhere {
         let cookie = browser.0.clone();
         for app in &apps {
             eventually("it is signed out", async || {
                 browser.0.clone_from(&cookie);
-                browser.asks(app, "GET", "").await == "nobody"
+                browser.request(app, "GET", "").await == "nobody"
             })
             .await;
         }
     }
     assert!(ended.elapsed() < Duration::from_secs(5), "the bound by default");
     for app in &apps {
-        assert_eq!(here.asks(app, "GET", "").await, "7");
-        assert_eq!(anothers.asks(app, "GET", "").await, "8");
+        assert_eq!(here.request(app, "GET", "").await, "7");
+        assert_eq!(anothers.request(app, "GET", "").await, "8");
     }
 }

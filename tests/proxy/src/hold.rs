@@ -13,7 +13,7 @@ use crate::fault::ServerError;
 #[derive(Debug, Default)]
 pub(crate) struct Traps(Mutex<Vec<(&'static str, Trap)>>);
 
-/// The proxy's end of a reply that is to be held.
+/// The proxy's half of a reply that it will hold. The test has the other half, a [`HeldReply`].
 #[derive(Debug)]
 pub(crate) struct Trap {
     /// Receives the number of the command's statements.

@@ -12,7 +12,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Reads process ids until the pipe is closed, where `-` means none. Then kills the last one.
+/// Reads process ids until the pipe is closed, then kills the process of the last one. `-` means that there
+/// is no process.
 ///
 /// The system may still work for a killed process, and the reaper waits for that. If no process
 /// collects orphans, the process stays listed as dead (`Z`) forever.

@@ -195,7 +195,8 @@ fn leaves_nothing(end: impl FnOnce(&mut Child)) -> ExitStatus {
         assert!(output.read_line(&mut line).unwrap() > 0, "the child ended early");
     }
     let words: Vec<&str> = line.trim().splitn(4, ' ').collect();
-    let (pid, port): (u32, u16) = (words[1].parse().unwrap(), words[2].parse().unwrap());
+    let pid: u32 = words[1].parse().unwrap();
+    let port: u16 = words[2].parse().unwrap();
     let folder = PathBuf::from(words[3]);
     assert!(connects(port) && folder.is_dir());
     assert!(!is_dead(pid));

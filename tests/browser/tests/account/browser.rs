@@ -143,31 +143,31 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    pub(crate) async fn opens(&self, path: &str) {
-        self.goes_to(&format!("{}{path}", self.base)).await;
+    pub(crate) async fn open(&self, path: &str) {
+        self.go_to(&format!("{}{path}", self.base)).await;
     }
 
-    pub(crate) async fn goes_to(&self, url: &str) {
+    pub(crate) async fn go_to(&self, url: &str) {
         self.driver.goto(url).await.unwrap();
     }
 
     /// Presses the element that a selector finds.
-    pub(crate) async fn presses(&self, selector: &str) {
+    pub(crate) async fn press(&self, selector: &str) {
         self.driver.find(By::Css(selector)).await.unwrap().click().await.unwrap();
     }
 
     /// Replaces the text of the field with this id.
-    pub(crate) async fn types(&self, id: &str, text: &str) {
+    pub(crate) async fn fill(&self, id: &str, text: &str) {
         let field = self.driver.find(By::Id(id)).await.unwrap();
         field.clear().await.unwrap();
         field.send_keys(text).await.unwrap();
     }
 
     /// Fills in the form on the page, and submits it.
-    pub(crate) async fn signs(&self, name: &str, password: &str) {
-        self.types("name", name).await;
-        self.types("password", password).await;
-        self.presses("button.primary").await;
+    pub(crate) async fn submit_credentials(&self, name: &str, password: &str) {
+        self.fill("name", name).await;
+        self.fill("password", password).await;
+        self.press("button.primary").await;
     }
 
     /// Presses the keys of a text. The focused element receives them.
@@ -191,7 +191,7 @@ impl Browser {
     }
 
     /// Waits until the elements that a selector finds have exactly these texts.
-    pub(crate) async fn shows(&self, selector: &str, texts: &[&str]) {
+    pub(crate) async fn wait_for(&self, selector: &str, texts: &[&str]) {
         let mut seen = Vec::new();
         let what = format!("{selector} shows {texts:?}");
         let so = async || {

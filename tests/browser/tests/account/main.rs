@@ -33,17 +33,17 @@ async fn app() -> App {
 
 /// Creates an account in this browser.
 async fn sign_up(browser: &Browser, name: &str) {
-    browser.opens("/sign-up").await;
-    browser.signs(name, PASSWORD).await;
+    browser.open("/sign-up").await;
+    browser.submit_credentials(name, PASSWORD).await;
     let welcome = format!("Welcome, {name}! Your account is ready.");
-    browser.shows(".message", &[&welcome]).await;
+    browser.wait_for(".message", &[&welcome]).await;
 }
 
 async fn sign_in(browser: &Browser, name: &str) {
-    browser.opens("/sign-in").await;
-    browser.signs(name, PASSWORD).await;
+    browser.open("/sign-in").await;
+    browser.submit_credentials(name, PASSWORD).await;
     let welcome = format!("Welcome back, {}!", name.to_lowercase());
-    browser.shows(".message", &[&welcome]).await;
+    browser.wait_for(".message", &[&welcome]).await;
 }
 
 #[tokio::test]
@@ -52,37 +52,37 @@ async fn revoking_in_one_browser_signs_the_other_out() {
     let app = app().await;
     let one = chromium.browser(&app, LINUX).await;
     let other = chromium.browser(&app, IPHONE).await;
-    one.opens("/").await;
-    one.shows("h1", &["Sign in"]).await;
-    one.shows(".message", &[]).await;
+    one.open("/").await;
+    one.wait_for("h1", &["Sign in"]).await;
+    one.wait_for(".message", &[]).await;
     sign_up(&one, "ferris").await;
-    one.shows("h3", &["Chrome on Linux This device"]).await;
-    one.shows(".empty", &["You are signed in nowhere else."]).await;
+    one.wait_for("h3", &["Chrome on Linux This device"]).await;
+    one.wait_for(".empty", &["You are signed in nowhere else."]).await;
 
     sign_in(&other, "ferris").await;
-    other.shows(".this h3", &["Safari on iPhone This device"]).await;
-    other.shows(OTHER, &["Chrome on Linux"]).await;
-    one.opens("/devices").await;
-    one.shows(".message", &[]).await;
-    one.shows(".this h3", &["Chrome on Linux This device"]).await;
-    one.shows(OTHER, &["Safari on iPhone"]).await;
+    other.wait_for(".this h3", &["Safari on iPhone This device"]).await;
+    other.wait_for(OTHER, &["Chrome on Linux"]).await;
+    one.open("/devices").await;
+    one.wait_for(".message", &[]).await;
+    one.wait_for(".this h3", &["Chrome on Linux This device"]).await;
+    one.wait_for(OTHER, &["Safari on iPhone"]).await;
 
-    one.presses(REVOKE).await;
-    one.shows(".message", &["The device is signed out."]).await;
-    one.shows(OTHER, &[]).await;
-    other.opens("/devices").await;
-    other.shows("h1", &["Sign in"]).await;
-    other.shows(".message", &[ENDED]).await;
-    one.opens("/devices").await;
-    one.shows(".this h3", &["Chrome on Linux This device"]).await;
+    one.press(REVOKE).await;
+    one.wait_for(".message", &["The device is signed out."]).await;
+    one.wait_for(OTHER, &[]).await;
+    other.open("/devices").await;
+    other.wait_for("h1", &["Sign in"]).await;
+    other.wait_for(".message", &[ENDED]).await;
+    one.open("/devices").await;
+    one.wait_for(".this h3", &["Chrome on Linux This device"]).await;
 
     // The browser still shows the old page, so its button can be pressed again.
     sign_in(&other, "ferris").await;
-    one.opens("/devices").await;
-    other.presses("header button").await;
-    other.shows(".message", &["You are signed out."]).await;
-    one.presses(REVOKE).await;
-    one.shows(".message", &["That device was signed out already."]).await;
+    one.open("/devices").await;
+    other.press("header button").await;
+    other.wait_for(".message", &["You are signed out."]).await;
+    one.press(REVOKE).await;
+    one.wait_for(".message", &["That device was signed out already."]).await;
 }
 
 #[tokio::test]
@@ -101,14 +101,14 @@ async fn sign_out_elsewhere_signs_out_two_of_three_browsers_of_one_user() {
     sign_up(&one, "ferris").await;
     sign_in(&two, "ferris").await;
     sign_in(&three, "ferris").await;
-    one.opens("/devices").await;
-    one.shows(OTHER, &["Firefox on Windows", "Safari on iPhone"]).await;
-    one.presses(EVERYWHERE_ELSE).await;
-    one.shows(".message", &["2 other devices are signed out."]).await;
-    one.shows("h3", &["Chrome on Linux This device"]).await;
+    one.open("/devices").await;
+    one.wait_for(OTHER, &["Firefox on Windows", "Safari on iPhone"]).await;
+    one.press(EVERYWHERE_ELSE).await;
+    one.wait_for(".message", &["2 other devices are signed out."]).await;
+    one.wait_for("h3", &["Chrome on Linux This device"]).await;
     for other in [&two, &three] {
-        other.opens("/devices").await;
-        other.shows(".message", &[ENDED]).await;
+        other.open("/devices").await;
+        other.wait_for(".message", &[ENDED]).await;
     }
     assert!(corro.page(&app, "/devices").await.contains("Signed in as <strong>corro"));
 }
@@ -120,29 +120,29 @@ async fn everything_except_live_figures_works_without_javascript() {
     let one = chromium.browser_without_javascript(&app, WINDOWS).await;
     let other = chromium.browser_without_javascript(&app, LINUX).await;
     sign_up(&one, "ferris").await;
-    other.opens("/sign-up").await;
-    other.signs("Ferris", "another password").await;
-    other.shows(".message.error", &["This name is taken."]).await;
-    other.opens("/sign-in").await;
-    other.signs("ferris", "wrong horse").await;
-    other.shows(".message.error", &["This name and password do not belong together."]).await;
+    other.open("/sign-up").await;
+    other.submit_credentials("Ferris", "another password").await;
+    other.wait_for(".message.error", &["This name is taken."]).await;
+    other.open("/sign-in").await;
+    other.submit_credentials("ferris", "wrong horse").await;
+    other.wait_for(".message.error", &["This name and password do not belong together."]).await;
     assert_eq!(other.value("#name").await, "ferris", "it is to be typed again");
     assert_eq!(other.value("#password").await, "");
-    other.opens("/devices").await;
-    other.shows("h1", &["Sign in"]).await;
+    other.open("/devices").await;
+    other.wait_for("h1", &["Sign in"]).await;
     sign_in(&other, "FERRIS").await;
-    other.presses(EVERYWHERE_ELSE).await;
-    other.shows(".message", &["1 other device is signed out."]).await;
-    one.opens("/devices").await;
-    one.shows(".message", &[ENDED]).await;
+    other.press(EVERYWHERE_ELSE).await;
+    other.wait_for(".message", &["1 other device is signed out."]).await;
+    one.open("/devices").await;
+    one.wait_for(".message", &[ENDED]).await;
 
-    other.opens("/operator").await;
-    other.shows("#state", &["All is well"]).await;
-    other.shows("body[data-live]", &[]).await;
+    other.open("/operator").await;
+    other.wait_for("#state", &["All is well"]).await;
+    other.wait_for("body[data-live]", &[]).await;
     // The element is hidden, and so has no text.
-    other.shows("#pause", &[""]).await;
+    other.wait_for("#pause", &[""]).await;
     let shows_so_many = async || {
-        other.opens("/operator").await;
+        other.open("/operator").await;
         other.texts("#sessions").await == ["1"]
     };
     eventually("the operator sees the one session that is left", shows_so_many).await;
@@ -154,37 +154,37 @@ async fn operators_figures_refresh_until_paused() {
     let Some(chromium) = Chromium::start().await else { return };
     let app = app().await;
     let operator = chromium.browser(&app, LINUX).await;
-    operator.opens("/operator").await;
-    operator.shows("#state", &["All is well"]).await;
-    operator.shows("#sessions", &["0"]).await;
-    operator.shows("#hit-rate", &["–"]).await;
+    operator.open("/operator").await;
+    operator.wait_for("#state", &["All is well"]).await;
+    operator.wait_for("#sessions", &["0"]).await;
+    operator.wait_for("#hit-rate", &["–"]).await;
 
     let visitor = Visitor::new();
     visitor.post(&app, "/sign-up", &[("name", "ferris"), ("password", PASSWORD)]).await;
     for _ in 0..19 {
         visitor.page(&app, "/devices").await;
     }
-    operator.shows("#sessions", &["1"]).await;
-    operator.shows("#hit-rate-note", &["of 20 in 2 minutes"]).await;
+    operator.wait_for("#sessions", &["1"]).await;
+    operator.wait_for("#hit-rate-note", &["of 20 in 2 minutes"]).await;
     // If the stream reports a change before its reply arrives, one more load reads from MongoDB.
     let hit_rate = operator.texts("#hit-rate").await.concat();
     assert!(["100.0 %", "95.0 %", "90.0 %"].contains(&&*hit_rate), "{hit_rate}");
-    operator.shows("#bytes-note", &["of 64 MiB, 1 session"]).await;
+    operator.wait_for("#bytes-note", &["of 64 MiB, 1 session"]).await;
 
-    operator.presses("#pause").await;
-    operator.shows("#pause", &["Go on"]).await;
+    operator.press("#pause").await;
+    operator.wait_for("#pause", &["Go on"]).await;
     let halted_at = operator.texts("#at").await;
     Visitor::new().post(&app, "/sign-up", &[("name", "corro"), ("password", PASSWORD)]).await;
     let counted =
         async || visitor.page(&app, "/operator/figures").await.contains(r#""sessions":"2""#);
     eventually("the app has counted the second session", counted).await;
-    operator.shows("#sessions", &["1"]).await;
+    operator.wait_for("#sessions", &["1"]).await;
     assert_eq!(operator.texts("#at").await, halted_at);
-    operator.presses("#pause").await;
-    operator.shows("#sessions", &["2"]).await;
+    operator.press("#pause").await;
+    operator.wait_for("#sessions", &["2"]).await;
 
     app.end("TERM").await;
-    operator.shows("#state", &["This app does not answer; the figures are old"]).await;
+    operator.wait_for("#state", &["This app does not answer; the figures are old"]).await;
 }
 
 #[tokio::test]
@@ -205,11 +205,11 @@ async fn request_from_another_site_is_rejected() {
     let elsewhere = format!("http://{}/", listener.local_addr().unwrap());
     let site = Router::new().route("/", get(async move || Html(form)));
     tokio::spawn(async move { axum::serve(listener, site).await });
-    browser.goes_to(&elsewhere).await;
-    browser.presses(EVERYWHERE_ELSE).await;
-    browser.shows("body", &["This was sent from another site, so nothing was done."]).await;
-    browser.opens("/devices").await;
-    browser.shows("h2 .count", &["1"]).await;
+    browser.go_to(&elsewhere).await;
+    browser.press(EVERYWHERE_ELSE).await;
+    browser.wait_for("body", &["This was sent from another site, so nothing was done."]).await;
+    browser.open("/devices").await;
+    browser.wait_for("h2 .count", &["1"]).await;
     assert!(other.page(&app, "/devices").await.contains("Signed in as <strong>ferris"));
 }
 
@@ -221,8 +221,8 @@ async fn keyboard_alone_signs_a_device_out() {
     sign_up(&browser, "ferris").await;
     let other = Visitor::new();
     other.post(&app, "/sign-in", &[("name", "ferris"), ("password", PASSWORD)]).await;
-    browser.opens("/devices").await;
-    browser.shows("h2 .count", &["1"]).await;
+    browser.open("/devices").await;
+    browser.wait_for("h2 .count", &["1"]).await;
     // The link to the content, the name of the site and the button at the top come first.
     for focused in [".skip", ".brand", "header button", REVOKE] {
         browser.keys(Key::Tab + "").await;
@@ -231,7 +231,7 @@ async fn keyboard_alone_signs_a_device_out() {
         eventually(&has_the_focus, so).await;
     }
     browser.keys(Key::Enter + "").await;
-    browser.shows(".message", &["The device is signed out."]).await;
+    browser.wait_for(".message", &["The device is signed out."]).await;
     assert!(other.page(&app, "/devices").await.contains(ENDED));
 }
 

@@ -54,10 +54,10 @@ async fn takes_the_pictures_if_asked() {
             Visitor::with_cookie(&app, &unknown).page(&app, "/devices").await;
         }
     }
-    home.opens("/operator").await;
-    home.shows("#state", &["All is well"]).await;
+    home.open("/operator").await;
+    home.wait_for("#state", &["All is well"]).await;
     std::fs::write(folder.join("operator.png"), home.picture(WIDTH).await).unwrap();
     sign_in(home, "ferris").await;
-    home.opens("/devices").await;
+    home.open("/devices").await;
     std::fs::write(folder.join("devices.png"), home.picture(WIDTH).await).unwrap();
 }

@@ -59,18 +59,18 @@ impl Instance {
         Self { proxy, store, old }
     }
 
-    fn imports(&self, keep: bool) -> JoinHandle<Result<Progress>> {
+    fn start_import(&self, keep: bool) -> JoinHandle<Result<Progress>> {
         let import = tower_sessions_mongodb_store(&self.old).into_store(&self.store);
         tokio::spawn(if keep { import.keep_source() } else { import }.run())
     }
 
     /// Imports until the server has carried out the `nth` command of this name.
-    async fn imports_until(&self, keep: bool, step: Step) -> Begun {
-        let holds = self.holds(step);
-        holds.reached_by(self.imports(keep)).await
+    async fn import_until(&self, keep: bool, step: Step) -> Begun {
+        let holds = self.hold(step);
+        holds.reached_by(self.start_import(keep)).await
     }
 
-    fn holds(&self, (command, nth): Step) -> Holds {
+    fn hold(&self, (command, nth): Step) -> Holds {
         Holds((0..=nth).map(|_| self.proxy.hold(command)).collect())
     }
 }
@@ -100,7 +100,7 @@ impl Begun {
         Self { run: tokio::spawn(async { with }), held: None }
     }
 
-    async fn ends(self) {
+    async fn finish(self) {
         if let Some(held) = self.held {
             held.deliver();
         }
@@ -133,21 +133,21 @@ impl Scene {
     }
 
     /// Deletes the one session if it is live. It must never be live again.
-    async fn ends_it(&mut self) {
+    async fn delete_if_live(&mut self) {
         let id = Id(self.records[0].id.0);
         if self.watching.contains(id).await.unwrap() {
-            assert!(!self.ended, "it rose: {}", self.when);
+            assert!(!self.ended, "it came back: {}", self.when);
             SessionStore::delete(&self.watching, &id).await.unwrap();
             self.ended = true;
         }
     }
 
-    async fn closes(mut self) {
+    async fn close(mut self) {
         let Self { ended, keep, .. } = self;
         assert!(ended, "it was never live: {}", self.when);
         // A third import finds no work left.
-        assert_eq!(self.a.imports(keep).await.unwrap().unwrap().imported, 0, "{}", self.when);
-        self.ends_it().await;
+        assert_eq!(self.a.start_import(keep).await.unwrap().unwrap().imported, 0, "{}", self.when);
+        self.delete_if_live().await;
         let Self { a, b, records, watching, when, .. } = self;
         for (serial, record) in (1..).zip(&records[1..]) {
             assert_eq!(loaded(&watching, record).await, Some((serial, true)), "{when}");
@@ -164,15 +164,15 @@ impl Scene {
 async fn two_overlap(one: Step, other: Step, keep: bool) {
     let when = format!("one held at {one:?}, the other at {other:?}, kept: {keep}");
     let mut scene = Scene::set(keep, when).await;
-    let first = scene.a.imports_until(keep, one).await;
-    scene.ends_it().await;
-    let second = scene.b.imports_until(keep, other).await;
-    scene.ends_it().await;
-    first.ends().await;
-    scene.ends_it().await;
-    second.ends().await;
-    scene.ends_it().await;
-    scene.closes().await;
+    let first = scene.a.import_until(keep, one).await;
+    scene.delete_if_live().await;
+    let second = scene.b.import_until(keep, other).await;
+    scene.delete_if_live().await;
+    first.finish().await;
+    scene.delete_if_live().await;
+    second.finish().await;
+    scene.delete_if_live().await;
+    scene.close().await;
 }
 
 /// The slow import stores its page after the end, while another import reads the old document's
@@ -180,18 +180,18 @@ async fn two_overlap(one: Step, other: Step, keep: bool) {
 async fn a_slow_one_between_two(step: Step) {
     let mut scene = Scene::set(true, format!("one held at its read and at {step:?}")).await;
     let mut read = scene.a.proxy.hold("find");
-    let slow = scene.a.imports(true);
+    let slow = scene.a.start_import(true);
     read.reached().await;
-    scene.b.imports(true).await.unwrap().unwrap();
-    scene.ends_it().await;
-    let holds = scene.a.holds(step);
+    scene.b.start_import(true).await.unwrap().unwrap();
+    scene.delete_if_live().await;
+    let holds = scene.a.hold(step);
     read.deliver();
     let slow = holds.reached_by(slow).await;
-    scene.b.imports(true).await.unwrap().unwrap();
-    scene.ends_it().await;
-    slow.ends().await;
-    scene.ends_it().await;
-    scene.closes().await;
+    scene.b.start_import(true).await.unwrap().unwrap();
+    scene.delete_if_live().await;
+    slow.finish().await;
+    scene.delete_if_live().await;
+    scene.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
