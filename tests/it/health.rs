@@ -127,7 +127,7 @@ async fn warm_up_without_an_answer_ends_no_outage() {
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
     let record = create(&store).await;
-    is_fresh(&store).await;
+    wait_until_fresh(&store).await;
     proxy.stall(Direction::ToClient, true);
     eventually("the lease expires", async || {
         matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
