@@ -5,6 +5,7 @@
 //! | a call of the store (load, save, `length`, …) | [`observe_call`](Availability::observe_call) | yes | starts and ends it | yes |
 //! | a command, of a call or a background task | [`observe_answer`](Availability::observe_answer), [`observe_silence`](Availability::observe_silence) | yes | an answer ends an unresponsive state | no |
 //! | `hello`, a checkpoint | the same | yes | an answer ends an unresponsive state | no |
+//! | a call of a background task, an import, a warm-up without an error | by its commands alone | yes | as a command | no |
 //! | a change stream that breaks off | [`observe_silence`](Availability::observe_silence) | yes | no | no |
 //!
 //! What does not count: a call that was not sent, and a batch of the change stream, since a deposed primary may
@@ -96,19 +97,24 @@ impl Availability {
         if self.last_call() != outcome as u64 {
             self.0.last_call.store(outcome as u64, Ordering::Relaxed);
         }
+        let now = self.now();
         match outcome {
-            CallOutcome::Answered | CallOutcome::Overloaded => self.record_answer(),
+            CallOutcome::Answered | CallOutcome::Overloaded => self.record_answer(now),
             CallOutcome::Unresponsive => self.observe_silence(began),
         }
-        self.0.log.observe(outcome, error, self.now());
+        self.0.log.observe(outcome, error, now);
     }
 
     /// Reports that MongoDB has answered something that is not a call. It ends an unresponsive state, and never
     /// an overload: MongoDB exempts `hello` from its limits, so only a call shows that it takes calls again.
     pub(crate) fn observe_answer(&self) {
-        self.record_answer();
-        if self.last_call() == CallOutcome::Unresponsive as u64 {
-            self.0.last_call.store(CallOutcome::Answered as u64, Ordering::Relaxed);
+        self.record_answer(self.now());
+        let [from, to] = [CallOutcome::Unresponsive, CallOutcome::Answered].map(|it| it as u64);
+        if self.last_call() == from {
+            // In one step: a call may be rejected for overload at the same moment. If the outcome is another one by
+            // now, there is nothing to end.
+            let _ =
+                self.0.last_call.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -147,8 +153,8 @@ impl Availability {
         self.0.last_call.load(Ordering::Relaxed)
     }
 
-    fn record_answer(&self) {
-        self.0.answered_at.fetch_max(self.now().as_nanos(), Ordering::Relaxed);
+    fn record_answer(&self, at: Moment) {
+        self.0.answered_at.fetch_max(at.as_nanos(), Ordering::Relaxed);
     }
 }
 

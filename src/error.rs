@@ -15,6 +15,8 @@ struct Inner {
     message: String,
     /// Only meaningful for the kind [`Overloaded`](ErrorKind::Overloaded).
     overloaded: Overloaded,
+    /// Whether the call had found no live session before it failed.
+    found_nothing: bool,
 }
 
 /// The side that was overloaded, and whether the call may have been carried out.
@@ -72,13 +74,17 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), overloaded: Overloaded::OwnQueue }))
+        Self::with_overload(kind, message, Overloaded::OwnQueue)
     }
 
     /// MongoDB is overloaded and rejected a call. `was_rejected`: it has not carried the call out.
     pub(crate) fn server_overloaded(message: impl Into<String>, was_rejected: bool) -> Self {
         let overloaded = if was_rejected { Overloaded::Rejected } else { Overloaded::Interrupted };
-        Self(Arc::new(Inner { kind: ErrorKind::Overloaded, message: message.into(), overloaded }))
+        Self::with_overload(ErrorKind::Overloaded, message, overloaded)
+    }
+
+    fn with_overload(kind: ErrorKind, message: impl Into<String>, overloaded: Overloaded) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), overloaded, found_nothing: false }))
     }
 
     pub(crate) fn config(message: impl Into<String>) -> Self {
@@ -141,6 +147,19 @@ impl Error {
             return Self::server_overloaded(self.0.message.clone(), false);
         }
         self.clone()
+    }
+
+    /// Returns this error for a call whose first step has found no live session.
+    pub(crate) fn after_nothing_was_found(&self) -> Self {
+        let error = self.of_a_later_step();
+        let Inner { kind, overloaded, .. } = *error.0;
+        let message = error.0.message.clone();
+        Self(Arc::new(Inner { kind, message, overloaded, found_nothing: true }))
+    }
+
+    /// Whether the call had found no live session before it failed.
+    pub(crate) fn has_found_nothing(&self) -> bool {
+        self.0.found_nothing
     }
 
     /// Whether the error arose in this process, so that it says nothing about the database.

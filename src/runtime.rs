@@ -144,6 +144,15 @@ impl Tasks {
         answer.await.unwrap_or_else(|_| Err(Error::cut_off()))
     }
 
+    /// [`run`](Self::run) for a call of a background task. No request waits for it, and it may take long while MongoDB
+    /// answers every other call, so its outcome is not reported. Its commands are.
+    pub(crate) async fn run_in_background<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.run_observed(|_| false, call, |outcome| outcome, || ()).await
+    }
+
     /// As [`run`](Self::run), for a call of many steps. Each step keeps to the timeout by itself, and
     /// ends when the store is [closed](Self::closed).
     pub(crate) async fn run_paged<T: Send + 'static, R: Send + 'static>(

@@ -56,6 +56,12 @@ impl Timer {
         result
     }
 
+    /// Ends the timer of an operation that its caller has given up before the operation timeout. It got no answer,
+    /// and that says nothing about the server.
+    pub(crate) fn finish_unanswered(mut self, outcome: Outcome) {
+        self.record_metrics(outcome, None);
+    }
+
     /// Ends the timer of an operation that the driver failed. `doing` says what was tried, as in "load a session".
     pub(crate) fn fail<T>(mut self, doing: &str, error: &mongodb::error::Error) -> Result<T> {
         let code = error::code(error);
@@ -65,6 +71,11 @@ impl Timer {
     }
 
     fn record(&mut self, outcome: Outcome, code: Option<i32>) {
+        let (outcome, elapsed) = self.record_metrics(outcome, code);
+        self.report_availability(outcome, elapsed);
+    }
+
+    fn record_metrics(&mut self, outcome: Outcome, code: Option<i32>) -> (Outcome, Duration) {
         self.running = false;
         let elapsed = self.started_at.elapsed();
         let outcome = match outcome {
@@ -81,7 +92,7 @@ impl Timer {
             Outcome::Failed(kind) => self.command.set_error(kind, code),
         }
         self.metrics.record(self.verb, outcome, elapsed);
-        self.report_availability(outcome, elapsed);
+        (outcome, elapsed)
     }
 
     fn report_availability(&self, outcome: Outcome, elapsed: Duration) {

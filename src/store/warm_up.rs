@@ -133,7 +133,11 @@ impl WarmUp {
             bytes: 0,
         };
         let tasks = self.store.mongo.tasks().clone();
-        tasks.run_paged(run.run(self.sessions, cancelled), |outcome| outcome).await
+        // A warm-up that ends without an error may have sent nothing, or may have got no answer within its time.
+        // Its commands are observed one by one.
+        let is_evidence = Result::is_err;
+        let run = run.run(self.sessions, cancelled);
+        tasks.run_paged_observed(is_evidence, run, |outcome| outcome).await
     }
 }
 

@@ -154,8 +154,9 @@ impl<B: Backend> WriteThrough<B> {
                 (Ok(None), _) => guard.evict(Invalidation::Gone),
                 (Ok(Some(_)), None) => guard.release(),
                 (Err(error), _) => {
-                    // The stored session cannot be decoded, so it is not the one in the cache.
-                    if error.kind() == ErrorKind::Decode {
+                    // The stored session cannot be decoded, so it is not the one in the cache. Or there was none,
+                    // and only the read after the touch failed.
+                    if error.kind() == ErrorKind::Decode || error.has_found_nothing() {
                         guard.evict(Invalidation::UnknownOutcome);
                     } else {
                         guard.release();

@@ -122,6 +122,52 @@ async fn unanswered_length_shows_in_health_and_allows_the_grace() {
 }
 
 #[tokio::test]
+async fn warm_up_without_an_answer_ends_no_outage() {
+    let proxy = Proxy::start().await;
+    let (_, builder) = behind(&proxy).await;
+    let store = builder.outage_grace(FOREVER).build().await.unwrap();
+    let record = create(&store).await;
+    wait_until_fresh(&store).await;
+    proxy.stall(Direction::ToClient, true);
+    eventually("the lease expires", async || {
+        matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
+    })
+    .await;
+    store.length().await.unwrap_err();
+
+    // The first one sends nothing. The other one gives up before the operation timeout.
+    for sessions in [0, 10] {
+        let warmed = store.warm(sessions).within(TIMEOUT / 5).await.unwrap();
+        assert_eq!(warmed.sessions, 0);
+        let health = store.health();
+        assert!(matches!(health.mongo, MongoHealth::Unresponsive { .. }), "{health:?}");
+        let start = Instant::now();
+        assert!(store.load(&record.id).await.unwrap().is_some());
+        assert!(start.elapsed() < TIMEOUT, "without a wait: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn slow_count_in_the_background_allows_no_grace() {
+    let proxy = Proxy::start().await;
+    let mut held = proxy.hold("aggregate");
+    let mongo = MongoStore::builder().uri(proxy.uri()).operation_timeout(TIMEOUT);
+    let mongo = mongo.count_every(FOREVER).build().await.unwrap();
+    let other = MongoStore::connect(proxy.uri()).await.unwrap();
+    let builder = CachedMongoStore::builder(mongo).coherence(Coherence::TimeBound);
+    let builder = builder.max_staleness(TIMEOUT / 10).outage_grace(FOREVER);
+    let store = builder.build().await.unwrap();
+    held.reached().await;
+    let record = create(&store).await;
+    other.delete(&record.id).await.unwrap();
+    tokio::time::sleep(TIMEOUT * 3 / 2).await;
+    assert!(
+        store.load(&record.id).await.unwrap().is_none(),
+        "every other call is answered, so the bound holds"
+    );
+}
+
+#[tokio::test]
 async fn health_of_an_uncached_store_follows_its_calls() {
     let proxy = Proxy::start().await;
     let (mongo, _) = behind(&proxy).await;

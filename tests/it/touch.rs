@@ -9,6 +9,7 @@ use tower_sessions_moka_mongodb_store::mongodb::bson::{Document, doc};
 use tower_sessions_moka_mongodb_store::{CachedMongoStore, Coherence, MongoStore};
 
 use crate::common::{FOREVER, create, mongo, uri};
+use crate::proxy::Proxy;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -48,6 +49,25 @@ async fn touches_of_two_instances_keep_the_later_expiry() {
     assert_eq!(ends(&ours).await, later.unix_timestamp());
     let after = stored(&ours).await;
     assert_eq!(after.get("rev"), before.get("rev"), "other instances receive no change");
+}
+
+#[tokio::test]
+async fn touch_that_found_no_session_leaves_no_entry_if_the_read_after_it_fails() {
+    let proxy = Proxy::start().await;
+    let store = caching(MongoStore::connect(proxy.uri()).await.unwrap(), Duration::ZERO).await;
+    let other = MongoStore::connect(proxy.uri()).await.unwrap();
+    let record = create(&store).await;
+    other.delete(&record.id).await.unwrap();
+    let mut held = proxy.hold("find");
+    let touched = Record { expiry_date: record.expiry_date + HOUR, ..record.clone() };
+    let saved = tokio::spawn({
+        let store = store.clone();
+        async move { store.save(&touched).await }
+    });
+    held.reached().await;
+    held.refuse(13);
+    assert!(saved.await.unwrap().is_err());
+    assert!(store.load(&record.id).await.unwrap().is_none(), "MongoDB said that it is gone");
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub(crate) fn start(sessions: &SessionCollection, removal: ExpiredRemoval, tasks
                 let share = 0.5 + fastrand::f64() / 2.0;
                 tokio::time::sleep(CHECK_INTERVAL.mul_f64(share)).await;
                 let check = recreate_missing(sessions.clone(), removal);
-                let result = calls.run(check, |result| result, || ()).await;
+                let result = calls.run_in_background(check).await;
                 report(&mut last_problem, result.err());
             }
         };
@@ -117,7 +117,15 @@ async fn create_index(
 ) -> std::result::Result<(), mongodb::error::Error> {
     let timer = sessions.timer(Verb::Index);
     let created = sessions.documents.create_index(index).await;
-    let outcome = if created.is_ok() { Outcome::Ok } else { Outcome::Failed(ErrorKind::Index) };
+    let outcome = match &created {
+        Ok(_) => Outcome::Ok,
+        Err(error) => {
+            let error = error::to_error("create an index", error);
+            // An outage is not an answer about the index.
+            let kind = if error.is_outage() { error.kind() } else { ErrorKind::Index };
+            Outcome::Failed(kind)
+        }
+    };
     let _ = timer.finish(outcome, Ok(()));
     created.map(drop)
 }

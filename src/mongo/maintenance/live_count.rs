@@ -21,7 +21,7 @@ pub(crate) fn count_periodically(sessions: SessionCollection, every: Duration, t
         loop {
             let counted = async {
                 ticks.tick().await;
-                calls.run(sessions.clone().count(), |counted| counted, || ()).await
+                calls.run_in_background(sessions.clone().count()).await
             };
             match closed.run_until_cancelled(counted).await {
                 Some(Ok(count)) => live.set(count),

@@ -54,8 +54,10 @@ impl MongoStore {
                 Err(error) if error.kind() == ErrorKind::Timeout => Ok(None),
                 failed => failed,
             },
-            // The caller's bound ended the read, which says nothing about the state of the server.
-            Err(_) => timer.finish(Outcome::Ok, Ok(None)),
+            Err(_) => {
+                timer.finish_unanswered(Outcome::Ok);
+                Ok(None)
+            }
         }
     }
 

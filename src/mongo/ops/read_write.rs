@@ -167,7 +167,7 @@ impl Commands for SessionCollection {
             }
             // Boxed, because it is large and few updates come here.
             let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
-            match found.map_err(|error| error.of_a_later_step())?.remove(&sent.key) {
+            match found.map_err(|error| error.after_nothing_was_found())?.remove(&sent.key) {
                 Some(Err(unreadable)) => Err(unreadable),
                 // The session had expired. If it is live now, a touch that arrived late has prolonged it.
                 Some(Ok(_)) | None => Ok(sessions.drop_save()),
