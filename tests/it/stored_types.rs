@@ -273,8 +273,13 @@ async fn assign_owners_accepts_a_rev_of_any_type() {
     for value in values_and_none() {
         let record = create(&plain).await;
         change(&plain, &record, "rev", value.as_ref()).await;
-        records.push((record, value));
+        // The test server in Python stores a symbol as a string, and undefined as null.
+        let kept = stored(&plain, &record).await.get("rev").cloned();
+        records.push((record, kept));
     }
+    let is_deprecated =
+        |value: &Option<Bson>| matches!(value, Some(Bson::Undefined | Bson::Symbol(_)));
+    let deprecated = records.iter().filter(|(_, value)| is_deprecated(value)).count() as u64;
     let client = plain.collection().client().clone();
     let namespace = plain.collection().namespace();
     let store =
@@ -288,13 +293,14 @@ async fn assign_owners_accepts_a_rev_of_any_type() {
             assert!(document.get_binary_generic("rev").is_ok(), "{value:?}");
         } else {
             // Deprecated types, with which not every server compares.
-            assert!(matches!(value, Some(Bson::Undefined | Bson::Symbol(_))), "{value:?}");
+            assert!(is_deprecated(value), "{value:?}");
             assert_eq!(document.get("rev"), value.as_ref());
             left += 1;
         }
     }
-    assert_eq!(left, 2);
-    assert!(log.take().contains("left=2"), "they are counted");
+    assert_eq!(left, deprecated);
+    let is_counted = log.take().contains(&format!("left={left}"));
+    assert!(is_counted || left == 0, "the warning has their number");
     assert_eq!(assigned, records.len() as u64 - left);
     assert_eq!(store.assign_owners().await.unwrap(), 0);
     assert_eq!(store.delete_by_owner("ferris").await.unwrap(), assigned);
