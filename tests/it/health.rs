@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use session_test_proxy::Direction;
 use tower_sessions::SessionStore;
+use tower_sessions::session::Record;
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, CachedMongoStoreBuilder, Coherence, ErrorKind, LeaseHealth, MongoHealth,
     MongoStore, StreamHealth,
@@ -97,8 +98,9 @@ async fn health_shows_the_grace_while_it_lasts() {
     assert!(health.is_serving() && health.is_degraded(), "{health:?}");
 }
 
-#[tokio::test]
-async fn unanswered_length_shows_in_health_and_allows_the_grace() {
+/// A store with an outage grace whose server no longer answers, and a cached session past its lease. No call
+/// has noticed the stall yet.
+async fn cached_behind_a_stalled_server() -> (Proxy, CachedMongoStore, Record) {
     let proxy = Proxy::start().await;
     let (_, builder) = behind(&proxy).await;
     let store = builder.outage_grace(FOREVER).build().await.unwrap();
@@ -109,6 +111,12 @@ async fn unanswered_length_shows_in_health_and_allows_the_grace() {
         matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
     })
     .await;
+    (proxy, store, record)
+}
+
+#[tokio::test]
+async fn unanswered_length_shows_in_health_and_allows_the_grace() {
+    let (_proxy, store, record) = cached_behind_a_stalled_server().await;
 
     // The driver may notice the stall before the call times out.
     let kind = store.length().await.unwrap_err().kind();
@@ -123,16 +131,7 @@ async fn unanswered_length_shows_in_health_and_allows_the_grace() {
 
 #[tokio::test]
 async fn warm_up_without_an_answer_ends_no_outage() {
-    let proxy = Proxy::start().await;
-    let (_, builder) = behind(&proxy).await;
-    let store = builder.outage_grace(FOREVER).build().await.unwrap();
-    let record = create(&store).await;
-    wait_until_fresh(&store).await;
-    proxy.stall(Direction::ToClient, true);
-    eventually("the lease expires", async || {
-        matches!(store.health().lease, Some(LeaseHealth::Expired { .. }))
-    })
-    .await;
+    let (_proxy, store, record) = cached_behind_a_stalled_server().await;
     store.length().await.unwrap_err();
 
     // The first one sends nothing. The other one gives up before the operation timeout.
