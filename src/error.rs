@@ -61,6 +61,9 @@ pub enum ErrorKind {
     Encode,
     /// The stored document is not a session that this version can read. The message says what was found.
     Decode,
+    /// A save in a [request scope](crate::RequestScopeLayer) was not stored, because the session changed again
+    /// before each of its attempts.
+    Conflict,
     /// The server answered with an error, or with something that the driver cannot read. The message has
     /// the error's code and name.
     Server,

@@ -96,7 +96,7 @@ impl Cache {
     /// Inserts an entry, as a save does once MongoDB has acknowledged it.
     pub fn publish(&self, key: SessionKey, data: Data) {
         let expires = self.clock.wall().after(Duration::from_secs(3_600));
-        self.cache.begin(key).publish(Session { data, expires });
+        self.cache.begin(key).publish(Session::new(data, expires));
     }
 
     /// The data of a hit.

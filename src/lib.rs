@@ -148,6 +148,7 @@ mod invalidation;
 #[cfg(all(test, model_check))]
 mod model_check;
 mod mongo;
+mod request_scope;
 mod runtime;
 mod session;
 #[cfg(test)]
@@ -171,6 +172,7 @@ pub use crate::mongo::{
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crate::mongo::{Key, Keys, Reencrypted, Reencryption};
+pub use crate::request_scope::{RequestScope, RequestScopeLayer, in_request_scope};
 pub use crate::session::handle::SessionHandle;
 pub use crate::session::id::SessionKey;
 pub use crate::session::owner::Owner;

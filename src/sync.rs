@@ -17,7 +17,7 @@ mod real {
     pub(crate) use std::sync::{Mutex, MutexGuard};
 
     pub(crate) use ::moka;
-    pub(crate) use tokio::time::timeout;
+    pub(crate) use tokio::time::{sleep, timeout};
 
     /// Starts a task and detaches it.
     pub(crate) fn spawn(

@@ -20,7 +20,8 @@ macro_rules! implement_contract {
                 record: &mut $core::session::Record,
             ) -> $core::session_store::Result<()> {
                 let expires = WallTime::from_datetime(record.expiry_date);
-                let create = $store::create_session(self, &record.data, expires);
+                let record_id = RawId(record.id.0);
+                let create = $store::create_session(self, record_id, &record.data, expires);
                 let id = spans::verb!("session_store.create", create)?;
                 record.id = $core::session::Id(id.0);
                 Ok(())

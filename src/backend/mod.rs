@@ -13,6 +13,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
 use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
@@ -26,13 +27,15 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// The right to send a touch: it keeps the order among the saves of one session.
     type TouchPermit: Send + 'static;
 
-    /// Stores a new session and returns the stored expiry. `None` if the key is taken.
+    /// Stores a new session and returns the stored expiry. `None` if the key is taken. `created` is set for
+    /// the new id of a session that exists already.
     fn insert(
         &self,
         key: SessionKey,
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>>;
 
     /// Replaces the data and the expiry of a live session, and returns the stored expiry. `None` if
@@ -45,10 +48,17 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
 
+    /// Stores the changes of a request in a live session, and returns what is then stored. `None` if there
+    /// is no live session. Never creates one, and never overwrites a change of another request.
+    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>>;
+
     /// Waits for the earlier saves of the session, and then gives the right to
-    /// [`touch`](Self::touch) it. `None` if one of them may change its data: the touch would then
-    /// extend a state that is not the one in the cache.
-    fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>>;
+    /// [`touch`](Self::touch) it.
+    fn acquire_touch(&self, key: SessionKey) -> Call<Self::TouchPermit>;
+
+    /// As [`acquire_touch`](Self::acquire_touch). `None` if an earlier save may change the session's data:
+    /// the touch would then extend a state that is not the one in the cache.
+    fn acquire_touch_of_cached(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>>;
 
     /// Stores another expiry of a live session, and returns the stored one. `None` if there is no live
     /// session. Other instances are not notified.
@@ -72,6 +82,15 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// Removes a session, if there is one.
     fn remove(&self, key: SessionKey) -> Call<()>;
 
+    /// Removes a session, and returns it. `None` if there was no live one, or if it cannot be read.
+    fn take(&self, key: SessionKey) -> Call<Option<Session>>;
+
+    /// The app's function for values that two requests have changed.
+    fn on_conflict(&self) -> Option<OnConflict>;
+
+    /// Counts a save that is not sent, since its session has ended.
+    fn record_dropped_save(&self);
+
     /// Removes every session that exists when the call begins, and returns their number.
     fn clear(&self) -> Call<u64>;
 }
@@ -79,16 +98,15 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 /// How many random ids `create` tries while the tried one is taken.
 const MAX_ID_ATTEMPTS: usize = 8;
 
-/// Creates a session under a random id. `insert` stores it, unless the id is taken, and returns
-/// whether it did.
-pub(crate) async fn create<F>(mut insert: impl FnMut(RawId) -> F) -> Result<RawId>
+/// Creates a session under a random id. `insert` stores it, and returns `None` if the id is taken.
+pub(crate) async fn create<T, F>(mut insert: impl FnMut(RawId) -> F) -> Result<(RawId, T)>
 where
-    F: Future<Output = Result<bool>>,
+    F: Future<Output = Result<Option<T>>>,
 {
     for _ in 0..MAX_ID_ATTEMPTS {
         let id = RawId::random();
-        if insert(id).await? {
-            return Ok(id);
+        if let Some(inserted) = insert(id).await? {
+            return Ok((id, inserted));
         }
     }
     // Two random ids of 128 bits are never the same. So something else rejects the documents.

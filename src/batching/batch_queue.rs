@@ -153,14 +153,9 @@ impl<E: BatchExecutor> BatchQueue<E> {
         Ok(AdmissionPermit(self.clone()))
     }
 
-    /// Sends an item of a call that began at `began`, and waits for its answer. Runs in the task of
-    /// the call. If this future is dropped while the item is queued, the item is not sent.
-    pub(crate) async fn send(
-        &self,
-        _permit: AdmissionPermit<E>,
-        item: E::Item,
-        began: Instant,
-    ) -> Result<E::Answer> {
+    /// Sends an item of an [admitted](Self::admit) call that began at `began`, and waits for its answer. Runs
+    /// in the task of the call. If this future is dropped while the item is queued, the item is not sent.
+    pub(crate) async fn send(&self, item: E::Item, began: Instant) -> Result<E::Answer> {
         match self.enqueue(item, began) {
             Enqueued::SendNow(item, slot) => {
                 let outcome = self.0.executor.run_one(item).await;

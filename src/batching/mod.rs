@@ -6,6 +6,7 @@
 //! sent one after the other, in the order of the calls: see [`WriteQueue`].
 
 mod batch_queue;
+mod merge;
 mod write_queue;
 
 use std::collections::HashMap;
@@ -18,11 +19,43 @@ pub(crate) use crate::batching::batch_queue::BatchLimits;
 use crate::batching::batch_queue::{AdmissionPermit, BatchExecutor, BatchQueue};
 use crate::batching::write_queue::{WritePermit, WriteQueue};
 use crate::error::{Error, Result};
+use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
 use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
+use crate::sync::Mutex;
 use crate::time::WallTime;
+
+/// On which state of a session an update is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// On each live one.
+    IsLive,
+    /// On the live one that has this `rev`, or no valid one.
+    HasRev(Option<Rev>),
+}
+
+/// What became of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Updated {
+    /// The session now expires then.
+    Stored(WallTime),
+    /// There is no live session.
+    Gone,
+    /// The session does not have the `rev` that was the condition.
+    Changed,
+}
+
+/// How a merge ended, for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MergeEnd {
+    /// Nobody else had changed the session.
+    Unchanged,
+    Merged,
+    Gone,
+    Failed,
+}
 
 /// The commands of a database. MongoDB implements it, and the simulation.
 pub(crate) trait Commands: Send + Sync + 'static {
@@ -36,6 +69,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>>;
 
     /// Returns the update that replaces the data and the expiry of a session.
@@ -45,6 +79,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        condition: Condition,
     ) -> Result<Self::Update>;
 
     /// Returns the update that stores another expiry. Other instances are not notified of it.
@@ -53,11 +88,20 @@ pub(crate) trait Commands: Send + Sync + 'static {
     /// About how many bytes an update adds to a command.
     fn bytes(update: &Self::Update) -> usize;
 
-    /// Carries out an update and returns the stored expiry. `None` if its session is not live.
-    fn update(&self, update: Self::Update) -> Call<Option<WallTime>>;
+    /// Carries out an update.
+    fn update(&self, update: Self::Update) -> Call<Updated>;
 
     /// Carries out updates of different sessions. Each one succeeds or fails by itself.
-    fn update_all(&self, updates: Vec<Self::Update>) -> Call<Vec<Result<Option<WallTime>>>>;
+    fn update_all(&self, updates: Vec<Self::Update>) -> Call<Vec<Result<Updated>>>;
+
+    /// The app's function for values that two requests have changed.
+    fn on_conflict(&self) -> Option<&OnConflict>;
+
+    /// Counts a merge, with the number of its attempts and of the keys that had changed on both sides.
+    fn record_merge(&self, end: MergeEnd, attempts: u32, conflicts: u64);
+
+    /// Counts a save that found no live session.
+    fn record_dropped_save(&self);
 
     /// See [`Backend::find`].
     fn find(&self, key: SessionKey) -> Call<Option<Session>>;
@@ -67,6 +111,9 @@ pub(crate) trait Commands: Send + Sync + 'static {
 
     /// See [`Backend::remove`].
     fn remove(&self, key: SessionKey) -> Call<()>;
+
+    /// See [`Backend::take`].
+    fn take(&self, key: SessionKey) -> Call<Option<Session>>;
 
     /// See [`Backend::clear`].
     fn clear(&self) -> Call<u64>;
@@ -81,6 +128,8 @@ pub(crate) struct Batcher<C: Commands> {
     write_queue: WriteQueue,
     reads: BatchQueue<Reads<C>>,
     saves: BatchQueue<Saves<C>>,
+    /// For the random waits between the attempts of a merge.
+    rng: Arc<Mutex<fastrand::Rng>>,
 }
 
 impl<C: Commands> Clone for Batcher<C> {
@@ -90,17 +139,19 @@ impl<C: Commands> Clone for Batcher<C> {
             write_queue: self.write_queue.clone(),
             reads: self.reads.clone(),
             saves: self.saves.clone(),
+            rng: Arc::clone(&self.rng),
         }
     }
 }
 
 impl<C: Commands> Batcher<C> {
-    pub(crate) fn new(commands: C, tasks: &Tasks, limits: BatchLimits) -> Self {
+    pub(crate) fn new(commands: C, tasks: &Tasks, limits: BatchLimits, rng: fastrand::Rng) -> Self {
         let commands = Arc::new(commands);
         Self {
             reads: BatchQueue::new(Reads(Arc::clone(&commands)), tasks.clone(), limits),
             saves: BatchQueue::new(Saves(Arc::clone(&commands)), tasks.clone(), limits),
             write_queue: WriteQueue::default(),
+            rng: Arc::new(Mutex::new(rng)),
             commands,
         }
     }
@@ -114,13 +165,21 @@ impl<C: Commands> Batcher<C> {
         let timeout = self.saves.timeout();
         Box::pin(async move {
             write.acquire(timeout).await?;
-            Ok(SavePermit { admission, write })
+            Ok(SavePermit { _admission: admission, write: Arc::new(write) })
         })
     }
 
-    async fn send(self, update: C::Update, permit: SavePermit<C>) -> Result<Option<WallTime>> {
+    async fn send(&self, update: C::Update, permit: &SavePermit<C>) -> Result<Updated> {
         let began = permit.write.enqueued_at();
-        self.saves.send(permit.admission, (update, permit.write), began).await
+        self.saves.send((update, Arc::clone(&permit.write)), began).await
+    }
+
+    /// Sends an update that has no condition.
+    async fn send_any(self, update: C::Update, permit: SavePermit<C>) -> Result<Option<WallTime>> {
+        match self.send(update, &permit).await? {
+            Updated::Stored(expires) => Ok(Some(expires)),
+            Updated::Gone | Updated::Changed => Ok(None),
+        }
     }
 
     /// The numbers of commands in flight, of calls, of queued calls, and of sessions with a save in
@@ -135,8 +194,9 @@ impl<C: Commands> Batcher<C> {
 
 /// The right to send a save.
 pub(crate) struct SavePermit<C: Commands> {
-    admission: AdmissionPermit<Saves<C>>,
-    write: WritePermit,
+    _admission: AdmissionPermit<Saves<C>>,
+    /// A save that is being sent shares it, so that it is held until the driver's future has ended.
+    write: Arc<WritePermit>,
 }
 
 impl<C: Commands> Backend for Batcher<C> {
@@ -148,8 +208,9 @@ impl<C: Commands> Backend for Batcher<C> {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
-        self.commands.insert(key, rev, data, expires)
+        self.commands.insert(key, rev, data, expires, created)
     }
 
     fn replace(
@@ -163,7 +224,7 @@ impl<C: Commands> Backend for Batcher<C> {
             Ok(admission) => admission,
             Err(error) => return failed(error),
         };
-        let update = match self.commands.replacement(key, rev, data, expires) {
+        let update = match self.commands.replacement(key, rev, data, expires, Condition::IsLive) {
             Ok(update) => update,
             Err(error) => return failed(error),
         };
@@ -173,15 +234,38 @@ impl<C: Commands> Backend for Batcher<C> {
         };
         let permit = self.acquire(admission, write);
         let batcher = self.clone();
-        Box::pin(async move { batcher.send(update, permit.await?).await })
+        Box::pin(async move { batcher.send_any(update, permit.await?).await })
     }
 
-    fn acquire_touch(&self, key: SessionKey) -> Option<Call<SavePermit<C>>> {
+    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
+        let admission = match self.saves.admit() {
+            Ok(admission) => admission,
+            Err(error) => return failed(error),
+        };
+        let write = match self.write_queue.enqueue(key) {
+            Ok(write) => write,
+            Err(error) => return failed(error),
+        };
+        let permit = self.acquire(admission, write);
+        let batcher = self.clone();
+        Box::pin(async move { batcher.merge_in_turn(permit.await?, key, rev, save).await })
+    }
+
+    fn acquire_touch(&self, key: SessionKey) -> Call<SavePermit<C>> {
+        let admission = match self.saves.admit() {
+            Ok(admission) => admission,
+            Err(error) => return failed(error),
+        };
+        let write = self.write_queue.enqueue_touch(key);
+        write.map_or_else(failed, |write| self.acquire(admission, write))
+    }
+
+    fn acquire_touch_of_cached(&self, key: SessionKey) -> Option<Call<SavePermit<C>>> {
         let admission = match self.saves.admit() {
             Ok(admission) => admission,
             Err(error) => return Some(failed(error)),
         };
-        let write = self.write_queue.enqueue_touch(key)?;
+        let write = self.write_queue.enqueue_touch_of_cached(key)?;
         Some(write.map_or_else(failed, |write| self.acquire(admission, write)))
     }
 
@@ -191,7 +275,7 @@ impl<C: Commands> Backend for Batcher<C> {
         key: SessionKey,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        Box::pin(self.clone().send(self.commands.touch(key, expires), permit))
+        Box::pin(self.clone().send_any(self.commands.touch(key, expires), permit))
     }
 
     fn has_pending_write(&self, key: SessionKey) -> bool {
@@ -206,7 +290,11 @@ impl<C: Commands> Backend for Batcher<C> {
         let reads = self.reads.clone();
         let began = Instant::now();
         match reads.admit() {
-            Ok(admission) => Box::pin(async move { reads.send(admission, key, began).await }),
+            Ok(admission) => Box::pin(async move {
+                let found = reads.send(key, began).await;
+                drop(admission);
+                found
+            }),
             Err(error) => failed(error),
         }
     }
@@ -215,8 +303,20 @@ impl<C: Commands> Backend for Batcher<C> {
         self.commands.remove(key)
     }
 
+    fn take(&self, key: SessionKey) -> Call<Option<Session>> {
+        self.commands.take(key)
+    }
+
     fn clear(&self) -> Call<u64> {
         self.commands.clear()
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        self.commands.on_conflict().cloned()
+    }
+
+    fn record_dropped_save(&self) {
+        self.commands.record_dropped_save();
     }
 }
 
@@ -269,10 +369,10 @@ struct Saves<C>(Arc<C>);
 
 impl<C: Commands> BatchExecutor for Saves<C> {
     /// The write permit is held until the driver's future has ended.
-    type Item = (C::Update, WritePermit);
-    type Answer = Option<WallTime>;
+    type Item = (C::Update, Arc<WritePermit>);
+    type Answer = Updated;
 
-    fn run_one(&self, (update, permit): (C::Update, WritePermit)) -> Call<Option<WallTime>> {
+    fn run_one(&self, (update, permit): (C::Update, Arc<WritePermit>)) -> Call<Updated> {
         let update = self.0.update(update);
         Box::pin(async move {
             let outcome = update.await;
@@ -281,10 +381,7 @@ impl<C: Commands> BatchExecutor for Saves<C> {
         })
     }
 
-    fn run_batch(
-        &self,
-        items: Vec<(C::Update, WritePermit)>,
-    ) -> Call<Vec<Result<Option<WallTime>>>> {
+    fn run_batch(&self, items: Vec<(C::Update, Arc<WritePermit>)>) -> Call<Vec<Result<Updated>>> {
         let (updates, permits): (Vec<_>, Vec<_>) = items.into_iter().unzip();
         let update_all = self.0.update_all(updates);
         Box::pin(async move {
@@ -294,7 +391,7 @@ impl<C: Commands> BatchExecutor for Saves<C> {
         })
     }
 
-    fn bytes((update, _): &(C::Update, WritePermit)) -> usize {
+    fn bytes((update, _): &(C::Update, Arc<WritePermit>)) -> usize {
         C::bytes(update)
     }
 }

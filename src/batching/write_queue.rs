@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::timed_out;
 use crate::session::id::{KeyHashing, SessionKey};
+use crate::session::snapshot::Snapshot;
 use crate::sync::{Mutex, MutexGuard, lock};
 
 /// The pending saves of each session. A session without any has no entry, so an idle store holds
 /// nothing. A blocking lock, since nothing awaits while it is held.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct WriteQueue(Arc<Mutex<KeyQueues>>);
 
 type KeyQueues = HashMap<SessionKey, KeyQueue, KeyHashing>;
@@ -32,10 +33,12 @@ type KeyQueues = HashMap<SessionKey, KeyQueue, KeyHashing>;
 const MAX_PER_KEY: usize = 256;
 
 /// The pending saves of one session. It is a list: each permit knows its predecessor.
-#[derive(Debug)]
 struct KeyQueue {
     tail: Predecessor,
     len: usize,
+    /// What the latest acknowledged save of a request scope has stored. A save that waits can build on it
+    /// without a read. It may be outdated.
+    newest: Option<Snapshot>,
 }
 
 /// A permit, as the next permit of the same session sees it.
@@ -51,7 +54,6 @@ struct Predecessor {
 
 /// A place in the queue of a session. Dropping it lets the next permit go. If there are still permits
 /// before this one, the next permit then waits for those.
-#[derive(Debug)]
 pub(crate) struct WritePermit {
     queue: WriteQueue,
     key: SessionKey,
@@ -70,10 +72,15 @@ impl WriteQueue {
 
     /// Takes the last place for a touch. `None` if a save is in the queue: the touch would extend the
     /// cached state, which that save is about to replace.
-    pub(crate) fn enqueue_touch(&self, key: SessionKey) -> Option<Result<WritePermit>> {
+    pub(crate) fn enqueue_touch_of_cached(&self, key: SessionKey) -> Option<Result<WritePermit>> {
         let queues = self.lock();
         let has_save = queues.get(&key).is_some_and(|queue| !queue.tail.is_touch);
         (!has_save).then(|| self.push(queues, key, true))
+    }
+
+    /// Takes the last place for a touch, whatever is in the queue.
+    pub(crate) fn enqueue_touch(&self, key: SessionKey) -> Result<WritePermit> {
+        self.push(self.lock(), key, true)
     }
 
     /// Whether a save is in the queue of a key.
@@ -101,11 +108,12 @@ impl WriteQueue {
                     return Err(queue_full());
                 }
                 tail.number = queue.tail.number + 1;
+                tail.is_touch &= queue.tail.is_touch;
                 queue.len += 1;
                 Some(std::mem::replace(&mut queue.tail, tail))
             }
             Entry::Vacant(queue) => {
-                queue.insert(KeyQueue { tail, len: 1 });
+                queue.insert(KeyQueue { tail, len: 1, newest: None });
                 None
             }
         };
@@ -127,6 +135,21 @@ impl WriteQueue {
 impl WritePermit {
     pub(crate) fn enqueued_at(&self) -> Instant {
         self.enqueued_at
+    }
+
+    /// What an earlier save in the queue has stored, if it was a save of a request scope.
+    pub(crate) fn newest(&self) -> Option<Snapshot> {
+        self.queue.lock().get(&self.key).and_then(|queue| queue.newest.clone())
+    }
+
+    /// Leaves what this save has stored to the saves that wait.
+    pub(crate) fn set_newest(&self, stored: impl FnOnce() -> Snapshot) {
+        let mut queues = self.queue.lock();
+        if let Some(queue) = queues.get_mut(&self.key)
+            && queue.len > 1
+        {
+            queue.newest = Some(stored());
+        }
     }
 
     /// Waits until all earlier permits of the session were dropped. An error if that took the whole
@@ -242,20 +265,20 @@ mod tests {
     async fn a_touch_waits_for_touches_and_is_refused_behind_a_save() {
         let queue = WriteQueue::default();
         let key = SessionKey::of(1);
-        let mut first = queue.enqueue_touch(key).unwrap().unwrap();
-        let mut second = queue.enqueue_touch(key).unwrap().unwrap();
+        let mut first = queue.enqueue_touch_of_cached(key).unwrap().unwrap();
+        let mut second = queue.enqueue_touch_of_cached(key).unwrap().unwrap();
         assert!(!queue.has_pending_write(key));
         first.acquire(LONG).await.unwrap();
         assert!(second.acquire(LONG).now_or_never().is_none());
         let mut save = queue.enqueue(key).unwrap();
-        assert!(queue.enqueue_touch(key).is_none() && queue.has_pending_write(key));
+        assert!(queue.enqueue_touch_of_cached(key).is_none() && queue.has_pending_write(key));
         drop(first);
         second.acquire(LONG).await.unwrap();
         drop(second);
         save.acquire(LONG).await.unwrap();
-        assert!(queue.enqueue_touch(key).is_none(), "it is being sent");
+        assert!(queue.enqueue_touch_of_cached(key).is_none(), "it is being sent");
         drop(save);
-        assert!(!queue.has_pending_write(key) && queue.enqueue_touch(key).is_some());
+        assert!(!queue.has_pending_write(key) && queue.enqueue_touch_of_cached(key).is_some());
     }
 
     #[tokio::test]
@@ -274,13 +297,13 @@ mod tests {
         let queue = WriteQueue::default();
         let key = SessionKey::of(1);
         let mut permits: Vec<_> = (0..MAX_PER_KEY).map(|_| queue.enqueue(key).unwrap()).collect();
-        assert_eq!(queue.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
+        assert_eq!(queue.enqueue(key).err().unwrap().kind(), ErrorKind::Overloaded);
         assert!(queue.enqueue(SessionKey::of(2)).is_ok());
         // From anywhere: the one at the end, one in between, and the first.
         for at in [MAX_PER_KEY - 1, MAX_PER_KEY / 2, 0] {
             drop(permits.remove(at));
             permits.push(queue.enqueue(key).unwrap());
-            assert_eq!(queue.enqueue(key).unwrap_err().kind(), ErrorKind::Overloaded);
+            assert_eq!(queue.enqueue(key).err().unwrap().kind(), ErrorKind::Overloaded);
         }
         drop(permits);
         assert!(queue.lock().is_empty());

@@ -1,14 +1,15 @@
 //! `Entry`: one cached session.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::cache::{compact, weight};
 use crate::error::{Error, ErrorKind, Result};
-use crate::session::{Data, Session};
+use crate::session::revision::Rev;
+use crate::session::snapshot::{SharedData, Snapshot};
+use crate::session::{Data, Session, is_same_data};
 use crate::time::{Moment, WallTime};
 
 /// A cached session. Cheap to clone, since clones share the payload.
@@ -16,6 +17,8 @@ use crate::time::{Moment, WallTime};
 pub(crate) struct Entry {
     times: Times,
     expires: WallTime,
+    rev: Option<Rev>,
+    created: Option<WallTime>,
     payload: Payload,
 }
 
@@ -32,6 +35,21 @@ struct Plain {
     weight: u32,
 }
 
+/// An entry's compact payload, by itself.
+struct Compact(Arc<str>);
+
+impl SharedData for Plain {
+    fn data(&self) -> Result<Cow<'_, Data>> {
+        Ok(Cow::Borrowed(&self.data))
+    }
+}
+
+impl SharedData for Compact {
+    fn data(&self) -> Result<Cow<'_, Data>> {
+        compact::decode(&self.0).map(Cow::Owned).ok_or_else(unreadable)
+    }
+}
+
 /// What decides for how long an entry may be served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
@@ -43,9 +61,10 @@ pub(crate) struct Times {
 
 impl Entry {
     pub(crate) fn new(session: Session, times: Times) -> Self {
-        let Session { data, expires } = session;
+        let Session { data, expires, rev, created } = session;
         let weight = weight::of_plain(&data, size_of::<Plain>());
-        Self { times, expires, payload: Payload::Plain(Arc::new(Plain { data, weight })) }
+        let payload = Payload::Plain(Arc::new(Plain { data, weight }));
+        Self { times, expires, rev, created, payload }
     }
 
     /// The same entry in the compact form, or as it is if its data cannot be encoded.
@@ -65,12 +84,21 @@ impl Entry {
             Payload::Plain(plain) => plain.data.clone(),
             Payload::Compact(encoded) => compact::decode(encoded).ok_or_else(unreadable)?,
         };
-        Ok(Session { data, expires: self.expires })
+        Ok(Session { data, expires: self.expires, rev: self.rev, created: self.created })
+    }
+
+    /// The session with its data shared, not copied.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let data: Arc<dyn SharedData> = match &self.payload {
+            Payload::Plain(plain) => Arc::clone(plain) as _,
+            Payload::Compact(encoded) => Arc::new(Compact(Arc::clone(encoded))),
+        };
+        Snapshot { data, expires: self.expires, rev: self.rev, created: self.created }
     }
 
     /// The same session with another expiry.
     pub(crate) fn with_expiry(&self, expires: WallTime, times: Times) -> Self {
-        Self { times, expires, payload: self.payload.clone() }
+        Self { times, expires, ..self.clone() }
     }
 
     /// Whether the session has this data.
@@ -87,6 +115,10 @@ impl Entry {
         self.expires
     }
 
+    pub(crate) fn created(&self) -> Option<WallTime> {
+        self.created
+    }
+
     pub(crate) fn times(&self) -> &Times {
         &self.times
     }
@@ -97,36 +129,6 @@ impl Entry {
             Payload::Plain(plain) => plain.weight,
             Payload::Compact(encoded) => weight::of_compact(encoded.len()),
         }
-    }
-}
-
-/// Whether both are stored as the same. Unlike `==`, it distinguishes `0.0` from `-0.0`.
-fn is_same_data(one: &Data, other: &Data) -> bool {
-    one.len() == other.len()
-        && one
-            .iter()
-            .all(|(key, value)| other.get(key).is_some_and(|other| is_same_value(value, other)))
-}
-
-fn is_same_value(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Number(one), Value::Number(other)) => {
-            one == other
-                && (!one.is_f64()
-                    || one.as_f64().map(f64::to_bits) == other.as_f64().map(f64::to_bits))
-        }
-        (Value::Array(one), Value::Array(other)) => {
-            one.len() == other.len()
-                && one.iter().zip(other).all(|(one, other)| is_same_value(one, other))
-        }
-        // Compares the order of the members too: with `preserve_order` of `serde_json`, a map has one.
-        (Value::Object(one), Value::Object(other)) => {
-            let is_same_member = |(one, other): ((&String, &Value), (&String, &Value))| {
-                one.0 == other.0 && is_same_value(one.1, other.1)
-            };
-            one.len() == other.len() && one.iter().zip(other).all(is_same_member)
-        }
-        (one, other) => one == other,
     }
 }
 
@@ -152,24 +154,10 @@ mod tests {
     use crate::time::Clock;
 
     #[test]
-    fn data_differs_by_the_sign_of_zero_and_by_the_type_of_a_value() {
-        let data = |value: Value| Data::from([("a".to_owned(), json!([{ "b": value }]))]);
-        for (one, other) in
-            [(json!(0.0), json!(-0.0)), (json!(1), json!(1.0)), (json!(1), json!("1"))]
-        {
-            assert!(!is_same_data(&data(one.clone()), &data(other.clone())), "{one} {other}");
-            assert!(is_same_data(&data(one.clone()), &data(one)));
-            assert!(is_same_data(&data(other.clone()), &data(other)));
-        }
-        assert!(!is_same_data(&data(json!(1)), &Data::new()));
-        assert!(!is_same_data(&data(json!([])), &data(json!([1]))));
-    }
-
-    #[test]
     fn debug_output_has_no_session_data() {
         let times = Times { epoch: 0, read_at: Clock::system().now() };
         let data = Data::from([("card".to_owned(), json!("4111"))]);
-        let entry = Entry::new(Session { data, expires: WallTime::from_millis(0) }, times);
+        let entry = Entry::new(Session::new(data, WallTime::from_millis(0)), times);
         let text = format!("{entry:?}");
         assert!(!text.contains("card") && !text.contains("4111"), "{text}");
     }

@@ -59,9 +59,10 @@ impl FillGuard {
         self.version.as_ref().map(Version::generation)
     }
 
-    /// Inserts an entry of `session` if the version is current. Otherwise removes the entry.
-    pub(crate) fn publish(self, session: Session) {
-        self.insert(session);
+    /// Inserts an entry of `session` if the version is current. Otherwise removes the entry. Returns the entry
+    /// that it made.
+    pub(crate) fn publish(self, session: Session) -> Option<Entry> {
+        self.insert(session).map(|(entry, _)| entry)
     }
 
     /// Does what [`publish`](Self::publish) does. Returns the entry for the callers that wait for it, and
@@ -341,7 +342,7 @@ mod tests {
             let availability = Availability::new(clock.clone());
             let cache = Cache::new(&config(), clock.clone(), availability, &Series::default());
             let key = SessionKey::of(1);
-            cache.begin(key).publish(Session { data: Data::new(), expires });
+            cache.begin(key).publish(Session::new(Data::new(), expires));
             let (result, _waiter) = watch::channel(None);
             Leader::new(cache.begin(key), result).complete(Err(error.clone()));
             let is_cached = matches!(cache.get(key), Lookup::Hit(_));
@@ -362,7 +363,7 @@ mod tests {
         let key = SessionKey::of(1);
         let save = |version: u32| {
             let data = Data::from([("version".to_owned(), json!(version))]);
-            cache.begin(key).publish(Session { data, expires });
+            cache.begin(key).publish(Session::new(data, expires));
         };
         save(1);
         recorder.0.store(true, Ordering::SeqCst);

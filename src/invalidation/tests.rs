@@ -233,7 +233,7 @@ impl Instance {
 
     fn cache_session(&self, key: SessionKey) {
         let expires = WallTime::from_millis(self.clock.wall().millis() + 86_400_000);
-        self.cache.begin(key).publish(Session { data: Data::new(), expires });
+        self.cache.begin(key).publish(Session::new(Data::new(), expires));
     }
 }
 

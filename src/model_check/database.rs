@@ -25,7 +25,7 @@ pub(crate) fn key() -> SessionKey {
 }
 
 pub(crate) fn session(data: u64) -> Session {
-    Session { data: data_of(data), expires: EXPIRES }
+    Session::new(data_of(data), EXPIRES)
 }
 
 /// The data of a session is one number.

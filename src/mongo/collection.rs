@@ -15,6 +15,7 @@ use crate::mongo::causal::CausalSessions;
 use crate::mongo::codec::DataFormat;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::timer::Timer;
+use crate::request_scope::changes::OnConflict;
 use crate::runtime::Tasks;
 use crate::telemetry::metrics::{MongoMetrics, Verb};
 use crate::telemetry::spans;
@@ -31,6 +32,7 @@ pub(crate) struct SessionCollection {
     pub(crate) ttl: Option<Duration>,
     pub(crate) format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
+    pub(crate) on_conflict: Option<OnConflict>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<MongoMetrics>,
     pub(crate) causal: CausalSessions,

@@ -113,6 +113,11 @@ pub(crate) fn is_duplicate(error: &mongodb::error::Error) -> bool {
     server_errors::has_meaning(error, Meaning::DuplicateKey)
 }
 
+/// Whether an update did not meet its condition on the `rev`.
+pub(crate) fn is_changed(error: &mongodb::error::Error) -> bool {
+    server_errors::has_meaning(error, Meaning::ImmutableField)
+}
+
 /// Whether the collection does not exist yet.
 pub(crate) fn is_missing_namespace(error: &mongodb::error::Error) -> bool {
     server_errors::has_meaning(error, Meaning::MissingNamespace)

@@ -46,9 +46,12 @@ use crate::mongo::ops::list::ListQuery;
 pub use crate::mongo::ops::list::LiveSessions;
 pub use crate::mongo::ops::query::{data_equals, data_path, owner_equals};
 pub use crate::mongo::types::{LiveSession, StoredSession};
+use crate::request_scope::changes::{OnConflict, ScopedSave};
+use crate::request_scope::{self, ScopedStore};
 use crate::runtime::Tasks;
 use crate::session::id::{RawId, SessionKey};
-use crate::session::revision::RevSource;
+use crate::session::revision::{Rev, RevSource};
+use crate::session::snapshot::Snapshot;
 use crate::session::{Data, Session};
 use crate::telemetry::metrics::MongoMetrics;
 use crate::telemetry::spans;
@@ -109,6 +112,67 @@ struct Inner {
 
 /// The operations of single sessions, sent alone or in batches.
 pub(crate) type MongoBackend = Batcher<SessionCollection>;
+
+impl ScopedStore for MongoStore {
+    async fn insert(
+        &self,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> Result<(RawId, Option<Snapshot>)> {
+        let rev = self.inner.revs.next();
+        let id = self.insert_session(rev, data, expires, created).await?;
+        let created = created.or_else(|| Some(self.inner.collection.clock.wall()));
+        let session = Session { data: data.clone(), expires, rev: Some(rev), created };
+        Ok((id, Some(session.into())))
+    }
+
+    async fn replace(
+        &self,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Option<Snapshot>> {
+        let rev = self.inner.revs.next();
+        let stored = self.run(self.backend().replace(key, rev, data, expires)).await?;
+        Ok(stored.map(|expires| {
+            let data = data.clone();
+            Session { data, expires, rev: Some(rev), created: None }.into()
+        }))
+    }
+
+    async fn merge(&self, key: SessionKey, save: ScopedSave) -> Result<Option<(Snapshot, bool)>> {
+        let saved = self.run(self.backend().merge(key, self.inner.revs.next(), save)).await?;
+        Ok(saved.map(|saved| (saved.snapshot(), saved.is_merged)))
+    }
+
+    async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
+        let backend = self.backend().clone();
+        let permit = backend.acquire_touch(key);
+        let touch = async move { backend.touch(permit.await?, key, expires).await };
+        Ok(self.run(touch).await?.is_some())
+    }
+
+    async fn take(&self, key: SessionKey) -> Result<Option<Session>> {
+        self.run(self.backend().take(key)).await
+    }
+
+    async fn remove(&self, key: SessionKey) -> Result<()> {
+        self.run(self.backend().remove(key)).await
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        self.backend().expiry(expires)
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        self.inner.collection.on_conflict.clone()
+    }
+
+    fn record_dropped_save(&self) {
+        self.inner.collection.drop_save();
+    }
+}
 
 impl MongoStore {
     /// Returns a builder, which has every option of the connection and of the collection.
@@ -302,12 +366,17 @@ impl MongoStore {
             .inspect_err(|error| indexes::warn_of_problem(error, cost))
     }
 
-    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        let insert = |id: RawId| {
-            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
-            async { Ok(self.run(insert).await?.is_some()) }
-        };
-        backend::create(insert).await
+    /// `record_id` is the id in the app's record. The store takes a random one.
+    pub(crate) async fn create_session(
+        &self,
+        record_id: RawId,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<RawId> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::create(self, record_id, data, expires)).await;
+        }
+        self.insert_session(self.inner.revs.next(), data, expires, None).await
     }
 
     pub(crate) async fn save_session(
@@ -316,16 +385,39 @@ impl MongoStore {
         data: &Data,
         expires: WallTime,
     ) -> Result<()> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::save(self, id, data, expires)).await;
+        }
         let replace = self.backend().replace(id.key(), self.inner.revs.next(), data, expires);
         self.run(replace).await.map(drop)
     }
 
     pub(crate) async fn load_session(&self, id: RawId) -> Result<Option<Session>> {
-        self.run(self.backend().find(id.key())).await
+        let key = id.key();
+        let found = self.run(self.backend().find(key)).await?;
+        request_scope::record_loaded(key, || found.clone().map(Snapshot::from));
+        Ok(found)
     }
 
     pub(crate) async fn delete_session(&self, id: RawId) -> Result<()> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::delete(self, id)).await;
+        }
         self.run(self.backend().remove(id.key())).await
+    }
+
+    async fn insert_session(
+        &self,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> Result<RawId> {
+        let insert = |id: RawId| {
+            let insert = self.backend().insert(id.key(), rev, data, expires, created);
+            self.run(insert)
+        };
+        Ok(backend::create(insert).await?.0)
     }
 
     pub(crate) async fn remove_expired(&self) -> Result<()> {

@@ -11,6 +11,7 @@
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
 
+use crate::batching::Condition;
 use crate::error::{Error, Result};
 use crate::mongo::codec::{self, DataFormat, MALFORMED, unreadable};
 use crate::mongo::owner_field::OwnerUpdate;
@@ -125,7 +126,17 @@ pub(crate) fn replacement_fields(
 ///
 /// The condition is in the stage and not in the filter, because a filter by `_id` alone is the server's fast path.
 /// With another field in the filter, an update took a quarter longer.
-pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime) -> Document {
+///
+/// If the session does not meet the [condition](Condition::HasRev), the stage would change its `_id`. The server
+/// refuses that with error 66 (`ImmutableField`), for this statement alone. So the reply to a batch tells which
+/// statements were not carried out. The number of modified documents would not: a document with another `rev` may
+/// have been modified by the statement, and by somebody else since.
+pub(crate) fn replace_update(
+    fields: Document,
+    owned: OwnerUpdate,
+    now: WallTime,
+    condition: Condition,
+) -> Document {
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
     if owned == OwnerUpdate::Clear {
         // Null in place of a removed field: removing it made a batch of saves a fifth more expensive, and some
@@ -139,11 +150,16 @@ pub(crate) fn replace_update(fields: Document, owned: OwnerUpdate, now: WallTime
         { "$gt": ["$expires", date(now)] },
         { "$eq": [{ "$type": "$expires" }, "date"] },
     ] };
-    doc! { "$replaceWith": { "$cond": [
-        is_live,
-        { "$mergeObjects": merged },
-        "$$ROOT",
-    ] } }
+    let mut stored = doc! { "$mergeObjects": merged };
+    if let Condition::HasRev(rev) = condition {
+        let has_rev = rev.map_or_else(
+            || doc! { "$ne": [{ "$type": "$rev" }, "binData"] },
+            |rev| doc! { "$eq": ["$rev", binary(rev.as_bytes())] },
+        );
+        let refused = doc! { "$literal": { "_id": 0 } };
+        stored = doc! { "$cond": [has_rev, stored, refused] };
+    }
+    doc! { "$replaceWith": { "$cond": [is_live, stored, "$$ROOT"] } }
 }
 
 /// The stage of an update that only prolongs a session. If two touches overlap, the later expiry stays.
@@ -206,6 +222,8 @@ pub(crate) fn session(document: &RawDocument, format: &DataFormat) -> Result<Ses
     Ok(Session {
         data: codec::decode(fields.data()?, format, fields.id)?,
         expires: WallTime::from_millis(fields.expires()?.timestamp_millis()),
+        rev: fields.rev(),
+        created: fields.created_at(),
     })
 }
 
@@ -236,6 +254,7 @@ struct Fields<'a> {
     id: &'a [u8],
     data: Option<RawBsonRef<'a>>,
     expires: Option<RawBsonRef<'a>>,
+    rev: Option<RawBsonRef<'a>>,
     created: Option<RawBsonRef<'a>>,
     updated: Option<RawBsonRef<'a>>,
     owner: Option<RawBsonRef<'a>>,
@@ -243,8 +262,15 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn of(document: &'a RawDocument) -> Result<Self> {
-        let mut fields =
-            Self { id: &[], data: None, expires: None, created: None, updated: None, owner: None };
+        let mut fields = Self {
+            id: &[],
+            data: None,
+            expires: None,
+            rev: None,
+            created: None,
+            updated: None,
+            owner: None,
+        };
         let mut format = None;
         for element in document {
             let Ok((key, value)) = element else {
@@ -255,6 +281,7 @@ impl<'a> Fields<'a> {
                 "format" => format = Some(value),
                 "data" => fields.data = Some(value),
                 "expires" => fields.expires = Some(value),
+                "rev" => fields.rev = Some(value),
                 "created" => fields.created = Some(value),
                 "updated" => fields.updated = Some(value),
                 "owner" => fields.owner = Some(value),
@@ -280,6 +307,17 @@ impl<'a> Fields<'a> {
 
     fn expires(&self) -> Result<DateTime> {
         Self::date("expires", self.expires)
+    }
+
+    /// `None` if it is not one that a store writes. No load depends on it.
+    fn rev(&self) -> Option<Rev> {
+        self.rev?.as_binary().and_then(|rev| Rev::from_bytes(rev.bytes))
+    }
+
+    /// `None` if it is not a date. No load depends on it.
+    fn created_at(&self) -> Option<WallTime> {
+        let created = self.created?.as_datetime()?;
+        Some(WallTime::from_millis(created.timestamp_millis()))
     }
 
     fn owner(&self) -> Result<Option<Owner>> {

@@ -38,6 +38,9 @@ pub(crate) enum Meaning {
     Unsupported,
     /// A document with the same key exists.
     DuplicateKey,
+    /// The update would change a field that cannot change. The store sends such an update on purpose: see
+    /// [`replace_update`](crate::mongo::schema::replace_update).
+    ImmutableField,
     /// The collection does not exist.
     MissingNamespace,
     /// An index with the same name or the same keys exists, with other options.
@@ -61,6 +64,7 @@ pub(crate) enum StreamStart {
 
 /// The code for a duplicate key.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
+pub(crate) const IMMUTABLE_FIELD: i32 = 66;
 /// In MongoDB: the oplog does not reach back to the position any longer. In Amazon `DocumentDB`: change streams are
 /// not enabled.
 const CAPPED_POSITION_LOST: i32 = 136;
@@ -79,7 +83,7 @@ const ATLAS_ERROR: i32 = 8000;
 /// (`RETRYABLE_READ_CODES`, `RECOVERING_CODES` and `NOTWRITABLEPRIMARY_CODES` of mongodb 3.9.1).
 /// [L] The server labels them `ResumableChangeStreamError`, as it labels each `RetriableError`,
 /// `NetworkError` and `NeedRetargettingError` (`error_labels.cpp`).
-const TABLE: [(i32, &str, Meaning); 65] = [
+const TABLE: [(i32, &str, Meaning); 66] = [
     // [E] SystemOverloadedError. With all four, the server rejects a call before executing it.
     (433, "AdmissionQueueOverflow", Meaning::Overloaded),
     (449, "RateLimitExceeded", Meaning::Overloaded),
@@ -171,6 +175,7 @@ const TABLE: [(i32, &str, Meaning); 65] = [
     (304, "", Meaning::Unsupported),
     // [E]
     (DUPLICATE_KEY, "DuplicateKey", Meaning::DuplicateKey),
+    (IMMUTABLE_FIELD, "ImmutableField", Meaning::ImmutableField),
     (26, "NamespaceNotFound", Meaning::MissingNamespace),
     (85, "IndexOptionsConflict", Meaning::IndexConflict),
     (86, "IndexKeySpecsConflict", Meaning::IndexConflict),
@@ -277,6 +282,7 @@ impl Meaning {
             | Self::UnknownCommand
             | Self::Unsupported
             | Self::DuplicateKey
+            | Self::ImmutableField
             | Self::MissingNamespace
             | Self::IndexConflict
             | Self::AtlasRefusal
@@ -318,6 +324,7 @@ impl Meaning {
             | (
                 Self::Unsupported
                 | Self::DuplicateKey
+                | Self::ImmutableField
                 | Self::MissingNamespace
                 | Self::IndexConflict
                 | Self::AtlasRefusal

@@ -79,13 +79,13 @@ impl Timer {
         self.running = false;
         let elapsed = self.started_at.elapsed();
         let outcome = match outcome {
-            Outcome::Ok | Outcome::Duplicate if elapsed >= self.timeout => {
+            Outcome::Ok | Outcome::Duplicate | Outcome::Changed if elapsed >= self.timeout => {
                 Outcome::Failed(ErrorKind::Timeout)
             }
             outcome => outcome,
         };
         match outcome {
-            Outcome::Ok => {}
+            Outcome::Ok | Outcome::Changed => {}
             Outcome::Duplicate => {
                 self.command.set_error(ErrorKind::Server, Some(DUPLICATE_KEY));
             }
@@ -104,7 +104,7 @@ impl Timer {
             Outcome::Failed(
                 ErrorKind::Config | ErrorKind::Encode | ErrorKind::Closed | ErrorKind::Panic,
             ) => {}
-            Outcome::Ok | Outcome::Duplicate | Outcome::Failed(_) => {
+            Outcome::Ok | Outcome::Duplicate | Outcome::Changed | Outcome::Failed(_) => {
                 self.availability.observe_answer();
             }
         }

@@ -8,13 +8,14 @@
 use futures::future::join_all;
 
 use crate::backend::{Backend, Call};
-use crate::batching::Commands;
+use crate::batching::{Commands, Condition, MergeEnd, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
     ChangeSource, Fault, PrimaryTime, Refusal, SourceCall, StreamCall,
 };
 use crate::mongo::change_stream::cursor::ResumeToken;
 use crate::mongo::change_stream::reader::InvalidationReader;
+use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
@@ -170,10 +171,26 @@ fn error(fault: Fault) -> Error {
 
 #[allow(clippy::option_option, reason = "the outer `None` is an outcome of another kind")]
 #[allow(clippy::needless_pass_by_value, reason = "it converts an owned value")]
-fn written(outcome: Outcome) -> Option<Option<WallTime>> {
+fn inserted(outcome: Outcome) -> Option<Option<WallTime>> {
     match outcome {
-        Outcome::Written(written) => Some(written),
+        Outcome::Inserted(inserted) => Some(inserted),
         _ => None,
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it converts an owned value")]
+fn updated(outcome: Outcome) -> Option<Updated> {
+    match outcome {
+        Outcome::Updated(updated) => Some(updated),
+        _ => None,
+    }
+}
+
+#[allow(clippy::option_option, reason = "the outer `None` is an outcome of another kind")]
+fn stored(outcome: Outcome) -> Option<Option<WallTime>> {
+    match updated(outcome)? {
+        Updated::Stored(expires) => Some(Some(expires)),
+        Updated::Gone | Updated::Changed => Some(None),
     }
 }
 
@@ -195,8 +212,9 @@ impl Commands for FakeBackend {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
-        Backend::insert(self, key, rev, data, expires)
+        Backend::insert(self, key, rev, data, expires, created)
     }
 
     fn replacement(
@@ -205,11 +223,12 @@ impl Commands for FakeBackend {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        condition: Condition,
     ) -> Result<Operation> {
         if version(data) == UNSTORABLE {
             return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
         }
-        Ok(Operation::Replace(key, rev, Session { data: data.clone(), expires }))
+        Ok(Operation::Replace(key, rev, Session::new(data.clone(), expires), condition))
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Operation {
@@ -220,13 +239,21 @@ impl Commands for FakeBackend {
         UPDATE_BYTES
     }
 
-    fn update(&self, update: Operation) -> Call<Option<WallTime>> {
-        self.call(update, written)
+    fn update(&self, update: Operation) -> Call<Updated> {
+        self.call(update, updated)
     }
 
-    fn update_all(&self, updates: Vec<Operation>) -> Call<Vec<Result<Option<WallTime>>>> {
-        self.send_batch(updates, written)
+    fn update_all(&self, updates: Vec<Operation>) -> Call<Vec<Result<Updated>>> {
+        self.send_batch(updates, updated)
     }
+
+    fn on_conflict(&self) -> Option<&OnConflict> {
+        None
+    }
+
+    fn record_merge(&self, _: MergeEnd, _: u32, _: u64) {}
+
+    fn record_dropped_save(&self) {}
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
         Backend::find(self, key)
@@ -238,6 +265,10 @@ impl Commands for FakeBackend {
 
     fn remove(&self, key: SessionKey) -> Call<()> {
         Backend::remove(self, key)
+    }
+
+    fn take(&self, key: SessionKey) -> Call<Option<Session>> {
+        Backend::take(self, key)
     }
 
     fn clear(&self) -> Call<u64> {
@@ -256,11 +287,13 @@ impl Backend for FakeBackend {
     fn insert(
         &self,
         key: SessionKey,
-        _rev: Rev,
+        rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
-        self.call(Operation::Insert(key, Session { data: data.clone(), expires }), written)
+        let session = Session { data: data.clone(), expires, rev: Some(rev), created };
+        self.call(Operation::Insert(key, session), inserted)
     }
 
     fn replace(
@@ -270,15 +303,24 @@ impl Backend for FakeBackend {
         data: &Data,
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
-        self.call(Operation::Replace(key, rev, Session { data: data.clone(), expires }), written)
+        let session = Session::new(data.clone(), expires);
+        self.call(Operation::Replace(key, rev, session, Condition::IsLive), stored)
     }
 
-    fn acquire_touch(&self, _: SessionKey) -> Option<Call<()>> {
-        Some(Box::pin(async { Ok(()) }))
+    fn merge(&self, _: SessionKey, _: Rev, _: ScopedSave) -> Call<Option<Saved>> {
+        unreachable!("a merge needs the write queue of a batcher")
+    }
+
+    fn acquire_touch(&self, _: SessionKey) -> Call<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn acquire_touch_of_cached(&self, key: SessionKey) -> Option<Call<()>> {
+        Some(self.acquire_touch(key))
     }
 
     fn touch(&self, (): (), key: SessionKey, expires: WallTime) -> Call<Option<WallTime>> {
-        self.call(Operation::Touch(key, expires), written)
+        self.call(Operation::Touch(key, expires), stored)
     }
 
     fn has_pending_write(&self, _: SessionKey) -> bool {
@@ -298,6 +340,16 @@ impl Backend for FakeBackend {
             matches!(outcome, Outcome::Removed).then_some(())
         })
     }
+
+    fn take(&self, key: SessionKey) -> Call<Option<Session>> {
+        self.call(Operation::Take(key), found)
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        None
+    }
+
+    fn record_dropped_save(&self) {}
 
     fn clear(&self) -> Call<u64> {
         self.call(Operation::Clear, |outcome| match outcome {

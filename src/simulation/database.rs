@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::session::Session;
+use crate::batching::{Condition, Updated};
 use crate::session::id::SessionKey;
-use crate::session::revision::Rev;
+use crate::session::revision::{Rev, RevSource};
+use crate::session::{Data, Session};
 use crate::simulation::oplog::Oplog;
-use crate::simulation::types::{Floors, PAGE, data, owner_of, version};
+use crate::simulation::types::{Floors, PAGE, owner_of, version};
 use crate::time::{Clock, Moment, WallTime};
 
 /// Keys are random, so traces and the oracle use numbers: sessions are numbered in the order of their first use.
@@ -25,6 +26,8 @@ pub(crate) struct Database {
     /// Changes that are made together share one entry of the oplog.
     pub(crate) is_bulk: bool,
     steps: u64,
+    /// For the changes of other instances.
+    revs: RevSource,
 }
 
 /// A state of a session, which lasts until the next one begins.
@@ -39,6 +42,8 @@ pub(crate) struct State {
 /// A stored session.
 pub(crate) struct StoredDoc {
     pub(crate) version: u64,
+    pub(crate) data: Data,
+    pub(crate) rev: Rev,
     /// All expiries that touches have given this version. The last one is the current one.
     pub(crate) expiries: Vec<WallTime>,
 }
@@ -65,6 +70,7 @@ impl Database {
             oplog: Oplog::new(shards),
             is_bulk: false,
             steps: 0,
+            revs: RevSource::new(),
         }
     }
 
@@ -98,7 +104,7 @@ impl Database {
             return false;
         }
         self.oplog.tick(self.oplog.home(number));
-        self.push_state(number, Some(session), by);
+        self.push_state(number, session.rev, Some(session), by);
         true
     }
 
@@ -109,20 +115,38 @@ impl Database {
         session: &Session,
         by: Option<usize>,
     ) -> bool {
+        let updated = self.replace_if(key, Condition::IsLive, rev, session, by);
+        matches!(updated, Updated::Stored(_))
+    }
+
+    pub(crate) fn replace_if(
+        &mut self,
+        key: SessionKey,
+        condition: Condition,
+        rev: Option<Rev>,
+        session: &Session,
+        by: Option<usize>,
+    ) -> Updated {
         let number = self.number(key);
-        if !self.is_live(number) {
-            return false;
+        let Some(doc) = self.current(number).doc.as_ref().filter(|_| self.is_live(number)) else {
+            return Updated::Gone;
+        };
+        if let Condition::HasRev(expected) = condition
+            && expected != Some(doc.rev)
+        {
+            return Updated::Changed;
         }
         self.oplog.tick(self.oplog.home(number));
         self.change(number, rev, Some(session), by);
-        true
+        Updated::Stored(session.expires)
     }
 
     pub(crate) fn find(&mut self, key: SessionKey) -> Option<Session> {
         let number = self.number(key);
         let live = self.is_live(number);
         let doc = self.current(number).doc.as_ref().filter(|_| live)?;
-        Some(Session { data: data(doc.version), expires: doc.expires() })
+        let (data, rev) = (doc.data.clone(), Some(doc.rev));
+        Some(Session { data, expires: doc.expires(), rev, created: None })
     }
 
     pub(crate) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
@@ -249,7 +273,7 @@ impl Database {
     pub(crate) fn drop_collection(&mut self) {
         for number in 0..self.sessions() {
             if self.current(number).doc.is_some() {
-                self.push_state(number, None, None);
+                self.push_state(number, None, None, None);
             }
         }
         let shard = self.oplog.tick_anywhere();
@@ -327,9 +351,17 @@ impl Database {
         self.histories[number].last().unwrap()
     }
 
-    fn push_state(&mut self, number: usize, session: Option<&Session>, by: Option<usize>) {
+    fn push_state(
+        &mut self,
+        number: usize,
+        rev: Option<Rev>,
+        session: Option<&Session>,
+        by: Option<usize>,
+    ) {
         let doc = session.map(|session| StoredDoc {
             version: version(&session.data),
+            data: session.data.clone(),
+            rev: rev.unwrap_or_else(|| self.revs.next()),
             expiries: vec![session.expires],
         });
         self.histories[number].push(State { from: self.clock.now(), doc, by });
@@ -343,7 +375,7 @@ impl Database {
         session: Option<&Session>,
         by: Option<usize>,
     ) {
-        self.push_state(number, session, by);
+        self.push_state(number, rev, session, by);
         self.oplog.log(self.oplog.home(number), Some((self.keys[number], rev)));
     }
 }

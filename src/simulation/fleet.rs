@@ -177,10 +177,12 @@ impl Fleet {
         self.wire.state().trace.note(|| format!("step {}: {what} begins", begun.step));
         match verb {
             Verb::Load(id) => self.load(node, id).await,
-            Verb::Create(version, expires) => match store.create(&data(version), expires).await {
-                Ok(id) => self.ids.lock().unwrap().push(id),
-                Err(error) => self.record_failure(node, None, begun, &error),
-            },
+            Verb::Create(version, expires) => {
+                match store.create(RawId::random(), &data(version), expires).await {
+                    Ok(id) => self.ids.lock().unwrap().push(id),
+                    Err(error) => self.record_failure(node, None, begun, &error),
+                }
+            }
             Verb::Save(id, version, expires) => {
                 let save = self.begin_save(node, id, version, expires, begun);
                 match store.save(id, &data(version), expires).await {

@@ -20,7 +20,7 @@ impl World {
     fn stored_for(&self, time: Duration) -> RawId {
         let id = RawId::random();
         let expires = self.clock.wall().after(time);
-        self.mongo.put(id.key(), Some(Session { data: data(1), expires }));
+        self.mongo.put(id.key(), Some(Session::new(data(1), expires)));
         id
     }
 }
@@ -83,7 +83,7 @@ async fn a_sweep_keeps_a_session_that_is_prolonged_during_the_sweep() {
     let cache = &world.tiers.cache;
     // The sweep calls this after it has seen an expired entry and before it removes the entry.
     let prolong = || {
-        let session = Session { data: data(2), expires: world.in_an_hour() };
+        let session = Session::new(data(2), world.in_an_hour());
         cache.begin(id.key()).publish(session);
         false
     };
@@ -152,7 +152,7 @@ async fn an_insert_makes_the_cache_notice_a_step_of_the_wall_clock() {
     world.load(short).await;
     world.clock.step_wall(time::Duration::hours(2));
     assert!(is_served(&world, short), "nothing has read the wall clock yet");
-    world.mongo.put(long.key(), Some(Session { data: data(1), expires: world.in_an_hour() }));
+    world.mongo.put(long.key(), Some(Session::new(data(1), world.in_an_hour())));
     world.load(long).await;
     assert!(!is_served(&world, short));
 }
@@ -170,7 +170,7 @@ async fn a_purged_cache_is_empty_whatever_its_size_was() {
     let world = World::with(&CacheConfig { max_bytes: 1 << 30, ..cache_config() });
     let cache = &world.tiers.cache;
     for id in 0..20_000 {
-        let session = Session { data: data(1), expires: world.in_an_hour() };
+        let session = Session::new(data(1), world.in_an_hour());
         cache.begin(RawId(id).key()).publish(session);
     }
     assert!(cache.stats().entries > 10_000);

@@ -1,5 +1,6 @@
 //! `Operation` and `Outcome`: what a store asks of the database, and what the database answers.
 
+use crate::batching::{Condition, Updated};
 use crate::invalidation::source::{Fault, PrimaryTime};
 use crate::mongo::change_stream::cursor::ResumeToken;
 use crate::session::Session;
@@ -13,10 +14,12 @@ use crate::time::{Moment, WallTime};
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     Insert(SessionKey, Session),
-    Replace(SessionKey, Rev, Session),
+    Replace(SessionKey, Rev, Session, Condition),
     Touch(SessionKey, WallTime),
     Find(SessionKey),
     Remove(SessionKey),
+    /// Removes a session and returns it.
+    Take(SessionKey),
     Clear,
     /// Finds the page of an owner's sessions that comes after the session of this number.
     FindOwned(u64, Option<usize>),
@@ -32,7 +35,8 @@ pub(crate) enum Operation {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    Written(Option<WallTime>),
+    Inserted(Option<WallTime>),
+    Updated(Updated),
     Found(Option<Session>),
     Removed,
     Cleared(u64),
@@ -65,12 +69,13 @@ impl Operation {
             Self::Insert(key, session) => {
                 format!("insert {} {}", database.number(*key), version(&session.data))
             }
-            Self::Replace(key, _, session) => {
+            Self::Replace(key, _, session, _) => {
                 format!("replace {} {}", database.number(*key), version(&session.data))
             }
             Self::Touch(key, _) => format!("touch {}", database.number(*key)),
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
+            Self::Take(key) => format!("take {}", database.number(*key)),
             Self::Clear => "clear".to_owned(),
             Self::FindOwned(owner, after) => format!("find sessions of {owner} after {after:?}"),
             Self::RemoveOwned(keys, owner) => {

@@ -113,7 +113,7 @@ impl Oracle {
             self.report_violation(format!("I6: call {call} was dropped before its time"));
         }
         let woke_at = self.woke_up_at.filter(|at| *at > record.asked);
-        let removes = matches!(record.operation, Operation::Remove(_));
+        let removes = matches!(record.operation, Operation::Remove(_) | Operation::Take(_));
         if !in_time || matches!(end, End::Abandoned | End::Failed { .. }) || removes {
             // The store may remove the entry twice: at the deadline of the call, and at its late end.
             self.unknown_outcomes += 2;
@@ -154,7 +154,7 @@ impl Oracle {
                 let number = database.number(key);
                 (number..number + 1, if answered { "I2" } else { "I6, unknown outcome" })
             }
-            Operation::Remove(key) => {
+            Operation::Remove(key) | Operation::Take(key) => {
                 let number = database.number(key);
                 (number..number + 1, if answered { "I1" } else { "I6, unknown outcome" })
             }

@@ -92,7 +92,7 @@ impl PendingCalls {
     /// A store makes a store call.
     pub(crate) fn begin(&mut self, store_call: usize, record: &CallRecord) {
         let Some((kind, key)) = kind_of(&record.operation) else { return };
-        if let Operation::Replace(_, rev, _) = &record.operation {
+        if let Operation::Replace(_, rev, ..) = &record.operation {
             self.by_rev.insert(*rev, store_call);
             if let Some(save) = self.undecided.take() {
                 self.save_of.insert(store_call, save);
@@ -128,7 +128,7 @@ impl PendingCalls {
         oracle: &mut Oracle,
     ) {
         let Some((kind, key)) = kind_of(operation) else { return };
-        if let Operation::Replace(_, rev, _) = operation
+        if let Operation::Replace(_, rev, ..) = operation
             && let Some(store_call) = self.by_rev.get(rev)
         {
             self.by_wire_call.insert(wire_call, *store_call);

@@ -40,7 +40,12 @@ impl Queued {
         let availability = Availability::new(clock.clone());
         let tasks = Tasks::new(Handle::current(), TIMEOUT, availability.clone());
         let tiers = WriteThrough {
-            backend: Batcher::new(mongo.clone(), &tasks, BatchLimits::of(1, max_calls)),
+            backend: Batcher::new(
+                mongo.clone(),
+                &tasks,
+                BatchLimits::of(1, max_calls),
+                fastrand::Rng::with_seed(0),
+            ),
             cache: Cache::new(&config, clock.clone(), availability, &Series::default()),
             tasks,
             revs: RevSource::new(),
@@ -53,7 +58,7 @@ impl Queued {
     /// Stores a session and loads it into the cache.
     async fn cached(&self, version: u64) -> RawId {
         let id = RawId::random();
-        let session = Session { data: data(version), expires: self.in_an_hour() };
+        let session = Session::new(data(version), self.in_an_hour());
         self.mongo.put(id.key(), Some(session));
         let load = self.load(id);
         self.serve(is_find).await;

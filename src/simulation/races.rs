@@ -89,7 +89,7 @@ async fn a_save_whose_report_overtakes_its_answer_stays_cached() {
     let save = world.spawn_save(id, 2);
     let call = world.mongo.arrival(is_replace).await;
     let rev = world.mongo.waiting().into_iter().find_map(|(_, operation)| match operation {
-        Operation::Replace(_, rev, _) => Some(rev),
+        Operation::Replace(_, rev, ..) => Some(rev),
         _ => None,
     });
     world.mongo.apply(call);
@@ -207,7 +207,7 @@ async fn an_entry_is_served_until_the_staleness_bound_and_not_longer() {
     let world = World::new();
     let id = world.stored(1);
     world.load(id).await;
-    world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
+    world.mongo.put(id.key(), Some(Session::new(data(2), world.in_an_hour())));
     tokio::time::advance(MAX_STALENESS).await;
     assert_eq!(world.load(id).await, Some(1));
     tokio::time::advance(Duration::from_millis(1)).await;
@@ -233,7 +233,7 @@ async fn an_expired_entry_is_a_miss() {
     let world = World::new();
     let id = RawId::random();
     let expires = world.clock.wall().after(Duration::from_secs(1));
-    world.mongo.put(id.key(), Some(Session { data: data(1), expires }));
+    world.mongo.put(id.key(), Some(Session::new(data(1), expires)));
     assert_eq!(world.load(id).await, Some(1));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(world.load(id).await, None);

@@ -120,7 +120,7 @@ async fn a_sign_out_keeps_a_session_that_changes_its_owner_before_its_page_is_re
     let find = world.mongo.arrival(|it| matches!(it, Operation::FindOwned(..))).await;
     world.mongo.serve(find);
     let remove = world.mongo.arrival(|it| matches!(it, Operation::RemoveOwned(..))).await;
-    world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
+    world.mongo.put(id.key(), Some(Session::new(data(2), world.in_an_hour())));
     world.mongo.serve(remove);
     assert_eq!(world.answer_while(sign_out).await.unwrap(), 0);
     assert_eq!(world.load(id).await, Some(2));

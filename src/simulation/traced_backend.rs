@@ -5,8 +5,9 @@
 //! learns of an outcome at the same time as the store.
 
 use crate::backend::{Backend, Call};
-use crate::batching::{BatchLimits, Batcher};
+use crate::batching::{BatchLimits, Batcher, Condition};
 use crate::error::{Error, ErrorKind, Result};
+use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
 use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
@@ -38,13 +39,30 @@ pub(crate) struct TracedCall {
 impl TracedBackend {
     pub(crate) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: BatchLimits) -> Self {
         let commands = FakeBackend::new(wire.clone(), node);
-        let batcher = Batcher::new(commands, tasks, limits);
+        let batcher = Batcher::new(commands, tasks, limits, wire.chance.fork());
         Self { batcher, wire: wire.clone(), node, max_calls: limits.max_calls }
     }
 
     /// What the batcher keeps of calls: four zeros once all calls have ended.
     pub(crate) fn load(&self) -> [usize; 4] {
         self.batcher.load()
+    }
+
+    fn watch_permit(
+        &self,
+        key: SessionKey,
+        permit: Call<<Batcher<FakeBackend> as Backend>::TouchPermit>,
+    ) -> Call<<Self as Backend>::TouchPermit> {
+        let mut call = self.begin(Operation::Touch(key, WallTime::from_millis(0)));
+        Box::pin(async move {
+            match permit.await {
+                Ok(permit) => {
+                    call.idle = true;
+                    Ok((permit, call))
+                }
+                Err(error) => call.watch(Box::pin(async { Err(error) })).await,
+            }
+        })
     }
 
     fn begin(&self, operation: Operation) -> TracedCall {
@@ -129,8 +147,9 @@ impl Backend for TracedBackend {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
-        self.batcher.insert(key, rev, data, expires)
+        self.batcher.insert(key, rev, data, expires, created)
     }
 
     fn replace(
@@ -141,23 +160,25 @@ impl Backend for TracedBackend {
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
         // The call must be pending before the batcher decides, right here, whether its queue has room.
-        let session = Session { data: data.clone(), expires };
-        let call = self.begin(Operation::Replace(key, rev, session));
+        let session = Session::new(data.clone(), expires);
+        let call = self.begin(Operation::Replace(key, rev, session, Condition::IsLive));
         Box::pin(call.watch(self.batcher.replace(key, rev, data, expires)))
     }
 
-    fn acquire_touch(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>> {
-        let permit = self.batcher.acquire_touch(key)?;
-        let mut call = self.begin(Operation::Touch(key, WallTime::from_millis(0)));
-        Some(Box::pin(async move {
-            match permit.await {
-                Ok(permit) => {
-                    call.idle = true;
-                    Ok((permit, call))
-                }
-                Err(error) => call.watch(Box::pin(async { Err(error) })).await,
-            }
-        }))
+    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
+        let session = Session::new(Data::clone(save.data()), save.stored().expires);
+        let condition = Condition::HasRev(save.stored().rev);
+        let call = self.begin(Operation::Replace(key, rev, session, condition));
+        Box::pin(call.watch(self.batcher.merge(key, rev, save)))
+    }
+
+    fn acquire_touch(&self, key: SessionKey) -> Call<Self::TouchPermit> {
+        self.watch_permit(key, self.batcher.acquire_touch(key))
+    }
+
+    fn acquire_touch_of_cached(&self, key: SessionKey) -> Option<Call<Self::TouchPermit>> {
+        let permit = self.batcher.acquire_touch_of_cached(key)?;
+        Some(self.watch_permit(key, permit))
     }
 
     fn touch(
@@ -187,7 +208,19 @@ impl Backend for TracedBackend {
         self.batcher.remove(key)
     }
 
+    fn take(&self, key: SessionKey) -> Call<Option<Session>> {
+        self.batcher.take(key)
+    }
+
     fn clear(&self) -> Call<u64> {
         self.batcher.clear()
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        Backend::on_conflict(&self.batcher)
+    }
+
+    fn record_dropped_save(&self) {
+        Backend::record_dropped_save(&self.batcher);
     }
 }

@@ -421,7 +421,7 @@ impl Walk {
     }
 
     fn session(&mut self) -> Session {
-        Session { data: data(self.version()), expires: self.expiry() }
+        Session::new(data(self.version()), self.expiry())
     }
 
     fn version(&mut self) -> u64 {

@@ -109,7 +109,7 @@ async fn check_that_the_first_token_does_not_confirm_a_checkpoint_of_its_time(re
     let more = world.mongo.arrival(is_get_more).await;
     world.mongo.apply(more);
     let changed_at = world.clock.now();
-    world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
+    world.mongo.put(id.key(), Some(Session::new(data(2), world.in_an_hour())));
     world.serve_next(is_primary_time).await;
     let answered_at = world.clock.now();
     assert!(answered_at > changed_at);
@@ -159,7 +159,7 @@ async fn an_empty_batch_of_a_former_primary_does_not_confirm_a_checkpoint_of_its
         let before = world.mongo.arrival(is_get_more).await;
         world.mongo.wire.state().database.oplog.elect();
         let changed_at = world.clock.now();
-        world.mongo.put(id.key(), Some(Session { data: data(2), expires: world.in_an_hour() }));
+        world.mongo.put(id.key(), Some(Session::new(data(2), world.in_an_hour())));
         world.serve_next(is_primary_time).await;
         tokio::task::yield_now().await;
         world.mongo.serve(before);

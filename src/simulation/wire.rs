@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
+use crate::batching::Updated;
 use crate::invalidation::source::Fault;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
@@ -280,20 +281,24 @@ impl State {
         let outcome = match &operation {
             Operation::Insert(key, session) => {
                 let inserted = self.database.insert(*key, session, by);
-                Outcome::Written(inserted.then_some(session.expires))
+                Outcome::Inserted(inserted.then_some(session.expires))
             }
-            Operation::Replace(key, rev, session) => {
-                let replaced = self.database.replace(*key, Some(*rev), session, by);
-                Outcome::Written(replaced.then_some(session.expires))
-            }
+            Operation::Replace(key, rev, session, condition) => Outcome::Updated(
+                self.database.replace_if(*key, *condition, Some(*rev), session, by),
+            ),
             Operation::Touch(key, expires) => {
                 let touched = self.database.touch(*key, *expires);
-                Outcome::Written(touched.then_some(*expires))
+                Outcome::Updated(if touched { Updated::Stored(*expires) } else { Updated::Gone })
             }
             Operation::Find(key) => Outcome::Found(self.database.find(*key)),
             Operation::Remove(key) => {
                 self.database.remove(*key, by);
                 Outcome::Removed
+            }
+            Operation::Take(key) => {
+                let taken = self.database.find(*key);
+                self.database.remove(*key, by);
+                Outcome::Found(taken)
             }
             Operation::Clear => Outcome::Cleared(self.database.clear(by)),
             Operation::FindOwned(owner, after) => {
@@ -337,7 +342,10 @@ impl State {
             }
         };
         let written = match &operation {
-            Operation::Insert(key, _) | Operation::Replace(key, ..) | Operation::Remove(key) => {
+            Operation::Insert(key, _)
+            | Operation::Replace(key, ..)
+            | Operation::Remove(key)
+            | Operation::Take(key) => {
                 let number = self.database.number(*key);
                 number..number + 1
             }
@@ -348,7 +356,7 @@ impl State {
         if let Some(store_call) = self.pending.store_call_of(call) {
             self.records[store_call].ranks.clone_from(&ranks);
             self.records[store_call].applied = true;
-            let took_effect = matches!(outcome, Outcome::Written(Some(_)));
+            let took_effect = matches!(outcome, Outcome::Updated(Updated::Stored(_)));
             let Self { pending, records, oracle, .. } = self;
             pending.record_applied(store_call, took_effect, &records[store_call], oracle);
         }

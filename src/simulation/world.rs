@@ -68,7 +68,7 @@ impl World {
     /// Stores a session as another instance does: the cache does not have it.
     pub(crate) fn stored(&self, version: u64) -> RawId {
         let id = RawId::random();
-        self.mongo.put(id.key(), Some(Session { data: data(version), expires: self.in_an_hour() }));
+        self.mongo.put(id.key(), Some(Session::new(data(version), self.in_an_hour())));
         id
     }
 

@@ -207,8 +207,13 @@ impl CachedMongoStore {
         self.tiers.cache.purge();
     }
 
-    pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        self.tiers.create(data, expires).await
+    pub(crate) async fn create_session(
+        &self,
+        record_id: RawId,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<RawId> {
+        self.tiers.create(record_id, data, expires).await
     }
 
     pub(crate) async fn save_session(

@@ -90,7 +90,7 @@ impl CachedMongoStore {
     pub async fn revoke(&self, handle: SessionHandle) -> Result<bool> {
         let key = handle.into();
         let sessions = self.mongo.session_collection().clone();
-        let revoke = self.tiers.remove(key, || sessions.revoke(key, None));
+        let revoke = self.tiers.remove_by(key, || sessions.revoke(key, None));
         spans::verb!("session_store.revoke", revoke)
     }
 
@@ -122,7 +122,7 @@ impl CachedMongoStore {
         let owner = Some(owner.into());
         let revoke = async {
             sessions.require_owner_option()?;
-            self.tiers.remove(key, || sessions.revoke(key, owner)).await
+            self.tiers.remove_by(key, || sessions.revoke(key, owner)).await
         };
         spans::verb!("session_store.revoke_owned", revoke)
     }

@@ -11,11 +11,14 @@ use tokio_util::sync::DropGuard;
 
 use crate::backend::delete_pages::{DeletePages, delete_pages};
 use crate::backend::{self, Backend, Call};
-use crate::cache::{Cache, FillGuard, Leader, Lookup};
+use crate::cache::{Cache, Entry, FillGuard, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
+use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
+use crate::request_scope::{self, ScopedStore};
 use crate::runtime::Tasks;
 use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::RevSource;
+use crate::session::snapshot::Snapshot;
 use crate::session::{Data, Session};
 use crate::telemetry::metrics::Invalidation;
 use crate::time::{Clock, WallTime};
@@ -30,10 +33,13 @@ enum Touch<B: Backend> {
     Due(Call<B::TouchPermit>, WallTime),
 }
 
-/// Whether a touch was sent to the database.
-enum TouchSent {
-    Yes,
-    No,
+/// What became of a touch.
+enum TouchEnd {
+    Stored,
+    /// There is no live session.
+    Gone,
+    /// The stored expiry was late enough, so nothing was sent.
+    NotSent,
 }
 
 /// Decides when a save that only extends the expiry is worth a command.
@@ -66,37 +72,65 @@ pub(crate) struct WriteThrough<B> {
 }
 
 impl<B: Backend> WriteThrough<B> {
-    pub(crate) async fn create(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        backend::create(|id| self.insert(id.key(), data, expires)).await
+    /// `record_id` is the id in the app's record. The store takes a random one.
+    pub(crate) async fn create(
+        &self,
+        record_id: RawId,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<RawId> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::create(self, record_id, data, expires)).await;
+        }
+        Ok(self.insert_any(data, expires, None).await?.0)
     }
 
-    /// Stores a new session, and returns whether it did: not if the key is taken.
-    async fn insert(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<bool> {
+    async fn insert_any(
+        &self,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> Result<(RawId, Option<Entry>)> {
+        backend::create(|id| self.insert_one(id.key(), data, expires, created)).await
+    }
+
+    /// Stores a new session. `None` if the key is taken.
+    async fn insert_one(
+        &self,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> Result<Option<Option<Entry>>> {
         // Not `begin_write`: the change stream does not report insertions, so there is no own write to
         // recognise.
         let guard = self.cache.begin(key);
-        let insert = self.backend.insert(key, self.revs.next(), data, expires);
+        let rev = self.revs.next();
+        let insert = self.backend.insert(key, rev, data, expires, created);
+        let created = created.or_else(|| Some(self.touch_policy.clock.wall()));
         let data = data.clone();
         let cache_when_late = self.cache.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
             let stored = outcome?;
-            if let Some(expires) = stored {
-                guard.publish(Session { data, expires });
-            }
-            Ok(stored.is_some())
+            let publish =
+                |expires| guard.publish(Session { data, expires, rev: Some(rev), created });
+            Ok(stored.map(publish))
         };
         self.tasks.run(insert, end, move || cache_when_late.evict(key)).await
     }
 
     pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::save(self, id, data, expires)).await;
+        }
         let key = id.key();
         match self.as_touch(key, data, expires) {
             Touch::Needless => {
                 self.cache.count_skipped_touch();
                 Ok(())
             }
-            Touch::Due(permit, expires) => self.touch(permit, key, expires).await,
-            Touch::FullReplace => self.replace(key, data, expires).await,
+            Touch::Due(permit, expires) => self.send_touch(permit, key, expires).await.map(drop),
+            Touch::FullReplace => self.replace_all(key, data, expires).await.map(drop),
         }
     }
 
@@ -122,16 +156,17 @@ impl<B: Backend> WriteThrough<B> {
         if self.touch_policy.is_needless(entry.expires(), expires) {
             return Touch::Needless;
         }
-        let permit = self.backend.acquire_touch(key);
+        let permit = self.backend.acquire_touch_of_cached(key);
         permit.map_or(Touch::FullReplace, |permit| Touch::Due(permit, expires))
     }
 
-    async fn touch(
+    /// Sends a touch, and returns whether there is a live session.
+    async fn send_touch(
         &self,
         permit: Call<B::TouchPermit>,
         key: SessionKey,
         expires: WallTime,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let backend = self.backend.clone();
         let cache = self.cache.clone();
         let touch_policy = self.touch_policy.clone();
@@ -144,14 +179,17 @@ impl<B: Backend> WriteThrough<B> {
             if found.as_ref().is_some_and(|it| touch_policy.is_needless(it.expires(), expires)) {
                 guard.release();
                 cache.count_skipped_touch();
-                return Ok(TouchSent::No);
+                return Ok(TouchEnd::NotSent);
             }
             match (backend.touch(permit, key, expires).await, found) {
                 // The database keeps the later expiry.
                 (Ok(Some(expires)), Some(entry)) => {
                     guard.prolong(&entry, expires.max(entry.expires()));
                 }
-                (Ok(None), _) => guard.evict(Invalidation::Gone),
+                (Ok(None), _) => {
+                    guard.evict(Invalidation::Gone);
+                    return Ok(TouchEnd::Gone);
+                }
                 (Ok(Some(_)), None) => guard.release(),
                 (Err(error), _) => {
                     // The stored session cannot be decoded, so it is not the one in the cache. Or there was none,
@@ -164,35 +202,60 @@ impl<B: Backend> WriteThrough<B> {
                     return Err(error);
                 }
             }
-            Ok(TouchSent::Yes)
+            Ok(TouchEnd::Stored)
         };
-        let is_evidence = |outcome: &Result<TouchSent>| !matches!(outcome, Ok(TouchSent::No));
-        self.tasks.run_observed(is_evidence, touch, |outcome| outcome.map(drop), || ()).await
+        let is_evidence = |outcome: &Result<TouchEnd>| !matches!(outcome, Ok(TouchEnd::NotSent));
+        let end = |outcome: Result<TouchEnd>| Ok(!matches!(outcome?, TouchEnd::Gone));
+        self.tasks.run_observed(is_evidence, touch, end, || ()).await
     }
 
-    async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<()> {
-        let cache = self.cache.clone();
+    /// Replaces all data of a session. `None` if there is no live session.
+    async fn replace_all(
+        &self,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Option<Entry>> {
         let rev = self.revs.next();
-        let guard = cache.begin_write(key, rev);
+        let created = self.cache.peek(key).and_then(|entry| entry.created());
+        let guard = self.cache.begin_write(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
+        let to_session = move |expires| (Session { data, expires, rev: Some(rev), created }, ());
+        Ok(self.write(key, guard, replace, to_session).await?.map(|(entry, ())| entry))
+    }
+
+    /// Runs a write, and then caches what it has stored. `None` if there is no live session.
+    async fn write<T: Send + 'static, R: Send + 'static>(
+        &self,
+        key: SessionKey,
+        guard: FillGuard,
+        write: Call<Option<T>>,
+        to_session: impl FnOnce(T) -> (Session, R) + Send + 'static,
+    ) -> Result<Option<(Entry, R)>> {
+        let cache = self.cache.clone();
         let late_guard = LateGuard::default();
         let late_guard_at_end = late_guard.clone();
-        let end = move |outcome: Result<Option<WallTime>>| {
+        let end = move |outcome: Result<Option<T>>| {
             late_guard_at_end.take_if_late(&cache, key, &outcome);
             match outcome {
-                Ok(Some(expires)) => guard.publish(Session { data, expires }),
-                Ok(None) => guard.evict(Invalidation::Gone),
+                Ok(Some(stored)) => {
+                    let (session, rest) = to_session(stored);
+                    Ok(guard.publish(session).map(|entry| (entry, rest)))
+                }
+                Ok(None) => {
+                    guard.evict(Invalidation::Gone);
+                    Ok(None)
+                }
                 Err(error) => {
                     if error.was_not_carried_out() {
                         guard.release();
                     }
-                    return Err(error);
+                    Err(error)
                 }
             }
-            Ok(())
         };
-        self.tasks.run(replace, end, move || drop(late_guard)).await
+        self.tasks.run(write, end, move || drop(late_guard)).await
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
@@ -200,21 +263,22 @@ impl<B: Backend> WriteThrough<B> {
             return Err(Error::closed());
         }
         let key = id.key();
-        match self.cache.get(key) {
-            Lookup::Hit(entry) => entry.session().map(Some),
-            Lookup::Absent => Ok(None),
+        let found = match self.cache.get(key) {
+            Lookup::Hit(entry) => Some(entry),
+            Lookup::Absent => None,
             Lookup::Grace(entry) => {
                 self.cache.probe(key, |leader| self.read(key, leader, Duration::ZERO));
-                entry.session().map(Some)
+                Some(entry)
             }
             // Boxed, since each hit pays for the size of this future.
-            Lookup::Miss | Lookup::Expired => Box::pin(self.fill(key)).await,
-        }
+            Lookup::Miss | Lookup::Expired => Box::pin(self.fill(key)).await?,
+        };
+        request_scope::record_loaded(key, || found.as_ref().map(Entry::snapshot));
+        found.map(|entry| entry.session()).transpose()
     }
 
-    async fn fill(&self, key: SessionKey) -> Result<Option<Session>> {
-        let read = |leader, waited| self.read(key, leader, waited);
-        self.cache.fill(key, read).await?.map(|entry| entry.session()).transpose()
+    async fn fill(&self, key: SessionKey) -> Result<Option<Entry>> {
+        self.cache.fill(key, |leader, waited| self.read(key, leader, waited)).await
     }
 
     /// Starts the read of a flight. Its first caller has `waited` already.
@@ -225,12 +289,15 @@ impl<B: Backend> WriteThrough<B> {
     }
 
     pub(crate) async fn delete(&self, id: RawId) -> Result<()> {
+        if request_scope::is_active() {
+            return Box::pin(request_scope::delete(self, id)).await;
+        }
         let key = id.key();
-        self.remove(key, || self.backend.remove(key)).await
+        self.remove_by(key, || self.backend.remove(key)).await
     }
 
     /// Carries out `remove`, which may remove the session of `key`, and removes the entry.
-    pub(crate) async fn remove<T: Send + 'static, F>(
+    pub(crate) async fn remove_by<T: Send + 'static, F>(
         &self,
         key: SessionKey,
         remove: impl FnOnce() -> F,
@@ -286,6 +353,69 @@ impl<B: Backend> WriteThrough<B> {
             outcome
         };
         self.tasks.run_paged(self.backend.clear(), end).await
+    }
+}
+
+impl<B: Backend> ScopedStore for WriteThrough<B> {
+    async fn insert(
+        &self,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> Result<(RawId, Option<Snapshot>)> {
+        let (id, entry) = self.insert_any(data, expires, created).await?;
+        Ok((id, entry.map(|entry| entry.snapshot())))
+    }
+
+    async fn replace(
+        &self,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Option<Snapshot>> {
+        let entry = self.replace_all(key, data, expires).await?;
+        Ok(entry.map(|entry| entry.snapshot()))
+    }
+
+    async fn merge(&self, key: SessionKey, save: ScopedSave) -> Result<Option<(Snapshot, bool)>> {
+        let rev = self.revs.next();
+        let guard = self.cache.begin_write(key, rev);
+        let merge = self.backend.merge(key, rev, save);
+        let to_session = |saved: Saved| {
+            let is_merged = saved.is_merged;
+            (saved.into_session(), is_merged)
+        };
+        let saved = self.write(key, guard, merge, to_session).await?;
+        Ok(saved.map(|(entry, is_merged)| (entry.snapshot(), is_merged)))
+    }
+
+    async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
+        let cached = self.cache.peek(key).filter(|_| !self.tasks.is_shut_down());
+        if cached.is_some_and(|it| self.touch_policy.is_needless(it.expires(), expires)) {
+            self.cache.count_skipped_touch();
+            return Ok(true);
+        }
+        self.send_touch(self.backend.acquire_touch(key), key, expires).await
+    }
+
+    async fn take(&self, key: SessionKey) -> Result<Option<Session>> {
+        self.remove_by(key, || self.backend.take(key)).await
+    }
+
+    async fn remove(&self, key: SessionKey) -> Result<()> {
+        self.remove_by(key, || self.backend.remove(key)).await
+    }
+
+    fn expiry(&self, expires: WallTime) -> WallTime {
+        self.backend.expiry(expires)
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        self.backend.on_conflict()
+    }
+
+    fn record_dropped_save(&self) {
+        self.backend.record_dropped_save();
     }
 }
 

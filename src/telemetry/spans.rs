@@ -120,6 +120,7 @@ const fn kind(error: ErrorKind) -> &'static str {
         ErrorKind::Permission => "permission",
         ErrorKind::Index => "index",
         ErrorKind::Encode => "encode",
+        ErrorKind::Conflict => "conflict",
         ErrorKind::Decode => "decode",
         ErrorKind::Server => "server",
         ErrorKind::Closed => "closed",

@@ -26,6 +26,7 @@ mod health;
 mod http;
 mod index_upkeep;
 mod likeness;
+mod merges;
 mod messages;
 mod metrics;
 mod observability;

@@ -127,7 +127,10 @@ impl Fixture {
     async fn send(&self, item: u32) -> JoinHandle<Result<u32>> {
         let queue = self.queue.clone();
         let began = Instant::now();
-        let sent = tokio::spawn(async move { queue.send(queue.admit()?, item, began).await });
+        let sent = tokio::spawn(async move {
+            let _permit = queue.admit()?;
+            queue.send(item, began).await
+        });
         settle().await;
         sent
     }
@@ -317,7 +320,10 @@ async fn a_call_that_has_waited_before_waits_at_most_half_of_its_time_left() {
     let queue = fixture.queue.clone();
     let began = Instant::now();
     advance(TIMEOUT.saturating_sub(Duration::from_millis(8))).await;
-    let _late = tokio::spawn(async move { queue.send(queue.admit()?, 3, began).await });
+    let _late = tokio::spawn(async move {
+        let _permit = queue.admit()?;
+        queue.send(3, began).await
+    });
     sleep(Duration::from_millis(5)).await;
     assert_eq!(fixture.commands()[2..], [vec![3]]);
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::availability::Availability;
@@ -22,6 +23,7 @@ use crate::mongo::indexes::expiry;
 use crate::mongo::maintenance::live_count;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::{ExpiredRemoval, Inner, MongoStore};
+use crate::request_scope::changes::OnConflict;
 use crate::runtime::Tasks;
 use crate::session::revision::RevSource;
 use crate::telemetry::metrics::{MongoMetrics, Series};
@@ -54,6 +56,7 @@ pub struct MongoStoreBuilder {
     removal: ExpiredRemoval,
     format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
+    on_conflict: Option<OnConflict>,
     #[cfg(feature = "encryption")]
     keys: Option<crate::mongo::Keys>,
     leave_indexes_alone: bool,
@@ -83,6 +86,50 @@ impl MongoStoreBuilder {
     /// its text, which a query does not treat as a number.
     pub fn queryable(mut self, queryable: bool) -> Self {
         self.format = if queryable { DataFormat::Native } else { DataFormat::Text };
+        self
+    }
+
+    /// The function that merges a value that two requests have changed. It takes effect in a
+    /// [request scope](crate::RequestScopeLayer). Default: none, and the later save wins.
+    ///
+    /// A request saves, and another one has changed the same key since this one loaded the session. The function
+    /// then gets the key and three values, each `None` if there is none:
+    ///
+    /// - `base`: the value that this request has loaded, or has saved last,
+    /// - `theirs`: the value that is stored now,
+    /// - `ours`: the value that this request saves.
+    ///
+    /// It returns the value to store, or `None` to remove the key. It is called even if `theirs` and `ours` are
+    /// equal: two requests that both count from 5 to 6 make 7. It may be called several times for one save, with
+    /// newer values of `theirs`, so it must not change anything else. For all keys and values that it does not
+    /// expect, it returns `ours.cloned()`.
+    ///
+    /// ```
+    /// # use tower_sessions_moka_mongodb_store::MongoStore;
+    /// use serde_json::Value;
+    ///
+    /// let builder = MongoStore::builder().on_conflict(|key, base, theirs, ours| {
+    ///     let count = |value: Option<&Value>| value.map_or(Some(0), Value::as_u64);
+    ///     match (key, count(base), count(theirs), count(ours)) {
+    ///         // Both have counted: add what this request has counted.
+    ///         ("views", Some(base), Some(theirs), Some(ours)) => {
+    ///             Some(theirs.saturating_add(ours.saturating_sub(base)).into())
+    ///         }
+    ///         _ => ours.cloned(),
+    ///     }
+    /// });
+    /// # drop(builder);
+    /// ```
+    ///
+    /// If the function panics, that save fails with [`Panic`](crate::ErrorKind::Panic), and stores nothing.
+    pub fn on_conflict<F>(mut self, merge: F) -> Self
+    where
+        F: Fn(&str, Option<&Value>, Option<&Value>, Option<&Value>) -> Option<Value>
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.on_conflict = Some(OnConflict(Arc::new(merge)));
         self
     }
 
@@ -217,6 +264,7 @@ impl MongoStoreBuilder {
             ttl: self.ttl,
             format,
             owner: self.owner,
+            on_conflict: self.on_conflict,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series)),
             causal: crate::mongo::causal::CausalSessions::new(owns_client),
@@ -225,7 +273,7 @@ impl MongoStoreBuilder {
         };
         let store = MongoStore {
             inner: Arc::new(Inner {
-                batcher: Batcher::new(sessions.clone(), &tasks, limits),
+                batcher: Batcher::new(sessions.clone(), &tasks, limits, fastrand::Rng::new()),
                 collection: sessions.clone(),
                 tasks,
                 revs: RevSource::new(),

@@ -5,6 +5,7 @@
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, Hint, WriteConcern};
 
+use crate::batching::Condition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
@@ -90,7 +91,12 @@ impl SessionCollection {
     async fn probe_write(&self) -> Result<()> {
         let timer = self.timer_of(Verb::Ping, "update");
         let unused = schema::binary(&schema::FIRST_KEY);
-        let save = schema::replace_update(doc! {}, OwnerUpdate::Set, self.clock.wall());
+        let save = schema::replace_update(
+            doc! {},
+            OwnerUpdate::Set,
+            self.clock.wall(),
+            Condition::HasRev(None),
+        );
         let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
         let update = self.documents.update_one(doc! { "_id": unused }, vec![save]);
         let Err(error) = update.write_concern(one).await else {

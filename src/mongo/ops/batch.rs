@@ -6,7 +6,7 @@
 //! read. The command `bulkWrite` would report each statement, but it took a quarter longer, and servers before 8.0
 //! do not have it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::pin::Pin;
 
@@ -14,18 +14,19 @@ use bson::{Bson, Document, RawDocument, doc};
 use futures_core::Stream;
 use mongodb::{ClientSession, Collection};
 
+use crate::batching::Updated;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::causal::CausalSessions;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
 use crate::mongo::ops::read_write::{SentUpdate, Update};
 use crate::mongo::schema;
+use crate::mongo::server_errors::IMMUTABLE_FIELD;
 use crate::session::Session;
 use crate::session::id::SessionKey;
 use crate::telemetry::metrics::{Outcome, Verb};
-use crate::time::WallTime;
 
-type SaveResult = Result<Option<WallTime>>;
+type SaveResult = Result<Updated>;
 
 impl SessionCollection {
     /// Reads the sessions of different keys by one `find`.
@@ -98,7 +99,7 @@ impl SessionCollection {
         let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();
         match self.write(statements).await {
             Ok(reply) => {
-                let reply = BatchReply::of(&reply, sent.len());
+                let reply = BatchReply::of(&reply, &sent);
                 let _ = timer.finish(reply.outcome(), Ok(()));
                 Ok(self.outcomes(&sent, reply).await)
             }
@@ -129,16 +130,12 @@ impl SessionCollection {
         for (index, sent) in sent.iter().enumerate() {
             outcomes.push(match (reply.refusals.remove(&index), &mut found) {
                 (Some(refusal), _) => Err(refusal),
-                (None, _) if reply.all => Ok(Some(sent.expires)),
+                (None, _) if reply.changed.contains(&index) => Ok(Updated::Changed),
+                (None, _) if reply.all => Ok(Updated::Stored(sent.expires)),
                 // The save may be stored: only the read after it failed.
                 (None, Err(error)) => Err(error.of_a_later_step()),
                 (None, Ok(found)) => match found.remove(&sent.key) {
-                    Some(Ok(Stored::Live { rev })) if sent.may_have_stored(&rev) => {
-                        Ok(Some(sent.expires))
-                    }
-                    // Another save overwrote it; or the session had expired, and a touch that arrived late
-                    // prolonged it. In both cases this save is not what is stored.
-                    Some(Ok(Stored::Live { .. })) => Ok(None),
+                    Some(Ok(Stored::Live { rev })) => Ok(sent.judge(&rev)),
                     Some(Ok(Stored::Expired)) | None => Ok(self.drop_save()),
                     Some(Err(unreadable)) => Err(unreadable),
                 },
@@ -197,21 +194,32 @@ struct BatchReply {
     concern: Option<Error>,
     /// The error of each statement that was refused, by its index.
     refusals: HashMap<usize, Error>,
-    /// Whether each statement has modified its session.
+    /// The statements whose session did not meet their condition.
+    changed: HashSet<usize>,
+    /// Whether each other statement has modified its session.
     all: bool,
 }
 
 impl BatchReply {
-    fn of(reply: &Document, sent: usize) -> Self {
-        let refusals = reply.get_array("writeErrors").into_iter().flatten();
-        let refusals = refusals.filter_map(|error| {
-            let error = error.as_document()?;
-            Some((number(error, "index")?, refused(error)))
-        });
+    fn of(reply: &Document, sent: &[SentUpdate]) -> Self {
+        let mut refusals = HashMap::new();
+        let mut changed = HashSet::new();
+        for error in reply.get_array("writeErrors").into_iter().flatten() {
+            let Some(error) = error.as_document() else { continue };
+            let Some(index) = number(error, "index") else { continue };
+            let has_condition = sent.get(index).is_some_and(SentUpdate::has_condition);
+            if has_condition && number(error, "code") == usize::try_from(IMMUTABLE_FIELD).ok() {
+                changed.insert(index);
+            } else {
+                refusals.insert(index, refused(error));
+            }
+        }
+        let carried_out = sent.len().saturating_sub(refusals.len() + changed.len());
         Self {
             concern: reply.get_document("writeConcernError").ok().map(unacknowledged),
-            refusals: refusals.collect(),
-            all: number(reply, "nModified") == Some(sent),
+            all: number(reply, "nModified") == Some(carried_out),
+            refusals,
+            changed,
         }
     }
 
@@ -256,18 +264,30 @@ pub(crate) fn number(document: &Document, field: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batching::Condition;
+    use crate::session::revision::RevSource;
+    use crate::time::WallTime;
+
+    fn sent(conditions: &[Condition]) -> Vec<SentUpdate> {
+        let revs = RevSource::new();
+        let at = WallTime::from_millis(1);
+        let key = SessionKey::of;
+        let sent = conditions.iter().zip(1..);
+        sent.map(|(condition, id)| SentUpdate::new(key(id), at, revs.next(), *condition)).collect()
+    }
 
     #[test]
     fn all_are_saved_if_the_modified_count_is_the_sent_count() {
+        let sent = sent(&[Condition::IsLive; 2]);
         for modified in [Bson::Int32(2), Bson::Int64(2), Bson::Double(2.0)] {
-            let parsed = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2);
+            let parsed = BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, &sent);
             assert!(parsed.all && parsed.refusals.is_empty() && parsed.concern.is_none());
             assert!(matches!(parsed.outcome(), Outcome::Ok));
         }
         for modified in [Bson::Int32(1), Bson::Double(1.5), Bson::Int32(-2), Bson::Null] {
-            assert!(!BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, 2).all);
+            assert!(!BatchReply::of(&doc! { "ok": 1, "n": 2, "nModified": modified }, &sent).all);
         }
-        assert!(!BatchReply::of(&doc! { "ok": 1 }, 2).all);
+        assert!(!BatchReply::of(&doc! { "ok": 1 }, &sent).all);
     }
 
     #[test]
@@ -276,13 +296,44 @@ mod tests {
             { "index": 0, "code": 11000, "errmsg": "dup key: 4111" },
             { "index": 2_i64, "code": 13, "errmsg": "4111" },
         ] };
-        let parsed = BatchReply::of(&reply, 3);
+        let parsed = BatchReply::of(&reply, &sent(&[Condition::IsLive; 3]));
         let mut places: Vec<_> = parsed.refusals.keys().copied().collect();
         places.sort_unstable();
         assert_eq!(places, [0, 2]);
         assert_eq!(parsed.refusals[&2].kind(), ErrorKind::Permission);
         assert!(parsed.refusals.values().all(|error| !error.to_string().contains("4111")));
         assert!(matches!(parsed.outcome(), Outcome::Failed(_)));
+        assert!(parsed.all, "the third statement has modified its session");
+    }
+
+    #[test]
+    fn error_66_says_that_a_condition_was_not_met_and_is_a_refusal_without_a_condition() {
+        let reply = doc! { "n": 1, "nModified": 1, "writeErrors": [
+            { "index": 0, "code": 66, "errmsg": "" }, { "index": 1, "code": 66, "errmsg": "" },
+        ] };
+        let conditions = [Condition::HasRev(None), Condition::IsLive, Condition::HasRev(None)];
+        let parsed = BatchReply::of(&reply, &sent(&conditions));
+        assert!(parsed.all);
+        assert_eq!(parsed.changed, HashSet::from([0]));
+        assert_eq!(parsed.refusals.keys().collect::<Vec<_>>(), [&1]);
+    }
+
+    #[test]
+    fn an_update_that_was_not_refused_is_judged_by_the_stored_rev() {
+        let revs = RevSource::new();
+        let (ours, expected, other) = (revs.next(), revs.next(), revs.next());
+        let at = WallTime::from_millis(1);
+        let judge = |condition, stored: &[u8]| {
+            SentUpdate::new(SessionKey::of(1), at, ours, condition).judge(stored)
+        };
+        let is_live = Condition::IsLive;
+        assert_eq!(judge(is_live, ours.as_bytes()), Updated::Stored(at));
+        assert_eq!(judge(is_live, other.as_bytes()), Updated::Gone);
+        let has_rev = Condition::HasRev(Some(expected));
+        assert_eq!(judge(has_rev, ours.as_bytes()), Updated::Stored(at));
+        assert_eq!(judge(has_rev, expected.as_bytes()), Updated::Changed, "it was expired");
+        assert_eq!(judge(has_rev, other.as_bytes()), Updated::Stored(at), "overwritten since");
+        assert_eq!(judge(Condition::HasRev(None), &[]), Updated::Changed, "it was expired");
     }
 
     #[test]
@@ -290,7 +341,7 @@ mod tests {
         let reply = doc! {
             "n": 2, "nModified": 2, "writeConcernError": { "code": 64, "errmsg": "timed out" },
         };
-        let parsed = BatchReply::of(&reply, 2);
+        let parsed = BatchReply::of(&reply, &sent(&[Condition::IsLive; 2]));
         assert!(parsed.all && parsed.concern.is_some());
         assert!(matches!(parsed.outcome(), Outcome::Failed(_)));
     }

@@ -4,16 +4,18 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::results::UpdateResult;
 
 use crate::backend::Call;
-use crate::batching::Commands;
+use crate::batching::{Commands, Condition, MergeEnd, Updated};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
+use crate::mongo::ops::batch::Stored;
 use crate::mongo::owner_field::OwnerUpdate;
 use crate::mongo::schema;
+use crate::request_scope::changes::OnConflict;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
-use crate::telemetry::metrics::{Outcome, Verb};
+use crate::telemetry::metrics::{MergeResult, Outcome, Verb};
 use crate::time::WallTime;
 
 /// A save of one session, ready to be sent.
@@ -29,7 +31,7 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// Stores these fields, under a new rev.
-    Replace(Document, OwnerUpdate, Rev),
+    Replace(Document, OwnerUpdate, Rev, Condition),
     /// Prolongs the session, by this update.
     Touch(Document),
 }
@@ -41,31 +43,53 @@ pub(crate) struct SentUpdate {
     pub(crate) expires: WallTime,
     /// The rev that the update stores; `None` for a touch.
     rev: Option<Rev>,
+    pub(crate) condition: Condition,
 }
 
 impl Update {
     /// Returns the filter and the only stage of the update, as of `now`.
     pub(crate) fn into_query(self, now: WallTime) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
-        let (rev, filter, stage) = match change {
-            Change::Replace(fields, owned, rev) => {
-                let stage = schema::replace_update(fields, owned, now);
-                (Some(rev), doc! { "_id": schema::id(key) }, stage)
+        let (rev, condition, filter, stage) = match change {
+            Change::Replace(fields, owned, rev, condition) => {
+                let stage = schema::replace_update(fields, owned, now, condition);
+                (Some(rev), condition, doc! { "_id": schema::id(key) }, stage)
             }
-            Change::Touch(stage) => (None, live(key, now), stage),
+            Change::Touch(stage) => (None, Condition::IsLive, live(key, now), stage),
         };
-        (SentUpdate { key, expires, rev }, filter, stage)
+        (SentUpdate { key, expires, rev, condition }, filter, stage)
     }
 }
 
 impl SentUpdate {
+    #[cfg(test)]
+    pub(crate) fn new(key: SessionKey, expires: WallTime, rev: Rev, condition: Condition) -> Self {
+        Self { key, expires, rev: Some(rev), condition }
+    }
+
+    pub(crate) fn has_condition(&self) -> bool {
+        self.condition != Condition::IsLive
+    }
+
     fn verb(&self) -> Verb {
         if self.rev.is_some() { Verb::Replace } else { Verb::Touch }
     }
 
-    /// Whether this update may have stored what has this `rev`.
-    pub(crate) fn may_have_stored(&self, rev: &[u8]) -> bool {
-        self.rev.is_none_or(|ours| ours.as_bytes() == rev)
+    /// Judges an update that the server has not refused, by the `rev` that its live session has now.
+    pub(crate) fn judge(&self, rev: &[u8]) -> Updated {
+        let is = |it: Option<Rev>| it.is_some_and(|it| it.as_bytes() == rev);
+        match self.condition {
+            _ if self.rev.is_none() || is(self.rev) => Updated::Stored(self.expires),
+            // Another save overwrote it; or the session had expired, and a touch that arrived late prolonged it.
+            // In both cases this save is not what is stored.
+            Condition::IsLive => Updated::Gone,
+            // It was not carried out, since the session had expired. A touch that arrived late prolonged it.
+            Condition::HasRev(expected) if is(expected) || expected.is_none() && rev.is_empty() => {
+                Updated::Changed
+            }
+            // It was carried out, since it met its condition. Another save has overwritten it.
+            Condition::HasRev(_) => Updated::Stored(self.expires),
+        }
     }
 
     /// Whether the session was there and live.
@@ -88,6 +112,17 @@ fn live(key: SessionKey, now: WallTime) -> Document {
     doc! { "_id": schema::id(key), "expires": not_expired }
 }
 
+impl From<MergeEnd> for MergeResult {
+    fn from(end: MergeEnd) -> Self {
+        match end {
+            MergeEnd::Unchanged => Self::Unchanged,
+            MergeEnd::Merged => Self::Merged,
+            MergeEnd::Gone => Self::Gone,
+            MergeEnd::Failed => Self::Failed,
+        }
+    }
+}
+
 impl Commands for SessionCollection {
     type Update = Update;
 
@@ -97,12 +132,18 @@ impl Commands for SessionCollection {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         let expires = self.expiry(expires);
         let now = sessions.clock.wall();
         let document = schema::insert_document(key, rev, (data, &sessions.format), expires, now)
-            .and_then(|mut document| self.add_owner(data, &mut document).map(|_| document));
+            .and_then(|mut document| {
+                if let Some(created) = created {
+                    document.insert("created", schema::date(created));
+                }
+                self.add_owner(data, &mut document).map(|_| document)
+            });
         Box::pin(async move {
             let document = document?;
             let timer = sessions.timer(Verb::Insert);
@@ -127,12 +168,13 @@ impl Commands for SessionCollection {
         rev: Rev,
         data: &Data,
         expires: WallTime,
+        condition: Condition,
     ) -> Result<Update> {
         let expires = self.expiry(expires);
         let (mut fields, bytes) =
             schema::replacement_fields(key, rev, (data, &self.format), expires, self.clock.wall())?;
         let owned = self.add_owner(data, &mut fields)?;
-        Ok(Update { key, expires, change: Change::Replace(fields, owned, rev), bytes })
+        Ok(Update { key, expires, change: Change::Replace(fields, owned, rev, condition), bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
@@ -144,7 +186,7 @@ impl Commands for SessionCollection {
         update.bytes
     }
 
-    fn update(&self, update: Update) -> Call<Option<WallTime>> {
+    fn update(&self, update: Update) -> Call<Updated> {
         let sessions = self.clone();
         Box::pin(async move {
             let (sent, filter, stage) = update.into_query(sessions.clock.wall());
@@ -157,10 +199,13 @@ impl Commands for SessionCollection {
             };
             let done = match updated.await {
                 Ok(done) => timer.finish(Outcome::Ok, Ok(done))?,
+                Err(error) if sent.has_condition() && error::is_changed(&error) => {
+                    return timer.finish(Outcome::Changed, Ok(Updated::Changed));
+                }
                 Err(error) => return timer.fail("save a session", &error),
             };
             if sent.is_done(&done) {
-                return Ok(Some(sent.expires));
+                return Ok(Updated::Stored(sent.expires));
             }
             if sent.is_missing(&done) {
                 return Ok(sessions.drop_save());
@@ -169,14 +214,27 @@ impl Commands for SessionCollection {
             let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
             match found.map_err(|error| error.after_nothing_was_found())?.remove(&sent.key) {
                 Some(Err(unreadable)) => Err(unreadable),
-                // The session had expired. If it is live now, a touch that arrived late has prolonged it.
+                // The session had expired, and a touch that arrived late has prolonged it.
+                Some(Ok(Stored::Live { .. })) if sent.has_condition() => Ok(Updated::Changed),
                 Some(Ok(_)) | None => Ok(sessions.drop_save()),
             }
         })
     }
 
-    fn update_all(&self, updates: Vec<Update>) -> Call<Vec<Result<Option<WallTime>>>> {
+    fn update_all(&self, updates: Vec<Update>) -> Call<Vec<Result<Updated>>> {
         Box::pin(self.clone().update_many(updates))
+    }
+
+    fn on_conflict(&self) -> Option<&OnConflict> {
+        self.on_conflict.as_ref()
+    }
+
+    fn record_merge(&self, end: MergeEnd, attempts: u32, conflicts: u64) {
+        self.metrics.record_merge(end.into(), attempts, conflicts);
+    }
+
+    fn record_dropped_save(&self) {
+        self.drop_save();
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
@@ -202,6 +260,28 @@ impl Commands for SessionCollection {
 
     fn find_all(&self, keys: Vec<SessionKey>) -> Call<Vec<Result<Option<Session>>>> {
         Box::pin(self.clone().find_many(keys))
+    }
+
+    fn take(&self, key: SessionKey) -> Call<Option<Session>> {
+        let sessions = self.clone();
+        Box::pin(async move {
+            let timer = sessions.timer_of(Verb::Remove, "findAndModify");
+            let taken = async {
+                let mut session = sessions.causal_session().await?;
+                let documents = sessions.documents.clone_with_type::<RawDocumentBuf>();
+                let take = documents.find_one_and_delete(doc! { "_id": schema::id(key) });
+                let taken = take.session(&mut session).await;
+                sessions.causal.check_in(session, taken)
+            };
+            match taken.await {
+                // The session is removed, even if it could not be read.
+                Ok(taken) => {
+                    let taken = taken.and_then(|taken| sessions.read(&taken).ok().flatten());
+                    timer.finish(Outcome::Ok, Ok(taken))
+                }
+                Err(error) => timer.fail("delete a session", &error),
+            }
+        })
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {
@@ -232,12 +312,12 @@ impl Commands for SessionCollection {
 
 impl SessionCollection {
     /// Logs and counts an update that found no live session. Returns its result: nothing is stored.
-    pub(crate) fn drop_save(&self) -> Option<WallTime> {
+    pub(crate) fn drop_save(&self) -> Updated {
         self.metrics.saves_dropped.increment(1);
         tracing::warn!(
             "a save was dropped, since its session was deleted or has expired meanwhile"
         );
-        None
+        Updated::Gone
     }
 
     /// Reads the session in a document; `None` if it has expired.

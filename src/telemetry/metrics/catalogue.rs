@@ -4,8 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 use crate::telemetry::metrics::handles::guarded;
 use crate::telemetry::metrics::labels::{
-    BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, OperationOutcome, Origin, Retry,
-    Values, Verb,
+    BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, MergeResult, OperationOutcome,
+    Origin, Retry, Values, Verb,
 };
 
 /// A metric, with its description.
@@ -92,6 +92,12 @@ catalogue! {
         "Retries by this store, by cause; the driver's own retries are not counted";
     DROPPED = Counter("session_store_saves_dropped_total", Count) {}
         "Saves that stored nothing, because the session was deleted or had expired";
+    MERGES = Counter("session_store_merges_total", Count) { result: MergeResult }
+        "Saves in a request scope that had something to store, by how they ended";
+    MERGE_ATTEMPTS = Histogram("session_store_merge_attempts", Count) {}
+        "Updates that a save in a request scope sent until it was stored";
+    MERGE_CONFLICTS = Counter("session_store_merge_conflicts_total", Count) {}
+        "Keys that two requests had changed, so that on_conflict merged them or the later save won";
     LIVE = Gauge("session_store_live_sessions", Count) {}
         "Sessions in MongoDB that have not expired, counted at the interval count_every; 0 without that option";
 }

@@ -124,6 +124,8 @@ values! {
         Ok = "ok",
         /// the id was taken
         Duplicate = "duplicate",
+        /// the session had changed since the request loaded it; the store merges and tries again
+        Changed = "changed",
         /// no answer within the operation timeout
         Timeout = "timeout",
         /// no server could be reached, or the connection was lost
@@ -132,6 +134,20 @@ values! {
         Overloaded = "overloaded",
         /// the server answered with another error, or its reply cannot be read
         Error = "error",
+    }
+}
+
+values! {
+    /// How a save in a request scope ended.
+    MergeResult {
+        /// stored; nobody else had changed the session since the request loaded it
+        Unchanged = "unchanged",
+        /// stored, with what others had changed meanwhile
+        Merged = "merged",
+        /// dropped, because the session was deleted or has expired
+        Gone = "gone",
+        /// an error
+        Failed = "failed",
     }
 }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
 use crate::telemetry::metrics::catalogue::{
-    self, BATCH_SIZE, DROPPED, DURATION, LIVE, OPERATIONS, RETRIES,
+    self, BATCH_SIZE, DROPPED, DURATION, LIVE, MERGE_ATTEMPTS, MERGE_CONFLICTS, MERGES, OPERATIONS,
+    RETRIES,
 };
 use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
-use crate::telemetry::metrics::labels::{BatchVerb, OperationOutcome, Retry, Verb};
+use crate::telemetry::metrics::labels::{BatchVerb, MergeResult, OperationOutcome, Retry, Verb};
 use crate::telemetry::metrics::{Portion, Series};
 
 #[derive(Debug)]
@@ -18,6 +19,9 @@ pub(crate) struct MongoMetrics {
     batch_sizes: [Histogram; BatchVerb::COUNT],
     retries: [Counter; Retry::COUNT],
     pub(crate) saves_dropped: Counter,
+    merges: [Counter; MergeResult::COUNT],
+    merge_attempts: Histogram,
+    merge_conflicts: Counter,
     live: Gauge,
 }
 
@@ -26,6 +30,8 @@ pub(crate) struct MongoMetrics {
 pub(crate) enum Outcome {
     Ok,
     Duplicate,
+    /// An update did not meet its condition.
+    Changed,
     Failed(ErrorKind),
 }
 
@@ -40,6 +46,7 @@ impl From<Outcome> for OperationOutcome {
         match outcome {
             Outcome::Ok => Self::Ok,
             Outcome::Duplicate => Self::Duplicate,
+            Outcome::Changed => Self::Changed,
             Outcome::Failed(ErrorKind::Timeout) => Self::Timeout,
             Outcome::Failed(ErrorKind::Connection) => Self::Unreachable,
             Outcome::Failed(ErrorKind::Overloaded) => Self::Overloaded,
@@ -58,6 +65,9 @@ impl MongoMetrics {
             batch_sizes: series.histograms(&BATCH_SIZE),
             retries: series.counters(&RETRIES),
             saves_dropped: series.counter(&DROPPED),
+            merges: series.counters(&MERGES),
+            merge_attempts: series.histogram(&MERGE_ATTEMPTS),
+            merge_conflicts: series.counter(&MERGE_CONFLICTS),
             live: series.gauge(&LIVE),
             series,
         }
@@ -85,6 +95,13 @@ impl MongoMetrics {
         if ended == OperationOutcome::Duplicate {
             self.retries(Retry::IdTaken).increment(1);
         }
+    }
+
+    /// Counts a save of a request scope.
+    pub(crate) fn record_merge(&self, result: MergeResult, attempts: u32, conflicts: u64) {
+        self.merges[result as usize].increment(1);
+        self.merge_attempts.record(f64::from(attempts));
+        self.merge_conflicts.increment(conflicts);
     }
 
     pub(crate) fn retries(&self, cause: Retry) -> &Counter {

@@ -34,6 +34,10 @@ impl Series {
         Counter::new(|| counter!(metric.name, self.labels(metric, values)))
     }
 
+    pub(crate) fn histogram(&self, metric: &Metric) -> Histogram {
+        Histogram::new(|| histogram!(metric.name, self.labels(metric, &[])))
+    }
+
     /// One histogram for each value of the metric's only label.
     pub(crate) fn histograms<const N: usize>(&self, metric: &Metric) -> [Histogram; N] {
         let of = |value| Histogram::new(|| histogram!(metric.name, self.labels(metric, &[value])));

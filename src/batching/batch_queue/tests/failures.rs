@@ -14,7 +14,10 @@ async fn a_call_that_has_ended_is_not_sent() {
     gone.abort();
     let queue = fixture.queue.clone();
     let began = Instant::now() - TIMEOUT;
-    let late = tokio::spawn(async move { queue.send(queue.admit()?, 5, began).await });
+    let late = tokio::spawn(async move {
+        let _permit = queue.admit()?;
+        queue.send(5, began).await
+    });
     assert_eq!(outcome(late).await, Err(ErrorKind::Timeout), "its caller has a timeout error");
     settle().await;
     assert_eq!(fixture.commands()[2..], [vec![4]]);
@@ -131,7 +134,10 @@ fn a_runtime_that_is_gone_leaks_nothing() {
     here.block_on(async {
         let send = |item| {
             let queue = queue.clone();
-            async move { queue.send(queue.admit()?, item, Instant::now()).await }
+            async move {
+                let _permit = queue.admit()?;
+                queue.send(item, Instant::now()).await
+            }
         };
         let mut first = pin!(send(1));
         let mut second = pin!(send(2));

@@ -1,0 +1,290 @@
+//! What a request has changed in a session, and how it is applied to a newer state.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::session::revision::Rev;
+use crate::session::snapshot::{SharedData, Snapshot};
+use crate::session::{Data, Session, is_same_data, is_same_value};
+use crate::time::WallTime;
+
+/// What a request knows of a session that it has loaded.
+#[derive(Clone)]
+pub(crate) struct Base {
+    /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
+    pub(crate) seen: Arc<dyn SharedData>,
+    /// What the database had then. It differs from `seen` if the last save was merged with the changes of
+    /// another request.
+    pub(crate) stored: Snapshot,
+}
+
+impl Base {
+    pub(crate) fn loaded(stored: Snapshot) -> Self {
+        Self { seen: Arc::clone(&stored.data), stored }
+    }
+
+    /// Whether the data has a key of this session. If the session cannot be read, it may have.
+    pub(crate) fn shares_a_key(&self, data: &Data) -> bool {
+        self.seen.data().map_or(true, |seen| seen.keys().any(|key| data.contains_key(key)))
+    }
+}
+
+/// The function of the app that merges a value that two requests have changed.
+#[derive(Clone)]
+pub(crate) struct OnConflict(pub(crate) Arc<Resolve>);
+
+pub(crate) type Resolve =
+    dyn Fn(&str, Option<&Value>, Option<&Value>, Option<&Value>) -> Option<Value> + Send + Sync;
+
+impl OnConflict {
+    fn resolve(
+        &self,
+        key: &str,
+        base: Option<&Value>,
+        theirs: Option<&Value>,
+        ours: Option<&Value>,
+    ) -> Result<Option<Value>> {
+        let resolve = AssertUnwindSafe(|| (self.0)(key, base, theirs, ours));
+        catch_unwind(resolve).map_err(|_| {
+            Error::new(
+                ErrorKind::Panic,
+                "the `on_conflict` function panicked, so the save was not sent: make it return \
+                 `ours.cloned()` for values that it does not expect. The app's panic hook has the \
+                 panic's message",
+            )
+        })
+    }
+}
+
+impl fmt::Debug for OnConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnConflict(..)")
+    }
+}
+
+/// A save of what a request has changed.
+#[derive(Clone)]
+pub(crate) struct ScopedSave {
+    base: Base,
+    data: Arc<Data>,
+    expires: WallTime,
+}
+
+/// A state that has the changes of a save.
+pub(crate) struct Merged {
+    pub(crate) data: Arc<Data>,
+    pub(crate) expires: WallTime,
+    /// How many keys had changed on both sides.
+    pub(crate) conflicts: u64,
+}
+
+/// What a [`ScopedSave`] has stored.
+pub(crate) struct Saved {
+    pub(crate) data: Arc<Data>,
+    pub(crate) expires: WallTime,
+    pub(crate) rev: Rev,
+    pub(crate) created: Option<WallTime>,
+    /// Whether the data is not just what the request has.
+    pub(crate) is_merged: bool,
+}
+
+impl Saved {
+    /// The stored session, with the data moved out if nobody shares it.
+    pub(crate) fn into_session(self) -> Session {
+        let Self { data, expires, rev, created, .. } = self;
+        Session { data: Arc::unwrap_or_clone(data), expires, rev: Some(rev), created }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let data = Arc::clone(&self.data) as _;
+        Snapshot { data, expires: self.expires, rev: Some(self.rev), created: self.created }
+    }
+}
+
+impl ScopedSave {
+    /// The save of `data` by a request that knows `base`.
+    pub(crate) fn new(base: Base, data: &Data, expires: WallTime) -> Self {
+        Self { base, data: Arc::new(data.clone()), expires }
+    }
+
+    /// What the request believes to be stored.
+    pub(crate) fn stored(&self) -> &Snapshot {
+        &self.base.stored
+    }
+
+    /// The data as the request has it.
+    pub(crate) fn data(&self) -> &Arc<Data> {
+        &self.data
+    }
+
+    /// Whether the request has changed no data, and does not end the session sooner than it found it.
+    pub(crate) fn is_touch(&self) -> Result<bool> {
+        let seen = self.base.seen.data()?;
+        Ok(self.expires >= self.base.stored.expires && is_same_data(&seen, &self.data))
+    }
+
+    /// Applies the changes to a state.
+    ///
+    /// The later expiry is kept, unless the request has shortened the life of the session.
+    pub(crate) fn apply(
+        &self,
+        state: &Snapshot,
+        on_conflict: Option<&OnConflict>,
+    ) -> Result<Merged> {
+        let shortens = self.expires < self.base.stored.expires;
+        let expires = if shortens { self.expires } else { self.expires.max(state.expires) };
+        if std::ptr::addr_eq(Arc::as_ptr(&self.base.seen), Arc::as_ptr(&state.data)) {
+            return Ok(Merged { data: Arc::clone(&self.data), expires, conflicts: 0 });
+        }
+        let seen = self.base.seen.data()?;
+        let mut merged = state.data.data()?.into_owned();
+        let added_or_kept = self.data.iter().map(|(key, ours)| (key, Some(ours)));
+        let removed = seen.keys().filter(|key| !self.data.contains_key(*key));
+        let mut conflicts = 0;
+        for (key, ours) in added_or_kept.chain(removed.map(|key| (key, None))) {
+            let base = seen.get(key);
+            let theirs = merged.get(key);
+            if is_same(base, ours) {
+                continue;
+            }
+            let value = if is_same(base, theirs) {
+                ours.cloned()
+            } else {
+                // Also if both sides have the same value: two requests that count from 5 to 6 make 7.
+                conflicts += 1;
+                match on_conflict {
+                    Some(on_conflict) => on_conflict.resolve(key, base, theirs, ours)?,
+                    None => ours.cloned(),
+                }
+            };
+            match value {
+                Some(value) => merged.insert(key.clone(), value),
+                None => merged.remove(key),
+            };
+        }
+        Ok(Merged { data: Arc::new(merged), expires, conflicts })
+    }
+}
+
+fn is_same(one: Option<&Value>, other: Option<&Value>) -> bool {
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => is_same_value(one, other),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn data(value: Value) -> Data {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn snapshot(value: Value, expires: i64) -> Snapshot {
+        Session::new(data(value), WallTime::from_millis(expires)).into()
+    }
+
+    fn save(base: Value, ours: Value, expires: i64) -> ScopedSave {
+        let base = Base::loaded(snapshot(base, 10));
+        ScopedSave::new(base, &data(ours), WallTime::from_millis(expires))
+    }
+
+    fn sum() -> OnConflict {
+        OnConflict(Arc::new(|_, base, theirs, ours| {
+            let number = |value: Option<&Value>| value.and_then(Value::as_i64).unwrap_or(0);
+            Some(json!(number(theirs) + number(ours) - number(base)))
+        }))
+    }
+
+    fn merge(
+        base: Value,
+        theirs: Value,
+        ours: Value,
+        resolve: Option<&OnConflict>,
+    ) -> (Value, u64) {
+        let merged = save(base, ours, 20).apply(&snapshot(theirs, 10), resolve).unwrap();
+        (json!(*merged.data), merged.conflicts)
+    }
+
+    #[test]
+    fn each_side_keeps_what_it_added_changed_and_removed() {
+        let base = json!({ "same": 0, "a": 1, "b": 1, "gone_here": 1, "gone_there": 1 });
+        let theirs = json!({ "same": 0, "a": 2, "b": 1, "gone_here": 1, "new_there": 3 });
+        let ours = json!({ "same": 0, "a": 1, "b": 4, "gone_there": 1, "new_here": 5 });
+        let merged = json!({ "same": 0, "a": 2, "b": 4, "new_there": 3, "new_here": 5 });
+        assert_eq!(merge(base, theirs, ours, None), (merged, 0));
+    }
+
+    #[test]
+    fn the_later_save_wins_a_key_that_both_changed_and_counts_it() {
+        for (base, theirs, ours, merged, conflicts) in [
+            (json!({ "k": 1 }), json!({ "k": 2 }), json!({ "k": 3 }), json!({ "k": 3 }), 1),
+            (json!({ "k": 1 }), json!({ "k": 2 }), json!({}), json!({}), 1),
+            (json!({ "k": 1 }), json!({}), json!({ "k": 3 }), json!({ "k": 3 }), 1),
+            (json!({}), json!({ "k": 2 }), json!({ "k": 3 }), json!({ "k": 3 }), 1),
+            (json!({ "k": 1 }), json!({ "k": 3 }), json!({ "k": 3 }), json!({ "k": 3 }), 1),
+            (json!({ "k": 1 }), json!({}), json!({}), json!({}), 1),
+            (json!({ "k": 0.0 }), json!({ "k": -0.0 }), json!({ "k": 1 }), json!({ "k": 1 }), 1),
+        ] {
+            assert_eq!(merge(base, theirs, ours, None), (merged, conflicts));
+        }
+    }
+
+    #[test]
+    fn on_conflict_decides_a_key_that_both_changed_and_no_other() {
+        let base = json!({ "views": 5, "mine": 0, "theirs": 0 });
+        let theirs = json!({ "views": 7, "mine": 0, "theirs": 9 });
+        let ours = json!({ "views": 6, "mine": 9, "theirs": 0 });
+        let merged = json!({ "views": 8, "mine": 9, "theirs": 9 });
+        assert_eq!(merge(base, theirs, ours, Some(&sum())), (merged, 1));
+        let (base, both) = (json!({ "views": 5 }), json!({ "views": 6 }));
+        let seven = json!({ "views": 7 });
+        assert_eq!(merge(base, both.clone(), both, Some(&sum())), (seven, 1), "both counted");
+        let forget = OnConflict(Arc::new(|_, _, _, _| None));
+        let removed = merge(json!({}), json!({ "k": 1 }), json!({ "k": 2 }), Some(&forget));
+        assert_eq!(removed, (json!({}), 1));
+    }
+
+    #[test]
+    fn a_panic_of_on_conflict_is_an_error() {
+        let panics = OnConflict(Arc::new(|_, _, _, _| panic!("on purpose")));
+        let save = save(json!({}), json!({ "k": 2 }), 20);
+        let error = save.apply(&snapshot(json!({ "k": 1 }), 10), Some(&panics)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Panic);
+        assert!(!error.to_string().contains("on purpose"));
+    }
+
+    #[test]
+    fn a_second_save_of_a_request_keeps_what_the_first_one_was_merged_with() {
+        // The request loaded { a: 0 } and saved { a: 1 }. Another one had added `b` meanwhile.
+        let stored = snapshot(json!({ "a": 1, "b": 2 }), 10);
+        let base = Base { seen: Arc::new(data(json!({ "a": 1 }))), stored: stored.clone() };
+        let again = ScopedSave::new(base, &data(json!({ "a": 3 })), WallTime::from_millis(20));
+        assert_eq!(json!(*again.apply(&stored, None).unwrap().data), json!({ "a": 3, "b": 2 }));
+    }
+
+    #[test]
+    fn the_later_expiry_is_kept_unless_the_request_shortens_it() {
+        let state = snapshot(json!({ "k": 1 }), 30);
+        let expiry = |expires| save(json!({}), json!({}), expires).apply(&state, None).unwrap();
+        assert_eq!(expiry(20).expires.millis(), 30);
+        assert_eq!(expiry(40).expires.millis(), 40);
+        assert_eq!(expiry(5).expires.millis(), 5, "the request found 10");
+        assert!(save(json!({ "k": 1 }), json!({ "k": 1 }), 10).is_touch().unwrap());
+        assert!(!save(json!({ "k": 1 }), json!({ "k": 1 }), 9).is_touch().unwrap());
+        assert!(!save(json!({ "k": 1 }), json!({ "k": 2 }), 10).is_touch().unwrap());
+    }
+
+    #[test]
+    fn debug_output_shows_nothing_of_the_function() {
+        assert_eq!(format!("{:?}", sum()), "OnConflict(..)");
+    }
+}

@@ -1,0 +1,269 @@
+//! The request scope: what one request has loaded, so that its saves store only what it changed.
+//!
+//! [`RequestScopeLayer`] opens a scope around each request. The stores record in it what they load and
+//! store. Outside of a scope, every function here does nothing, at the cost of one look at a task-local.
+//!
+//! - A save compares the session with the state that the request loaded ([`Base`]), and sends its
+//!   [changes] on condition that nobody has changed the session meanwhile.
+//! - A session that somebody else has ended stays ended: its data is not stored under a new id.
+
+pub(crate) mod changes;
+mod layer;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::request_scope::changes::{Base, OnConflict, ScopedSave};
+pub use crate::request_scope::layer::{RequestScope, RequestScopeLayer, in_request_scope};
+use crate::session::id::{RawId, SessionKey};
+use crate::session::snapshot::Snapshot;
+use crate::session::{Data, Session};
+use crate::sync::{Mutex, lock};
+use crate::time::WallTime;
+
+tokio::task_local! {
+    static SCOPE: Scope;
+}
+
+/// What one request has loaded and stored. Clones share it.
+#[derive(Clone, Default)]
+struct Scope(Arc<Mutex<Records>>);
+
+/// A request has few sessions, as a rule one. So these are lists.
+#[derive(Default)]
+struct Records {
+    bases: Vec<(SessionKey, Base)>,
+    /// The sessions that this request loaded, and that have ended since.
+    ended: Vec<EndedSession>,
+    /// Ids that the app got from us or saved, and that have no session.
+    ids_without_session: Vec<RawId>,
+}
+
+struct EndedSession {
+    key: SessionKey,
+    base: Base,
+    /// What this request has deleted. `None` if somebody else has ended the session, or if that is unknown.
+    taken: Option<Snapshot>,
+}
+
+fn with<R>(act: impl FnOnce(&mut Records) -> R) -> Option<R> {
+    SCOPE.try_with(|scope| act(&mut lock(&scope.0))).ok()
+}
+
+/// Whether the caller runs in a scope.
+pub(crate) fn is_active() -> bool {
+    SCOPE.try_with(|_| ()).is_ok()
+}
+
+/// Records what a load has returned. If the caller is not in a scope, `snapshot` is not called.
+pub(crate) fn record_loaded(key: SessionKey, snapshot: impl FnOnce() -> Option<Snapshot>) {
+    with(|records| records.set(key, snapshot().map(Base::loaded)));
+}
+
+/// What the verbs below ask of a store. Both stores implement it, outside of any scope.
+pub(crate) trait ScopedStore: Sync {
+    /// Stores a new session under a random id. `created` is set for the new id of an old session.
+    fn insert(
+        &self,
+        data: &Data,
+        expires: WallTime,
+        created: Option<WallTime>,
+    ) -> impl Future<Output = Result<(RawId, Option<Snapshot>)>> + Send;
+
+    /// Replaces all data of a session. `None` if there is no live session.
+    fn replace(
+        &self,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+    ) -> impl Future<Output = Result<Option<Snapshot>>> + Send;
+
+    /// Stores what a request has changed. The flag says whether others had changed something too. `None` if there
+    /// is no live session.
+    fn merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+    ) -> impl Future<Output = Result<Option<(Snapshot, bool)>>> + Send;
+
+    /// Prolongs a session, and returns whether there is a live one.
+    fn touch(
+        &self,
+        key: SessionKey,
+        expires: WallTime,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Removes a session and returns it; see [`Backend::take`](crate::backend::Backend::take).
+    fn take(&self, key: SessionKey) -> impl Future<Output = Result<Option<Session>>> + Send;
+
+    /// Removes a session.
+    fn remove(&self, key: SessionKey) -> impl Future<Output = Result<()>> + Send;
+
+    /// The expiry that is stored for this one.
+    fn expiry(&self, expires: WallTime) -> WallTime;
+
+    /// The app's function for values that two requests have changed.
+    fn on_conflict(&self) -> Option<OnConflict>;
+
+    /// Logs and counts a save that stores nothing, since its session has ended.
+    fn record_dropped_save(&self);
+}
+
+/// Stores a new session in a scope. `record_id` is the id in the app's record.
+///
+/// `cycle_id` deletes a session and then creates it again under another id. The new session gets the changes of
+/// the request, on top of the state in which the old one was deleted. If somebody else had ended the old one,
+/// nothing is stored: the request may have been signed out. The id that it gets has no session.
+pub(crate) async fn create(
+    store: &impl ScopedStore,
+    record_id: RawId,
+    data: &Data,
+    expires: WallTime,
+) -> Result<RawId> {
+    let expires = store.expiry(expires);
+    let (id, stored) = match creation(record_id, data, expires) {
+        Creation::New => store.insert(data, expires, None).await?,
+        Creation::Renewal(save, taken) => {
+            let merged = save.apply(&taken, store.on_conflict().as_ref())?;
+            store.insert(&merged.data, merged.expires, taken.created).await?
+        }
+        Creation::OfEnded => {
+            store.record_dropped_save();
+            let id = RawId::random();
+            record_dropped(id);
+            return Ok(id);
+        }
+    };
+    record_stored(id.key(), data, stored);
+    Ok(id)
+}
+
+/// Saves a session in a scope.
+pub(crate) async fn save(
+    store: &impl ScopedStore,
+    id: RawId,
+    data: &Data,
+    expires: WallTime,
+) -> Result<()> {
+    let key = id.key();
+    let expires = store.expiry(expires);
+    let Some(base) = with(|records| records.base(key).cloned()).flatten() else {
+        // The request has not loaded it. It called `Session::clear` first, for example.
+        match store.replace(key, data, expires).await? {
+            Some(stored) => record_loaded(key, || Some(stored)),
+            None => record_dropped(id),
+        }
+        return Ok(());
+    };
+    let save = ScopedSave::new(base, data, expires);
+    if save.is_touch()? {
+        if store.touch(key, expires).await? {
+            record_touched(key, expires);
+        } else {
+            record_dropped(id);
+        }
+        return Ok(());
+    }
+    match store.merge(key, save).await? {
+        Some((stored, true)) => record_stored(key, data, Some(stored)),
+        Some((stored, false)) => record_loaded(key, || Some(stored)),
+        None => record_dropped(id),
+    }
+    Ok(())
+}
+
+/// Deletes a session in a scope.
+pub(crate) async fn delete(store: &impl ScopedStore, id: RawId) -> Result<()> {
+    let key = id.key();
+    // Until the delete has succeeded, nothing is known of the session. So it counts as ended by somebody else.
+    if with(|records| records.end(key)) == Some(true) {
+        let taken = store.take(key).await?;
+        record_taken(key, taken);
+        return Ok(());
+    }
+    store.remove(key).await
+}
+
+/// What a `create` of a request does.
+enum Creation {
+    /// It stores a session that has nothing to do with an earlier one.
+    New,
+    /// It gives another id to a session that this request has deleted in this state.
+    Renewal(ScopedSave, Snapshot),
+    /// It would give another id to a session that somebody else has ended.
+    OfEnded,
+}
+
+fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
+    let find = |records: &mut Records| {
+        let ended = records.ended.iter().rev().find(|it| it.base.shares_a_key(data))?;
+        let Some(taken) = &ended.taken else { return Some(Creation::OfEnded) };
+        if ended.key == record_id.key() {
+            // `flush` leaves the id in the record, and `cycle_id` puts a random one there. After `flush`, the
+            // data is new.
+            return None;
+        }
+        let save = ScopedSave::new(ended.base.clone(), data, expires);
+        Some(Creation::Renewal(save, taken.clone()))
+    };
+    with(find).flatten().unwrap_or(Creation::New)
+}
+
+/// Records what was stored of `data`, which the app holds.
+fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
+    with(|records| {
+        let base = stored.map(|stored| Base { seen: Arc::new(data.clone()), stored });
+        records.set(key, base);
+    });
+}
+
+fn record_touched(key: SessionKey, expires: WallTime) {
+    with(|records| {
+        if let Some((_, base)) = records.bases.iter_mut().find(|(it, _)| *it == key) {
+            base.stored.expires = expires.max(base.stored.expires);
+        }
+    });
+}
+
+/// Records that a save found no session.
+fn record_dropped(id: RawId) {
+    with(|records| {
+        records.end(id.key());
+        records.ids_without_session.push(id);
+    });
+}
+
+fn record_taken(key: SessionKey, taken: Option<Session>) {
+    with(|records| {
+        if let Some(ended) = records.ended.iter_mut().rev().find(|it| it.key == key) {
+            ended.taken = taken.map(Snapshot::from);
+        }
+    });
+}
+
+impl Records {
+    fn base(&self, key: SessionKey) -> Option<&Base> {
+        self.bases.iter().find(|(it, _)| *it == key).map(|(_, base)| base)
+    }
+
+    /// Moves the base of a session to the sessions that have ended. Returns whether it had one.
+    fn end(&mut self, key: SessionKey) -> bool {
+        let Some(base) = self.set(key, None) else { return false };
+        self.ended.push(EndedSession { key, base, taken: None });
+        true
+    }
+
+    /// Sets the base of a session, and returns the earlier one.
+    fn set(&mut self, key: SessionKey, base: Option<Base>) -> Option<Base> {
+        let place = self.bases.iter().position(|(it, _)| *it == key);
+        match (place, base) {
+            (Some(place), Some(base)) => Some(std::mem::replace(&mut self.bases[place].1, base)),
+            (Some(place), None) => Some(self.bases.swap_remove(place).1),
+            (None, Some(base)) => {
+                self.bases.push((key, base));
+                None
+            }
+            (None, None) => None,
+        }
+    }
+}
