@@ -76,6 +76,7 @@ impl<C: Commands> Batcher<C> {
                 Updated::Stored(expires) => {
                     let is_merged = !Arc::ptr_eq(&merged.data, save.data());
                     let (data, created) = (merged.data, state.created);
+                    let expires = self.commands.cap(expires, created).unwrap_or(expires);
                     return Ok(Some(Saved { data, expires, rev, created, is_merged }));
                 }
                 Updated::Gone => return Ok(None),
