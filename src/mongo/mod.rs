@@ -84,7 +84,9 @@ use crate::time::WallTime;
 ///
 /// Each verb is one round trip under the operation timeout
 /// ([5 s by default](MongoStoreBuilder::operation_timeout)). A save needs a second one in two cases: its session
-/// has expired, or another save of the same batch was not carried out. Reads go to the primary with read concern
+/// has expired, or another save of the same batch was not carried out. In the scope of a
+/// [`RequestScopeLayer`](crate::RequestScopeLayer), a save stores only what its request has changed. It needs two
+/// more each time that it finds the session changed by another request. Reads go to the primary with read concern
 /// `majority`. Writes have the write concern of the connection, or `majority` if the connection has none.
 ///
 /// # Cancel safety
