@@ -165,8 +165,8 @@ pub use crate::cache::{Coherence, EvictionPolicy};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use crate::mongo::{
-    ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
-    data_equals, data_path, owner_equals,
+    ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, OnLimit,
+    StoredSession, data_equals, data_path, owner_equals,
 };
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]

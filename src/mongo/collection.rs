@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::mongo::causal::CausalSessions;
 use crate::mongo::codec::DataFormat;
+use crate::mongo::ops::session_limit::SessionLimit;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::timer::Timer;
 use crate::runtime::Tasks;
@@ -31,6 +32,7 @@ pub(crate) struct SessionCollection {
     pub(crate) ttl: Option<Duration>,
     pub(crate) format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
+    pub(crate) session_limit: Option<SessionLimit>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<MongoMetrics>,
     pub(crate) causal: CausalSessions,

@@ -45,6 +45,8 @@ pub(crate) use crate::mongo::ops::delete::DeleteSelection;
 use crate::mongo::ops::list::ListQuery;
 pub use crate::mongo::ops::list::LiveSessions;
 pub use crate::mongo::ops::query::{data_equals, data_path, owner_equals};
+pub use crate::mongo::ops::session_limit::OnLimit;
+pub(crate) use crate::mongo::ops::session_limit::SessionLimit;
 pub use crate::mongo::types::{LiveSession, StoredSession};
 use crate::runtime::Tasks;
 use crate::session::id::{RawId, SessionKey};
@@ -303,9 +305,19 @@ impl MongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        let insert = |id: RawId| {
-            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
-            async { Ok(self.run(insert).await?.is_some()) }
+        let sessions = &self.inner.collection;
+        let insert = |id: RawId| async move {
+            let key = id.key();
+            let rev = self.inner.revs.next();
+            let Some(limit) = sessions.session_limit else {
+                let insert = self.backend().insert(key, rev, data, expires);
+                return Ok(self.run(insert).await?.is_some());
+            };
+            let insert = sessions.insert_within_limit(limit, (key, rev), data, expires, |_| || ());
+            let late = sessions.clone();
+            let remove_late = move || late.remove_later(key);
+            let stored = self.inner.tasks.run(insert, |outcome| outcome, remove_late).await?;
+            Ok(stored.is_some())
         };
         backend::create(insert).await
     }

@@ -3,6 +3,7 @@
 mod builder;
 mod events;
 mod owners;
+mod session_limit;
 mod warm_up;
 pub(crate) mod write_through;
 
@@ -208,7 +209,11 @@ impl CachedMongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        self.tiers.create(data, expires).await
+        match self.mongo.session_collection().session_limit {
+            None => self.tiers.create(data, expires).await,
+            // Boxed, since each call would pay for the size of this future.
+            Some(limit) => Box::pin(self.create_within_limit(limit, data, expires)).await,
+        }
     }
 
     pub(crate) async fn save_session(

@@ -76,6 +76,19 @@ impl<B: Backend> WriteThrough<B> {
         // recognise.
         let guard = self.cache.begin(key);
         let insert = self.backend.insert(key, self.revs.next(), data, expires);
+        self.run_insert(guard, key, insert, data, || ()).await
+    }
+
+    /// Runs `insert`, which stores the new session of `key`, and publishes its entry. Runs `late` if the call
+    /// ends after its deadline.
+    pub(crate) async fn run_insert(
+        &self,
+        guard: FillGuard,
+        key: SessionKey,
+        insert: Call<Option<WallTime>>,
+        data: &Data,
+        late: impl FnOnce() + Send + 'static,
+    ) -> Result<bool> {
         let data = data.clone();
         let cache_when_late = self.cache.clone();
         let end = move |outcome: Result<Option<WallTime>>| {
@@ -85,7 +98,11 @@ impl<B: Backend> WriteThrough<B> {
             }
             Ok(stored.is_some())
         };
-        self.tasks.run(insert, end, move || cache_when_late.evict(key)).await
+        let late = move || {
+            cache_when_late.evict(key);
+            late();
+        };
+        self.tasks.run(insert, end, late).await
     }
 
     pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
@@ -265,11 +282,7 @@ impl<B: Backend> WriteThrough<B> {
     pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
         let delete = async move {
-            let begin = |keys: &[SessionKey]| {
-                let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
-                || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
-            };
-            let deleted = delete_pages(pages, begin).await;
+            let deleted = delete_pages(pages, |keys| begin_deletes(&cache, keys)).await;
             // After the last page was read: a write that changes its session later did not hide it from
             // the pages.
             cache.evict_pending_writes();
@@ -287,6 +300,13 @@ impl<B: Backend> WriteThrough<B> {
         };
         self.tasks.run_paged(self.backend.clear(), end).await
     }
+}
+
+/// Takes a fill guard for each session that is about to be deleted. The returned function removes their entries
+/// once the sessions are gone. Dropping it removes them too.
+pub(crate) fn begin_deletes(cache: &Cache, keys: &[SessionKey]) -> impl FnOnce() + Send + use<> {
+    let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
+    || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
 }
 
 /// A second fill guard of a write that runs on past its deadline. Dropping it, when the write has ended,

@@ -122,6 +122,7 @@ const fn kind(error: ErrorKind) -> &'static str {
         ErrorKind::Encode => "encode",
         ErrorKind::Decode => "decode",
         ErrorKind::Server => "server",
+        ErrorKind::TooManySessions => "too_many_sessions",
         ErrorKind::Closed => "closed",
         ErrorKind::Panic => "panic",
     }

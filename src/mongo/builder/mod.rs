@@ -20,6 +20,7 @@ use crate::mongo::connect::validate::{limits, runtime, with_concerns};
 use crate::mongo::indexes;
 use crate::mongo::indexes::expiry;
 use crate::mongo::maintenance::live_count;
+use crate::mongo::ops::session_limit::SessionLimit;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::{ExpiredRemoval, Inner, MongoStore};
 use crate::runtime::Tasks;
@@ -54,6 +55,7 @@ pub struct MongoStoreBuilder {
     removal: ExpiredRemoval,
     format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
+    pub(crate) session_limit: Option<SessionLimit>,
     #[cfg(feature = "encryption")]
     keys: Option<crate::mongo::Keys>,
     leave_indexes_alone: bool,
@@ -191,6 +193,9 @@ impl MongoStoreBuilder {
                 "`count_every` needs an interval above zero; leave it out to count nothing",
             ));
         }
+        if let Some(limit) = self.session_limit {
+            limit.check(self.owner.is_some())?;
+        }
         let series = series(self.name.as_deref())?;
         let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
         if !(MIN_DURATION..=MAX_DURATION).contains(&timeout) {
@@ -217,6 +222,7 @@ impl MongoStoreBuilder {
             ttl: self.ttl,
             format,
             owner: self.owner,
+            session_limit: self.session_limit,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series)),
             causal: crate::mongo::causal::CausalSessions::new(owns_client),

@@ -100,25 +100,8 @@ impl Commands for SessionCollection {
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
         let expires = self.expiry(expires);
-        let now = sessions.clock.wall();
-        let document = schema::insert_document(key, rev, (data, &sessions.format), expires, now)
-            .and_then(|mut document| self.add_owner(data, &mut document).map(|_| document));
-        Box::pin(async move {
-            let document = document?;
-            let timer = sessions.timer(Verb::Insert);
-            let inserted = async {
-                let mut session = sessions.causal_session().await?;
-                let inserted = sessions.documents.insert_one(document).session(&mut session).await;
-                sessions.causal.check_in(session, inserted)
-            };
-            match inserted.await {
-                Ok(_) => timer.finish(Outcome::Ok, Ok(Some(expires))),
-                Err(error) if error::is_duplicate(&error) => {
-                    timer.finish(Outcome::Duplicate, Ok(None))
-                }
-                Err(error) => timer.fail("create a session", &error),
-            }
-        })
+        let document = self.new_document(key, rev, data, expires);
+        Box::pin(async move { sessions.insert_document(document?, expires).await })
     }
 
     fn replacement(
@@ -231,6 +214,39 @@ impl Commands for SessionCollection {
 }
 
 impl SessionCollection {
+    /// Makes the document of a new session, with its owner.
+    pub(crate) fn new_document(
+        &self,
+        key: SessionKey,
+        rev: Rev,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<Document> {
+        let now = self.clock.wall();
+        let mut document = schema::insert_document(key, rev, (data, &self.format), expires, now)?;
+        self.add_owner(data, &mut document)?;
+        Ok(document)
+    }
+
+    /// Stores the document of a new session that expires at `expires`. `None` if the key is taken.
+    pub(crate) async fn insert_document(
+        &self,
+        document: Document,
+        expires: WallTime,
+    ) -> Result<Option<WallTime>> {
+        let timer = self.timer(Verb::Insert);
+        let inserted = async {
+            let mut session = self.causal_session().await?;
+            let inserted = self.documents.insert_one(document).session(&mut session).await;
+            self.causal.check_in(session, inserted)
+        };
+        match inserted.await {
+            Ok(_) => timer.finish(Outcome::Ok, Ok(Some(expires))),
+            Err(error) if error::is_duplicate(&error) => timer.finish(Outcome::Duplicate, Ok(None)),
+            Err(error) => timer.fail("create a session", &error),
+        }
+    }
+
     /// Logs and counts an update that found no live session. Returns its result: nothing is stored.
     pub(crate) fn drop_save(&self) -> Option<WallTime> {
         self.metrics.saves_dropped.increment(1);

@@ -4,8 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 use crate::telemetry::metrics::handles::guarded;
 use crate::telemetry::metrics::labels::{
-    BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, OperationOutcome, Origin, Retry,
-    Values, Verb,
+    BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, OperationOutcome, Origin, OverLimit,
+    Retry, Values, Verb,
 };
 
 /// A metric, with its description.
@@ -92,6 +92,8 @@ catalogue! {
         "Retries by this store, by cause; the driver's own retries are not counted";
     DROPPED = Counter("session_store_saves_dropped_total", Count) {}
         "Saves that stored nothing, because the session was deleted or had expired";
+    OVER_LIMIT = Counter("session_store_sessions_over_limit_total", Count) { outcome: OverLimit }
+        "Sessions beyond max_sessions_per_owner, by what happened to them";
     LIVE = Gauge("session_store_live_sessions", Count) {}
         "Sessions in MongoDB that have not expired, counted at the interval count_every; 0 without that option";
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
 use crate::telemetry::metrics::catalogue::{
-    self, BATCH_SIZE, DROPPED, DURATION, LIVE, OPERATIONS, RETRIES,
+    self, BATCH_SIZE, DROPPED, DURATION, LIVE, OPERATIONS, OVER_LIMIT, RETRIES,
 };
 use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
-use crate::telemetry::metrics::labels::{BatchVerb, OperationOutcome, Retry, Verb};
+use crate::telemetry::metrics::labels::{BatchVerb, OperationOutcome, OverLimit, Retry, Verb};
 use crate::telemetry::metrics::{Portion, Series};
 
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(crate) struct MongoMetrics {
     batch_sizes: [Histogram; BatchVerb::COUNT],
     retries: [Counter; Retry::COUNT],
     pub(crate) saves_dropped: Counter,
+    over_limit: [Counter; OverLimit::COUNT],
     live: Gauge,
 }
 
@@ -58,6 +59,7 @@ impl MongoMetrics {
             batch_sizes: series.histograms(&BATCH_SIZE),
             retries: series.counters(&RETRIES),
             saves_dropped: series.counter(&DROPPED),
+            over_limit: series.counters(&OVER_LIMIT),
             live: series.gauge(&LIVE),
             series,
         }
@@ -89,6 +91,10 @@ impl MongoMetrics {
 
     pub(crate) fn retries(&self, cause: Retry) -> &Counter {
         &self.retries[cause as usize]
+    }
+
+    pub(crate) fn over_limit(&self, outcome: OverLimit) -> &Counter {
+        &self.over_limit[outcome as usize]
     }
 
     /// This store's part of the gauge of live sessions.
