@@ -117,6 +117,7 @@
 //! These events are warnings, since an operator must know of them:
 //!
 //! - a save was dropped;
+//! - a session whose creation failed may remain, and counts for `max_sessions_per_owner`;
 //! - an outage began or ended;
 //! - a change stream was lost, is back, has a gap, or cannot be opened;
 //! - an expiry index is not as it should be;

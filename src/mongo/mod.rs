@@ -65,7 +65,8 @@ use crate::time::WallTime;
 /// # Contract of the verbs
 ///
 /// - `create` takes a random id and ignores the id of the record, so a client cannot choose an id. If the id
-///   exists already, it tries another one, up to eight times.
+///   exists already, it tries another one, up to eight times. It keeps an owner within
+///   [`max_sessions_per_owner`](MongoStoreBuilder::max_sessions_per_owner), if that is set.
 /// - `save` changes a session that exists and is live. It never creates one, so a slow request cannot bring back
 ///   a session that was deleted by a log-out. Such a save returns `Ok`, logs a warning and is counted in
 ///   `session_store_saves_dropped_total`.
