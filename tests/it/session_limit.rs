@@ -3,13 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use axum::routing::get;
 use futures::future::join_all;
 use futures::{TryStreamExt, poll};
+use http_body_util::BodyExt;
 use mongodb::bson::{DateTime, doc};
 use serde_json::json;
 use session_test_proxy::{Injection, Lasts, ServerError};
+use tower::ServiceExt;
 use tower_sessions::session::Record;
-use tower_sessions::{Session, SessionStore, session_store};
+use tower_sessions::{Session, SessionManagerLayer, SessionStore, session_store};
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, ErrorKind, ExpiredRemoval, MongoStore, MongoStoreBuilder, OnLimit, mongodb,
 };
@@ -554,5 +560,69 @@ async fn limit_needs_an_owner_and_at_least_one_session() {
         log_in(&largest, "ferris").await;
         log_in(&largest, "ferris").await;
         assert_eq!(largest.length().await.unwrap(), 2);
+    }
+}
+
+/// The handler of the guide's page on security.
+async fn log_in_handler(session: Session) -> Result<&'static str, StatusCode> {
+    let failed = |_| StatusCode::INTERNAL_SERVER_ERROR;
+    session.cycle_id().await.map_err(failed)?;
+    session.insert("user", "ferris").await.map_err(failed)?;
+    match session.save().await {
+        Ok(()) => Ok("welcome"),
+        Err(error) if error.to_string().contains("max_sessions_per_owner") => {
+            session.clear().await;
+            Ok("too many sessions")
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+async fn careless_log_in_handler(session: Session) -> &'static str {
+    session.insert("user", "ferris").await.unwrap();
+    "welcome"
+}
+
+#[tokio::test]
+async fn refused_log_in_is_500_unless_the_handler_stores_the_session_itself() {
+    let store = instance(&uri(), 1, OnLimit::Refuse).await;
+    let app = Router::new()
+        .route("/careful", get(log_in_handler))
+        .route("/careless", get(careless_log_in_handler))
+        .layer(SessionManagerLayer::new(store.clone()));
+    let request = async |path: &str| {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let has_cookie = response.headers().contains_key(header::SET_COOKIE);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, has_cookie, String::from_utf8(body.to_vec()).unwrap())
+    };
+    assert_eq!(request("/careful").await, (StatusCode::OK, true, "welcome".to_owned()));
+    let refused = (StatusCode::OK, false, "too many sessions".to_owned());
+    assert_eq!(request("/careful").await, refused);
+    let (status, has_cookie, _) = request("/careless").await;
+    assert_eq!((status, has_cookie), (StatusCode::INTERNAL_SERVER_ERROR, false));
+    assert_eq!(store.documents().await, 1);
+}
+
+/// Documents that no store writes: an expiry that is a list of dates, and an `_id` that is no key.
+#[tokio::test]
+async fn documents_that_are_no_live_sessions_do_not_count() {
+    for on_limit in [OnLimit::Evict, OnLimit::Refuse] {
+        let builder = limited(MongoStore::builder().uri(uri()), 2, on_limit);
+        let store = builder.build().await.unwrap();
+        log_in_later(&store, "ferris").await;
+        let future = DateTime::from_millis(DateTime::now().timestamp_millis() + 3_600_000);
+        let list = doc! { "$set": { "expires": [future, future] } };
+        store.collection().update_many(doc! {}, list).await.unwrap();
+        let others = store.collection().clone_with_type::<mongodb::bson::Document>();
+        let theirs = |id: &str| {
+            doc! { "_id": id, "owner": "ferris", "expires": future, "created": future }
+        };
+        others.insert_many([theirs("one"), theirs("other")]).await.unwrap();
+        let live = [log_in_later(&store, "ferris").await, log_in_later(&store, "ferris").await];
+        assert_eq!(all_are_there(&store, &live).await, [true, true], "{on_limit:?}");
+        assert_eq!(store.documents().await, 5, "{on_limit:?}");
     }
 }
