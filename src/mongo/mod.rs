@@ -306,21 +306,41 @@ impl MongoStore {
     }
 
     pub(crate) async fn create_session(&self, data: &Data, expires: WallTime) -> Result<RawId> {
-        let sessions = &self.inner.collection;
-        let insert = |id: RawId| async move {
-            let key = id.key();
-            let rev = self.inner.revs.next();
-            let Some(limit) = sessions.session_limit else {
-                let insert = self.backend().insert(key, rev, data, expires);
-                return Ok(self.run(insert).await?.is_some());
-            };
-            let insert = sessions.insert_within_limit(limit, (key, rev), data, expires, |_| || ());
-            let late = sessions.clone();
-            let remove_late = move || late.remove_later(key);
-            let stored = self.inner.tasks.run(insert, |outcome| outcome, remove_late).await?;
-            Ok(stored.is_some())
+        if let Some(limit) = self.inner.collection.session_limit {
+            // Boxed, since each call would pay for the size of this future.
+            return Box::pin(self.create_within_limit(limit, data, expires)).await;
+        }
+        let insert = |id: RawId| {
+            let insert = self.backend().insert(id.key(), self.inner.revs.next(), data, expires);
+            async { Ok(self.run(insert).await?.is_some()) }
         };
         backend::create(insert).await
+    }
+
+    async fn create_within_limit(
+        &self,
+        limit: SessionLimit,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<RawId> {
+        let insert = |id: RawId| self.insert_within_limit(limit, id.key(), data, expires);
+        backend::create(insert).await
+    }
+
+    /// Stores a new session within the limit, and returns whether it did: not if the key is taken.
+    async fn insert_within_limit(
+        &self,
+        limit: SessionLimit,
+        key: SessionKey,
+        data: &Data,
+        expires: WallTime,
+    ) -> Result<bool> {
+        let sessions = self.inner.collection.clone();
+        let new = (key, self.inner.revs.next());
+        let insert = sessions.insert_within_limit(limit, new, data, expires, |_| || ());
+        let late = move || sessions.remove_later(key);
+        let stored = self.inner.tasks.run(insert, |outcome| outcome, late).await?;
+        Ok(stored.is_some())
     }
 
     pub(crate) async fn save_session(

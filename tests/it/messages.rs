@@ -142,7 +142,7 @@ async fn guide_quotes_exactly_the_messages_that_occur() {
     runtimes(&quotes);
     options(&quotes).await;
     calls::owners(&quotes).await;
-    calls::filters(&quotes).await;
+    Box::pin(calls::filters(&quotes)).await;
     calls::documents(&quotes).await;
     #[cfg(feature = "encryption")]
     calls::keys(&quotes).await;
