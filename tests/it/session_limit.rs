@@ -345,6 +345,29 @@ async fn session_that_is_loaded_while_it_is_evicted_leaves_no_entry() {
     assert!(!is_there(&store, &old).await);
 }
 
+/// The server rejects the delete for overload, and the driver repeats it.
+///
+/// ```text
+/// log-in:  insert, find, delete (rejected) ─────────> the rejection is delivered, delete
+/// load:                                     find
+/// ```
+#[tokio::test]
+async fn session_that_is_loaded_before_the_server_evicts_it_leaves_no_entry() {
+    let (proxy, store, other) = without_stream(1, OnLimit::Evict).await;
+    let old = log_in_later(&other, "ferris").await;
+    let overload = Injection::Refuse(ServerError::new(462));
+    let rejected = proxy.inject("delete", overload, Lasts::Times(1));
+    let mut held = proxy.hold("delete");
+    let new = spawn_log_in(&store);
+    held.reached().await;
+    assert!(is_there(&store, &old).await, "it is not deleted yet");
+    held.deliver();
+    let new = new.await.unwrap();
+    assert_eq!(rejected.count(), 1);
+    assert!(!is_there(&store, &old).await);
+    assert!(is_there(&store, &new).await);
+}
+
 /// ```text
 /// first log-in:   insert ──────────────────────────> the reply is delivered, find
 /// second log-in:          insert, find, delete the first one
