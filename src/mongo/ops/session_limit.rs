@@ -5,7 +5,7 @@
 //! sessions of all others. If each log-in counted first and inserted after that, two of them could both find room for
 //! one session.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use tokio::time::{sleep, timeout};
@@ -61,8 +61,9 @@ impl SessionLimit {
     }
 }
 
-/// How often a refusing `create` counts while its own session is among the oldest ones.
-const COUNTS: u32 = 5;
+/// The part of the operation timeout for which a refusing `create` counts again and again, while its own session
+/// is among the oldest ones.
+const COUNTING_PART: u32 = 4;
 /// The longest wait after the first count. Each further wait is up to twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 
@@ -84,7 +85,8 @@ impl MongoStoreBuilder {
     /// - [`OnLimit::Evict`] deletes the oldest sessions. If two log-ins overlap, the older one of them may be deleted
     ///   before its `create` returns `Ok`.
     /// - [`OnLimit::Refuse`] deletes the new session, and `create` fails with
-    ///   [`TooManySessions`](crate::ErrorKind::TooManySessions).
+    ///   [`TooManySessions`](crate::ErrorKind::TooManySessions). If log-ins overlap, the oldest of them waits for up to
+    ///   a quarter of the operation timeout, until the others have been refused.
     ///
     /// Only `create` looks at the limit. A `save` that gives an existing session to an owner does not, nor does
     /// [`assign_owners`](crate::MongoStore::assign_owners), nor an import. A log-in that calls `cycle_id` is a
@@ -204,8 +206,9 @@ impl SessionCollection {
     /// beside too many others. If the session is among the oldest `max` ones, the newer ones may be log-ins that are
     /// about to be refused. So this waits and counts again, and one of the log-ins succeeds. The others do not wait.
     async fn refuse_excess(&self, key: SessionKey, owner: &Owner, max: u32) -> Result<()> {
+        let began = Instant::now();
         let mut longest_wait = FIRST_WAIT;
-        for count in 1..=COUNTS {
+        loop {
             let one_more = max.saturating_add(1);
             let oldest = self.live_sessions(owner, Order::OldestFirst, 0, one_more).await?;
             let max = max as usize;
@@ -213,7 +216,8 @@ impl SessionCollection {
                 return Ok(());
             }
             let is_among_the_oldest = oldest.iter().take(max).any(|it| *it == key);
-            if !is_among_the_oldest || count == COUNTS {
+            let ends = began.elapsed().saturating_add(longest_wait);
+            if !is_among_the_oldest || ends > self.timeout / COUNTING_PART {
                 break;
             }
             sleep(longest_wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
