@@ -67,6 +67,10 @@ pub enum ErrorKind {
     /// The server answered with an error, or with something that the driver cannot read. The message has
     /// the error's code and name.
     Server,
+    /// The owner of the new session has as many live sessions as
+    /// [`max_sessions_per_owner`](crate::MongoStoreBuilder::max_sessions_per_owner) allows, and
+    /// [`OnLimit::Refuse`](crate::OnLimit::Refuse) is set. Nothing is stored. Let the user end a session.
+    TooManySessions,
     /// The store was shut down, or the runtime that it was built on, or the client that the app handed to
     /// it.
     Closed,

@@ -125,6 +125,7 @@
 //!
 //! - a save was dropped;
 //! - [`RequestScopeLayer`] is inside of the `SessionManagerLayer`;
+//! - a session whose creation failed may remain, and counts for `max_sessions_per_owner`;
 //! - an outage began or ended;
 //! - a change stream was lost, is back, has a gap, or cannot be opened;
 //! - an expiry index is not as it should be;
@@ -174,8 +175,8 @@ pub use crate::cache::{Coherence, EvictionPolicy};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::health::{CacheHealth, Health, LeaseHealth, MongoHealth, StreamHealth};
 pub use crate::mongo::{
-    ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, StoredSession,
-    data_equals, data_path, owner_equals,
+    ExpiredRemoval, LiveSession, LiveSessions, MongoStore, MongoStoreBuilder, OnLimit,
+    StoredSession, data_equals, data_path, owner_equals,
 };
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]

@@ -11,6 +11,7 @@ pub(crate) mod delete_pages;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
@@ -22,21 +23,38 @@ use crate::time::WallTime;
 /// A call to the persistence tier, ready to run in a task.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
+/// A session to be inserted.
+#[derive(Clone, Copy)]
+pub(crate) struct NewSession<'a> {
+    pub(crate) key: SessionKey,
+    pub(crate) rev: Rev,
+    pub(crate) data: &'a Data,
+    pub(crate) expires: WallTime,
+    /// When the session began, if it only gets a new id.
+    pub(crate) created: Option<WallTime>,
+}
+
+/// Is called with the keys of sessions that are about to be deleted. If they are deleted, the function that it
+/// returned is called. Otherwise that function is dropped.
+pub(crate) type BeginDelete = Arc<dyn Fn(&[SessionKey]) -> Box<dyn FnOnce() + Send> + Send + Sync>;
+
+/// For a caller that has no entries of sessions.
+pub(crate) fn nothing_to_evict() -> BeginDelete {
+    Arc::new(|_| Box::new(|| ()))
+}
+
 /// The persistence tier.
 pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// The right to send a touch: it keeps the order among the saves of one session.
     type TouchPermit: Send + 'static;
 
-    /// Stores a new session and returns the stored expiry. `None` if the key is taken. `created` is set for
-    /// the new id of a session that exists already.
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>>;
+    /// Stores a new session and returns the stored expiry. `None` if the key is taken.
+    ///
+    /// If its owner has too many sessions then, the backend may delete some. It calls `begin_evict` before that.
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>>;
+
+    /// An insert has ended after its deadline, so nobody knows the id of its session.
+    fn discard_late_insert(&self, key: SessionKey);
 
     /// Replaces the data and the expiry of a live session, and returns the stored expiry. `None` if
     /// there is no live session. Never creates one.

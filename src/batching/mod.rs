@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, BeginDelete, Call, NewSession};
 pub(crate) use crate::batching::batch_queue::BatchLimits;
 use crate::batching::batch_queue::{AdmissionPermit, BatchExecutor, BatchQueue};
 use crate::batching::write_queue::{WritePermit, WriteQueue};
@@ -63,14 +63,10 @@ pub(crate) trait Commands: Send + Sync + 'static {
     type Update: Send + 'static;
 
     /// See [`Backend::insert`].
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>>;
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>>;
+
+    /// See [`Backend::discard_late_insert`].
+    fn discard_late_insert(&self, key: SessionKey);
 
     /// Returns the update that replaces the data and the expiry of a session.
     fn replacement(
@@ -208,15 +204,12 @@ pub(crate) struct SavePermit<C: Commands> {
 impl<C: Commands> Backend for Batcher<C> {
     type TouchPermit = SavePermit<C>;
 
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
-        self.commands.insert(key, rev, data, expires, created)
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
+        self.commands.insert(new, begin_evict)
+    }
+
+    fn discard_late_insert(&self, key: SessionKey) {
+        self.commands.discard_late_insert(key);
     }
 
     fn replace(

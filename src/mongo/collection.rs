@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::mongo::causal::CausalSessions;
 use crate::mongo::codec::DataFormat;
 use crate::mongo::lifetime::AbsoluteLifetime;
+use crate::mongo::ops::session_limit::SessionLimit;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::timer::Timer;
 use crate::request_scope::changes::OnConflict;
@@ -35,6 +36,7 @@ pub(crate) struct SessionCollection {
     pub(crate) format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
     pub(crate) on_conflict: Option<OnConflict>,
+    pub(crate) session_limit: Option<SessionLimit>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<MongoMetrics>,
     pub(crate) causal: CausalSessions,

@@ -29,7 +29,7 @@ use std::time::Duration;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::backend::{self, Backend};
+use crate::backend::{self, Backend, NewSession};
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
 use crate::health::Health;
@@ -46,6 +46,7 @@ pub(crate) use crate::mongo::ops::delete::DeleteSelection;
 use crate::mongo::ops::list::ListQuery;
 pub use crate::mongo::ops::list::LiveSessions;
 pub use crate::mongo::ops::query::{data_equals, data_path, owner_equals};
+pub use crate::mongo::ops::session_limit::OnLimit;
 pub use crate::mongo::types::{LiveSession, StoredSession};
 use crate::request_scope::changes::{OnConflict, ScopedSave};
 use crate::request_scope::{self, ScopedStore};
@@ -67,7 +68,8 @@ use crate::time::WallTime;
 /// # Contract of the verbs
 ///
 /// - `create` takes a random id and ignores the id of the record, so a client cannot choose an id. If the id
-///   exists already, it tries another one, up to eight times.
+///   exists already, it tries another one, up to eight times. It keeps an owner within
+///   [`max_sessions_per_owner`](MongoStoreBuilder::max_sessions_per_owner), if that is set.
 /// - `save` changes a session that exists and is live. It never creates one, so a slow request cannot bring back
 ///   a session that was deleted by a log-out. Such a save returns `Ok`, logs a warning and is counted in
 ///   `session_store_saves_dropped_total`.
@@ -416,8 +418,12 @@ impl MongoStore {
         created: Option<WallTime>,
     ) -> Result<RawId> {
         let insert = |id: RawId| {
-            let insert = self.backend().insert(id.key(), rev, data, expires, created);
-            self.run(insert)
+            let key = id.key();
+            let new = NewSession { key, rev, data, expires, created };
+            let insert = self.backend().insert(new, backend::nothing_to_evict());
+            let backend = self.backend().clone();
+            let late = move || backend.discard_late_insert(key);
+            self.inner.tasks.run(insert, |outcome| outcome, late)
         };
         Ok(backend::create(insert).await?.0)
     }

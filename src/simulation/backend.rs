@@ -7,7 +7,7 @@
 
 use futures::future::join_all;
 
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, BeginDelete, Call, NewSession};
 use crate::batching::{Commands, Condition, MergeEnd, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
@@ -206,16 +206,11 @@ fn found(outcome: Outcome) -> Option<Option<Session>> {
 impl Commands for FakeBackend {
     type Update = Operation;
 
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
-        Backend::insert(self, key, rev, data, expires, created)
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
+        Backend::insert(self, new, begin_evict)
     }
+
+    fn discard_late_insert(&self, _: SessionKey) {}
 
     fn replacement(
         &self,
@@ -292,17 +287,13 @@ impl Commands for FakeBackend {
 impl Backend for FakeBackend {
     type TouchPermit = ();
 
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
+    fn insert(&self, new: NewSession<'_>, _: BeginDelete) -> Call<Option<WallTime>> {
+        let NewSession { key, rev, data, expires, created } = new;
         let session = Session { data: data.clone(), expires, rev: Some(rev), created };
         self.call(Operation::Insert(key, session), inserted)
     }
+
+    fn discard_late_insert(&self, _: SessionKey) {}
 
     fn replace(
         &self,

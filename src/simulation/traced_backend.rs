@@ -4,7 +4,7 @@
 //! The report happens in the store's own task, in the turn in which the store receives the outcome. So the oracle
 //! learns of an outcome at the same time as the store.
 
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, BeginDelete, Call, NewSession};
 use crate::batching::{BatchLimits, Batcher, Condition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
@@ -141,15 +141,12 @@ impl Drop for TracedCall {
 impl Backend for TracedBackend {
     type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, TracedCall);
 
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
-        self.batcher.insert(key, rev, data, expires, created)
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
+        self.batcher.insert(new, begin_evict)
+    }
+
+    fn discard_late_insert(&self, key: SessionKey) {
+        Backend::discard_late_insert(&self.batcher, key);
     }
 
     fn replace(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
 use crate::backend::delete_pages::{DeletePages, delete_pages};
-use crate::backend::{self, Backend, Call};
+use crate::backend::{self, Backend, BeginDelete, Call, NewSession};
 use crate::cache::{Cache, Entry, FillGuard, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
@@ -106,7 +106,8 @@ impl<B: Backend> WriteThrough<B> {
         // recognise.
         let guard = self.cache.begin(key);
         let rev = self.revs.next();
-        let insert = self.backend.insert(key, rev, data, expires, created);
+        let new = NewSession { key, rev, data, expires, created };
+        let insert = self.backend.insert(new, self.begin_evict());
         let created = created.or_else(|| Some(self.touch_policy.clock.wall()));
         let data = data.clone();
         let cache_when_late = self.cache.clone();
@@ -116,7 +117,19 @@ impl<B: Backend> WriteThrough<B> {
                 |expires| guard.publish(Session { data, expires, rev: Some(rev), created });
             Ok(stored.map(publish))
         };
-        self.tasks.run(insert, end, move || cache_when_late.evict(key)).await
+        let backend = self.backend.clone();
+        let late = move || {
+            cache_when_late.evict(key);
+            backend.discard_late_insert(key);
+        };
+        self.tasks.run(insert, end, late).await
+    }
+
+    /// What removes the entries of the sessions that an insert evicts, as a sign-out does. If the new session is one
+    /// of them, its version is outdated by then, so its entry is not inserted.
+    fn begin_evict(&self) -> BeginDelete {
+        let cache = self.cache.clone();
+        Arc::new(move |keys| Box::new(begin_deletes(&cache, keys)))
     }
 
     pub(crate) async fn save(&self, id: RawId, data: &Data, expires: WallTime) -> Result<()> {
@@ -337,11 +350,7 @@ impl<B: Backend> WriteThrough<B> {
     pub(crate) async fn delete_pages(&self, pages: impl DeletePages) -> Result<u64> {
         let cache = self.cache.clone();
         let delete = async move {
-            let begin = |keys: &[SessionKey]| {
-                let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
-                || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
-            };
-            let deleted = delete_pages(pages, begin).await;
+            let deleted = delete_pages(pages, |keys| begin_deletes(&cache, keys)).await;
             // After the last page was read: a write that changes its session later did not hide it from
             // the pages.
             cache.evict_pending_writes();
@@ -424,6 +433,13 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
     fn record_dropped_save(&self) {
         self.backend.record_dropped_save();
     }
+}
+
+/// Takes a fill guard for each session that is about to be deleted. The returned function removes their entries
+/// once the sessions are gone. Dropping it removes them too.
+fn begin_deletes(cache: &Cache, keys: &[SessionKey]) -> impl FnOnce() + Send + use<> {
+    let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
+    || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
 }
 
 /// A second fill guard of a write that runs on past its deadline. Dropping it, when the write has ended,

@@ -123,6 +123,7 @@ const fn kind(error: ErrorKind) -> &'static str {
         ErrorKind::Conflict => "conflict",
         ErrorKind::Decode => "decode",
         ErrorKind::Server => "server",
+        ErrorKind::TooManySessions => "too_many_sessions",
         ErrorKind::Closed => "closed",
         ErrorKind::Panic => "panic",
     }

@@ -40,6 +40,7 @@ mod races;
 mod runtimes;
 mod secrets;
 mod server_errors;
+mod session_limit;
 mod stored_data;
 mod stored_types;
 mod touch;

@@ -22,6 +22,7 @@ use crate::mongo::indexes;
 use crate::mongo::indexes::expiry;
 use crate::mongo::lifetime::AbsoluteLifetime;
 use crate::mongo::maintenance::live_count;
+use crate::mongo::ops::session_limit::SessionLimit;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::{ExpiredRemoval, Inner, MongoStore};
 use crate::request_scope::changes::OnConflict;
@@ -59,6 +60,7 @@ pub struct MongoStoreBuilder {
     format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
     on_conflict: Option<OnConflict>,
+    pub(crate) session_limit: Option<SessionLimit>,
     #[cfg(feature = "encryption")]
     keys: Option<crate::mongo::Keys>,
     leave_indexes_alone: bool,
@@ -268,6 +270,9 @@ impl MongoStoreBuilder {
                 "`count_every` needs an interval above zero; leave it out to count nothing",
             ));
         }
+        if let Some(limit) = self.session_limit {
+            limit.check(self.owner.is_some())?;
+        }
         let series = series(self.name.as_deref())?;
         let timeout = self.connection.operation_timeout.unwrap_or(OPERATION_TIMEOUT);
         if !(MIN_DURATION..=MAX_DURATION).contains(&timeout) {
@@ -296,6 +301,7 @@ impl MongoStoreBuilder {
             format,
             owner: self.owner,
             on_conflict: self.on_conflict,
+            session_limit: self.session_limit,
             clock: Clock::system(),
             metrics: Arc::new(MongoMetrics::new(series)),
             causal: crate::mongo::causal::CausalSessions::new(owns_client),

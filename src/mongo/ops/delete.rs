@@ -114,20 +114,23 @@ impl SessionCollection {
     }
 
     async fn remove_page(&self, verb: Verb, filter: Document) -> Result<u64> {
-        self.within(async {
-            let timer = self.timer(verb);
-            let removed = async {
-                let mut session = self.causal_session().await?;
-                let removed = self.documents.delete_many(filter).session(&mut session).await;
-                self.causal.observe(&session);
-                removed
-            };
-            match removed.await {
-                Ok(done) => timer.finish(Outcome::Ok, Ok(done.deleted_count)),
-                Err(error) => timer.fail("remove sessions", &error),
-            }
-        })
-        .await
+        self.within(self.remove_matching(verb, filter)).await
+    }
+
+    /// Removes the sessions that match a filter, and returns their number. The caller keeps to the operation
+    /// timeout.
+    pub(crate) async fn remove_matching(&self, verb: Verb, filter: Document) -> Result<u64> {
+        let timer = self.timer(verb);
+        let removed = async {
+            let mut session = self.causal_session().await?;
+            let removed = self.documents.delete_many(filter).session(&mut session).await;
+            self.causal.observe(&session);
+            removed
+        };
+        match removed.await {
+            Ok(done) => timer.finish(Outcome::Ok, Ok(done.deleted_count)),
+            Err(error) => timer.fail("remove sessions", &error),
+        }
     }
 
     /// Deletes one session, if it belongs to this owner where one is given. Returns whether a live session was

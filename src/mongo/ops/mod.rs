@@ -10,3 +10,4 @@ pub(crate) mod owner;
 pub(crate) mod query;
 pub(crate) mod read_write;
 pub(crate) mod scan;
+pub(crate) mod session_limit;

@@ -3,7 +3,7 @@
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::results::UpdateResult;
 
-use crate::backend::Call;
+use crate::backend::{BeginDelete, Call, NewSession};
 use crate::batching::{Commands, Condition, MergeEnd, Updated};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
@@ -133,41 +133,25 @@ impl From<MergeEnd> for MergeResult {
 impl Commands for SessionCollection {
     type Update = Update;
 
-    fn insert(
-        &self,
-        key: SessionKey,
-        rev: Rev,
-        data: &Data,
-        expires: WallTime,
-        created: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
+    fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
+        let now = self.clock.wall();
+        let expires = self.expiry(new.expires);
+        let expires = self.lifetime.cap(expires, new.created.or(Some(now))).unwrap_or(expires);
+        let key = new.key;
+        let document = self.new_document(&NewSession { expires, ..new });
         let sessions = self.clone();
-        let now = sessions.clock.wall();
-        let expires = self.expiry(expires);
-        let expires = self.lifetime.cap(expires, created.or(Some(now))).unwrap_or(expires);
-        let document = schema::insert_document(key, rev, (data, &sessions.format), expires, now)
-            .and_then(|mut document| {
-                if let Some(created) = created {
-                    document.insert("created", schema::date(created));
-                }
-                self.add_owner(data, &mut document).map(|_| document)
+        if let Some(limit) = self.session_limit {
+            return Box::pin(async move {
+                sessions.insert_within_limit(limit, key, document?, expires, begin_evict).await
             });
-        Box::pin(async move {
-            let document = document?;
-            let timer = sessions.timer(Verb::Insert);
-            let inserted = async {
-                let mut session = sessions.causal_session().await?;
-                let inserted = sessions.documents.insert_one(document).session(&mut session).await;
-                sessions.causal.check_in(session, inserted)
-            };
-            match inserted.await {
-                Ok(_) => timer.finish(Outcome::Ok, Ok(Some(expires))),
-                Err(error) if error::is_duplicate(&error) => {
-                    timer.finish(Outcome::Duplicate, Ok(None))
-                }
-                Err(error) => timer.fail("create a session", &error),
-            }
-        })
+        }
+        Box::pin(async move { sessions.insert_document(document?, expires).await })
+    }
+
+    fn discard_late_insert(&self, key: SessionKey) {
+        if self.session_limit.is_some() {
+            self.remove_later(key);
+        }
     }
 
     fn replacement(
@@ -328,6 +312,37 @@ impl Commands for SessionCollection {
 }
 
 impl SessionCollection {
+    /// Makes the document of a new session, with its owner.
+    fn new_document(&self, new: &NewSession<'_>) -> Result<Document> {
+        let data = (new.data, &self.format);
+        let now = self.clock.wall();
+        let mut document = schema::insert_document(new.key, new.rev, data, new.expires, now)?;
+        if let Some(created) = new.created {
+            document.insert("created", schema::date(created));
+        }
+        self.add_owner(new.data, &mut document)?;
+        Ok(document)
+    }
+
+    /// Stores the document of a new session that expires at `expires`. `None` if the key is taken.
+    pub(crate) async fn insert_document(
+        &self,
+        document: Document,
+        expires: WallTime,
+    ) -> Result<Option<WallTime>> {
+        let timer = self.timer(Verb::Insert);
+        let inserted = async {
+            let mut session = self.causal_session().await?;
+            let inserted = self.documents.insert_one(document).session(&mut session).await;
+            self.causal.check_in(session, inserted)
+        };
+        match inserted.await {
+            Ok(_) => timer.finish(Outcome::Ok, Ok(Some(expires))),
+            Err(error) if error::is_duplicate(&error) => timer.finish(Outcome::Duplicate, Ok(None)),
+            Err(error) => timer.fail("create a session", &error),
+        }
+    }
+
     /// Logs and counts an update that found no live session. Returns its result: nothing is stored.
     pub(crate) fn drop_save(&self) -> Updated {
         self.metrics.saves_dropped.increment(1);

@@ -5,7 +5,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use crate::telemetry::metrics::handles::guarded;
 use crate::telemetry::metrics::labels::{
     BatchVerb, Eviction, Fill, Gap, Invalidation, LoadResult, MergeResult, OperationOutcome,
-    Origin, Retry, Values, Verb,
+    Origin, OverLimit, Retry, Values, Verb,
 };
 
 /// A metric, with its description.
@@ -98,6 +98,8 @@ catalogue! {
         "Updates that a save in a request scope sent until it was stored";
     MERGE_CONFLICTS = Counter("session_store_merge_conflicts_total", Count) {}
         "Keys that two requests had changed, so that on_conflict merged them or the later save won";
+    OVER_LIMIT = Counter("session_store_sessions_over_limit_total", Count) { outcome: OverLimit }
+        "Sessions beyond max_sessions_per_owner, by what happened to them";
     LIVE = Gauge("session_store_live_sessions", Count) {}
         "Sessions in MongoDB that have not expired, counted at the interval count_every; 0 without that option";
 }

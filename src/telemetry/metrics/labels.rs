@@ -172,6 +172,16 @@ values! {
 }
 
 values! {
+    /// What happened to a session beyond `max_sessions_per_owner`.
+    OverLimit {
+        /// an old session was deleted
+        Evicted = "evicted",
+        /// a new session was not created
+        Refused = "refused",
+    }
+}
+
+values! {
     /// The origin of a change that the stream reports.
     Origin {
         /// this store

@@ -19,7 +19,7 @@ pub(crate) use crate::telemetry::metrics::cache::CacheMetrics;
 pub(crate) use crate::telemetry::metrics::handles::Counter;
 pub(crate) use crate::telemetry::metrics::handles::Gauge;
 pub(crate) use crate::telemetry::metrics::labels::{
-    Eviction, Fill, Gap, Invalidation, MergeResult, Retry, Verb,
+    Eviction, Fill, Gap, Invalidation, MergeResult, OverLimit, Retry, Verb,
 };
 pub(crate) use crate::telemetry::metrics::mongo::{MongoMetrics, Outcome};
 pub(crate) use crate::telemetry::metrics::series::{Portion, Series};

@@ -5,10 +5,12 @@ use std::time::Duration;
 use crate::error::{ErrorKind, Result};
 use crate::telemetry::metrics::catalogue::{
     self, BATCH_SIZE, DROPPED, DURATION, LIVE, MERGE_ATTEMPTS, MERGE_CONFLICTS, MERGES, OPERATIONS,
-    RETRIES,
+    OVER_LIMIT, RETRIES,
 };
 use crate::telemetry::metrics::handles::{Counter, Gauge, Histogram};
-use crate::telemetry::metrics::labels::{BatchVerb, MergeResult, OperationOutcome, Retry, Verb};
+use crate::telemetry::metrics::labels::{
+    BatchVerb, MergeResult, OperationOutcome, OverLimit, Retry, Verb,
+};
 use crate::telemetry::metrics::{Portion, Series};
 
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub(crate) struct MongoMetrics {
     merges: [Counter; MergeResult::COUNT],
     merge_attempts: Histogram,
     merge_conflicts: Counter,
+    over_limit: [Counter; OverLimit::COUNT],
     live: Gauge,
 }
 
@@ -68,6 +71,7 @@ impl MongoMetrics {
             merges: series.counters(&MERGES),
             merge_attempts: series.histogram(&MERGE_ATTEMPTS),
             merge_conflicts: series.counter(&MERGE_CONFLICTS),
+            over_limit: series.counters(&OVER_LIMIT),
             live: series.gauge(&LIVE),
             series,
         }
@@ -106,6 +110,10 @@ impl MongoMetrics {
 
     pub(crate) fn retries(&self, cause: Retry) -> &Counter {
         &self.retries[cause as usize]
+    }
+
+    pub(crate) fn over_limit(&self, outcome: OverLimit) -> &Counter {
+        &self.over_limit[outcome as usize]
     }
 
     /// This store's part of the gauge of live sessions.

@@ -1,7 +1,7 @@
 //! Mistakes in calls that not every app makes: owners, filters, keys and events.
 
 use futures::TryStreamExt;
-use tower_sessions_moka_mongodb_store::{Owner, SessionHandle, data_equals};
+use tower_sessions_moka_mongodb_store::{OnLimit, Owner, SessionHandle, data_equals};
 
 use super::*;
 
@@ -33,6 +33,15 @@ pub(super) async fn owners(quotes: &Quotes) {
     let panics = MongoStore::builder().uri(uri()).owner(owner).build().await.unwrap();
     let error = panics.create(&mut record()).await.unwrap_err();
     quotes.assert_quoted("an owner function that panics", &said_by_the_trait(&error));
+
+    let limited =
+        |max| MongoStore::builder().uri(uri()).max_sessions_per_owner(max, OnLimit::Refuse);
+    quotes.of_builder("a limit of zero", ErrorKind::Config, limited(0)).await;
+    quotes.of_builder("a limit for nobody", ErrorKind::Config, limited(1)).await;
+    let limited = limited(1).owner(|_| Some("ferris")).build().await.unwrap();
+    create(&limited).await;
+    let error = limited.create(&mut record()).await.unwrap_err();
+    quotes.assert_quoted("one session too many", &said_by_the_trait(&error));
 
     let builder = |client| MongoStore::builder().client(client).owner(|_| Some("ferris"));
     let client = Client::with_uri_str(uri()).await.unwrap();
