@@ -159,7 +159,7 @@ fn the_tests_that_the_page_on_security_names_exist() {
         let tests = line.trim_end_matches('|').rsplit(" | ").next().unwrap();
         let mut code = String::new();
         for it in codes(tests) {
-            if it.ends_with(".rs") {
+            if it.strip_suffix(".rs").is_some() {
                 code = code_of(it);
                 continue;
             }

@@ -124,7 +124,7 @@ values! {
         Ok = "ok",
         /// the id was taken
         Duplicate = "duplicate",
-        /// the session had changed since the request loaded it; the store merges and tries again
+        /// the session had changed since the request loaded it, so the store merges and tries again
         Changed = "changed",
         /// no answer within the operation timeout
         Timeout = "timeout",
@@ -140,7 +140,7 @@ values! {
 values! {
     /// How a save in a request scope ended.
     MergeResult {
-        /// stored; nobody else had changed the session since the request loaded it
+        /// stored, and nobody else had changed the session since the request loaded it
         Unchanged = "unchanged",
         /// stored, with what others had changed meanwhile
         Merged = "merged",
