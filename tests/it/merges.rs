@@ -1,5 +1,8 @@
 //! Parallel requests of one session keep each other's changes.
 
+mod app;
+mod reports;
+
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
