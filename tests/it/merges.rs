@@ -1,6 +1,7 @@
 //! Parallel requests of one session keep each other's changes.
 
 mod app;
+mod over_http;
 mod reports;
 
 use serde_json::{Value, json};
