@@ -1,4 +1,5 @@
-//! Counts each visitor's views in a session that MongoDB stores and the cache serves.
+//! Counts each visitor's views in a session that MongoDB stores and the cache serves. Parallel views are all
+//! counted, also by several instances of this app.
 //!
 //! `cargo run --example counter`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 
@@ -19,7 +20,9 @@ use support::AppError;
 use time::format_description::well_known::Rfc3339;
 use tower_sessions::cookie::SameSite;
 use tower_sessions::{Expiry, Session, SessionManagerLayer};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, ErrorKind, LiveSession};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, ErrorKind, LiveSession, RequestScopeLayer,
+};
 
 /// The session gets a new id each time it has counted this many views.
 const VIEWS_PER_ID: u64 = 10;
@@ -38,7 +41,7 @@ async fn run() -> Result<()> {
     let listener = support::listen().await?;
     // Install the recorder before the store: a store uses the recorder that exists when it is built.
     let metrics = prometheus()?;
-    let mongo = support::connect("counter", |mongo| mongo).await?;
+    let mongo = support::connect("counter", |mongo| mongo.on_conflict(add_up)).await?;
     let store = CachedMongoStore::builder(mongo).build().await?;
 
     support::serve(listener, app(store.clone(), metrics)).await?;
@@ -60,10 +63,29 @@ fn app(store: CachedMongoStore, metrics: PrometheusHandle) -> Router {
         .route("/message", post(message))
         .route("/logout", post(logout))
         .layer(sessions)
+        // Outside of the session layer: parallel requests of one session keep each other's changes.
+        .layer(RequestScopeLayer::new())
         // For the operator, without a session. A real app serves these on a port that is not public.
         .route("/sessions", get(list))
         .route("/metrics", get(async move || exposition(&metrics)))
         .with_state(store)
+}
+
+/// Merges a value of the session that two requests have changed at the same time. The views of both count. Of
+/// other values, the later save wins.
+fn add_up(
+    key: &str,
+    base: Option<&Value>,
+    theirs: Option<&Value>,
+    ours: Option<&Value>,
+) -> Option<Value> {
+    let count = |value: Option<&Value>| value.map_or(Some(0), Value::as_u64);
+    match (key, count(base), count(theirs), count(ours)) {
+        ("views", Some(base), Some(theirs), Some(ours)) => {
+            Some(theirs.saturating_add(ours.saturating_sub(base)).into())
+        }
+        _ => ours.cloned(),
+    }
 }
 
 /// What the page shows of the session.
@@ -74,7 +96,8 @@ struct Visit {
 }
 
 impl Visit {
-    /// Counts one more view. If two requests count at the same time, the last save wins.
+    /// Counts one more view. Requests that count at the same time may show the same number: each one shows what
+    /// it has loaded, and one more. [`add_up`] stores the sum.
     async fn count(session: &Session, store: &CachedMongoStore) -> Result<Self> {
         let views = session.get("views").await?.unwrap_or(0u64).saturating_add(1);
         session.insert("views", views).await?;

@@ -62,6 +62,10 @@ Ten million loads and a million saves on one store, in this process
   --loads N            (10000000)
   --saves N            (1000000)
 
+How many of parallel views of one session each store counts, in one process and in two
+  --lost-updates       100 rounds of 8 parallel views. The exit code is 1 if our store loses one with
+                       the RequestScopeLayer
+
   --help               this text
 
 With RUST_LOG=error in the environment, the log of the servers goes to stderr.
@@ -125,6 +129,7 @@ pub(crate) fn parse() -> Result<Asked> {
             Long("soak") => soaks = true,
             Long("loads") => soak.loads = parser.value()?.parse()?,
             Long("saves") => soak.saves = parser.value()?.parse()?,
+            Long("lost-updates") => options.lost_updates = true,
             Long("help") | Short('h') => return Ok(Asked::Help),
             Value(word) if word == "server" => return Ok(Asked::Server),
             // Cargo passes this to every bench.

@@ -10,6 +10,7 @@
 //! - `drive`: one round; `run`: one scenario; `figures`: its results
 //! - `machine`, `table`, `report`, `plot`, `guide`: the output
 //! - `soak`: millions of calls on one store
+//! - `lost_updates`: how many of parallel views each store loses
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints what it measured")]
 
 mod args;
@@ -21,6 +22,7 @@ mod findings;
 mod fleet;
 mod guide;
 mod kind;
+mod lost_updates;
 mod machine;
 mod naive;
 mod number;
@@ -75,6 +77,11 @@ fn main() -> Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let flat = runtime.block_on(soak::run(plan, &options, mongo))?;
         return Ok(if flat { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if options.lost_updates {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let exact = runtime.block_on(lost_updates::run(&options, mongo))?;
+        return Ok(if exact { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut runtime = match options.client_threads {
         1 => tokio::runtime::Builder::new_current_thread(),

@@ -36,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) plots: Option<PathBuf>,
     #[serde(skip)]
     pub(crate) soak: Option<Soak>,
+    #[serde(skip)]
+    pub(crate) lost_updates: bool,
 }
 
 /// The settings of our store. `None` keeps its own default.
@@ -104,6 +106,7 @@ impl Default for Options {
             html: None,
             plots: None,
             soak: None,
+            lost_updates: false,
         }
     }
 }

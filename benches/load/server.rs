@@ -7,6 +7,7 @@
 use std::io::{BufRead, Read, Write};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::extract::{Path, State};
@@ -17,9 +18,11 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_sessions::{Expiry, Session, SessionManagerLayer, SessionStore};
+use tower_sessions_moka_mongodb_store::RequestScopeLayer;
 
 use crate::content::Content;
 use crate::kind::Kind;
+use crate::lost_updates;
 use crate::options::StoreOptions;
 use crate::stats::{Meters, Stats};
 use crate::stores::Store;
@@ -88,6 +91,12 @@ fn app<S: SessionStore + Clone>(store: S, size: usize, meters: Meters) -> Router
         .with_secure(false);
     let always =
         Router::new().route("/always/read", get(read)).layer(layer.clone().with_always_save(true));
+    let counter = Router::new()
+        .route("/views", get(async |session: Session| views(&session).await))
+        .route("/views/add", post(add_view))
+        .route("/views/rotate", post(rotate_counter))
+        .layer(layer.clone());
+    let scoped = counter.clone().layer(RequestScopeLayer::new());
     Router::new()
         .route("/read", get(read))
         .route("/write/{version}", post(write))
@@ -95,6 +104,8 @@ fn app<S: SessionStore + Clone>(store: S, size: usize, meters: Meters) -> Router
         .route("/rotate", post(rotate))
         .layer(layer)
         .merge(always)
+        .merge(counter)
+        .nest("/scoped", scoped)
         .route("/bare", get(async || "0 0"))
         .route("/stats", get(stats))
         .with_state(Shared { content: Arc::new(Content::new(size)), meters })
@@ -124,6 +135,27 @@ async fn rotate(session: Session) -> Answer {
     let said = answer(&session).await?;
     session.cycle_id().await.map_err(failed)?;
     Ok(said)
+}
+
+/// How long a view asks something else between the load and the save of its session.
+const QUERY: Duration = Duration::from_millis(1);
+
+async fn add_view(session: Session) -> Answer {
+    let views = session.get::<u64>(lost_updates::VIEWS).await.map_err(failed)?.unwrap_or(0) + 1;
+    tokio::time::sleep(QUERY).await;
+    session.insert(lost_updates::VIEWS, views).await.map_err(failed)?;
+    Ok(views.to_string())
+}
+
+async fn rotate_counter(session: Session) -> Answer {
+    let said = views(&session).await?;
+    session.cycle_id().await.map_err(failed)?;
+    Ok(said)
+}
+
+async fn views(session: &Session) -> Answer {
+    let views = session.get::<u64>(lost_updates::VIEWS).await.map_err(failed)?;
+    views.map(|views| views.to_string()).ok_or(StatusCode::NOT_FOUND)
 }
 
 async fn stats(State(shared): State<Shared>) -> Json<Stats> {

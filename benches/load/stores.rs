@@ -11,6 +11,7 @@ use tower_sessions_moka_mongodb_store::{
 };
 
 use crate::kind::Kind;
+use crate::lost_updates;
 use crate::naive::{self, NaivePair};
 use crate::options::StoreOptions;
 use crate::stats::Commands;
@@ -44,7 +45,8 @@ impl Store {
             let collection = database.collection("sessions");
             return Ok(Self::Naive(naive::pair(collection, options.max_entries)));
         }
-        let mut mongo = MongoStore::builder().client(client);
+        let mut mongo =
+            MongoStore::builder().client(client).on_conflict(lost_updates::add_up_views);
         if let Some(commands) = options.max_commands_in_flight {
             mongo = mongo.max_commands_in_flight(commands);
         }

@@ -44,6 +44,8 @@ struct EndedSession {
     base: Base,
     /// What this request has deleted. `None` if somebody else has ended the session, or if that is unknown.
     taken: Option<Snapshot>,
+    /// How often this request has deleted it.
+    deletes: u32,
 }
 
 fn with<R>(act: impl FnOnce(&mut Records) -> R) -> Option<R> {
@@ -181,7 +183,7 @@ pub(crate) async fn save(
 pub(crate) async fn delete(store: &impl ScopedStore, id: RawId) -> Result<()> {
     let key = id.key();
     // Until the delete has succeeded, nothing is known of the session. So it counts as ended by somebody else.
-    if with(|records| records.end(key)) == Some(true) {
+    if with(|records| records.end_by_delete(key)) == Some(true) {
         let taken = store.take(key).await?;
         record_taken(key, taken);
         return Ok(());
@@ -202,12 +204,12 @@ enum Creation {
 fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
     let find = |records: &mut Records| {
         let ended = records.ended.iter().rev().find(|it| it.base.shares_a_key(data))?;
-        let Some(taken) = &ended.taken else { return Some(Creation::OfEnded) };
-        if ended.key == record_id.key() {
-            // `flush` leaves the id in the record, and `cycle_id` puts a random one there. After `flush`, the
-            // data is new.
+        // `flush` leaves the id in the record, and `cycle_id` puts a random one there. A `cycle_id` after a
+        // `flush` deletes the session once more. After `flush`, the data is new.
+        if ended.key == record_id.key() || ended.deletes > 1 {
             return None;
         }
+        let Some(taken) = &ended.taken else { return Some(Creation::OfEnded) };
         let save = ScopedSave::new(ended.base.clone(), data, expires);
         Some(Creation::Renewal(save, taken.clone()))
     };
@@ -254,8 +256,17 @@ impl Records {
     /// Moves the base of a session to the sessions that have ended. Returns whether it had one.
     fn end(&mut self, key: SessionKey) -> bool {
         let Some(base) = self.set(key, None) else { return false };
-        self.ended.push(EndedSession { key, base, taken: None });
+        self.ended.push(EndedSession { key, base, taken: None, deletes: 0 });
         true
+    }
+
+    /// Records that this request deletes a session. Returns whether the session had a base.
+    fn end_by_delete(&mut self, key: SessionKey) -> bool {
+        let had_base = self.end(key);
+        if let Some(ended) = self.ended.iter_mut().rev().find(|it| it.key == key) {
+            ended.deletes += 1;
+        }
+        had_base
     }
 
     /// Sets the base of a session, and returns the earlier one.

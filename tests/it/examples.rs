@@ -86,7 +86,7 @@ async fn two_apps_share_their_sessions() {
         assert_eq!(visitor.me(&first).await["views"], views);
     }
     // The second app has not loaded this session, so it has no old entry of it. The first app is
-    // not called again: it may continue from 3 for as long as `max_staleness`.
+    // not called again: it may show 3 and one more for as long as `max_staleness`.
     for views in 4..=5 {
         assert_eq!(visitor.me(&second).await["views"], views);
     }
@@ -96,6 +96,37 @@ async fn two_apps_share_their_sessions() {
     let old = other.cookie().unwrap();
     other.post(&first, "/logout", &[]).await;
     assert_eq!(Visitor::with_cookie(&second, &old).me(&second).await["views"], 1);
+}
+
+/// A round is eight views at the same time, by turns on two apps, and two more until the session has a new id.
+/// `LOST_UPDATES_ROUNDS` sets another number of rounds than 10.
+#[tokio::test]
+async fn two_apps_lose_no_view_of_eight_parallel_ones() {
+    let rounds = std::env::var("LOST_UPDATES_ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
+    let uri = common::uri();
+    let first = App::start("counter", &uri).await;
+    let second = App::start("counter", &uri).await;
+    let visitor = Visitor::new();
+    for _ in 1..=10 {
+        visitor.me(&first).await;
+    }
+    for round in 1..=rounds {
+        let id = visitor.cookie().unwrap();
+        let parallel = (0..8).map(|nth| visitor.me(if nth % 2 == 0 { &first } else { &second }));
+        futures::future::join_all(parallel).await;
+        assert_eq!(visitor.cookie().unwrap(), id, "the id changed too early");
+        let ninth = visitor.me(&first).await;
+        let tenth = visitor.me(&first).await;
+        assert_eq!(
+            (ninth["new_id"].as_bool(), tenth["new_id"].as_bool()),
+            (Some(false), Some(true))
+        );
+        assert_eq!(tenth["views"], 10 + 10 * round);
+        let list: Value = serde_json::from_str(&visitor.page(&second, "/sessions").await).unwrap();
+        let views: Vec<_> =
+            list["sessions"].as_array().unwrap().iter().map(|it| &it["views"]).collect();
+        assert_eq!(views, [10 + 10 * round], "round {round}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! Parallel requests of one session keep each other's changes.
 
+mod app;
+mod over_http;
+mod reports;
+
 use serde_json::{Value, json};
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
@@ -13,6 +17,7 @@ on_both_tiers! {
     cycle_id_keeps_what_others_saved_before_it = cycle_keeps;
     cycle_id_of_a_session_that_somebody_else_has_ended_stores_nothing = cycle_of_ended;
     after_flush_a_request_may_store_a_new_session = flush;
+    log_in_after_flush_is_stored_and_has_nothing_of_the_old_session = log_in_after_flush;
 }
 
 /// Stores a session with this data.
@@ -139,6 +144,35 @@ async fn flush(store: impl Store) {
         assert_eq!(data(&store, new).await, json!({ "flash": "bye" }), "nothing of the old one");
     }
     assert!(store.load(&id).await.unwrap().is_some());
+}
+
+/// What an app does if another user logs in on the same device: `flush`, perhaps `cycle_id`, and a new user under
+/// the same key. It does not matter whether somebody has ended the old session meanwhile.
+async fn log_in_after_flush(store: impl Store) {
+    for ended in [false, true] {
+        for cycles in [false, true] {
+            let id = stored(&store, json!({ "user": 1 })).await;
+            let new = in_request_scope(async {
+                let mut record = store.load(&id).await.unwrap().unwrap();
+                request(&store, id, async {}, set("cart", json!(["x"]))).await;
+                if ended {
+                    delete_elsewhere(&store, id).await;
+                }
+                record.data.clear();
+                store.delete(&record.id).await.unwrap();
+                if cycles {
+                    let old = std::mem::take(&mut record.id);
+                    store.delete(&old).await.unwrap();
+                }
+                record.data.insert("user".to_owned(), json!(2));
+                store.create(&mut record).await.unwrap();
+                record.id
+            });
+            let new = new.await;
+            let found = store.load(&new).await.unwrap().map(|record| json!(record.data));
+            assert_eq!(found, Some(json!({ "user": 2 })), "ended: {ended}, cycles: {cycles}");
+        }
+    }
 }
 
 async fn counting() -> MongoStore {
