@@ -7,9 +7,11 @@ use anyhow::{Context, Result, ensure};
 use futures::FutureExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tower_sessions::SessionStore;
-use tower_sessions_moka_mongodb_store::mongodb;
+use tower_sessions::session::Id;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, in_request_scope, mongodb};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape};
@@ -142,6 +144,66 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     rounds.tell("save", "update_one");
     ours.shutdown().await;
     Ok(rounds.throughput_ratio())
+}
+
+/// Requests that change few sessions, each request its own key, in a request scope. Beside the same requests
+/// without one, which overwrite each other's changes.
+pub(crate) async fn merge(bench: Bench) -> Result<Measured> {
+    const SESSIONS: usize = 8;
+    let uri = bench.uri();
+    let each = bench.size(16, 2);
+    let store = fixtures::cached(&uri, false).await?;
+    fixtures::fill(&fixtures::driver(&uri).await?, SEED, SHAPE, SESSIONS).await?;
+    fixtures::fill(&fixtures::driver(&uri).await?, THEIRS, SHAPE, SESSIONS).await?;
+    let own_key = |task| format!("task_{task:03}");
+    // All keys are there from the beginning, so that the sessions of both sides have the same size.
+    for session in 0..SESSIONS {
+        for seed in [SEED, THEIRS] {
+            let mut data = SHAPE.data(session);
+            data.extend((session..TASKS).step_by(SESSIONS).map(|task| (own_key(task), json!(0))));
+            store.save(&fixtures::record(fixtures::id(seed, session), data)).await?;
+        }
+    }
+    let store = &store;
+    let rounds = Rounds::run([bench.rounds, BLOCKS, TASKS * each], |side, block| {
+        async move {
+            let work = (0..TASKS).map(|task| {
+                let session = task % SESSIONS;
+                let store = store.clone();
+                async move {
+                    for serial in 1 + block * each..=(block + 1) * each {
+                        let change = |seed| {
+                            change(&store, fixtures::id(seed, session), own_key(task), serial)
+                        };
+                        match side {
+                            Side::Ours => in_request_scope(change(SEED)).await?,
+                            Side::Theirs => change(THEIRS).await?,
+                        }
+                    }
+                    Ok(())
+                }
+            });
+            together(work).await
+        }
+        .boxed()
+    });
+    let rounds = rounds.await?;
+    rounds.tell("load and save in a scope", "load and save");
+    let last = json!((bench.rounds * BLOCKS + 1) * each);
+    for task in 0..TASKS {
+        let stored = store.load(&fixtures::id(SEED, task % SESSIONS)).await?;
+        let stored = stored.context("it was stored")?;
+        ensure!(stored.data.get(&own_key(task)) == Some(&last), "a change was lost");
+    }
+    store.shutdown().await;
+    Ok(Measured::Value(rounds.throughput_ratio()))
+}
+
+/// What a request does that changes a key.
+async fn change(store: &CachedMongoStore, id: Id, key: String, serial: usize) -> Result<()> {
+    let mut record = store.load(&id).await?.context("it was stored")?;
+    record.data.insert(key, json!(serial));
+    Ok(store.save(&record).await?)
 }
 
 /// Runs each future in a task of its own. Returns how long it takes until the last one has ended.
