@@ -8,8 +8,7 @@ use mongodb::Collection;
 use mongodb::bson::{Document, doc};
 use serde_json::json;
 use tower_sessions::SessionStore;
-use tower_sessions::session::Id;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, in_request_scope, mongodb};
+use tower_sessions_moka_mongodb_store::{in_request_scope, mongodb};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape, timed};
@@ -143,13 +142,14 @@ pub(crate) async fn save_scoped(bench: Bench) -> Result<Measured> {
             let serials = first..first + BLOCK;
             let requests = async {
                 for serial in serials {
-                    let number = serial % SESSIONS;
+                    let change = |seed| {
+                        let id = fixtures::id(seed, serial % SESSIONS);
+                        // The value always differs from the stored one.
+                        fixtures::change(store, id, "key_00".to_owned(), json!(1_000_000 + serial))
+                    };
                     match side {
-                        Side::Ours => {
-                            let id = fixtures::id(SEED, number);
-                            in_request_scope(change(store, id, serial)).await?;
-                        }
-                        Side::Theirs => change(store, fixtures::id(THEIRS, number), serial).await?,
+                        Side::Ours => in_request_scope(change(SEED)).await?,
+                        Side::Theirs => change(THEIRS).await?,
                     }
                 }
                 anyhow::Ok(())
@@ -162,14 +162,6 @@ pub(crate) async fn save_scoped(bench: Bench) -> Result<Measured> {
     rounds.tell("load and save in a scope", "load and save");
     store.shutdown().await;
     Ok(Measured::Value(rounds.ratio()))
-}
-
-/// What a request does that changes a key.
-async fn change(store: &CachedMongoStore, id: Id, serial: usize) -> Result<()> {
-    let mut record = store.load(&id).await?.context("it was stored")?;
-    // The value always differs from the stored one.
-    record.data.insert("key_00".to_owned(), json!(1_000_000 + serial));
-    Ok(store.save(&record).await?)
 }
 
 /// Compared with inserts into the same collection, as for [`save`].
