@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore, in_request_scope};
 
 /// The load that is counted, and the cache that serves it.
 struct Case {
@@ -44,15 +44,18 @@ struct Case {
 enum Source {
     Plain,
     Compact,
+    /// As `Plain`, with a request scope for each load.
+    Scoped,
     /// SHA-256, moka and a clone.
     Floor,
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     Case { name: "hit_1", keys: 1, from: Source::Plain, bounds: Some([7_400, 51_900]) },
     Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 75_100]) },
     Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 162_500]) },
     Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 134_600]) },
+    Case { name: "hit_scoped_5", keys: 5, from: Source::Scoped, bounds: Some([17_200, 82_600]) },
     Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
 ];
 
@@ -192,9 +195,12 @@ impl Child {
             store.create(&mut record).await?;
             anyhow::Ok(store)
         })?;
+        let is_scoped = matches!(self.from, Source::Scoped);
         let load = || {
+            let load = store.load(black_box(&record.id));
             // A hit does not wait for anything.
-            let loaded = store.load(black_box(&record.id)).now_or_never();
+            let loaded =
+                if is_scoped { in_request_scope(load).now_or_never() } else { load.now_or_never() };
             drop(black_box(loaded.context("it is a hit")??.context("it is there")?));
             Ok(())
         };

@@ -7,12 +7,13 @@ use anyhow::{Context, Result, ensure};
 use futures::FutureExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tower_sessions::SessionStore;
-use tower_sessions_moka_mongodb_store::mongodb;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, in_request_scope, mongodb};
 
 use crate::bench::{Bench, Measured};
-use crate::fixtures::{self, Shape};
+use crate::fixtures::{self, Commands, Shape};
 use crate::rounds::{Rounds, Side};
 
 const SEED: u64 = 3;
@@ -142,6 +143,92 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     rounds.tell("save", "update_one");
     ours.shutdown().await;
     Ok(rounds.throughput_ratio())
+}
+
+/// Requests that change few sessions, each request its own key, in a request scope. Beside the same requests
+/// without one, which overwrite each other's changes.
+pub(crate) async fn merge(bench: Bench) -> Result<Measured> {
+    let uri = bench.uri();
+    let work = SharedSessions { each: bench.size(8, 2) };
+    let store = fixtures::cached(&uri, false).await?;
+    for seed in [SEED, THEIRS] {
+        fixtures::fill(&fixtures::driver(&uri).await?, seed, SHAPE, SharedSessions::COUNT).await?;
+        work.add_keys(&store, seed).await?;
+    }
+    let shape = [bench.rounds, 3 * BLOCKS, TASKS * work.each];
+    let rounds = Rounds::run(shape, |side, block| work.change(&store, side, block).boxed()).await?;
+    rounds.tell("load and save in a scope", "load and save");
+    work.check(&store, shape[0] * shape[1]).await?;
+    store.shutdown().await;
+    let commands = Commands::default();
+    let store = CachedMongoStore::builder(commands.mongo(&uri).await?).build().await?;
+    for side in [Side::Ours, Side::Theirs] {
+        let before = (commands.finds(), commands.writes());
+        work.change(&store, side, shape[0] * shape[1] + 1).await?;
+        let (finds, writes) = (commands.finds() - before.0, commands.writes() - before.1);
+        eprintln!("  {side:?}: {finds} finds and {writes} updates for {} requests", shape[2]);
+    }
+    store.shutdown().await;
+    Ok(Measured::Value(rounds.throughput_ratio()))
+}
+
+/// Few sessions with a key for each task.
+#[derive(Clone, Copy)]
+struct SharedSessions {
+    /// The number of requests of each task in a block.
+    each: usize,
+}
+
+impl SharedSessions {
+    const COUNT: usize = 8;
+
+    fn own_key(task: usize) -> String {
+        format!("task_{task:03}")
+    }
+
+    /// Adds the keys of all tasks, so that the sessions have the same size from the beginning, even if changes of
+    /// them get lost.
+    async fn add_keys(self, store: &CachedMongoStore, seed: u64) -> Result<()> {
+        for session in 0..Self::COUNT {
+            let tasks = (session..TASKS).step_by(Self::COUNT);
+            let mut data = SHAPE.data(session);
+            data.extend(tasks.map(|task| (Self::own_key(task), json!(0))));
+            store.save(&fixtures::record(fixtures::id(seed, session), data)).await?;
+        }
+        Ok(())
+    }
+
+    async fn change(self, store: &CachedMongoStore, side: Side, block: usize) -> Result<Duration> {
+        let work = (0..TASKS).map(|task| {
+            let store = store.clone();
+            async move {
+                for serial in block * self.each..(block + 1) * self.each {
+                    let session = task % Self::COUNT;
+                    let change = |seed| {
+                        let id = fixtures::id(seed, session);
+                        fixtures::change(&store, id, Self::own_key(task), json!(1 + serial))
+                    };
+                    match side {
+                        Side::Ours => in_request_scope(change(SEED)).await?,
+                        Side::Theirs => change(THEIRS).await?,
+                    }
+                }
+                Ok(())
+            }
+        });
+        together(work).await
+    }
+
+    /// Checks that no change of a request in a scope was lost.
+    async fn check(self, store: &CachedMongoStore, last_block: usize) -> Result<()> {
+        let last = json!((last_block + 1) * self.each);
+        for task in 0..TASKS {
+            let stored = store.load(&fixtures::id(SEED, task % Self::COUNT)).await?;
+            let stored = stored.context("it was stored")?;
+            ensure!(stored.data.get(&Self::own_key(task)) == Some(&last), "a change was lost");
+        }
+        Ok(())
+    }
 }
 
 /// Runs each future in a task of its own. Returns how long it takes until the last one has ended.

@@ -35,14 +35,20 @@ figures! {
         = hits::against_naive;
     load_hit_compact_5 AtMost(2.2) "time of a compact hit with 5 keys / SHA-256, a moka look-up and a clone"
         = |bench| hits::against_floor(bench, 5, true);
+    load_hit_scoped_5 AtMost(1.10) "time of a hit with 5 keys in a request scope / without a scope"
+        = hits::scoped;
     load_miss_idle AtMost(1.05) "time of a miss, one at a time / the driver's find_one"
         = idle::load;
     load_miss_busy AtLeast(3.0) "throughput of misses of 128 tasks / find_one of 128 tasks"
         = busy::load;
     save_idle AtMost(1.05) "time of a save, one at a time / the driver's update_one"
         = idle::save;
+    save_scoped_idle AtMost(1.05) "time of a hit and a save, one request at a time, in a request scope / without"
+        = idle::save_scoped;
     save_busy AtLeast(1.7) "throughput of saves of 128 tasks / update_one of 128 tasks"
         = busy::save;
+    merge_busy AtLeast(1.0) "throughput of 128 tasks that change keys of 8 sessions, in request scopes / without"
+        = busy::merge;
     create_idle AtMost(1.05) "time of a create, one at a time / the driver's insert_one"
         = idle::create;
     stampede_finds Exactly(1.0) "number of finds for 1,000 loads of one session that is not cached"

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, CachedMongoStoreBuilder, MongoStore, SessionKey, mongodb,
@@ -143,6 +144,18 @@ pub(crate) async fn cached(uri: &str, compact: bool) -> Result<CachedMongoStore>
 
 pub(crate) fn form(builder: CachedMongoStoreBuilder, compact: bool) -> CachedMongoStoreBuilder {
     builder.compact(compact)
+}
+
+/// A request that loads a session and changes a key of it.
+pub(crate) async fn change(
+    store: &CachedMongoStore,
+    id: Id,
+    key: String,
+    value: Value,
+) -> Result<()> {
+    let mut record = store.load(&id).await?.context("it was stored")?;
+    record.data.insert(key, value);
+    Ok(store.save(&record).await?)
 }
 
 /// Inserts the sessions `0..count` of `seed` into the database, without a store.

@@ -9,7 +9,7 @@ use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::MongoStore;
+use tower_sessions_moka_mongodb_store::{MongoStore, in_request_scope};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape};
@@ -105,6 +105,37 @@ pub(crate) async fn against_naive(bench: Bench) -> Result<Measured> {
     rounds.tell("load", "load of the naive pair");
     ours.shutdown().await;
     mongo.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
+}
+
+/// Hits in a request scope, beside hits of the same sessions without one.
+pub(crate) async fn scoped(bench: Bench) -> Result<Measured> {
+    let (ids, uri) = stored(&bench, 5).await?;
+    let store = fixtures::cached(&uri, false).await?;
+    loads(&store, &ids).await?;
+    let store = &store;
+    let ids = &ids;
+    let shape = [bench.rounds, bench.size(BLOCKS, 3), LOADS];
+    let rounds = Rounds::run(shape, |side, _| {
+        async move {
+            match side {
+                Side::Ours => {
+                    let start = Instant::now();
+                    for id in passes(ids) {
+                        // A scope for each load, as the layer opens one for each request.
+                        let loaded = in_request_scope(store.load(black_box(id))).await?;
+                        black_box(loaded.context("it is there")?);
+                    }
+                    Ok(start.elapsed())
+                }
+                Side::Theirs => loads(store, passes(ids)).await,
+            }
+        }
+        .boxed()
+    });
+    let rounds = rounds.await?;
+    rounds.tell("load in a scope", "load");
+    store.shutdown().await;
     Ok(Measured::Value(rounds.ratio()))
 }
 

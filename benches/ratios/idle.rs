@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use futures::FutureExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
+use serde_json::json;
 use tower_sessions::SessionStore;
-use tower_sessions_moka_mongodb_store::mongodb;
+use tower_sessions_moka_mongodb_store::{in_request_scope, mongodb};
 
 use crate::bench::{Bench, Measured};
 use crate::fixtures::{self, Shape, timed};
@@ -119,6 +120,48 @@ async fn save_beside(bench: &Bench, uri: &str, theirs: &Collection<Document>) ->
     rounds.tell("save", "update_one");
     ours.shutdown().await;
     Ok(rounds.ratio())
+}
+
+/// Requests that load a session and change a key of it, each in a request scope, beside the same requests
+/// without one.
+pub(crate) async fn save_scoped(bench: Bench) -> Result<Measured> {
+    const SESSIONS: usize = 10 * BLOCK;
+    let uri = bench.uri();
+    let driver = fixtures::driver(&uri).await?;
+    let store = fixtures::cached(&uri, false).await?;
+    for seed in [SEED, THEIRS] {
+        fixtures::fill(&driver, seed, SHAPE, SESSIONS).await?;
+        // From now on, each load is a hit.
+        let ids: Vec<_> = (0..SESSIONS).map(|number| fixtures::id(seed, number)).collect();
+        hits::loads(&store, &ids).await?;
+    }
+    let store = &store;
+    let rounds = Rounds::run([bench.rounds, blocks(&bench), BLOCK], |side, block| {
+        async move {
+            let first = block * BLOCK;
+            let serials = first..first + BLOCK;
+            let requests = async {
+                for serial in serials {
+                    let change = |seed| {
+                        let id = fixtures::id(seed, serial % SESSIONS);
+                        // The value always differs from the stored one.
+                        fixtures::change(store, id, "key_00".to_owned(), json!(1_000_000 + serial))
+                    };
+                    match side {
+                        Side::Ours => in_request_scope(change(SEED)).await?,
+                        Side::Theirs => change(THEIRS).await?,
+                    }
+                }
+                anyhow::Ok(())
+            };
+            timed(requests).await
+        }
+        .boxed()
+    });
+    let rounds = rounds.await?;
+    rounds.tell("load and save in a scope", "load and save");
+    store.shutdown().await;
+    Ok(Measured::Value(rounds.ratio()))
 }
 
 /// Compared with inserts into the same collection, as for [`save`].

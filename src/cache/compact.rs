@@ -22,7 +22,9 @@ use std::sync::Arc;
 use serde_json::{Map, Number, Value};
 
 use crate::session::number;
+use crate::session::revision::Rev;
 use crate::session::{Data, MAX_DEPTH};
+use crate::time::WallTime;
 
 const NULL: u8 = 0x00;
 const FALSE: u8 = 0x01;
@@ -46,33 +48,74 @@ const SHORT: usize = 32;
 /// Numbers below this have a first byte each.
 const SMALL_NUMBERS: u64 = 64;
 
-/// Encodes data. `None` if a value has more than [`MAX_DEPTH`] levels.
+/// What an entry knows of its session beside the data and the expiry. It stands before the data: a byte that says
+/// which of the two there are, the bits of the `rev`, and a varint of the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) rev: Option<Rev>,
+    pub(crate) created: Option<WallTime>,
+}
+
+/// Encodes data with its origin. `None` if a value has more than [`MAX_DEPTH`] levels.
+pub(crate) fn encode_with(origin: Origin, data: &Data) -> Option<Arc<str>> {
+    let mut writer = Writer(String::with_capacity(256));
+    writer.origin(origin);
+    writer.data(data)?;
+    Some(writer.0.into())
+}
+
+/// Decodes the data in what [`encode_with`] has written.
+pub(crate) fn decode_with(encoded: &str) -> Option<Data> {
+    let mut reader = Reader { encoded, position: 0 };
+    reader.origin()?;
+    reader.data()
+}
+
+/// Decodes the origin in what [`encode_with`] has written.
+pub(crate) fn origin(encoded: &str) -> Option<Origin> {
+    Reader { encoded, position: 0 }.origin()
+}
+
+/// Encodes data alone. `None` if a value has more than [`MAX_DEPTH`] levels.
+#[cfg(any(test, fuzzing, feature = "internals"))]
 pub(crate) fn encode(data: &Data) -> Option<Arc<str>> {
     let mut writer = Writer(String::with_capacity(256));
-    writer.varint(data.len() as u64);
-    for (key, value) in data {
-        writer.text(key);
-        writer.value(value, MAX_DEPTH)?;
-    }
+    writer.data(data)?;
     Some(writer.0.into())
 }
 
 /// Decodes what [`encode`] has written. `None` for any other text.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn decode(encoded: &str) -> Option<Data> {
-    let mut reader = Reader { encoded, position: 0 };
-    let count = reader.length()?;
-    // Bounded by what is left to read, since a wrong count could ask for any amount of memory.
-    let mut data = Data::with_capacity(count.min(reader.remaining()));
-    for _ in 0..count {
-        let key = reader.key()?;
-        data.insert(key, reader.value(MAX_DEPTH)?);
-    }
-    reader.is_at_end().then_some(data)
+    Reader { encoded, position: 0 }.data()
 }
 
 struct Writer(String);
 
 impl Writer {
+    fn origin(&mut self, Origin { rev, created }: Origin) {
+        self.byte(u8::from(rev.is_some()) | u8::from(created.is_some()) << 1);
+        if let Some(rev) = rev {
+            let bits = u128::from_le_bytes(*rev.as_bytes());
+            for group in 0..19 {
+                #[allow(clippy::cast_possible_truncation, reason = "the mask leaves seven bits")]
+                self.masked_byte((bits >> (7 * group)) as u64, 0x7f);
+            }
+        }
+        if let Some(created) = created {
+            self.varint(created.millis().cast_unsigned());
+        }
+    }
+
+    fn data(&mut self, data: &Data) -> Option<()> {
+        self.varint(data.len() as u64);
+        for (key, value) in data {
+            self.text(key);
+            self.value(value, MAX_DEPTH)?;
+        }
+        Some(())
+    }
+
     /// Writes a value of at most `levels` levels. The limit bounds the recursion.
     fn value(&mut self, value: &Value, levels: usize) -> Option<()> {
         match value {
@@ -172,6 +215,34 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn origin(&mut self) -> Option<Origin> {
+        let which = self.byte()?;
+        let mut origin = Origin::default();
+        if which & 1 != 0 {
+            let mut bits = 0;
+            for (group, byte) in self.slice(19)?.bytes().enumerate() {
+                bits |= u128::from(byte) << (7 * group);
+            }
+            origin.rev = Rev::from_bytes(&bits.to_le_bytes());
+        }
+        if which & 2 != 0 {
+            origin.created = Some(WallTime::from_millis(self.varint()?.cast_signed()));
+        }
+        Some(origin)
+    }
+
+    /// Reads data, up to the end.
+    fn data(&mut self) -> Option<Data> {
+        let count = self.length()?;
+        // Bounded by what is left to read, since a wrong count could ask for any amount of memory.
+        let mut data = Data::with_capacity(count.min(self.remaining()));
+        for _ in 0..count {
+            let key = self.key()?;
+            data.insert(key, self.value(MAX_DEPTH)?);
+        }
+        self.is_at_end().then_some(data)
+    }
+
     /// Reads a value of at most `levels` levels. The limit bounds the recursion.
     fn value(&mut self, levels: usize) -> Option<Value> {
         Some(match self.byte()? {
@@ -322,6 +393,24 @@ mod tests {
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
+    }
+
+    #[test]
+    fn an_origin_is_restored_and_hides_nothing_of_the_data() {
+        let data = Data::from([("a".to_owned(), json!(["é", 1.5]))]);
+        let revs = [[0; 16], [0xff; 16], std::array::from_fn(|n| u8::try_from(17 * n).unwrap())];
+        let revs = revs.iter().map(|rev| Rev::from_bytes(rev)).chain([None]);
+        let times = [0, 1, -1, 1_800_000_000_000, i64::MAX, i64::MIN];
+        let times = times.map(|time| Some(WallTime::from_millis(time))).into_iter().chain([None]);
+        for rev in revs {
+            for created in times.clone() {
+                let expected = Origin { rev, created };
+                let encoded = encode_with(expected, &data).unwrap();
+                assert_eq!(origin(&encoded), Some(expected));
+                assert_eq!(decode_with(&encoded).as_ref(), Some(&data));
+            }
+        }
+        assert_eq!((origin(""), origin("\x01"), origin("\x02")), (None, None, None));
     }
 
     fn data() -> impl Strategy<Value = Data> {

@@ -5,9 +5,9 @@ use std::fmt;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use crate::cache::{compact, weight};
+use crate::cache::compact::{self, Origin};
+use crate::cache::weight;
 use crate::error::{Error, ErrorKind, Result};
-use crate::session::revision::Rev;
 use crate::session::snapshot::{SharedData, Snapshot};
 use crate::session::{Data, Session, is_same_data};
 use crate::time::{Moment, WallTime};
@@ -17,8 +17,6 @@ use crate::time::{Moment, WallTime};
 pub(crate) struct Entry {
     times: Times,
     expires: WallTime,
-    rev: Option<Rev>,
-    created: Option<WallTime>,
     payload: Payload,
 }
 
@@ -31,6 +29,8 @@ enum Payload {
 
 struct Plain {
     data: Data,
+    /// Here and not in the entry, which is copied at each hit.
+    origin: Origin,
     /// Kept, since to compute it visits each value of the data.
     weight: u32,
 }
@@ -46,7 +46,7 @@ impl SharedData for Plain {
 
 impl SharedData for Compact {
     fn data(&self) -> Result<Cow<'_, Data>> {
-        compact::decode(&self.0).map(Cow::Owned).ok_or_else(unreadable)
+        compact::decode_with(&self.0).map(Cow::Owned).ok_or_else(unreadable)
     }
 }
 
@@ -63,28 +63,29 @@ impl Entry {
     pub(crate) fn new(session: Session, times: Times) -> Self {
         let Session { data, expires, rev, created } = session;
         let weight = weight::of_plain(&data, size_of::<Plain>());
-        let payload = Payload::Plain(Arc::new(Plain { data, weight }));
-        Self { times, expires, rev, created, payload }
+        let origin = Origin { rev, created };
+        Self { times, expires, payload: Payload::Plain(Arc::new(Plain { data, origin, weight })) }
     }
 
     /// The same entry in the compact form, or as it is if its data cannot be encoded.
     pub(crate) fn compacted(&self) -> Self {
         let mut entry = self.clone();
         if let Payload::Plain(plain) = &self.payload
-            && let Some(encoded) = compact::encode(&plain.data)
+            && let Some(encoded) = compact::encode_with(plain.origin, &plain.data)
         {
             entry.payload = Payload::Compact(encoded);
         }
         entry
     }
 
-    /// A copy of the session.
+    /// A copy of the data and the expiry. It has no `rev` and no `created`: no caller of a load asks for them, and
+    /// a compact entry would have to decode them at each hit.
     pub(crate) fn session(&self) -> Result<Session> {
         let data = match &self.payload {
             Payload::Plain(plain) => plain.data.clone(),
-            Payload::Compact(encoded) => compact::decode(encoded).ok_or_else(unreadable)?,
+            Payload::Compact(encoded) => compact::decode_with(encoded).ok_or_else(unreadable)?,
         };
-        Ok(Session { data, expires: self.expires, rev: self.rev, created: self.created })
+        Ok(Session::new(data, self.expires))
     }
 
     /// The session with its data shared, not copied.
@@ -93,12 +94,20 @@ impl Entry {
             Payload::Plain(plain) => Arc::clone(plain) as _,
             Payload::Compact(encoded) => Arc::new(Compact(Arc::clone(encoded))),
         };
-        Snapshot { data, expires: self.expires, rev: self.rev, created: self.created }
+        let Origin { rev, created } = self.origin();
+        Snapshot { data, expires: self.expires, rev, created }
+    }
+
+    fn origin(&self) -> Origin {
+        match &self.payload {
+            Payload::Plain(plain) => plain.origin,
+            Payload::Compact(encoded) => compact::origin(encoded).unwrap_or_default(),
+        }
     }
 
     /// The same session with another expiry.
     pub(crate) fn with_expiry(&self, expires: WallTime, times: Times) -> Self {
-        Self { times, expires, ..self.clone() }
+        Self { times, expires, payload: self.payload.clone() }
     }
 
     /// Whether the session has this data.
@@ -106,7 +115,7 @@ impl Entry {
         match &self.payload {
             Payload::Plain(plain) => is_same_data(&plain.data, data),
             Payload::Compact(encoded) => {
-                compact::decode(encoded).is_some_and(|decoded| is_same_data(&decoded, data))
+                compact::decode_with(encoded).is_some_and(|decoded| is_same_data(&decoded, data))
             }
         }
     }
@@ -116,7 +125,7 @@ impl Entry {
     }
 
     pub(crate) fn created(&self) -> Option<WallTime> {
-        self.created
+        self.origin().created
     }
 
     pub(crate) fn times(&self) -> &Times {

@@ -15,21 +15,36 @@ use crate::time::WallTime;
 /// What a request knows of a session that it has loaded.
 #[derive(Clone)]
 pub(crate) struct Base {
-    /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
-    pub(crate) seen: Arc<dyn SharedData>,
-    /// What the database had then. It differs from `seen` if the last save was merged with the changes of
-    /// another request.
+    /// What the database had when the request loaded the session, or saved it last.
     pub(crate) stored: Snapshot,
+    /// The data as the request knows it. `None` if that is what was stored. It differs if the last save was merged
+    /// with the changes of another request.
+    differing: Option<Arc<dyn SharedData>>,
 }
 
 impl Base {
     pub(crate) fn loaded(stored: Snapshot) -> Self {
-        Self { seen: Arc::clone(&stored.data), stored }
+        Self { stored, differing: None }
+    }
+
+    /// What is known after a save that was merged. The request has `data`.
+    pub(crate) fn merged(data: Arc<dyn SharedData>, stored: Snapshot) -> Self {
+        Self { stored, differing: Some(data) }
+    }
+
+    /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
+    fn seen(&self) -> &Arc<dyn SharedData> {
+        self.differing.as_ref().unwrap_or(&self.stored.data)
+    }
+
+    /// Whether a save of `data` changes no data, and does not end the session sooner than the request found it.
+    pub(crate) fn is_touch(&self, data: &Data, expires: WallTime) -> Result<bool> {
+        Ok(expires >= self.stored.expires && is_same_data(self.seen().data()?.as_ref(), data))
     }
 
     /// Whether the data has a key of this session. If the session cannot be read, it may have.
     pub(crate) fn shares_a_key(&self, data: &Data) -> bool {
-        self.seen.data().map_or(true, |seen| seen.keys().any(|key| data.contains_key(key)))
+        self.seen().data().map_or(true, |seen| seen.keys().any(|key| data.contains_key(key)))
     }
 }
 
@@ -121,12 +136,6 @@ impl ScopedSave {
         &self.data
     }
 
-    /// Whether the request has changed no data, and does not end the session sooner than it found it.
-    pub(crate) fn is_touch(&self) -> Result<bool> {
-        let seen = self.base.seen.data()?;
-        Ok(self.expires >= self.base.stored.expires && is_same_data(&seen, &self.data))
-    }
-
     /// Applies the changes to a state.
     ///
     /// The later expiry is kept, unless the request has shortened the life of the session.
@@ -137,10 +146,10 @@ impl ScopedSave {
     ) -> Result<Merged> {
         let shortens = self.expires < self.base.stored.expires;
         let expires = if shortens { self.expires } else { self.expires.max(state.expires) };
-        if std::ptr::addr_eq(Arc::as_ptr(&self.base.seen), Arc::as_ptr(&state.data)) {
+        if std::ptr::addr_eq(Arc::as_ptr(self.base.seen()), Arc::as_ptr(&state.data)) {
             return Ok(Merged { data: Arc::clone(&self.data), expires, conflicts: 0 });
         }
-        let seen = self.base.seen.data()?;
+        let seen = self.base.seen().data()?;
         let mut merged = state.data.data()?.into_owned();
         let added_or_kept = self.data.iter().map(|(key, ours)| (key, Some(ours)));
         let removed = seen.keys().filter(|key| !self.data.contains_key(*key));
@@ -266,7 +275,7 @@ mod tests {
     fn a_second_save_of_a_request_keeps_what_the_first_one_was_merged_with() {
         // The request loaded { a: 0 } and saved { a: 1 }. Another one had added `b` meanwhile.
         let stored = snapshot(json!({ "a": 1, "b": 2 }), 10);
-        let base = Base { seen: Arc::new(data(json!({ "a": 1 }))), stored: stored.clone() };
+        let base = Base::merged(Arc::new(data(json!({ "a": 1 }))), stored.clone());
         let again = ScopedSave::new(base, &data(json!({ "a": 3 })), WallTime::from_millis(20));
         assert_eq!(json!(*again.apply(&stored, None).unwrap().data), json!({ "a": 3, "b": 2 }));
     }
@@ -278,9 +287,12 @@ mod tests {
         assert_eq!(expiry(20).expires.millis(), 30);
         assert_eq!(expiry(40).expires.millis(), 40);
         assert_eq!(expiry(5).expires.millis(), 5, "the request found 10");
-        assert!(save(json!({ "k": 1 }), json!({ "k": 1 }), 10).is_touch().unwrap());
-        assert!(!save(json!({ "k": 1 }), json!({ "k": 1 }), 9).is_touch().unwrap());
-        assert!(!save(json!({ "k": 1 }), json!({ "k": 2 }), 10).is_touch().unwrap());
+        let base = Base::loaded(snapshot(json!({ "k": 1 }), 10));
+        let is_touch =
+            |ours, expires| base.is_touch(&data(ours), WallTime::from_millis(expires)).unwrap();
+        assert!(is_touch(json!({ "k": 1 }), 10));
+        assert!(!is_touch(json!({ "k": 1 }), 9));
+        assert!(!is_touch(json!({ "k": 2 }), 10));
     }
 
     #[test]

@@ -32,7 +32,9 @@ struct Scope(Arc<Mutex<Records>>);
 /// A request has few sessions, as a rule one. So these are lists.
 #[derive(Default)]
 struct Records {
-    bases: Vec<(SessionKey, Base)>,
+    /// The first one by itself, so that a request with one session needs no list.
+    first: Option<(SessionKey, Base)>,
+    others: Vec<(SessionKey, Base)>,
     /// The sessions that this request loaded, and that have ended since.
     ended: Vec<EndedSession>,
     /// Ids that the app got from us or saved, and that have no session.
@@ -58,8 +60,9 @@ pub(crate) fn is_active() -> bool {
 }
 
 /// Records what a load has returned. If the caller is not in a scope, `snapshot` is not called.
+#[inline]
 pub(crate) fn record_loaded(key: SessionKey, snapshot: impl FnOnce() -> Option<Snapshot>) {
-    with(|records| records.set(key, snapshot().map(Base::loaded)));
+    with(|records| drop(records.set(key, snapshot().map(Base::loaded))));
 }
 
 /// What the verbs below ask of a store. Both stores implement it, outside of any scope.
@@ -162,8 +165,7 @@ pub(crate) async fn save(
         }
         return Ok(());
     };
-    let save = ScopedSave::new(base, data, expires);
-    if save.is_touch()? {
+    if base.is_touch(data, expires)? {
         if store.touch(key, expires).await? {
             record_touched(key, expires);
         } else {
@@ -171,7 +173,7 @@ pub(crate) async fn save(
         }
         return Ok(());
     }
-    match store.merge(key, save).await? {
+    match store.merge(key, ScopedSave::new(base, data, expires)).await? {
         Some((stored, true)) => record_stored(key, data, stored),
         Some((stored, false)) => record_loaded(key, || stored),
         None => record_dropped(id),
@@ -219,14 +221,14 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
 /// Records what was stored of `data`, which the app holds.
 fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
     with(|records| {
-        let base = stored.map(|stored| Base { seen: Arc::new(data.clone()), stored });
+        let base = stored.map(|stored| Base::merged(Arc::new(data.clone()), stored));
         records.set(key, base);
     });
 }
 
 fn record_touched(key: SessionKey, expires: WallTime) {
     with(|records| {
-        if let Some((_, base)) = records.bases.iter_mut().find(|(it, _)| *it == key) {
+        if let Some(base) = records.base(key) {
             base.stored.expires = expires.max(base.stored.expires);
         }
     });
@@ -249,13 +251,14 @@ fn record_taken(key: SessionKey, taken: Option<Session>) {
 }
 
 impl Records {
-    fn base(&self, key: SessionKey) -> Option<&Base> {
-        self.bases.iter().find(|(it, _)| *it == key).map(|(_, base)| base)
+    fn base(&mut self, key: SessionKey) -> Option<&mut Base> {
+        let mut bases = self.first.iter_mut().chain(&mut self.others);
+        bases.find(|(it, _)| *it == key).map(|(_, base)| base)
     }
 
     /// Moves the base of a session to the sessions that have ended. Returns whether it had one.
     fn end(&mut self, key: SessionKey) -> bool {
-        let Some(base) = self.set(key, None) else { return false };
+        let Some(base) = self.remove(key) else { return false };
         self.ended.push(EndedSession { key, base, taken: None, deletes: 0 });
         true
     }
@@ -271,15 +274,25 @@ impl Records {
 
     /// Sets the base of a session, and returns the earlier one.
     fn set(&mut self, key: SessionKey, base: Option<Base>) -> Option<Base> {
-        let place = self.bases.iter().position(|(it, _)| *it == key);
-        match (place, base) {
-            (Some(place), Some(base)) => Some(std::mem::replace(&mut self.bases[place].1, base)),
-            (Some(place), None) => Some(self.bases.swap_remove(place).1),
-            (None, Some(base)) => {
-                self.bases.push((key, base));
-                None
-            }
-            (None, None) => None,
+        let Some(base) = base else { return self.remove(key) };
+        if let Some(earlier) = self.base(key) {
+            return Some(std::mem::replace(earlier, base));
         }
+        if self.first.is_none() {
+            self.first = Some((key, base));
+        } else {
+            self.others.push((key, base));
+        }
+        None
+    }
+
+    fn remove(&mut self, key: SessionKey) -> Option<Base> {
+        let removed = if self.first.as_ref().is_some_and(|(it, _)| *it == key) {
+            self.first.take()
+        } else {
+            let place = self.others.iter().position(|(it, _)| *it == key)?;
+            Some(self.others.swap_remove(place))
+        };
+        removed.map(|(_, base)| base)
     }
 }

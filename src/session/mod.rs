@@ -80,7 +80,6 @@ pub(crate) struct Session {
     pub(crate) created: Option<WallTime>,
 }
 
-#[cfg(any(test, feature = "internals"))]
 impl Session {
     /// A session of which nothing else is known.
     pub(crate) fn new(data: Data, expires: WallTime) -> Self {

@@ -282,17 +282,20 @@ impl<B: Backend> WriteThrough<B> {
         }
         let key = id.key();
         let found = match self.cache.get(key) {
-            Lookup::Hit(entry) => Some(entry),
-            Lookup::Absent => None,
+            Lookup::Hit(entry) => return loaded(key, &entry).map(Some),
             Lookup::Grace(entry) => {
                 self.cache.probe(key, |leader| self.read(key, leader, Duration::ZERO));
-                Some(entry)
+                return loaded(key, &entry).map(Some);
             }
+            Lookup::Absent => None,
             // Boxed, since each hit pays for the size of this future.
             Lookup::Miss | Lookup::Expired => Box::pin(self.fill(key)).await?,
         };
-        request_scope::record_loaded(key, || found.as_ref().map(Entry::snapshot));
-        found.map(|entry| entry.session()).transpose()
+        let Some(entry) = found else {
+            request_scope::record_loaded(key, || None);
+            return Ok(None);
+        };
+        loaded(key, &entry).map(Some)
     }
 
     async fn fill(&self, key: SessionKey) -> Result<Option<Entry>> {
@@ -440,6 +443,12 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
 fn begin_deletes(cache: &Cache, keys: &[SessionKey]) -> impl FnOnce() + Send + use<> {
     let guards: Vec<_> = keys.iter().map(|key| cache.begin(*key)).collect();
     || guards.into_iter().for_each(|guard| guard.evict(Invalidation::Delete))
+}
+
+/// A copy of a session that a load has found.
+fn loaded(key: SessionKey, entry: &Entry) -> Result<Session> {
+    request_scope::record_loaded(key, || Some(entry.snapshot()));
+    entry.session()
 }
 
 /// A second fill guard of a write that runs on past its deadline. Dropping it, when the write has ended,
