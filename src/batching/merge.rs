@@ -31,7 +31,7 @@ impl<C: Commands> Batcher<C> {
     /// Stores the changes of a request, and returns what is then stored. `None` if there is no live session.
     ///
     /// Each attempt is an update on condition of a `rev`: first of the state that an earlier save in the write
-    /// queue has left, or that the request has loaded. If the session has another `rev` by then, the server
+    /// queue has left, that the cache has, or that the request has loaded. If the session has another `rev` by then, the server
     /// refuses the update, and the next attempt builds on the newest state. An attempt whose outcome is unknown
     /// is the last one, so the changes are stored at most once.
     pub(super) async fn merge_in_turn(
@@ -64,7 +64,7 @@ impl<C: Commands> Batcher<C> {
         save: &ScopedSave,
         tally: &mut Tally,
     ) -> Result<Option<Saved>> {
-        let mut state = permit.write.newest().unwrap_or_else(|| save.stored().clone());
+        let mut state = permit.write.newest().unwrap_or_else(|| save.expected().clone());
         loop {
             let merged = save.apply(&state, self.commands.on_conflict())?;
             tally.attempts += 1;

@@ -46,6 +46,12 @@ impl Base {
     pub(crate) fn shares_a_key(&self, data: &Data) -> bool {
         self.seen().data().map_or(true, |seen| seen.keys().any(|key| data.contains_key(key)))
     }
+
+    /// Whether the data has a key of this session with the same value. If the session cannot be read, it may have.
+    pub(crate) fn shares_a_value(&self, data: &Data) -> bool {
+        let is_shared = |(key, value): (&String, &Value)| is_same(data.get(key), Some(value));
+        self.seen().data().map_or(true, |seen| seen.iter().any(is_shared))
+    }
 }
 
 /// The function of the app that merges a value that two requests have changed.
@@ -87,6 +93,8 @@ pub(crate) struct ScopedSave {
     base: Base,
     data: Arc<Data>,
     expires: WallTime,
+    /// A newer state than the request has loaded, if the caller has one.
+    newer: Option<Snapshot>,
 }
 
 /// A state that has the changes of a save.
@@ -123,12 +131,17 @@ impl Saved {
 impl ScopedSave {
     /// The save of `data` by a request that knows `base`.
     pub(crate) fn new(base: Base, data: &Data, expires: WallTime) -> Self {
-        Self { base, data: Arc::new(data.clone()), expires }
+        Self { base, data: Arc::new(data.clone()), expires, newer: None }
     }
 
-    /// What the request believes to be stored.
-    pub(crate) fn stored(&self) -> &Snapshot {
-        &self.base.stored
+    /// The same save for a caller that has another state of the session.
+    pub(crate) fn with_newer(self, newer: Option<Snapshot>) -> Self {
+        Self { newer, ..self }
+    }
+
+    /// What is probably stored.
+    pub(crate) fn expected(&self) -> &Snapshot {
+        self.newer.as_ref().unwrap_or(&self.base.stored)
     }
 
     /// The data as the request has it.

@@ -208,10 +208,14 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
         let ended = records.ended.iter().rev().find(|it| it.base.shares_a_key(data))?;
         // `flush` leaves the id in the record, and `cycle_id` puts a random one there. A `cycle_id` after a
         // `flush` deletes the session once more. After `flush`, the data is new.
-        if ended.key == record_id.key() || ended.deletes > 1 {
-            return None;
-        }
-        let Some(taken) = &ended.taken else { return Some(Creation::OfEnded) };
+        let is_after_flush = ended.key == record_id.key() || ended.deletes > 1;
+        let taken = match &ended.taken {
+            Some(_) if is_after_flush => return None,
+            Some(taken) => taken,
+            // The app may have copied a value, such as the user, into the new session.
+            None if is_after_flush && !ended.base.shares_a_value(data) => return None,
+            None => return Some(Creation::OfEnded),
+        };
         let save = ScopedSave::new(ended.base.clone(), data, expires);
         Some(Creation::Renewal(save, taken.clone()))
     };

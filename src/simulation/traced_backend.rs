@@ -163,8 +163,8 @@ impl Backend for TracedBackend {
     }
 
     fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
-        let session = Session::new(Data::clone(save.data()), save.stored().expires);
-        let condition = Condition::HasRev(save.stored().rev);
+        let session = Session::new(Data::clone(save.data()), save.expected().expires);
+        let condition = Condition::HasRev(save.expected().rev);
         let call = self.begin(Operation::Replace(key, rev, session, condition));
         Box::pin(call.watch(self.batcher.merge(key, rev, save)))
     }

@@ -394,8 +394,9 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
         save: ScopedSave,
     ) -> Result<Option<(Option<Snapshot>, bool)>> {
         let rev = self.revs.next();
+        let cached = self.cache.peek(key).map(|entry| entry.snapshot());
         let guard = self.cache.begin_write(key, rev);
-        let merge = self.backend.merge(key, rev, save);
+        let merge = self.backend.merge(key, rev, save.with_newer(cached));
         let to_session = |saved: Saved| {
             let is_merged = saved.is_merged;
             (saved.into_session(), is_merged)
