@@ -77,7 +77,6 @@ impl<C: Commands> Batcher<C> {
                     let is_merged = !Arc::ptr_eq(&merged.data, save.data());
                     let data = merged.data;
                     let created = state.created;
-                    let expires = self.commands.cap(expires, created).unwrap_or(expires);
                     return Ok(Some(Saved { data, expires, rev, created, is_merged }));
                 }
                 Updated::Gone => return Ok(None),

@@ -7,7 +7,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tower_sessions::SessionStore;
 use tower_sessions::session::{Id, Record};
-use tower_sessions_moka_mongodb_store::mongodb::bson::{Bson, DateTime, Document, doc};
+use tower_sessions_moka_mongodb_store::mongodb::bson::{Bson, DateTime, Document, Timestamp, doc};
 use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, ErrorKind, MongoStore, MongoStoreBuilder, in_request_scope,
 };
@@ -129,7 +129,10 @@ async fn past_the_limit(store: impl Store) {
 
 async fn unknown_age(store: impl Store) {
     let (record, _) = stored(&store, 1).await;
-    for created in [Bson::Null, 5.into(), "now".into(), Bson::Array(vec![date(ago(1)).into()])] {
+    // A comparison in an expression holds between types: the last two are greater than each date.
+    let list = Bson::Array(vec![date(ago(1)).into()]);
+    let timestamp = Bson::Timestamp(Timestamp { time: 4_000_000_000, increment: 0 });
+    for created in [Bson::Null, 5.into(), "now".into(), list, timestamp, Bson::MaxKey] {
         set_created(&store, created).await;
         assert_not_live(&store, &record).await;
     }
