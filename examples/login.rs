@@ -22,7 +22,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use support::AppError;
 use tokio::task::{JoinError, spawn_blocking};
-use tower_sessions_moka_mongodb_store::CachedMongoStore;
+use tower_sessions_moka_mongodb_store::{CachedMongoStore, RequestScopeLayer};
 
 /// The users, with the Argon2 hashes of `hunter42` and `correct-horse`, made by
 /// `password_auth::generate_hash`.
@@ -69,6 +69,8 @@ fn app(store: CachedMongoStore) -> Router {
         .route("/logout", post(sign_out))
         .layer(MessagesManagerLayer)
         .layer(AuthManagerLayerBuilder::new(Users::new(), sessions).build())
+        // Outside of the session layer: parallel requests of one session keep each other's changes.
+        .layer(RequestScopeLayer::new())
 }
 
 type AuthSession = axum_login::AuthSession<Users>;

@@ -29,7 +29,9 @@ use axum_login::AuthManagerLayerBuilder;
 use axum_login::tower_sessions::cookie::SameSite;
 use axum_login::tower_sessions::{Expiry, SessionManagerLayer};
 use axum_messages::MessagesManagerLayer;
-use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStoreBuilder, Owner};
+use tower_sessions_moka_mongodb_store::{
+    CachedMongoStore, MongoStoreBuilder, Owner, RequestScopeLayer,
+};
 
 use crate::figures::History;
 use crate::users::Users;
@@ -86,6 +88,9 @@ fn app(store: CachedMongoStore, users: Users, history: History) -> Router {
         .route("/devices/sign-out-others", post(devices::sign_out_others))
         .layer(MessagesManagerLayer)
         .layer(AuthManagerLayerBuilder::new(users, sessions).build())
+        // Outside of the session layer. A request that has loaded its session before "sign out everywhere else"
+        // cannot give it a new id afterwards, and parallel requests keep each other's changes.
+        .layer(RequestScopeLayer::new())
         .with_state(store)
         // Without a session, so that the page does not count its own visits. A real app shows this to its
         // operators only: on a port that is not public, or behind an extractor like `devices::Member`.

@@ -160,14 +160,21 @@ pub(crate) fn replace_update(
     let is_live = doc! { "$and": is_live };
     let mut stored = doc! { "$mergeObjects": merged };
     if let Condition::HasRev(rev) = condition {
-        let has_rev = rev.map_or_else(
-            || doc! { "$ne": [{ "$type": "$rev" }, "binData"] },
-            |rev| doc! { "$eq": ["$rev", binary(rev.as_bytes())] },
-        );
+        let has_rev = rev.map_or_else(no_valid_rev, |rev| {
+            doc! { "$eq": ["$rev", binary(rev.as_bytes())] }
+        });
         let refused = doc! { "$literal": { "_id": 0 } };
         stored = doc! { "$cond": [has_rev, stored, refused] };
     }
     doc! { "$replaceWith": { "$cond": [is_live, stored, "$$ROOT"] } }
+}
+
+/// Whether a document has no `rev` that a store writes: somebody has edited it by hand. The server refuses the size of
+/// what is not a binary.
+fn no_valid_rev() -> Document {
+    let is_binary = doc! { "$eq": [{ "$type": "$rev" }, "binData"] };
+    let has_other_size = doc! { "$ne": [{ "$binarySize": "$rev" }, size_of::<Rev>() as i32] };
+    doc! { "$cond": [is_binary, has_other_size, true] }
 }
 
 /// The stage of an update that only prolongs a session. If two touches overlap, the later expiry stays.

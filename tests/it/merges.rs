@@ -1,6 +1,10 @@
 //! Parallel requests of one session keep each other's changes.
 
 mod app;
+mod conflicts;
+mod faults;
+mod forms;
+mod metered;
 mod over_http;
 mod reports;
 

@@ -11,7 +11,7 @@ use tower_sessions::session::Id as SessionId;
 use tower_sessions::session_store::ExpiredDeletion;
 use tower_sessions_moka_mongodb_store::mongodb::bson::doc;
 use tower_sessions_moka_mongodb_store::{
-    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle,
+    CachedMongoStore, Coherence, ErrorKind, MongoStore, SessionHandle, in_request_scope,
 };
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -30,6 +30,7 @@ const INDEX: &str = "expired sessions may stay";
 on_both_tiers! {
     each_verb_has_a_span_and_its_command_one_below_it = verbs;
     save_of_a_deleted_session_warns_in_its_span = dropped;
+    merged_save_has_its_commands_below_one_span = merged;
 }
 
 async fn verbs(store: impl Store + ExpiredDeletion) {
@@ -152,6 +153,36 @@ async fn hit_has_a_span_without_children() {
     let captured = Captured::during(async { drop(store.load(&record.id).await.unwrap()) }).await;
     let names: Vec<_> = captured.spans.iter().map(|span| span.name).collect();
     assert_eq!(names, ["session_store.load"]);
+}
+
+async fn merged(store: impl Store) {
+    let record = create(&store).await;
+    let changed = |key: &str| {
+        let mut record = record.clone();
+        record.data.insert(key.to_owned(), 1.into());
+        record
+    };
+    let captured = Captured::during(in_request_scope(async {
+        store.load(&record.id).await.unwrap();
+        in_request_scope(async {
+            store.load(&record.id).await.unwrap();
+            store.save(&changed("b")).await.unwrap();
+        })
+        .await;
+        store.save(&changed("a")).await.unwrap();
+    }))
+    .await;
+    let spans = &captured.spans;
+    let saves: Vec<_> = spans.iter().filter(|span| span.name == "session_store.save").collect();
+    assert_eq!(saves.len(), 2);
+    let below = spans.iter().filter(|span| span.parent == Some(saves[1].id));
+    let commands: Vec<_> = below.map(|span| &*span.fields["db.operation.name"]).collect();
+    assert_eq!(commands, ["update", "find", "update"]);
+    let is_merged = |text: &str| text.contains("the save is merged");
+    let merged: Vec<_> = captured.events.iter().filter(|event| is_merged(&event.text)).collect();
+    assert_eq!(merged.len(), 1);
+    assert_eq!((merged[0].level, merged[0].span), (Level::DEBUG, Some(saves[1].id)));
+    assert_eq!(captured.warnings(DROPPED), 0);
 }
 
 /// Counts the events at the level info or above.

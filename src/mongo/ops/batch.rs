@@ -333,7 +333,9 @@ mod tests {
         assert_eq!(judge(has_rev, ours.as_bytes()), Updated::Stored(at));
         assert_eq!(judge(has_rev, expected.as_bytes()), Updated::Changed, "it was expired");
         assert_eq!(judge(has_rev, other.as_bytes()), Updated::Stored(at), "overwritten since");
-        assert_eq!(judge(Condition::HasRev(None), &[]), Updated::Changed, "it was expired");
+        for strange in [&b""[..], b"by hand"] {
+            assert_eq!(judge(Condition::HasRev(None), strange), Updated::Changed, "it was expired");
+        }
     }
 
     #[test]

@@ -89,9 +89,7 @@ impl SentUpdate {
             // In both cases this save is not what is stored.
             Condition::IsLive => Updated::Gone,
             // It was not carried out, since the session had expired. A touch that arrived late prolonged it.
-            Condition::HasRev(expected) if is(expected) || expected.is_none() && rev.is_empty() => {
-                Updated::Changed
-            }
+            Condition::HasRev(expected) if expected == Rev::from_bytes(rev) => Updated::Changed,
             // It was carried out, since it met its condition. Another save has overwritten it.
             Condition::HasRev(_) => Updated::Stored(self.expires),
         }

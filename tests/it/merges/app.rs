@@ -32,15 +32,24 @@ pub(super) struct App<S> {
 impl<S: Owned> App<S> {
     pub(super) async fn start(options: Options) -> Self {
         let uri = uri();
-        let build = async || {
-            let builder = MongoStore::builder().uri(&uri).operation_timeout(PATIENCE);
+        Self::start_on([&uri, &uri], options, async |mongo| S::over(mongo).await).await
+    }
+
+    /// An app whose first instance has a connection of its own to the database, such as a proxy.
+    pub(super) async fn start_on(
+        uris: [&str; 2],
+        options: impl Fn(MongoStoreBuilder) -> MongoStoreBuilder,
+        over: impl AsyncFn(MongoStore) -> S,
+    ) -> Self {
+        let build = async |uri: &str| {
+            let builder = MongoStore::builder().uri(uri).operation_timeout(PATIENCE);
             options(builder).build().await.unwrap()
         };
         let (meters, guard) = Meters::install();
-        let one = S::over(build().await).await;
-        let two = S::over(build().await).await;
+        let one = over(build(uris[0]).await).await;
+        let two = over(build(uris[1]).await).await;
         drop(guard);
-        Self { one, two, database: build().await, meters }
+        Self { one, two, database: build(uris[1]).await, meters }
     }
 
     /// Stores a session with this data.
@@ -128,7 +137,7 @@ impl Instances {
 }
 
 type Step = BoxFuture<'static, ()>;
-type Saved = Result<(), session::Error>;
+pub(super) type Saved = Result<(), session::Error>;
 
 /// A request, as the layers see it: a scope with the `Session` of a handler in it. Each method is a step of
 /// the handler.
