@@ -20,6 +20,7 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::chance::Chance;
+use crate::simulation::merge_oracle;
 use crate::simulation::operation::{Operation, Outcome};
 use crate::simulation::stream::{Cursor, Reply};
 use crate::simulation::types::{FaultConfig, Floors, UNSTORABLE, UPDATE_BYTES, version};
@@ -30,11 +31,15 @@ use crate::time::{Clock, WallTime};
 pub(crate) struct FakeBackend {
     pub(crate) wire: Wire,
     node: usize,
+    /// The app's function for values that two requests have changed.
+    on_conflict: Option<OnConflict>,
 }
 
 impl FakeBackend {
     pub(crate) fn new(wire: Wire, node: usize) -> Self {
-        Self { wire, node }
+        let adds_up = wire.state().merges.adds_up;
+        let on_conflict = adds_up.then(merge_oracle::on_conflict);
+        Self { wire, node, on_conflict }
     }
 
     /// Connects to a new database without any faults. Every call waits for the test.
@@ -248,7 +253,7 @@ impl Commands for FakeBackend {
     }
 
     fn on_conflict(&self) -> Option<&OnConflict> {
-        None
+        self.on_conflict.as_ref()
     }
 
     fn record_merge(&self, _: MergeEnd, _: u32, _: u64) {}
@@ -346,7 +351,7 @@ impl Backend for FakeBackend {
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {
-        None
+        self.on_conflict.clone()
     }
 
     fn record_dropped_save(&self) {}

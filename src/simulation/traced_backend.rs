@@ -33,13 +33,20 @@ pub(crate) struct TracedCall {
     backend: TracedBackend,
     /// The touch has its permit and is not sent yet, so the store may drop it at any time.
     idle: bool,
+    is_merge: bool,
     ended: bool,
 }
 
 impl TracedBackend {
-    pub(crate) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: BatchLimits) -> Self {
+    pub(crate) fn new(
+        wire: &Wire,
+        node: usize,
+        tasks: &Tasks,
+        limits: BatchLimits,
+        rng: fastrand::Rng,
+    ) -> Self {
         let commands = FakeBackend::new(wire.clone(), node);
-        let batcher = Batcher::new(commands, tasks, limits, wire.chance.fork());
+        let batcher = Batcher::new(commands, tasks, limits, rng);
         Self { batcher, wire: wire.clone(), node, max_calls: limits.max_calls }
     }
 
@@ -67,12 +74,13 @@ impl TracedBackend {
 
     fn begin(&self, operation: Operation) -> TracedCall {
         let now = self.wire.clock.now();
+        let is_merge = matches!(operation, Operation::Replace(.., Condition::HasRev(_)));
         let mut state = self.wire.state();
         let state = &mut *state;
         let number = state.record(self.node, operation, now);
         state.pending.begin(number, &state.records[number]);
         state.oracle.begin_call(self.node, number);
-        TracedCall { number, backend: self.clone(), idle: false, ended: false }
+        TracedCall { number, backend: self.clone(), idle: false, is_merge, ended: false }
     }
 }
 
@@ -94,9 +102,9 @@ impl TracedCall {
         outcome
     }
 
-    /// The batcher may refuse a call only if its queue was full.
+    /// The batcher may refuse a call only if its queue was full. A merge also needs room in the queue of reads.
     fn check_refusal(&self, error: &Error) {
-        if error.kind() != ErrorKind::Overloaded {
+        if error.kind() != ErrorKind::Overloaded || self.is_merge {
             return;
         }
         let mut state = self.backend.wire.state();
@@ -149,6 +157,7 @@ impl Backend for TracedBackend {
         expires: WallTime,
         created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
+        self.wire.state().merges.record_insert(rev);
         self.batcher.insert(key, rev, data, expires, created)
     }
 
@@ -169,7 +178,18 @@ impl Backend for TracedBackend {
         let session = Session::new(Data::clone(save.data()), save.stored().expires);
         let condition = Condition::HasRev(save.stored().rev);
         let call = self.begin(Operation::Replace(key, rev, session, condition));
-        Box::pin(call.watch(self.batcher.merge(key, rev, save)))
+        let number = call.number;
+        let wire = self.wire.clone();
+        let merge = self.batcher.merge(key, rev, save);
+        Box::pin(call.watch(Box::pin(async move {
+            let saved = merge.await?;
+            if saved.is_none() {
+                // The last call may have been a read, which has no rank.
+                let state = &mut *wire.state();
+                state.records[number].ranks = state.database.ranks(&[key]);
+            }
+            Ok(saved)
+        })))
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Call<Self::TouchPermit> {
@@ -209,7 +229,15 @@ impl Backend for TracedBackend {
     }
 
     fn take(&self, key: SessionKey) -> Call<Option<Session>> {
-        self.batcher.take(key)
+        let removal = self.wire.state().merges.take_removal();
+        let take = self.batcher.take(key);
+        let wire = self.wire.clone();
+        Box::pin(async move {
+            if let Some(removal) = removal {
+                wire.state().merges.send_removal(removal);
+            }
+            take.await
+        })
     }
 
     fn clear(&self) -> Call<u64> {
