@@ -93,6 +93,11 @@ impl Operation {
         matches!(self, Self::Open(_) | Self::GetMore(_) | Self::PrimaryTime)
     }
 
+    /// Whether the operation is a save of a request scope.
+    pub(crate) fn is_merge(&self) -> bool {
+        matches!(self, Self::Replace(.., Condition::HasRev(_)))
+    }
+
     /// Whether the operation is one step of a call that has many steps and, here, no deadline.
     pub(crate) fn is_paged(&self) -> bool {
         matches!(self, Self::Clear | Self::FindOwned(..) | Self::RemoveOwned(..))

@@ -33,6 +33,7 @@ struct PendingCall {
     node: usize,
     key: SessionKey,
     kind: CallKind,
+    is_merge: bool,
     asked: Moment,
     /// How many other calls were in its queue when it came.
     others: usize,
@@ -125,14 +126,19 @@ impl PendingCalls {
         }
         let node = record.node;
         let others = self.count_queued(node, kind);
-        let call = PendingCall { node, key, kind, asked: record.asked, others };
+        let is_merge = record.operation.is_merge();
+        let call = PendingCall { node, key, kind, is_merge, asked: record.asked, others };
         self.pending.insert(store_call, call);
     }
 
     /// Counts the calls in the queue that a new call enters: reads and saves have a queue each.
     fn count_queued(&self, node: usize, kind: CallKind) -> usize {
         let is_read = kind == CallKind::Find;
-        let same = |it: &&PendingCall| it.node == node && (it.kind == CallKind::Find) == is_read;
+        // A merge may be in either.
+        let same = |it: &&PendingCall| {
+            let same = (it.kind == CallKind::Find) == is_read || it.is_merge;
+            it.node == node && same
+        };
         self.pending.values().filter(same).count()
     }
 
@@ -160,10 +166,7 @@ impl PendingCalls {
         let is_wanted = |(store_call, it): (&usize, &PendingCall)| {
             let is_its_own = self.by_wire_call.get(&wire_call).is_none_or(|own| own == store_call);
             // A merge reads the session itself.
-            let is_merge = self
-                .save_of(*store_call)
-                .is_some_and(|save| self.saves[save].is_scoped && it.kind == CallKind::Replace);
-            let same_kind = it.kind == kind || (is_merge && kind == CallKind::Find);
+            let same_kind = it.kind == kind || (it.is_merge && kind == CallKind::Find);
             let same = (it.node, it.key) == (node, key) && same_kind;
             is_its_own && same && now < it.asked.after(timeout)
         };

@@ -74,7 +74,7 @@ impl TracedBackend {
 
     fn begin(&self, operation: Operation) -> TracedCall {
         let now = self.wire.clock.now();
-        let is_merge = matches!(operation, Operation::Replace(.., Condition::HasRev(_)));
+        let is_merge = operation.is_merge();
         let mut state = self.wire.state();
         let state = &mut *state;
         let number = state.record(self.node, operation, now);
