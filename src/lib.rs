@@ -6,7 +6,7 @@
 //! ```no_run
 //! use axum::{Router, routing::get};
 //! use tower_sessions::{Session, SessionManagerLayer};
-//! use tower_sessions_moka_mongodb_store::CachedMongoStore;
+//! use tower_sessions_moka_mongodb_store::{CachedMongoStore, RequestScopeLayer};
 //!
 //! async fn views(session: Session) -> Result<String, axum::http::StatusCode> {
 //!     let failed = |_| axum::http::StatusCode::INTERNAL_SERVER_ERROR;
@@ -18,7 +18,10 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let store = CachedMongoStore::connect("mongodb://localhost/app").await?;
-//!     let app = Router::new().route("/", get(views)).layer(SessionManagerLayer::new(store.clone()));
+//!     let app = Router::new()
+//!         .route("/", get(views))
+//!         .layer(SessionManagerLayer::new(store.clone()))
+//!         .layer(RequestScopeLayer::new()); // parallel requests keep each other's changes
 //!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //!     // A container sends SIGTERM: the guide's page `getting_started` handles it as well.
 //!     let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
@@ -36,6 +39,7 @@
 //!   [`max_staleness`](CachedMongoStoreBuilder::max_staleness) ago.
 //! - A save never brings a deleted session back.
 //! - An id that a client chose is never stored.
+//! - With [`RequestScopeLayer`], parallel requests of one session keep each other's changes, on every instance.
 //! - An outage is an error, never "not logged in".
 //!
 //! [`CachedMongoStore`] states the guarantee in full, with its exceptions.
@@ -44,7 +48,8 @@
 //!
 //! [`guide`] has a page for each question: [getting started](guide::getting_started),
 //! [choosing settings](guide::choosing), [several instances](guide::instances),
-//! [deployments](guide::deployments), [outages](guide::outages), [security](guide::security),
+//! [parallel requests](guide::parallel_requests), [deployments](guide::deployments),
+//! [outages](guide::outages), [security](guide::security),
 //! [metrics](guide::metrics) for the engineer on call, [coming from](guide::coming_from) another store,
 //! [troubleshooting](guide::troubleshooting) and [plots](guide::plots).
 //!
@@ -67,6 +72,8 @@
 //!   call asks and changes the two tiers.
 //! - `cache` keeps sessions in memory within a bound in bytes. Its module `coherence` decides whether an
 //!   entry may be inserted and served.
+//! - `request_scope` holds [`RequestScopeLayer`]. It notes what a request has loaded, computes what the request
+//!   has changed, and applies the changes to a newer state.
 //! - `invalidation` follows the change stream, invalidates the entries that it reports, and computes the
 //!   watermark, the point up to which the stream has reported every change.
 //! - `backend` says what the stores ask of a persistence tier.
@@ -117,6 +124,7 @@
 //! These events are warnings, since an operator must know of them:
 //!
 //! - a save was dropped;
+//! - [`RequestScopeLayer`] is inside of the `SessionManagerLayer`;
 //! - an outage began or ended;
 //! - a change stream was lost, is back, has a gap, or cannot be opened;
 //! - an expiry index is not as it should be;

@@ -143,6 +143,11 @@ impl WallTime {
         Self(self.0.saturating_add(millis).min(Self::LAST.0))
     }
 
+    pub(crate) fn before(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(millis))
+    }
+
     /// The time from `earlier` to `self`. Zero if `earlier` is the later one.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         let millis = self.0.saturating_sub(earlier.0);

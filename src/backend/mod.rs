@@ -85,6 +85,13 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// Removes a session, and returns it. `None` if there was no live one, or if it cannot be read.
     fn take(&self, key: SessionKey) -> Call<Option<Session>>;
 
+    /// The expiry of a session that would expire at `expires` if its lifetime had no limit. `None` if the limit
+    /// cannot be kept, since nobody knows when the session was created.
+    fn cap(&self, expires: WallTime, created: Option<WallTime>) -> Option<WallTime>;
+
+    /// Whether both data have the same owner.
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool>;
+
     /// The app's function for values that two requests have changed.
     fn on_conflict(&self) -> Option<OnConflict>;
 

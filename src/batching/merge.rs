@@ -12,8 +12,8 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::sync::{self, lock};
 
-/// How often a save is sent while others change its session in between. With random waits, so many failures
-/// in a row mean that something changes the session without a pause.
+/// How often a save is sent while others change its session in between. With random waits, this number of
+/// failures in a row means that something changes the session without a pause.
 const MAX_ATTEMPTS: u32 = 64;
 /// The longest wait before the third attempt. It doubles with each further one, up to
 /// [`MAX_BACKOFF`].
@@ -75,7 +75,9 @@ impl<C: Commands> Batcher<C> {
             match self.send(update, permit).await? {
                 Updated::Stored(expires) => {
                     let is_merged = !Arc::ptr_eq(&merged.data, save.data());
-                    let (data, created) = (merged.data, state.created);
+                    let data = merged.data;
+                    let created = state.created;
+                    let expires = self.commands.cap(expires, created).unwrap_or(expires);
                     return Ok(Some(Saved { data, expires, rev, created, is_merged }));
                 }
                 Updated::Gone => return Ok(None),

@@ -94,6 +94,12 @@ pub(crate) trait Commands: Send + Sync + 'static {
     /// Carries out updates of different sessions. Each one succeeds or fails by itself.
     fn update_all(&self, updates: Vec<Self::Update>) -> Call<Vec<Result<Updated>>>;
 
+    /// See [`Backend::cap`].
+    fn cap(&self, expires: WallTime, created: Option<WallTime>) -> Option<WallTime>;
+
+    /// See [`Backend::have_same_owner`].
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool>;
+
     /// The app's function for values that two requests have changed.
     fn on_conflict(&self) -> Option<&OnConflict>;
 
@@ -309,6 +315,14 @@ impl<C: Commands> Backend for Batcher<C> {
 
     fn clear(&self) -> Call<u64> {
         self.commands.clear()
+    }
+
+    fn cap(&self, expires: WallTime, created: Option<WallTime>) -> Option<WallTime> {
+        self.commands.cap(expires, created)
+    }
+
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool> {
+        self.commands.have_same_owner(one, other)
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {

@@ -5,6 +5,7 @@
 //! | [`getting_started`] | How do I get from nothing to an app with sessions? |
 //! | [`choosing`] | Which value do I give to each option? |
 //! | [`instances`] | What changes when the app runs on more than one instance? |
+//! | [`parallel_requests`] | One visitor sends several requests at once: how is no change lost? |
 //! | [`deployments`] | What do a replica set, a standalone server, a sharded cluster, Atlas and containers need? |
 //! | [`outages`] | MongoDB is down or slow: what do users see, and what can I choose? |
 //! | [`security`] | What is stored, who may attack it, and how do I log in and out safely? |
@@ -42,6 +43,13 @@ pub mod choosing {
 #[doc(alias = "backplane")]
 pub mod instances {
     #![doc = include_str!("instances.md")]
+}
+
+#[doc(alias = "lost update")]
+#[doc(alias = "optimistic locking")]
+#[doc(alias = "merge")]
+pub mod parallel_requests {
+    #![doc = include_str!("parallel_requests.md")]
 }
 
 pub mod deployments {

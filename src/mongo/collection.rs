@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::mongo::causal::CausalSessions;
 use crate::mongo::codec::DataFormat;
+use crate::mongo::lifetime::AbsoluteLifetime;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::timer::Timer;
 use crate::request_scope::changes::OnConflict;
@@ -30,6 +31,7 @@ pub(crate) struct SessionCollection {
     pub(crate) timeout: Duration,
     /// The fixed lifetime of a session; `None`: the cookie's expiry counts.
     pub(crate) ttl: Option<Duration>,
+    pub(crate) lifetime: AbsoluteLifetime,
     pub(crate) format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
     pub(crate) on_conflict: Option<OnConflict>,

@@ -11,6 +11,7 @@ mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod indexes;
+mod lifetime;
 mod maintenance;
 pub(crate) mod ops;
 mod owner_field;
@@ -83,7 +84,9 @@ use crate::time::WallTime;
 ///
 /// Each verb is one round trip under the operation timeout
 /// ([5 s by default](MongoStoreBuilder::operation_timeout)). A save needs a second one in two cases: its session
-/// has expired, or another save of the same batch was not carried out. Reads go to the primary with read concern
+/// has expired, or another save of the same batch was not carried out. In the scope of a
+/// [`RequestScopeLayer`](crate::RequestScopeLayer), a save stores only what its request has changed. It needs two
+/// more each time that it finds the session changed by another request. Reads go to the primary with read concern
 /// `majority`. Writes have the write concern of the connection, or `majority` if the connection has none.
 ///
 /// # Cancel safety
@@ -127,23 +130,18 @@ impl ScopedStore for MongoStore {
         Ok((id, Some(session.into())))
     }
 
-    async fn replace(
-        &self,
-        key: SessionKey,
-        data: &Data,
-        expires: WallTime,
-    ) -> Result<Option<Snapshot>> {
-        let rev = self.inner.revs.next();
-        let stored = self.run(self.backend().replace(key, rev, data, expires)).await?;
-        Ok(stored.map(|expires| {
-            let data = data.clone();
-            Session { data, expires, rev: Some(rev), created: None }.into()
-        }))
+    async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<bool> {
+        let replace = self.backend().replace(key, self.inner.revs.next(), data, expires);
+        Ok(self.run(replace).await?.is_some())
     }
 
-    async fn merge(&self, key: SessionKey, save: ScopedSave) -> Result<Option<(Snapshot, bool)>> {
+    async fn merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+    ) -> Result<Option<(Option<Snapshot>, bool)>> {
         let saved = self.run(self.backend().merge(key, self.inner.revs.next(), save)).await?;
-        Ok(saved.map(|saved| (saved.snapshot(), saved.is_merged)))
+        Ok(saved.map(|saved| (Some(saved.snapshot()), saved.is_merged)))
     }
 
     async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
@@ -163,6 +161,10 @@ impl ScopedStore for MongoStore {
 
     fn expiry(&self, expires: WallTime) -> WallTime {
         self.backend().expiry(expires)
+    }
+
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool> {
+        self.backend().have_same_owner(one, other)
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {

@@ -14,6 +14,7 @@ use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
 use crate::batching::Condition;
 use crate::error::{Error, Result};
 use crate::mongo::codec::{self, DataFormat, MALFORMED, unreadable};
+use crate::mongo::lifetime::AbsoluteLifetime;
 use crate::mongo::owner_field::OwnerUpdate;
 use crate::mongo::types::LiveSession;
 use crate::session::handle::SessionHandle;
@@ -136,8 +137,13 @@ pub(crate) fn replace_update(
     owned: OwnerUpdate,
     now: WallTime,
     condition: Condition,
+    lifetime: AbsoluteLifetime,
 ) -> Document {
+    let expires = fields.get("expires").cloned();
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
+    if let Some(expires) = expires.filter(|_| lifetime.0.is_some()) {
+        merged.push(doc! { "expires": lifetime.cap_expression(expires) }.into());
+    }
     if owned == OwnerUpdate::Clear {
         // Null in place of a removed field: removing it made a batch of saves a fifth more expensive, and some
         // servers do not know `$unsetField`. A session that never had an owner gets no null, because nulls are in
@@ -146,10 +152,12 @@ pub(crate) fn replace_update(
         let nobody = doc! { "$cond": [had_one, Bson::Null, "$$REMOVE"] };
         merged.push(doc! { "owner": nobody }.into());
     }
-    let is_live = doc! { "$and": [
-        { "$gt": ["$expires", date(now)] },
-        { "$eq": [{ "$type": "$expires" }, "date"] },
-    ] };
+    let mut is_live = vec![
+        doc! { "$gt": ["$expires", date(now)] },
+        doc! { "$eq": [{ "$type": "$expires" }, "date"] },
+    ];
+    is_live.extend(lifetime.condition(now).into_iter().flatten());
+    let is_live = doc! { "$and": is_live };
     let mut stored = doc! { "$mergeObjects": merged };
     if let Condition::HasRev(rev) = condition {
         let has_rev = rev.map_or_else(
@@ -163,9 +171,14 @@ pub(crate) fn replace_update(
 }
 
 /// The stage of an update that only prolongs a session. If two touches overlap, the later expiry stays.
-pub(crate) fn touch_update(expires: WallTime, now: WallTime) -> Document {
+pub(crate) fn touch_update(
+    expires: WallTime,
+    now: WallTime,
+    lifetime: AbsoluteLifetime,
+) -> Document {
     let [expiry, updated] = TOUCH_FIELDS;
-    doc! { "$set": { expiry: { "$max": ["$expires", date(expires)] }, updated: date(now) } }
+    let latest = doc! { "$max": ["$expires", date(expires)] };
+    doc! { "$set": { expiry: lifetime.cap_expression(latest), updated: date(now) } }
 }
 
 /// The key of the session in a document; `None` for a document of another program.

@@ -70,13 +70,13 @@ pub(crate) trait ScopedStore: Sync {
         created: Option<WallTime>,
     ) -> impl Future<Output = Result<(RawId, Option<Snapshot>)>> + Send;
 
-    /// Replaces all data of a session. `None` if there is no live session.
+    /// Replaces all data of a session, and returns whether there is a live one.
     fn replace(
         &self,
         key: SessionKey,
         data: &Data,
         expires: WallTime,
-    ) -> impl Future<Output = Result<Option<Snapshot>>> + Send;
+    ) -> impl Future<Output = Result<bool>> + Send;
 
     /// Stores what a request has changed. The flag says whether others had changed something too. `None` if there
     /// is no live session.
@@ -84,7 +84,7 @@ pub(crate) trait ScopedStore: Sync {
         &self,
         key: SessionKey,
         save: ScopedSave,
-    ) -> impl Future<Output = Result<Option<(Snapshot, bool)>>> + Send;
+    ) -> impl Future<Output = Result<Option<(Option<Snapshot>, bool)>>> + Send;
 
     /// Prolongs a session, and returns whether there is a live one.
     fn touch(
@@ -98,6 +98,9 @@ pub(crate) trait ScopedStore: Sync {
 
     /// Removes a session.
     fn remove(&self, key: SessionKey) -> impl Future<Output = Result<()>> + Send;
+
+    /// Whether both data have the same owner.
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool>;
 
     /// The expiry that is stored for this one.
     fn expiry(&self, expires: WallTime) -> WallTime;
@@ -125,7 +128,10 @@ pub(crate) async fn create(
         Creation::New => store.insert(data, expires, None).await?,
         Creation::Renewal(save, taken) => {
             let merged = save.apply(&taken, store.on_conflict().as_ref())?;
-            store.insert(&merged.data, merged.expires, taken.created).await?
+            // A log-in begins a session of its own.
+            let is_same = store.have_same_owner(taken.data.data()?.as_ref(), &merged.data)?;
+            let created = taken.created.filter(|_| is_same);
+            store.insert(&merged.data, merged.expires, created).await?
         }
         Creation::OfEnded => {
             store.record_dropped_save();
@@ -149,9 +155,8 @@ pub(crate) async fn save(
     let expires = store.expiry(expires);
     let Some(base) = with(|records| records.base(key).cloned()).flatten() else {
         // The request has not loaded it. It called `Session::clear` first, for example.
-        match store.replace(key, data, expires).await? {
-            Some(stored) => record_loaded(key, || Some(stored)),
-            None => record_dropped(id),
+        if !store.replace(key, data, expires).await? {
+            record_dropped(id);
         }
         return Ok(());
     };
@@ -165,8 +170,8 @@ pub(crate) async fn save(
         return Ok(());
     }
     match store.merge(key, save).await? {
-        Some((stored, true)) => record_stored(key, data, Some(stored)),
-        Some((stored, false)) => record_loaded(key, || Some(stored)),
+        Some((stored, true)) => record_stored(key, data, stored),
+        Some((stored, false)) => record_loaded(key, || stored),
         None => record_dropped(id),
     }
     Ok(())

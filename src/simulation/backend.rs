@@ -252,6 +252,14 @@ impl Commands for FakeBackend {
         self.send_batch(updates, updated)
     }
 
+    fn cap(&self, expires: WallTime, _: Option<WallTime>) -> Option<WallTime> {
+        Some(expires)
+    }
+
+    fn have_same_owner(&self, _: &Data, _: &Data) -> Result<bool> {
+        Ok(true)
+    }
+
     fn on_conflict(&self) -> Option<&OnConflict> {
         self.on_conflict.as_ref()
     }
@@ -348,6 +356,14 @@ impl Backend for FakeBackend {
 
     fn take(&self, key: SessionKey) -> Call<Option<Session>> {
         self.call(Operation::Take(key), found)
+    }
+
+    fn cap(&self, expires: WallTime, _: Option<WallTime>) -> Option<WallTime> {
+        Some(expires)
+    }
+
+    fn have_same_owner(&self, _: &Data, _: &Data) -> Result<bool> {
+        Ok(true)
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {

@@ -244,6 +244,14 @@ impl Backend for TracedBackend {
         self.batcher.clear()
     }
 
+    fn cap(&self, expires: WallTime, created: Option<WallTime>) -> Option<WallTime> {
+        Backend::cap(&self.batcher, expires, created)
+    }
+
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool> {
+        Backend::have_same_owner(&self.batcher, one, other)
+    }
+
     fn on_conflict(&self) -> Option<OnConflict> {
         Backend::on_conflict(&self.batcher)
     }

@@ -55,7 +55,9 @@ use crate::time::WallTime;
 ///   saves whose callers have gone away.
 /// - Concurrent loads of one session that is not cached are one read of MongoDB.
 ///
-/// A request may base what it *saves* on a state as old as `max_staleness`: the last save wins.
+/// A request may base what it *saves* on a state as old as `max_staleness`. A save stores all data, so the last
+/// save wins. In the scope of a [`RequestScopeLayer`](crate::RequestScopeLayer), a save stores only what its request
+/// has changed, and keeps what others have stored.
 ///
 /// A change stream needs a replica set or a sharded cluster. If the server has none, or refuses one three
 /// times in a row, the store logs one warning with the reason. It then reads each session again once it is

@@ -184,7 +184,10 @@ impl<B: Backend> WriteThrough<B> {
             match (backend.touch(permit, key, expires).await, found) {
                 // The database keeps the later expiry.
                 (Ok(Some(expires)), Some(entry)) => {
-                    guard.prolong(&entry, expires.max(entry.expires()));
+                    match backend.cap(expires.max(entry.expires()), entry.created()) {
+                        Some(expires) => guard.prolong(&entry, expires),
+                        None => guard.evict(Invalidation::Unfit),
+                    }
                 }
                 (Ok(None), _) => {
                     guard.evict(Invalidation::Gone);
@@ -209,39 +212,41 @@ impl<B: Backend> WriteThrough<B> {
         self.tasks.run_observed(is_evidence, touch, end, || ()).await
     }
 
-    /// Replaces all data of a session. `None` if there is no live session.
-    async fn replace_all(
-        &self,
-        key: SessionKey,
-        data: &Data,
-        expires: WallTime,
-    ) -> Result<Option<Entry>> {
+    /// Replaces all data of a session, and returns whether there is a live one.
+    async fn replace_all(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<bool> {
         let rev = self.revs.next();
         let created = self.cache.peek(key).and_then(|entry| entry.created());
         let guard = self.cache.begin_write(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
         let to_session = move |expires| (Session { data, expires, rev: Some(rev), created }, ());
-        Ok(self.write(key, guard, replace, to_session).await?.map(|(entry, ())| entry))
+        Ok(self.write(key, guard, replace, to_session).await?.is_some())
     }
 
-    /// Runs a write, and then caches what it has stored. `None` if there is no live session.
+    /// Runs a write, and then caches what it has stored, unless it is unknown when that expires. Returns the
+    /// entry. `None` if there is no live session.
     async fn write<T: Send + 'static, R: Send + 'static>(
         &self,
         key: SessionKey,
         guard: FillGuard,
         write: Call<Option<T>>,
         to_session: impl FnOnce(T) -> (Session, R) + Send + 'static,
-    ) -> Result<Option<(Entry, R)>> {
+    ) -> Result<Option<(Option<Entry>, R)>> {
         let cache = self.cache.clone();
+        let backend = self.backend.clone();
         let late_guard = LateGuard::default();
         let late_guard_at_end = late_guard.clone();
         let end = move |outcome: Result<Option<T>>| {
             late_guard_at_end.take_if_late(&cache, key, &outcome);
             match outcome {
                 Ok(Some(stored)) => {
-                    let (session, rest) = to_session(stored);
-                    Ok(guard.publish(session).map(|entry| (entry, rest)))
+                    let (mut session, rest) = to_session(stored);
+                    let Some(expires) = backend.cap(session.expires, session.created) else {
+                        guard.evict(Invalidation::Unfit);
+                        return Ok(Some((None, rest)));
+                    };
+                    session.expires = expires;
+                    Ok(Some((guard.publish(session), rest)))
                 }
                 Ok(None) => {
                     guard.evict(Invalidation::Gone);
@@ -367,17 +372,15 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
         Ok((id, entry.map(|entry| entry.snapshot())))
     }
 
-    async fn replace(
-        &self,
-        key: SessionKey,
-        data: &Data,
-        expires: WallTime,
-    ) -> Result<Option<Snapshot>> {
-        let entry = self.replace_all(key, data, expires).await?;
-        Ok(entry.map(|entry| entry.snapshot()))
+    async fn replace(&self, key: SessionKey, data: &Data, expires: WallTime) -> Result<bool> {
+        self.replace_all(key, data, expires).await
     }
 
-    async fn merge(&self, key: SessionKey, save: ScopedSave) -> Result<Option<(Snapshot, bool)>> {
+    async fn merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+    ) -> Result<Option<(Option<Snapshot>, bool)>> {
         let rev = self.revs.next();
         let guard = self.cache.begin_write(key, rev);
         let merge = self.backend.merge(key, rev, save);
@@ -386,7 +389,7 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
             (saved.into_session(), is_merged)
         };
         let saved = self.write(key, guard, merge, to_session).await?;
-        Ok(saved.map(|(entry, is_merged)| (entry.snapshot(), is_merged)))
+        Ok(saved.map(|(entry, is_merged)| (entry.map(|entry| entry.snapshot()), is_merged)))
     }
 
     async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
@@ -408,6 +411,10 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
 
     fn expiry(&self, expires: WallTime) -> WallTime {
         self.backend.expiry(expires)
+    }
+
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool> {
+        self.backend.have_same_owner(one, other)
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {

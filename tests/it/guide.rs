@@ -1,7 +1,10 @@
 //! Two pages of the guide are complete. The page for users of another store has a row for each
 //! option and method of that store. The page on metrics has a row for each value of each label.
+//! The tests that the page on security names exist.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 const PAGE: &str = include_str!("../../src/guide/coming_from.md");
 
@@ -143,6 +146,41 @@ fn names(cell: &str, option: &str) -> bool {
             !code[..at].ends_with(is_word) && !code[at + option.len()..].starts_with(is_word)
         })
     })
+}
+
+const SECURITY: &str = include_str!("../../src/guide/security.md");
+
+/// The tables for audits name tests, in their last column, as `file.rs`: `name`, `name`; `file.rs`: `name`.
+#[test]
+fn the_tests_that_the_page_on_security_names_exist() {
+    let (_, tables) = SECURITY.split_once("# OWASP ASVS").unwrap();
+    let mut named = 0;
+    for line in tables.lines().filter(|line| line.starts_with("| ")) {
+        let tests = line.trim_end_matches('|').rsplit(" | ").next().unwrap();
+        let mut code = String::new();
+        for it in codes(tests) {
+            if it.ends_with(".rs") {
+                code = code_of(it);
+                continue;
+            }
+            named += 1;
+            // A test of both tiers is `name = function;`.
+            let is_there = [format!("fn {it}("), format!("{it} = ")];
+            assert!(is_there.iter().any(|form| code.contains(form)), "{it} in {line}");
+        }
+    }
+    assert!(named > 20, "{named}");
+}
+
+/// The code of a file of this folder, and of the files in the folder of its name.
+fn code_of(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("it").join(file);
+    let mut code = fs::read_to_string(&path).unwrap_or_default();
+    for entry in fs::read_dir(path.with_extension("")).into_iter().flatten() {
+        code += &fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+    }
+    assert!(!code.is_empty(), "{file}");
+    code
 }
 
 const TABLE: &str = include_str!("../../src/metrics.md");

@@ -1,6 +1,7 @@
 //! The integration tests. They are one binary, since each binary links the driver again.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod absolute_lifetime;
 mod batches;
 mod bounds;
 mod build;

@@ -20,6 +20,7 @@ use crate::mongo::connect::client_state;
 use crate::mongo::connect::validate::{limits, runtime, with_concerns};
 use crate::mongo::indexes;
 use crate::mongo::indexes::expiry;
+use crate::mongo::lifetime::AbsoluteLifetime;
 use crate::mongo::maintenance::live_count;
 use crate::mongo::owner_field::OwnerFn;
 use crate::mongo::{ExpiredRemoval, Inner, MongoStore};
@@ -53,6 +54,7 @@ const DEFAULT_COLLECTION: &str = "sessions";
 pub struct MongoStoreBuilder {
     connection: Connection,
     ttl: Option<Duration>,
+    absolute_lifetime: Option<Duration>,
     removal: ExpiredRemoval,
     format: DataFormat,
     pub(crate) owner: Option<OwnerFn>,
@@ -74,6 +76,31 @@ impl MongoStoreBuilder {
     #[doc(alias = "max_age")]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// The longest time that a session may live, however often it is used: an absolute session timeout. At least
+    /// 1 ms. Default: none.
+    ///
+    /// A session counts from its stored `created`. After that time no store with this option serves or prolongs it.
+    /// In a [request scope](crate::RequestScopeLayer), a session that gets a new id by `cycle_id` keeps its
+    /// `created`. So a visitor cannot extend the session in that way. A log-in starts a new session: with
+    /// [`owner`](Self::owner), a `cycle_id` that changes the owner sets a new `created`. Without a request scope,
+    /// each `cycle_id` does.
+    ///
+    /// Give the same limit to all instances. Sessions that were stored without it, or with a longer one, end in time
+    /// too. Until their next save, [`length`](crate::MongoStore::length) counts them by their stored expiry. A
+    /// session whose `created` is missing or not a date is not live. No store writes such a session.
+    ///
+    /// `created` comes from the clock of the instance that created the session. The cookie may live longer: the
+    /// browser then sends the id of a session that does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) returns [`Config`](crate::ErrorKind::Config) for less than 1 ms.
+    #[doc(alias = "absolute timeout")]
+    pub fn absolute_lifetime(mut self, limit: Duration) -> Self {
+        self.absolute_lifetime = Some(limit);
         self
     }
 
@@ -225,6 +252,9 @@ impl MongoStoreBuilder {
         if self.ttl.is_some_and(|ttl| ttl < MIN_DURATION) {
             return Err(Error::config("`ttl` must be at least 1 ms"));
         }
+        if self.absolute_lifetime.is_some_and(|limit| limit < MIN_DURATION) {
+            return Err(Error::config("`absolute_lifetime` must be at least 1 ms"));
+        }
         if let ExpiredRemoval::Sweep(every) = self.removal
             && every.is_zero()
         {
@@ -262,6 +292,7 @@ impl MongoStoreBuilder {
             documents: with_concerns(&documents)?,
             timeout,
             ttl: self.ttl,
+            lifetime: AbsoluteLifetime(self.absolute_lifetime),
             format,
             owner: self.owner,
             on_conflict: self.on_conflict,
@@ -304,6 +335,7 @@ impl fmt::Debug for MongoStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MongoStoreBuilder")
             .field("ttl", &self.ttl)
+            .field("absolute_lifetime", &self.absolute_lifetime)
             .field("expired_removal", &self.removal)
             .finish_non_exhaustive()
     }

@@ -96,6 +96,7 @@ impl SessionCollection {
             OwnerUpdate::Set,
             self.clock.wall(),
             Condition::HasRev(None),
+            self.lifetime,
         );
         let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
         let update = self.documents.update_one(doc! { "_id": unused }, vec![save]);

@@ -93,7 +93,7 @@ impl SessionCollection {
         self.metrics.record_save_batch(updates.len());
         let now = self.clock.wall();
         let query = |update: Update| {
-            let (sent, filter, stage) = update.into_query(now);
+            let (sent, filter, stage) = update.into_query(now, self.lifetime);
             (sent, doc! { "q": filter, "u": [stage] })
         };
         let (sent, statements): (Vec<_>, Vec<_>) = updates.into_iter().map(query).unzip();

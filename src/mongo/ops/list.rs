@@ -18,6 +18,7 @@ use crate::mongo::schema;
 use crate::mongo::task_stream::{Step, TaskStream};
 use crate::runtime::Tasks;
 use crate::telemetry::metrics::{Outcome, Verb};
+use crate::time::WallTime;
 
 /// The number of sessions that a list reads ahead.
 const CHANNEL_CAPACITY: u32 = 64;
@@ -126,11 +127,16 @@ impl SessionCollection {
     ) -> Result<()> {
         let (mut session, mut cursor) = self.open(query).await?;
         while let Some(found) = self.next(&mut cursor, &mut session).await? {
-            let now = self.clock.wall().to_datetime();
-            let live = schema::live_session(&found, &self.format);
-            // The session may have expired while the list waited for its consumer.
-            if live.as_ref().is_ok_and(|live| now.is_some_and(|now| live.expires <= now)) {
-                continue;
+            let mut live = schema::live_session(&found, &self.format);
+            if let Ok(live) = &mut live {
+                let created = Some(WallTime::from_datetime(live.created));
+                let expires = WallTime::from_datetime(live.expires);
+                let expires = self.lifetime.cap(expires, created).unwrap_or(expires);
+                // The session may have expired while the list waited for its consumer.
+                if expires <= self.clock.wall() {
+                    continue;
+                }
+                live.expires = expires.to_datetime().unwrap_or(live.expires);
             }
             if sender.send(Step::Item(live)).await.is_err() {
                 break;

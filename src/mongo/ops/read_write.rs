@@ -8,6 +8,7 @@ use crate::batching::{Commands, Condition, MergeEnd, Updated};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
+use crate::mongo::lifetime::AbsoluteLifetime;
 use crate::mongo::ops::batch::Stored;
 use crate::mongo::owner_field::OwnerUpdate;
 use crate::mongo::schema;
@@ -48,14 +49,18 @@ pub(crate) struct SentUpdate {
 
 impl Update {
     /// Returns the filter and the only stage of the update, as of `now`.
-    pub(crate) fn into_query(self, now: WallTime) -> (SentUpdate, Document, Document) {
+    pub(crate) fn into_query(
+        self,
+        now: WallTime,
+        lifetime: AbsoluteLifetime,
+    ) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, condition, filter, stage) = match change {
             Change::Replace(fields, owned, rev, condition) => {
-                let stage = schema::replace_update(fields, owned, now, condition);
+                let stage = schema::replace_update(fields, owned, now, condition, lifetime);
                 (Some(rev), condition, doc! { "_id": schema::id(key) }, stage)
             }
-            Change::Touch(stage) => (None, Condition::IsLive, live(key, now), stage),
+            Change::Touch(stage) => (None, Condition::IsLive, live(key, now, lifetime), stage),
         };
         (SentUpdate { key, expires, rev, condition }, filter, stage)
     }
@@ -107,9 +112,11 @@ impl SentUpdate {
 
 /// Matches the session of this key if it has not expired. A query compares each date in a list of dates, so arrays
 /// are excluded.
-fn live(key: SessionKey, now: WallTime) -> Document {
+fn live(key: SessionKey, now: WallTime, lifetime: AbsoluteLifetime) -> Document {
     let not_expired = doc! { "$gt": schema::date(now), "$not": { "$type": "array" } };
-    doc! { "_id": schema::id(key), "expires": not_expired }
+    let mut live = doc! { "_id": schema::id(key), "expires": not_expired };
+    lifetime.add_condition(&mut live, now);
+    live
 }
 
 impl From<MergeEnd> for MergeResult {
@@ -135,8 +142,9 @@ impl Commands for SessionCollection {
         created: Option<WallTime>,
     ) -> Call<Option<WallTime>> {
         let sessions = self.clone();
-        let expires = self.expiry(expires);
         let now = sessions.clock.wall();
+        let expires = self.expiry(expires);
+        let expires = self.lifetime.cap(expires, created.or(Some(now))).unwrap_or(expires);
         let document = schema::insert_document(key, rev, (data, &sessions.format), expires, now)
             .and_then(|mut document| {
                 if let Some(created) = created {
@@ -178,7 +186,7 @@ impl Commands for SessionCollection {
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
-        let change = Change::Touch(schema::touch_update(expires, self.clock.wall()));
+        let change = Change::Touch(schema::touch_update(expires, self.clock.wall(), self.lifetime));
         Update { key, expires, change, bytes: 64 }
     }
 
@@ -189,7 +197,7 @@ impl Commands for SessionCollection {
     fn update(&self, update: Update) -> Call<Updated> {
         let sessions = self.clone();
         Box::pin(async move {
-            let (sent, filter, stage) = update.into_query(sessions.clock.wall());
+            let (sent, filter, stage) = update.into_query(sessions.clock.wall(), sessions.lifetime);
             let timer = sessions.timer(sent.verb());
             let updated = async {
                 let mut session = sessions.causal_session().await?;
@@ -227,6 +235,15 @@ impl Commands for SessionCollection {
 
     fn on_conflict(&self) -> Option<&OnConflict> {
         self.on_conflict.as_ref()
+    }
+
+    fn cap(&self, expires: WallTime, created: Option<WallTime>) -> Option<WallTime> {
+        self.lifetime.cap(expires, created)
+    }
+
+    fn have_same_owner(&self, one: &Data, other: &Data) -> Result<bool> {
+        let Some(owner_of) = &self.owner else { return Ok(true) };
+        Ok(owner_of.derive(one)? == owner_of.derive(other)?)
     }
 
     fn record_merge(&self, end: MergeEnd, attempts: u32, conflicts: u64) {
@@ -322,15 +339,19 @@ impl SessionCollection {
 
     /// Reads the session in a document; `None` if it has expired.
     pub(crate) fn read(&self, document: &RawDocument) -> Result<Option<Session>> {
-        let session = schema::session(document, &self.format)?;
-        Ok((session.expires > self.clock.wall()).then_some(session))
+        let mut session = schema::session(document, &self.format)?;
+        let Some(expires) = self.lifetime.cap(session.expires, session.created) else {
+            return Ok(None);
+        };
+        session.expires = expires;
+        Ok((expires > self.clock.wall()).then_some(session))
     }
 
     pub(crate) async fn contains(self, key: SessionKey) -> Result<bool> {
         let timer = self.timer(Verb::Find);
         let found = async {
             let mut session = self.causal_session().await?;
-            let live = live(key, self.clock.wall());
+            let live = live(key, self.clock.wall(), self.lifetime);
             let find = self.documents.find_one(live).projection(doc! { "_id": 1 });
             let found = find.max_time(self.timeout).session(&mut session).await;
             self.causal.check_in(session, found)
