@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Backend;
-use crate::batching::{Batcher, Commands, Condition, MergeEnd, SavePermit, Updated};
+use crate::batching::{Batcher, Commands, Condition, MergeEnd, NewExpiry, SavePermit, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{Saved, ScopedSave};
 use crate::runtime::timed_out;
@@ -70,8 +70,12 @@ impl<C: Commands> Batcher<C> {
             tally.attempts += 1;
             tally.conflicts = merged.conflicts;
             let condition = Condition::HasRev(state.rev);
-            let update =
-                self.commands.replacement(key, rev, &merged.data, merged.expires, condition)?;
+            let expires = if save.is_shorter() {
+                NewExpiry::Exactly(merged.expires)
+            } else {
+                NewExpiry::AtLeast(merged.expires)
+            };
+            let update = self.commands.replacement(key, rev, &merged.data, expires, condition)?;
             match self.send(update, permit).await? {
                 Updated::Stored(expires) => {
                     let is_merged = !Arc::ptr_eq(&merged.data, save.data());

@@ -36,6 +36,22 @@ pub(crate) enum Condition {
     HasRev(Option<Rev>),
 }
 
+/// The expiry that an update stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewExpiry {
+    Exactly(WallTime),
+    /// The stored one stays if it is later. A touch may have stored it, which leaves the `rev` as it is.
+    AtLeast(WallTime),
+}
+
+impl NewExpiry {
+    pub(crate) fn time(self) -> WallTime {
+        match self {
+            Self::Exactly(time) | Self::AtLeast(time) => time,
+        }
+    }
+}
+
 /// What became of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Updated {
@@ -78,7 +94,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: WallTime,
+        expires: NewExpiry,
         condition: Condition,
     ) -> Result<Self::Update>;
 
@@ -230,6 +246,7 @@ impl<C: Commands> Backend for Batcher<C> {
             Ok(admission) => admission,
             Err(error) => return failed(error),
         };
+        let expires = NewExpiry::Exactly(expires);
         let update = match self.commands.replacement(key, rev, data, expires, Condition::IsLive) {
             Ok(update) => update,
             Err(error) => return failed(error),

@@ -17,6 +17,8 @@ use crate::time::WallTime;
 pub(crate) struct Base {
     /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
     pub(crate) seen: Arc<dyn SharedData>,
+    /// The expiry as the request loaded it, or as it saved it last.
+    pub(crate) seen_expires: WallTime,
     /// What the database had then. It differs from `seen` if the last save was merged with the changes of
     /// another request.
     pub(crate) stored: Snapshot,
@@ -24,7 +26,7 @@ pub(crate) struct Base {
 
 impl Base {
     pub(crate) fn loaded(stored: Snapshot) -> Self {
-        Self { seen: Arc::clone(&stored.data), stored }
+        Self { seen: Arc::clone(&stored.data), seen_expires: stored.expires, stored }
     }
 
     /// Whether the data has a key of this session. If the session cannot be read, it may have.
@@ -121,10 +123,15 @@ impl ScopedSave {
         &self.data
     }
 
+    /// Whether the request ends the session sooner than it found it.
+    pub(crate) fn is_shorter(&self) -> bool {
+        self.expires < self.base.seen_expires
+    }
+
     /// Whether the request has changed no data, and does not end the session sooner than it found it.
     pub(crate) fn is_touch(&self) -> Result<bool> {
         let seen = self.base.seen.data()?;
-        Ok(self.expires >= self.base.stored.expires && is_same_data(&seen, &self.data))
+        Ok(!self.is_shorter() && is_same_data(&seen, &self.data))
     }
 
     /// Applies the changes to a state.
@@ -135,8 +142,8 @@ impl ScopedSave {
         state: &Snapshot,
         on_conflict: Option<&OnConflict>,
     ) -> Result<Merged> {
-        let shortens = self.expires < self.base.stored.expires;
-        let expires = if shortens { self.expires } else { self.expires.max(state.expires) };
+        let expires =
+            if self.is_shorter() { self.expires } else { self.expires.max(state.expires) };
         if std::ptr::addr_eq(Arc::as_ptr(&self.base.seen), Arc::as_ptr(&state.data)) {
             return Ok(Merged { data: Arc::clone(&self.data), expires, conflicts: 0 });
         }
@@ -266,9 +273,26 @@ mod tests {
     fn a_second_save_of_a_request_keeps_what_the_first_one_was_merged_with() {
         // The request loaded { a: 0 } and saved { a: 1 }. Another one had added `b` meanwhile.
         let stored = snapshot(json!({ "a": 1, "b": 2 }), 10);
-        let base = Base { seen: Arc::new(data(json!({ "a": 1 }))), stored: stored.clone() };
+        let seen = Arc::new(data(json!({ "a": 1 })));
+        let base = Base { seen, seen_expires: stored.expires, stored: stored.clone() };
         let again = ScopedSave::new(base, &data(json!({ "a": 3 })), WallTime::from_millis(20));
         assert_eq!(json!(*again.apply(&stored, None).unwrap().data), json!({ "a": 3, "b": 2 }));
+    }
+
+    #[test]
+    fn a_second_save_of_a_request_keeps_the_later_expiry_that_the_first_one_met() {
+        // The request loaded an expiry of 10 and saved 20. Another one had stored 100 meanwhile.
+        let stored = snapshot(json!({ "a": 1 }), 100);
+        let seen_expires = WallTime::from_millis(20);
+        let base = Base { seen: Arc::new(data(json!({ "a": 1 }))), seen_expires, stored };
+        let save = |expires| {
+            let base = base.clone();
+            ScopedSave::new(base, &data(json!({ "a": 1 })), WallTime::from_millis(expires))
+        };
+        assert!(save(21).is_touch().unwrap(), "it is no shorter than what the request has seen");
+        assert!(!save(19).is_touch().unwrap());
+        let kept = save(21).apply(&snapshot(json!({ "a": 1 }), 100), None).unwrap();
+        assert_eq!(kept.expires.millis(), 100);
     }
 
     #[test]

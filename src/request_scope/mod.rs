@@ -140,7 +140,7 @@ pub(crate) async fn create(
             return Ok(id);
         }
     };
-    record_stored(id.key(), data, stored);
+    record_stored(id.key(), data, expires, stored);
     Ok(id)
 }
 
@@ -170,7 +170,7 @@ pub(crate) async fn save(
         return Ok(());
     }
     match store.merge(key, save).await? {
-        Some((stored, true)) => record_stored(key, data, stored),
+        Some((stored, true)) => record_stored(key, data, expires, stored),
         Some((stored, false)) => record_loaded(key, || stored),
         None => record_dropped(id),
     }
@@ -214,10 +214,11 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
     with(find).flatten().unwrap_or(Creation::New)
 }
 
-/// Records what was stored of `data`, which the app holds.
-fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
+/// Records what was stored of a session that the app holds with this data and this expiry.
+fn record_stored(key: SessionKey, data: &Data, expires: WallTime, stored: Option<Snapshot>) {
     with(|records| {
-        let base = stored.map(|stored| Base { seen: Arc::new(data.clone()), stored });
+        let seen = || Arc::new(data.clone());
+        let base = stored.map(|stored| Base { seen: seen(), seen_expires: expires, stored });
         records.set(key, base);
     });
 }
@@ -225,6 +226,7 @@ fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
 fn record_touched(key: SessionKey, expires: WallTime) {
     with(|records| {
         if let Some((_, base)) = records.bases.iter_mut().find(|(it, _)| *it == key) {
+            base.seen_expires = expires;
             base.stored.expires = expires.max(base.stored.expires);
         }
     });

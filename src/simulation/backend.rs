@@ -8,7 +8,7 @@
 use futures::future::join_all;
 
 use crate::backend::{Backend, Call};
-use crate::batching::{Commands, Condition, MergeEnd, Updated};
+use crate::batching::{Commands, Condition, MergeEnd, NewExpiry, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
     ChangeSource, Fault, PrimaryTime, Refusal, SourceCall, StreamCall,
@@ -21,7 +21,7 @@ use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::chance::Chance;
 use crate::simulation::merge_oracle;
-use crate::simulation::operation::{Operation, Outcome};
+use crate::simulation::operation::{Operation, Outcome, Update};
 use crate::simulation::stream::{Cursor, Reply};
 use crate::simulation::types::{FaultConfig, Floors, UNSTORABLE, UPDATE_BYTES, version};
 use crate::simulation::wire::Wire;
@@ -227,13 +227,15 @@ impl Commands for FakeBackend {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: WallTime,
+        expires: NewExpiry,
         condition: Condition,
     ) -> Result<Operation> {
         if version(data) == UNSTORABLE {
             return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
         }
-        Ok(Operation::Replace(key, rev, Session::new(data.clone(), expires), condition))
+        let session = Session::new(data.clone(), expires.time());
+        let keeps_later = matches!(expires, NewExpiry::AtLeast(_));
+        Ok(Operation::Replace(key, rev, session, Update { condition, keeps_later }))
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Operation {
@@ -317,7 +319,7 @@ impl Backend for FakeBackend {
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
         let session = Session::new(data.clone(), expires);
-        self.call(Operation::Replace(key, rev, session, Condition::IsLive), stored)
+        self.call(Operation::Replace(key, rev, session, Update::default()), stored)
     }
 
     fn merge(&self, _: SessionKey, _: Rev, _: ScopedSave) -> Call<Option<Saved>> {

@@ -10,6 +10,7 @@ use crate::batching::{Condition, Updated};
 use crate::session::id::SessionKey;
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
+use crate::simulation::operation::Update;
 use crate::simulation::oplog::Oplog;
 use crate::simulation::types::{self, Floors, PAGE, owner_of, version};
 use crate::time::{Clock, Moment, WallTime};
@@ -119,14 +120,14 @@ impl Database {
         session: &Session,
         by: Option<usize>,
     ) -> bool {
-        let updated = self.replace_if(key, Condition::IsLive, rev, session, by);
+        let updated = self.replace_if(key, Update::default(), rev, session, by);
         matches!(updated, Updated::Stored(_))
     }
 
     pub(crate) fn replace_if(
         &mut self,
         key: SessionKey,
-        condition: Condition,
+        update: Update,
         rev: Option<Rev>,
         session: &Session,
         by: Option<usize>,
@@ -135,13 +136,20 @@ impl Database {
         let Some(doc) = self.current(number).doc.as_ref().filter(|_| self.is_live(number)) else {
             return Updated::Gone;
         };
-        if let Condition::HasRev(expected) = condition
+        if let Condition::HasRev(expected) = update.condition
             && expected != Some(doc.rev)
         {
             return Updated::Changed;
         }
+        let earlier = doc.expires();
         self.oplog.tick(self.oplog.home(number));
         self.change(number, rev, Some(session), by);
+        if update.keeps_later && earlier > session.expires {
+            // The store knows only of the expiry that it has sent.
+            let state = self.histories[number].last_mut();
+            let doc = state.and_then(|state| state.doc.as_mut());
+            doc.into_iter().for_each(|doc| doc.expiries.push(earlier));
+        }
         Updated::Stored(session.expires)
     }
 

@@ -13,7 +13,7 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::backend::FakeBackend;
-use crate::simulation::operation::Operation;
+use crate::simulation::operation::{Operation, Update};
 use crate::simulation::types::End;
 use crate::simulation::wire::Wire;
 use crate::time::WallTime;
@@ -170,14 +170,15 @@ impl Backend for TracedBackend {
     ) -> Call<Option<WallTime>> {
         // The call must be pending before the batcher decides, right here, whether its queue has room.
         let session = Session::new(data.clone(), expires);
-        let call = self.begin(Operation::Replace(key, rev, session, Condition::IsLive));
+        let call = self.begin(Operation::Replace(key, rev, session, Update::default()));
         Box::pin(call.watch(self.batcher.replace(key, rev, data, expires)))
     }
 
     fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
         let session = Session::new(Data::clone(save.data()), save.stored().expires);
         let condition = Condition::HasRev(save.stored().rev);
-        let call = self.begin(Operation::Replace(key, rev, session, condition));
+        let update = Update { condition, keeps_later: false };
+        let call = self.begin(Operation::Replace(key, rev, session, update));
         let number = call.number;
         let wire = self.wire.clone();
         let merge = self.batcher.merge(key, rev, save);

@@ -293,9 +293,9 @@ impl State {
                 }
                 Outcome::Inserted(inserted.then_some(session.expires))
             }
-            Operation::Replace(key, rev, session, condition) => {
+            Operation::Replace(key, rev, session, update) => {
                 let old = self.database.find(*key);
-                let updated = self.database.replace_if(*key, *condition, Some(*rev), session, by);
+                let updated = self.database.replace_if(*key, *update, Some(*rev), session, by);
                 let save = store_call.and_then(|store_call| self.pending.save_of(store_call));
                 if let (Some(save), Some(old), Updated::Stored(_)) = (save, old, updated)
                     && let Some(new) = self.database.find(*key)
