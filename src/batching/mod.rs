@@ -191,6 +191,19 @@ impl<C: Commands> Batcher<C> {
         })
     }
 
+    /// Finds a session for a call that began at `began`.
+    fn find_for(&self, key: SessionKey, began: Instant) -> Call<Option<Session>> {
+        let reads = self.reads.clone();
+        match reads.admit() {
+            Ok(admission) => Box::pin(async move {
+                let found = reads.send(key, began).await;
+                drop(admission);
+                found
+            }),
+            Err(error) => failed(error),
+        }
+    }
+
     async fn send(&self, update: C::Update, permit: &SavePermit<C>) -> Result<Updated> {
         let began = permit.write.enqueued_at();
         self.saves.send((update, Arc::clone(&permit.write)), began).await
@@ -310,16 +323,7 @@ impl<C: Commands> Backend for Batcher<C> {
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        let reads = self.reads.clone();
-        let began = Instant::now();
-        match reads.admit() {
-            Ok(admission) => Box::pin(async move {
-                let found = reads.send(key, began).await;
-                drop(admission);
-                found
-            }),
-            Err(error) => failed(error),
-        }
+        self.find_for(key, Instant::now())
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {
