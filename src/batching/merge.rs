@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::Backend;
-use crate::batching::{Batcher, Commands, Condition, MergeEnd, SavePermit, Updated};
+use crate::batching::{Batcher, Commands, Condition, MergeEnd, NewExpiry, SavePermit, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{Saved, ScopedSave};
 use crate::runtime::timed_out;
@@ -70,8 +69,12 @@ impl<C: Commands> Batcher<C> {
             tally.attempts += 1;
             tally.conflicts = merged.conflicts;
             let condition = Condition::HasRev(state.rev);
-            let update =
-                self.commands.replacement(key, rev, &merged.data, merged.expires, condition)?;
+            let expires = if save.is_shorter() {
+                NewExpiry::Exactly(merged.expires)
+            } else {
+                NewExpiry::AtLeast(merged.expires)
+            };
+            let update = self.commands.replacement(key, rev, &merged.data, expires, condition)?;
             match self.send(update, permit).await? {
                 Updated::Stored(expires) => {
                     let is_merged = !Arc::ptr_eq(&merged.data, save.data());
@@ -86,16 +89,25 @@ impl<C: Commands> Batcher<C> {
                 return Err(never_at_rest());
             }
             self.back_off(tally.attempts).await;
-            let timeout = self.saves.timeout();
-            if permit.write.enqueued_at().elapsed() >= timeout {
-                return Err(timed_out(timeout));
-            }
+            self.check_deadline(permit)?;
             tracing::debug!("the session has changed since it was loaded: the save is merged");
-            let Some(newest) = self.find(key).await? else {
+            let Some(newest) = self.find_for(key, permit.write.enqueued_at()).await? else {
                 self.commands.record_dropped_save();
                 return Ok(None);
             };
+            // The answer may have come late.
+            self.check_deadline(permit)?;
             state = newest.into();
+        }
+    }
+
+    /// An error if the caller has its timeout error by now, so that no further attempt is sent.
+    fn check_deadline(&self, permit: &SavePermit<C>) -> Result<()> {
+        let timeout = self.saves.timeout();
+        if permit.write.enqueued_at().elapsed() < timeout {
+            Ok(())
+        } else {
+            Err(timed_out(timeout))
         }
     }
 

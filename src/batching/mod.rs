@@ -36,6 +36,22 @@ pub(crate) enum Condition {
     HasRev(Option<Rev>),
 }
 
+/// The expiry that an update stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewExpiry {
+    Exactly(WallTime),
+    /// The stored one stays if it is later. A touch may have stored it, which leaves the `rev` as it is.
+    AtLeast(WallTime),
+}
+
+impl NewExpiry {
+    pub(crate) fn time(self) -> WallTime {
+        match self {
+            Self::Exactly(time) | Self::AtLeast(time) => time,
+        }
+    }
+}
+
 /// What became of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Updated {
@@ -74,7 +90,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: WallTime,
+        expires: NewExpiry,
         condition: Condition,
     ) -> Result<Self::Update>;
 
@@ -171,6 +187,19 @@ impl<C: Commands> Batcher<C> {
         })
     }
 
+    /// Finds a session for a call that began at `began`.
+    fn find_for(&self, key: SessionKey, began: Instant) -> Call<Option<Session>> {
+        let reads = self.reads.clone();
+        match reads.admit() {
+            Ok(admission) => Box::pin(async move {
+                let found = reads.send(key, began).await;
+                drop(admission);
+                found
+            }),
+            Err(error) => failed(error),
+        }
+    }
+
     async fn send(&self, update: C::Update, permit: &SavePermit<C>) -> Result<Updated> {
         let began = permit.write.enqueued_at();
         self.saves.send((update, Arc::clone(&permit.write)), began).await
@@ -223,6 +252,7 @@ impl<C: Commands> Backend for Batcher<C> {
             Ok(admission) => admission,
             Err(error) => return failed(error),
         };
+        let expires = NewExpiry::Exactly(expires);
         let update = match self.commands.replacement(key, rev, data, expires, Condition::IsLive) {
             Ok(update) => update,
             Err(error) => return failed(error),
@@ -286,16 +316,7 @@ impl<C: Commands> Backend for Batcher<C> {
     }
 
     fn find(&self, key: SessionKey) -> Call<Option<Session>> {
-        let reads = self.reads.clone();
-        let began = Instant::now();
-        match reads.admit() {
-            Ok(admission) => Box::pin(async move {
-                let found = reads.send(key, began).await;
-                drop(admission);
-                found
-            }),
-            Err(error) => failed(error),
-        }
+        self.find_for(key, Instant::now())
     }
 
     fn remove(&self, key: SessionKey) -> Call<()> {

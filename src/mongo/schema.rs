@@ -11,7 +11,7 @@
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc};
 
-use crate::batching::Condition;
+use crate::batching::{Condition, NewExpiry};
 use crate::error::{Error, Result};
 use crate::mongo::codec::{self, DataFormat, MALFORMED, unreadable};
 use crate::mongo::lifetime::AbsoluteLifetime;
@@ -137,11 +137,15 @@ pub(crate) fn replace_update(
     owned: OwnerUpdate,
     now: WallTime,
     condition: Condition,
+    expiry: NewExpiry,
     lifetime: AbsoluteLifetime,
 ) -> Document {
+    let keeps_later = matches!(expiry, NewExpiry::AtLeast(_));
     let expires = fields.get("expires").cloned();
     let mut merged = vec![Bson::from("$$ROOT"), doc! { "$literal": fields }.into()];
-    if let Some(expires) = expires.filter(|_| lifetime.0.is_some()) {
+    if let Some(expires) = expires.filter(|_| keeps_later || lifetime.0.is_some()) {
+        let later = doc! { "$max": ["$expires", &expires] };
+        let expires = if keeps_later { later.into() } else { expires };
         merged.push(doc! { "expires": lifetime.cap_expression(expires) }.into());
     }
     if owned == OwnerUpdate::Clear {

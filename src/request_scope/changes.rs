@@ -17,6 +17,8 @@ use crate::time::WallTime;
 pub(crate) struct Base {
     /// What the database had when the request loaded the session, or saved it last.
     pub(crate) stored: Snapshot,
+    /// The expiry as the request loaded it, or as it saved it last.
+    pub(crate) seen_expires: WallTime,
     /// The data as the request knows it. `None` if that is what was stored. It differs if the last save was merged
     /// with the changes of another request.
     differing: Option<Arc<dyn SharedData>>,
@@ -24,12 +26,13 @@ pub(crate) struct Base {
 
 impl Base {
     pub(crate) fn loaded(stored: Snapshot) -> Self {
-        Self { stored, differing: None }
+        let seen_expires = stored.expires;
+        Self { stored, seen_expires, differing: None }
     }
 
-    /// What is known after a save that was merged. The request has `data`.
-    pub(crate) fn merged(data: Arc<dyn SharedData>, stored: Snapshot) -> Self {
-        Self { stored, differing: Some(data) }
+    /// What is known after a save that was merged. The request has this data and this expiry.
+    pub(crate) fn merged(data: Arc<dyn SharedData>, expires: WallTime, stored: Snapshot) -> Self {
+        Self { stored, seen_expires: expires, differing: Some(data) }
     }
 
     /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
@@ -39,7 +42,7 @@ impl Base {
 
     /// Whether a save of `data` changes no data, and does not end the session sooner than the request found it.
     pub(crate) fn is_touch(&self, data: &Data, expires: WallTime) -> Result<bool> {
-        Ok(expires >= self.stored.expires && is_same_data(self.seen().data()?.as_ref(), data))
+        Ok(expires >= self.seen_expires && is_same_data(self.seen().data()?.as_ref(), data))
     }
 
     /// Whether the data has a key of this session. If the session cannot be read, it may have.
@@ -149,6 +152,11 @@ impl ScopedSave {
         &self.data
     }
 
+    /// Whether the request ends the session sooner than it found it.
+    pub(crate) fn is_shorter(&self) -> bool {
+        self.expires < self.base.seen_expires
+    }
+
     /// Applies the changes to a state.
     ///
     /// The later expiry is kept, unless the request has shortened the life of the session.
@@ -157,8 +165,8 @@ impl ScopedSave {
         state: &Snapshot,
         on_conflict: Option<&OnConflict>,
     ) -> Result<Merged> {
-        let shortens = self.expires < self.base.stored.expires;
-        let expires = if shortens { self.expires } else { self.expires.max(state.expires) };
+        let expires =
+            if self.is_shorter() { self.expires } else { self.expires.max(state.expires) };
         if std::ptr::addr_eq(Arc::as_ptr(self.base.seen()), Arc::as_ptr(&state.data)) {
             return Ok(Merged { data: Arc::clone(&self.data), expires, conflicts: 0 });
         }
@@ -288,9 +296,25 @@ mod tests {
     fn a_second_save_of_a_request_keeps_what_the_first_one_was_merged_with() {
         // The request loaded { a: 0 } and saved { a: 1 }. Another one had added `b` meanwhile.
         let stored = snapshot(json!({ "a": 1, "b": 2 }), 10);
-        let base = Base::merged(Arc::new(data(json!({ "a": 1 }))), stored.clone());
+        let seen = Arc::new(data(json!({ "a": 1 })));
+        let base = Base::merged(seen, stored.expires, stored.clone());
         let again = ScopedSave::new(base, &data(json!({ "a": 3 })), WallTime::from_millis(20));
         assert_eq!(json!(*again.apply(&stored, None).unwrap().data), json!({ "a": 3, "b": 2 }));
+    }
+
+    #[test]
+    fn a_second_save_of_a_request_keeps_the_later_expiry_that_the_first_one_met() {
+        // The request loaded an expiry of 10 and saved 20. Another one had stored 100 meanwhile.
+        let stored = snapshot(json!({ "a": 1 }), 100);
+        let seen_expires = WallTime::from_millis(20);
+        let a = data(json!({ "a": 1 }));
+        let base = Base::merged(Arc::new(a.clone()), seen_expires, stored);
+        let is_touch = |expires| base.is_touch(&a, WallTime::from_millis(expires)).unwrap();
+        assert!(is_touch(21), "it is no shorter than what the request has seen");
+        assert!(!is_touch(19));
+        let save = ScopedSave::new(base.clone(), &a, WallTime::from_millis(21));
+        let kept = save.apply(&snapshot(json!({ "a": 1 }), 100), None).unwrap();
+        assert_eq!(kept.expires.millis(), 100);
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub(crate) async fn create(
             return Ok(id);
         }
     };
-    record_stored(id.key(), data, stored);
+    record_stored(id.key(), data, expires, stored);
     Ok(id)
 }
 
@@ -174,7 +174,7 @@ pub(crate) async fn save(
         return Ok(());
     }
     match store.merge(key, ScopedSave::new(base, data, expires)).await? {
-        Some((stored, true)) => record_stored(key, data, stored),
+        Some((stored, true)) => record_stored(key, data, expires, stored),
         Some((stored, false)) => record_loaded(key, || stored),
         None => record_dropped(id),
     }
@@ -222,10 +222,10 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
     with(find).flatten().unwrap_or(Creation::New)
 }
 
-/// Records what was stored of `data`, which the app holds.
-fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
+/// Records what was stored of a session that the app holds with this data and this expiry.
+fn record_stored(key: SessionKey, data: &Data, expires: WallTime, stored: Option<Snapshot>) {
     with(|records| {
-        let base = stored.map(|stored| Base::merged(Arc::new(data.clone()), stored));
+        let base = stored.map(|stored| Base::merged(Arc::new(data.clone()), expires, stored));
         records.set(key, base);
     });
 }
@@ -233,6 +233,7 @@ fn record_stored(key: SessionKey, data: &Data, stored: Option<Snapshot>) {
 fn record_touched(key: SessionKey, expires: WallTime) {
     with(|records| {
         if let Some(base) = records.base(key) {
+            base.seen_expires = expires;
             base.stored.expires = expires.max(base.stored.expires);
         }
     });

@@ -8,7 +8,7 @@
 use futures::future::join_all;
 
 use crate::backend::{Backend, BeginDelete, Call, NewSession};
-use crate::batching::{Commands, Condition, MergeEnd, Updated};
+use crate::batching::{Commands, Condition, MergeEnd, NewExpiry, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
     ChangeSource, Fault, PrimaryTime, Refusal, SourceCall, StreamCall,
@@ -20,7 +20,8 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::chance::Chance;
-use crate::simulation::operation::{Operation, Outcome};
+use crate::simulation::merge_oracle;
+use crate::simulation::operation::{Operation, Outcome, Update};
 use crate::simulation::stream::{Cursor, Reply};
 use crate::simulation::types::{FaultConfig, Floors, UNSTORABLE, UPDATE_BYTES, version};
 use crate::simulation::wire::Wire;
@@ -30,11 +31,15 @@ use crate::time::{Clock, WallTime};
 pub(crate) struct FakeBackend {
     pub(crate) wire: Wire,
     node: usize,
+    /// The app's function for values that two requests have changed.
+    on_conflict: Option<OnConflict>,
 }
 
 impl FakeBackend {
     pub(crate) fn new(wire: Wire, node: usize) -> Self {
-        Self { wire, node }
+        let adds_up = wire.state().merges.adds_up;
+        let on_conflict = adds_up.then(merge_oracle::on_conflict);
+        Self { wire, node, on_conflict }
     }
 
     /// Connects to a new database without any faults. Every call waits for the test.
@@ -217,13 +222,15 @@ impl Commands for FakeBackend {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: WallTime,
+        expires: NewExpiry,
         condition: Condition,
     ) -> Result<Operation> {
         if version(data) == UNSTORABLE {
             return Err(Error::new(ErrorKind::Encode, "it cannot be stored"));
         }
-        Ok(Operation::Replace(key, rev, Session::new(data.clone(), expires), condition))
+        let session = Session::new(data.clone(), expires.time());
+        let keeps_later = matches!(expires, NewExpiry::AtLeast(_));
+        Ok(Operation::Replace(key, rev, session, Update { condition, keeps_later }))
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Operation {
@@ -251,7 +258,7 @@ impl Commands for FakeBackend {
     }
 
     fn on_conflict(&self) -> Option<&OnConflict> {
-        None
+        self.on_conflict.as_ref()
     }
 
     fn record_merge(&self, _: MergeEnd, _: u32, _: u64) {}
@@ -303,7 +310,7 @@ impl Backend for FakeBackend {
         expires: WallTime,
     ) -> Call<Option<WallTime>> {
         let session = Session::new(data.clone(), expires);
-        self.call(Operation::Replace(key, rev, session, Condition::IsLive), stored)
+        self.call(Operation::Replace(key, rev, session, Update::default()), stored)
     }
 
     fn merge(&self, _: SessionKey, _: Rev, _: ScopedSave) -> Call<Option<Saved>> {
@@ -353,7 +360,7 @@ impl Backend for FakeBackend {
     }
 
     fn on_conflict(&self) -> Option<OnConflict> {
-        None
+        self.on_conflict.clone()
     }
 
     fn record_dropped_save(&self) {}

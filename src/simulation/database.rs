@@ -10,8 +10,9 @@ use crate::batching::{Condition, Updated};
 use crate::session::id::SessionKey;
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
+use crate::simulation::operation::Update;
 use crate::simulation::oplog::Oplog;
-use crate::simulation::types::{Floors, PAGE, owner_of, version};
+use crate::simulation::types::{self, Floors, PAGE, owner_of, version};
 use crate::time::{Clock, Moment, WallTime};
 
 /// Keys are random, so traces and the oracle use numbers: sessions are numbered in the order of their first use.
@@ -20,6 +21,8 @@ pub(crate) struct Database {
     numbers: HashMap<SessionKey, usize>,
     keys: Vec<SessionKey>,
     histories: Vec<Vec<State>>,
+    /// The data of each version that is a digest.
+    data: HashMap<u64, Data>,
     /// The expiries of all touches, also of those that did not prolong their session.
     touched: Vec<(usize, WallTime)>,
     pub(crate) oplog: Oplog,
@@ -44,6 +47,7 @@ pub(crate) struct StoredDoc {
     pub(crate) version: u64,
     pub(crate) data: Data,
     pub(crate) rev: Rev,
+    pub(crate) created: Option<WallTime>,
     /// All expiries that touches have given this version. The last one is the current one.
     pub(crate) expiries: Vec<WallTime>,
 }
@@ -66,6 +70,7 @@ impl Database {
             numbers: HashMap::new(),
             keys: Vec::new(),
             histories: Vec::new(),
+            data: HashMap::new(),
             touched: Vec::new(),
             oplog: Oplog::new(shards),
             is_bulk: false,
@@ -115,14 +120,14 @@ impl Database {
         session: &Session,
         by: Option<usize>,
     ) -> bool {
-        let updated = self.replace_if(key, Condition::IsLive, rev, session, by);
+        let updated = self.replace_if(key, Update::default(), rev, session, by);
         matches!(updated, Updated::Stored(_))
     }
 
     pub(crate) fn replace_if(
         &mut self,
         key: SessionKey,
-        condition: Condition,
+        update: Update,
         rev: Option<Rev>,
         session: &Session,
         by: Option<usize>,
@@ -131,13 +136,20 @@ impl Database {
         let Some(doc) = self.current(number).doc.as_ref().filter(|_| self.is_live(number)) else {
             return Updated::Gone;
         };
-        if let Condition::HasRev(expected) = condition
+        if let Condition::HasRev(expected) = update.condition
             && expected != Some(doc.rev)
         {
             return Updated::Changed;
         }
+        let earlier = doc.expires();
         self.oplog.tick(self.oplog.home(number));
         self.change(number, rev, Some(session), by);
+        if update.keeps_later && earlier > session.expires {
+            // The store knows only of the expiry that it has sent.
+            let state = self.histories[number].last_mut();
+            let doc = state.and_then(|state| state.doc.as_mut());
+            doc.into_iter().for_each(|doc| doc.expiries.push(earlier));
+        }
         Updated::Stored(session.expires)
     }
 
@@ -145,8 +157,8 @@ impl Database {
         let number = self.number(key);
         let live = self.is_live(number);
         let doc = self.current(number).doc.as_ref().filter(|_| live)?;
-        let (data, rev) = (doc.data.clone(), Some(doc.rev));
-        Some(Session { data, expires: doc.expires(), rev, created: None })
+        let data = doc.data.clone();
+        Some(Session { data, expires: doc.expires(), rev: Some(doc.rev), created: doc.created })
     }
 
     pub(crate) fn remove(&mut self, key: SessionKey, by: Option<usize>) {
@@ -299,6 +311,11 @@ impl Database {
         doc.filter(|_| self.is_live(number)).map(|doc| doc.version)
     }
 
+    /// The data of a version.
+    pub(crate) fn data_of(&self, version: u64) -> Data {
+        self.data.get(&version).cloned().unwrap_or_else(|| types::data(version))
+    }
+
     /// The expiries with which touches of a session were acknowledged. A store may return such an expiry together
     /// with older data: a touch does not read the data that another store has saved meanwhile.
     pub(crate) fn touched(&self, number: usize) -> impl Iterator<Item = &WallTime> {
@@ -358,12 +375,18 @@ impl Database {
         session: Option<&Session>,
         by: Option<usize>,
     ) {
+        let earlier = self.current(number).doc.as_ref().and_then(|doc| doc.created);
+        let now = self.clock.wall();
         let doc = session.map(|session| StoredDoc {
             version: version(&session.data),
             data: session.data.clone(),
             rev: rev.unwrap_or_else(|| self.revs.next()),
+            created: earlier.or(session.created).or(Some(now)),
             expiries: vec![session.expires],
         });
+        if let Some(doc) = doc.as_ref().filter(|doc| doc.data.len() > 1) {
+            self.data.entry(doc.version).or_insert_with(|| doc.data.clone());
+        }
         self.histories[number].push(State { from: self.clock.now(), doc, by });
     }
 

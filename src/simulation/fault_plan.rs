@@ -41,6 +41,10 @@ pub(crate) struct FaultPlan {
     pub(crate) unchanged: f64,
     /// An operation is a sign-out.
     pub(crate) sign_outs: f64,
+    /// An operation is a request, with a scope.
+    pub(crate) requests: f64,
+    /// The app has an `on_conflict`, which adds up counters.
+    pub(crate) adds_up: bool,
 }
 
 /// How often each event happens: once for each step, or once for each call that can go on.
@@ -175,6 +179,8 @@ impl FaultPlan {
             touch_after: Duration::from_millis(chance.pick(&[0, 0, 5, 50, 500, 60_000])),
             unchanged: chance.pick(&[0.0, 0.3, 0.7]),
             sign_outs: 0.0,
+            requests: 0.0,
+            adds_up: false,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::cache::{Cache, CacheConfig, Coherence, EvictionPolicy};
 use crate::error::{Error, ErrorKind};
 use crate::invalidation::{self, InvalidationListener};
 use crate::runtime::Tasks;
+use crate::session::Session;
 use crate::session::id::RawId;
 use crate::session::revision::RevSource;
 use crate::simulation::backend::FakeBackend;
@@ -21,6 +22,7 @@ use crate::simulation::chance::Chance;
 use crate::simulation::fault_plan::{FaultPlan, Scenario};
 use crate::simulation::owned_pages::OwnedPages;
 use crate::simulation::scheduler::Scheduler;
+use crate::simulation::scoped_request::Request;
 use crate::simulation::traced_backend::TracedBackend;
 use crate::simulation::types::{Begun, FaultConfig, UNSTORABLE, data, owner_of, version};
 use crate::simulation::wire::{State, Wire};
@@ -51,10 +53,12 @@ pub(crate) enum Verb {
     Delete(RawId),
     Clear,
     SignOut(u64),
+    Request(Request),
 }
 
 impl Fleet {
-    pub(crate) fn new(plan: FaultPlan, chance: Chance) -> Self {
+    /// `chance` draws the faults, and `second` the waits of merges.
+    pub(crate) fn new(plan: FaultPlan, chance: Chance, second: &Chance) -> Self {
         let clock = Clock::tokio();
         let poll_interval = invalidation::poll_interval(plan.promise.max_staleness);
         let faults = FaultConfig {
@@ -75,6 +79,7 @@ impl Fleet {
             recovered: false,
         };
         let wire = Wire::new(clock.clone(), chance.clone(), faults);
+        wire.state().merges.adds_up = plan.adds_up;
         let config = CacheConfig {
             max_bytes: 1 << 20,
             max_entries: plan.max_entries,
@@ -118,7 +123,7 @@ impl Fleet {
                 drop(listener.start(&tasks, CancellationToken::clone(&ends)));
             }
             WriteThrough {
-                backend: TracedBackend::new(&wire, node, &tasks, plan.limits),
+                backend: TracedBackend::new(&wire, node, &tasks, plan.limits, second.fork()),
                 cache,
                 tasks,
                 revs: RevSource::new(),
@@ -176,8 +181,10 @@ impl Fleet {
         let what = self.describe(verb);
         self.wire.state().trace.note(|| format!("step {}: {what} begins", begun.step));
         match verb {
-            Verb::Load(id) => self.load(node, id).await,
+            Verb::Load(id) => drop(self.load(node, id).await),
+            Verb::Request(request) => self.request(node, request).await,
             Verb::Create(version, expires) => {
+                self.wire.state().merges.begin_creation();
                 match store.create(RawId::random(), &data(version), expires).await {
                     Ok(id) => self.ids.lock().unwrap().push(id),
                     Err(error) => self.record_failure(node, None, begun, &error),
@@ -185,7 +192,8 @@ impl Fleet {
             }
             Verb::Save(id, version, expires) => {
                 let save = self.begin_save(node, id, version, expires, begun);
-                match store.save(id, &data(version), expires).await {
+                let data = self.wire.state().database.data_of(version);
+                match store.save(id, &data, expires).await {
                     Ok(()) => self.check_saved(id, version, save, begun),
                     Err(error) if error.kind() == ErrorKind::Encode && version == UNSTORABLE => {
                         self.check_deadline(begun, &mut self.wire.state());
@@ -196,16 +204,7 @@ impl Fleet {
                     }
                 }
             }
-            Verb::Delete(id) => {
-                let live = self.live(&[id]);
-                match store.delete(id).await {
-                    Ok(()) => {
-                        self.check_gone(&live, begun);
-                        self.check_deadline(begun, &mut self.wire.state());
-                    }
-                    Err(error) => self.record_failure(node, Some(id), begun, &error),
-                }
-            }
+            Verb::Delete(id) => drop(self.delete(node, id).await),
             Verb::SignOut(owner) => self.sign_out(node, owner).await,
             Verb::Clear => {
                 let live = self.live(&self.ids());
@@ -218,13 +217,30 @@ impl Fleet {
         }
     }
 
+    /// Deletes a session, and returns whether that was acknowledged.
+    pub(crate) async fn delete(&self, node: usize, id: RawId) -> bool {
+        let begun = self.begin();
+        let live = self.live(&[id]);
+        match self.stores[node].delete(id).await {
+            Ok(()) => {
+                self.check_gone(&live, begun);
+                self.check_deadline(begun, &mut self.wire.state());
+                true
+            }
+            Err(error) => {
+                self.record_failure(node, Some(id), begun, &error);
+                false
+            }
+        }
+    }
+
     /// Loads a session and lets the oracle judge the answer.
-    pub(crate) async fn load(&self, node: usize, id: RawId) {
+    pub(crate) async fn load(&self, node: usize, id: RawId) -> Option<Session> {
         let begun = self.begin();
         let answer = self.stores[node].load(id).await;
         let mut state = self.wire.state();
         let number = state.database.number(id.key());
-        match answer {
+        let found = match answer {
             Ok(answer) => {
                 let version = answer.as_ref().map(|session| version(&session.data));
                 let state = &mut *state;
@@ -238,6 +254,7 @@ impl Fleet {
                     &state.faults,
                     self.clock.now(),
                 );
+                answer
             }
             Err(error) => {
                 let it = &mut *state;
@@ -251,9 +268,11 @@ impl Fleet {
                 drop(state);
                 self.record_failure(node, None, begun, &error);
                 state = self.wire.state();
+                None
             }
-        }
+        };
         self.check_deadline(begun, &mut state);
+        found
     }
 
     /// Removes the sessions of an owner and tells the oracle which floors that sets.
@@ -288,7 +307,7 @@ impl Fleet {
         }
     }
 
-    fn begin(&self) -> Begun {
+    pub(crate) fn begin(&self) -> Begun {
         let step = self.wire.state().database.step();
         Begun { step, at: self.clock.now(), wall: self.clock.wall() }
     }
@@ -349,7 +368,13 @@ impl Fleet {
     }
 
     /// `wrote`: the session that the operation may have changed.
-    fn record_failure(&self, node: usize, wrote: Option<RawId>, begun: Begun, error: &Error) {
+    pub(crate) fn record_failure(
+        &self,
+        node: usize,
+        wrote: Option<RawId>,
+        begun: Begun,
+        error: &Error,
+    ) {
         check_error(&mut self.wire.state(), node, error);
         let mut state = self.wire.state();
         let state = &mut *state;
@@ -362,7 +387,7 @@ impl Fleet {
     }
 
     /// Checks that an operation has kept its deadline. Skipped if the process was suspended meanwhile.
-    fn check_deadline(&self, begun: Begun, state: &mut State) {
+    pub(crate) fn check_deadline(&self, begun: Begun, state: &mut State) {
         let took = self.clock.now().since(begun.at);
         let asleep = state.oracle.woke_up_at.is_some_and(|woke_at| woke_at >= begun.at);
         if took > self.plan.timeout + Duration::from_millis(2) && !asleep {
@@ -379,6 +404,7 @@ impl Fleet {
             Verb::Load(id) => format!("load session {}", number(id)),
             Verb::Delete(id) => format!("delete session {}", number(id)),
             Verb::Clear => "clear".to_owned(),
+            Verb::Request(request) => format!("request of session {}", number(request.id)),
             Verb::SignOut(owner) => format!("sign out {owner}"),
         }
     }

@@ -14,7 +14,7 @@ use crate::time::{Moment, WallTime};
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     Insert(SessionKey, Session),
-    Replace(SessionKey, Rev, Session, Condition),
+    Replace(SessionKey, Rev, Session, Update),
     Touch(SessionKey, WallTime),
     Find(SessionKey),
     Remove(SessionKey),
@@ -31,6 +31,20 @@ pub(crate) enum Operation {
     GetMore(Cursor),
     /// Asks for the primary's time, which a checkpoint needs.
     PrimaryTime,
+}
+
+/// How a replace is carried out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Update {
+    pub(crate) condition: Condition,
+    /// The stored expiry stays if it is later.
+    pub(crate) keeps_later: bool,
+}
+
+impl Default for Update {
+    fn default() -> Self {
+        Self { condition: Condition::IsLive, keeps_later: false }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +105,11 @@ impl Operation {
     /// Whether the operation belongs to a change stream or its checkpoints.
     pub(crate) fn is_of_a_stream(&self) -> bool {
         matches!(self, Self::Open(_) | Self::GetMore(_) | Self::PrimaryTime)
+    }
+
+    /// Whether the operation is a save of a request scope.
+    pub(crate) fn is_merge(&self) -> bool {
+        matches!(self, Self::Replace(.., update) if update.condition != Condition::IsLive)
     }
 
     /// Whether the operation is one step of a call that has many steps and, here, no deadline.

@@ -18,6 +18,7 @@
 //! - `overload`: an overloaded server makes a store remove no entry, except those of writes with unknown outcome.
 //!
 //! [`PendingCalls`](crate::simulation::pending_calls::PendingCalls) adds `order` and `expiry`,
+//! [`MergeOracle`](crate::simulation::merge_oracle::MergeOracle) `merge` and `renewal`,
 //! [`Fleet`](crate::simulation::fleet::Fleet) `deadline`, and [`recovery`](crate::simulation::recovery) `I8`,
 //! `convergence` and `hang`.
 
@@ -85,6 +86,15 @@ impl Oracle {
 
     pub(crate) fn report_violation(&mut self, text: String) {
         self.violations.push(text);
+    }
+
+    /// Records what the [`MergeOracle`](crate::simulation::merge_oracle::MergeOracle) has found.
+    pub(crate) fn record_verdict(&mut self, verdict: Option<Result<&'static str, String>>) {
+        match verdict {
+            Some(Ok(event)) => self.count(event),
+            Some(Err(violation)) => self.report_violation(violation),
+            None => {}
+        }
     }
 
     pub(crate) fn begin_call(&mut self, node: usize, call: usize) {

@@ -33,6 +33,7 @@ struct PendingCall {
     node: usize,
     key: SessionKey,
     kind: CallKind,
+    is_merge: bool,
     asked: Moment,
     /// How many other calls were in its queue when it came.
     others: usize,
@@ -57,6 +58,8 @@ pub(crate) struct Save {
     rank: Option<usize>,
     /// The store sent a full replace, not a touch.
     is_replace: bool,
+    /// It is a save of a request scope.
+    is_scoped: bool,
     /// The driver's call was dropped, so a later save may have overtaken this one.
     abandoned: bool,
 }
@@ -78,10 +81,32 @@ impl PendingCalls {
             acknowledged: false,
             rank: None,
             is_replace: false,
+            is_scoped: false,
             abandoned: false,
         });
         self.undecided = Some(self.saves.len() - 1);
         self.saves.len() - 1
+    }
+
+    /// A request saves in its scope. Otherwise as [`begin_save`](Self::begin_save).
+    pub(crate) fn begin_scoped_save(
+        &mut self,
+        session: (usize, usize),
+        what: (u64, WallTime),
+        begun: Begun,
+    ) -> usize {
+        let save = self.begin_save(session, what, begun);
+        self.saves[save].is_scoped = true;
+        save
+    }
+
+    pub(crate) fn record_scoped_acknowledged(&mut self, save: usize) {
+        self.saves[save].acknowledged = true;
+    }
+
+    /// The save that a store call carries out.
+    pub(crate) fn save_of(&self, store_call: usize) -> Option<usize> {
+        self.save_of.get(&store_call).copied()
     }
 
     /// Whether the store sent a full replace for a save.
@@ -101,14 +126,19 @@ impl PendingCalls {
         }
         let node = record.node;
         let others = self.count_queued(node, kind);
-        let call = PendingCall { node, key, kind, asked: record.asked, others };
+        let is_merge = record.operation.is_merge();
+        let call = PendingCall { node, key, kind, is_merge, asked: record.asked, others };
         self.pending.insert(store_call, call);
     }
 
     /// Counts the calls in the queue that a new call enters: reads and saves have a queue each.
     fn count_queued(&self, node: usize, kind: CallKind) -> usize {
         let is_read = kind == CallKind::Find;
-        let same = |it: &&PendingCall| it.node == node && (it.kind == CallKind::Find) == is_read;
+        // A merge may be in either.
+        let same = |it: &&PendingCall| {
+            let same = (it.kind == CallKind::Find) == is_read || it.is_merge;
+            it.node == node && same
+        };
         self.pending.values().filter(same).count()
     }
 
@@ -135,7 +165,9 @@ impl PendingCalls {
         }
         let is_wanted = |(store_call, it): (&usize, &PendingCall)| {
             let is_its_own = self.by_wire_call.get(&wire_call).is_none_or(|own| own == store_call);
-            let same = (it.node, it.key, it.kind) == (node, key, kind);
+            // A merge reads the session itself.
+            let same_kind = it.kind == kind || (it.is_merge && kind == CallKind::Find);
+            let same = (it.node, it.key) == (node, key) && same_kind;
             is_its_own && same && now < it.asked.after(timeout)
         };
         if !self.pending.iter().any(is_wanted) {
@@ -176,8 +208,11 @@ impl PendingCalls {
         let save = &self.saves[place];
         let mut later = self.saves[place + 1..].iter();
         let session = (save.node, save.number);
-        let overtaken = later
-            .find(|it| (it.node, it.number) == session && (it.acknowledged || it.rank.is_some()));
+        let overtaken = later.find(|it| {
+            let is_touch = it.is_scoped && !it.is_replace;
+            let has_ended = it.rank.is_some() || (it.acknowledged && !is_touch);
+            (it.node, it.number) == session && has_ended
+        });
         if let Some(overtaken) = overtaken.filter(|_| !save.abandoned) {
             oracle.report_violation(format!(
                 "order: save {} of session {} at store {} undoes {}, which was called after it",

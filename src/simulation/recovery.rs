@@ -36,8 +36,10 @@ impl Walk {
         let plan = self.fleet.plan.clone();
         let recovered_at = self.fleet.clock.now();
         // An operation that waits for an abandoned call ends at its own deadline.
-        for patience in [Duration::ZERO, Duration::from_millis(1), plan.timeout] {
-            sleep(patience).await;
+        let of_requests = if plan.requests > 0.0 { &[plan.tick, plan.timeout][..] } else { &[] };
+        let patience = [Duration::ZERO, Duration::from_millis(1), plan.timeout];
+        for patience in patience.iter().chain(of_requests) {
+            sleep(*patience).await;
             for _ in 0..200 {
                 if self.scheduler.running() == 0 {
                     break;

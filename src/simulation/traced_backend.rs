@@ -13,7 +13,7 @@ use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
 use crate::simulation::backend::FakeBackend;
-use crate::simulation::operation::Operation;
+use crate::simulation::operation::{Operation, Update};
 use crate::simulation::types::End;
 use crate::simulation::wire::Wire;
 use crate::time::WallTime;
@@ -33,13 +33,20 @@ pub(crate) struct TracedCall {
     backend: TracedBackend,
     /// The touch has its permit and is not sent yet, so the store may drop it at any time.
     idle: bool,
+    is_merge: bool,
     ended: bool,
 }
 
 impl TracedBackend {
-    pub(crate) fn new(wire: &Wire, node: usize, tasks: &Tasks, limits: BatchLimits) -> Self {
+    pub(crate) fn new(
+        wire: &Wire,
+        node: usize,
+        tasks: &Tasks,
+        limits: BatchLimits,
+        rng: fastrand::Rng,
+    ) -> Self {
         let commands = FakeBackend::new(wire.clone(), node);
-        let batcher = Batcher::new(commands, tasks, limits, wire.chance.fork());
+        let batcher = Batcher::new(commands, tasks, limits, rng);
         Self { batcher, wire: wire.clone(), node, max_calls: limits.max_calls }
     }
 
@@ -67,12 +74,13 @@ impl TracedBackend {
 
     fn begin(&self, operation: Operation) -> TracedCall {
         let now = self.wire.clock.now();
+        let is_merge = operation.is_merge();
         let mut state = self.wire.state();
         let state = &mut *state;
         let number = state.record(self.node, operation, now);
         state.pending.begin(number, &state.records[number]);
         state.oracle.begin_call(self.node, number);
-        TracedCall { number, backend: self.clone(), idle: false, ended: false }
+        TracedCall { number, backend: self.clone(), idle: false, is_merge, ended: false }
     }
 }
 
@@ -94,9 +102,9 @@ impl TracedCall {
         outcome
     }
 
-    /// The batcher may refuse a call only if its queue was full.
+    /// The batcher may refuse a call only if its queue was full. A merge also needs room in the queue of reads.
     fn check_refusal(&self, error: &Error) {
-        if error.kind() != ErrorKind::Overloaded {
+        if error.kind() != ErrorKind::Overloaded || self.is_merge {
             return;
         }
         let mut state = self.backend.wire.state();
@@ -142,6 +150,7 @@ impl Backend for TracedBackend {
     type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, TracedCall);
 
     fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
+        self.wire.state().merges.record_insert(new.rev);
         self.batcher.insert(new, begin_evict)
     }
 
@@ -158,15 +167,27 @@ impl Backend for TracedBackend {
     ) -> Call<Option<WallTime>> {
         // The call must be pending before the batcher decides, right here, whether its queue has room.
         let session = Session::new(data.clone(), expires);
-        let call = self.begin(Operation::Replace(key, rev, session, Condition::IsLive));
+        let call = self.begin(Operation::Replace(key, rev, session, Update::default()));
         Box::pin(call.watch(self.batcher.replace(key, rev, data, expires)))
     }
 
     fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
         let session = Session::new(Data::clone(save.data()), save.expected().expires);
         let condition = Condition::HasRev(save.expected().rev);
-        let call = self.begin(Operation::Replace(key, rev, session, condition));
-        Box::pin(call.watch(self.batcher.merge(key, rev, save)))
+        let update = Update { condition, keeps_later: false };
+        let call = self.begin(Operation::Replace(key, rev, session, update));
+        let number = call.number;
+        let wire = self.wire.clone();
+        let merge = self.batcher.merge(key, rev, save);
+        Box::pin(call.watch(Box::pin(async move {
+            let saved = merge.await?;
+            if saved.is_none() {
+                // The last call may have been a read, which has no rank.
+                let state = &mut *wire.state();
+                state.records[number].ranks = state.database.ranks(&[key]);
+            }
+            Ok(saved)
+        })))
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Call<Self::TouchPermit> {
@@ -206,7 +227,15 @@ impl Backend for TracedBackend {
     }
 
     fn take(&self, key: SessionKey) -> Call<Option<Session>> {
-        self.batcher.take(key)
+        let removal = self.wire.state().merges.take_removal();
+        let take = self.batcher.take(key);
+        let wire = self.wire.clone();
+        Box::pin(async move {
+            if let Some(removal) = removal {
+                wire.state().merges.send_removal(removal);
+            }
+            take.await
+        })
     }
 
     fn clear(&self) -> Call<u64> {

@@ -1,8 +1,11 @@
 //! Types and constants that several files of the simulation share.
 //!
 //! A simulated session is one number, its *version*. Each save stores a new version. The owner of a session is
-//! part of its version, so a save can change the owner.
+//! part of its version, so a save can change the owner. A request scope changes single keys: the version of a session
+//! with other keys is a digest of all of them.
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::json;
@@ -30,7 +33,16 @@ pub(crate) fn data(version: u64) -> Data {
 }
 
 pub(crate) fn version(data: &Data) -> u64 {
-    data["version"].as_u64().unwrap()
+    if data.len() == 1
+        && let Some(version) = data.get("version")
+    {
+        return version.as_u64().unwrap();
+    }
+    let mut digest = DefaultHasher::new();
+    let sorted: BTreeMap<_, _> = data.iter().map(|(key, value)| (key, value.as_i64())).collect();
+    sorted.hash(&mut digest);
+    // Other versions are small numbers, and `UNSTORABLE`.
+    (digest.finish() | 1 << 62) & !(1 << 63)
 }
 
 pub(crate) fn owner_of(version: u64) -> u64 {

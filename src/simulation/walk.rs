@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::{advance, sleep};
 
 use crate::invalidation::source::Fault;
@@ -10,14 +11,18 @@ use crate::session::id::RawId;
 use crate::simulation::chance::Chance;
 use crate::simulation::fault_plan::{FaultPlan, Scenario};
 use crate::simulation::fleet::{Fleet, Verb};
+use crate::simulation::merge_oracle::COUNTER;
 use crate::simulation::operation::Operation;
 use crate::simulation::scheduler::Scheduler;
+use crate::simulation::scoped_request::{MAX_VALUES, Request};
 use crate::simulation::trace::Trace;
-use crate::simulation::types::{UNSTORABLE, data, refused};
+use crate::simulation::types::{UNSTORABLE, data, refused, version};
 use crate::simulation::wire::State;
 use crate::time::{Moment, WallTime};
 
 pub(crate) struct Walk {
+    /// For what the walks did not have from the start.
+    second: Chance,
     pub(crate) fleet: Fleet,
     pub(crate) scheduler: Scheduler,
     stalls: Vec<Stall>,
@@ -62,16 +67,20 @@ impl Walk {
     pub(crate) fn new(seed: u64, trace: Trace) -> Self {
         let chance = Chance::of(seed);
         let mut plan = FaultPlan::draw(&chance);
-        // Sign-outs are drawn from a second generator, so that a walk without them is the same as before the simulation
-        // had sign-outs. An overloaded walk has none: it counts removed entries, and a sign-out removes some on
-        // purpose.
+        // Sign-outs and requests are drawn from a second generator, so that a walk without them is the same as before
+        // the simulation had them. An overloaded walk has no sign-outs: it counts removed entries, and a sign-out
+        // removes some on purpose.
+        let second = Chance::of(!seed);
         if plan.scenario != Scenario::Overloaded {
-            plan.sign_outs = Chance::of(!seed).pick(&[0.0, 0.0, 0.0, 0.1]);
+            plan.sign_outs = second.pick(&[0.0, 0.0, 0.0, 0.1]);
         }
-        let fleet = Fleet::new(plan, chance);
+        plan.requests = second.pick(&[0.0, 0.0, 0.3, 0.7]);
+        plan.adds_up = second.happens(0.5);
+        let fleet = Fleet::new(plan, chance, &second);
         fleet.wire.state().trace = trace;
         let scheduler = Scheduler::new(fleet.chance.clone(), fleet.plan.laziness);
-        let mut walk = Self { fleet, scheduler, stalls: Vec::new(), versions: 0, expiries: 0 };
+        let mut walk =
+            Self { second, fleet, scheduler, stalls: Vec::new(), versions: 0, expiries: 0 };
         walk.note(|| format!("{:?}", walk.fleet.plan));
         walk.insert_sessions();
         walk
@@ -132,7 +141,9 @@ impl Walk {
         let unknown = if crowded { 0.2 } else { 0.02 };
         let (id, live) = self.choose();
         let signs_out = chance.happens(self.fleet.plan.sign_outs);
+        let is_request = self.second.happens(self.fleet.plan.requests);
         let verb = match chance.below(1_000) {
+            _ if is_request => Verb::Request(self.request(id)),
             _ if signs_out => Verb::SignOut(chance.pick(&[0, 1])),
             _ if chance.happens(unknown) => Verb::Load(self.unknown_id()),
             _ if chance.happens(self.fleet.plan.rates.reads) => Verb::Load(id),
@@ -144,6 +155,13 @@ impl Walk {
             _ => Verb::Clear,
         };
         self.fleet.start(&self.scheduler, node, verb);
+    }
+
+    fn request(&mut self, id: RawId) -> Request {
+        let first_value = self.versions + 1;
+        self.versions += MAX_VALUES;
+        let seed = self.second.fork().u64(..);
+        Request { id, seed, first_value, expiries: [(); 3].map(|()| self.expiry()) }
     }
 
     /// A new id without a session. Another instance may store one under it later.
@@ -191,6 +209,8 @@ impl Walk {
         let chance = self.chance();
         let (id, _) = self.choose();
         let session = self.session();
+        let changes_one_key = self.second.happens(self.fleet.plan.requests);
+        let value = version(&session.data);
         let ids = self.fleet.ids();
         let sessions: Vec<_> = ids.iter().map(|id| (id.key(), self.session())).collect();
         let mut state = self.fleet.wire.state();
@@ -204,6 +224,18 @@ impl Walk {
             _ if !database.was_ever_stored(number) && chance.happens(0.4) => {
                 database.insert(key, &session, None);
                 "insert"
+            }
+            0..10 if changes_one_key => {
+                if let Some(mut session) = database.find(key) {
+                    // As a request at another instance does.
+                    let name = self.second.pick(&["a", "b", "c", COUNTER]);
+                    let removed = self.second.happens(0.3) && session.data.remove(name).is_some();
+                    if !removed {
+                        session.data.insert(name.to_owned(), json!(value));
+                    }
+                    database.replace(key, None, &session, None);
+                }
+                "change one key of"
             }
             0..10 => {
                 database.replace(key, None, &session, None);

@@ -13,6 +13,7 @@ use crate::batching::Updated;
 use crate::invalidation::source::Fault;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
+use crate::simulation::merge_oracle::MergeOracle;
 use crate::simulation::operation::{CallRecord, Operation, Outcome, describe};
 use crate::simulation::oracle::Oracle;
 use crate::simulation::pending_calls::PendingCalls;
@@ -42,6 +43,7 @@ pub(crate) struct State {
     pub(crate) streams: Streams,
     pub(crate) faults: FaultConfig,
     pub(crate) pending: PendingCalls,
+    pub(crate) merges: MergeOracle,
     /// The number of the latest batch.
     batches: usize,
     /// The batches that failed as a whole, and why.
@@ -77,6 +79,7 @@ impl Wire {
             streams: Streams::default(),
             faults,
             pending: PendingCalls::default(),
+            merges: MergeOracle::default(),
             batches: 0,
             failed_batches: BTreeMap::new(),
             begun_batches: BTreeSet::new(),
@@ -200,10 +203,12 @@ impl Wire {
         let now = self.clock.now();
         let mut state = self.state();
         let call = state.record(node, operation.clone(), now);
-        let State { trace, database, pending, oracle, faults, .. } = &mut *state;
+        let State { trace, database, pending, merges, oracle, faults, .. } = &mut *state;
         trace.note(|| format!("ask {call} by {node}: {}", operation.describe(database)));
-        if matches!(operation, Operation::Open(_)) {
-            oracle.record_open(node, now);
+        match operation {
+            Operation::Open(_) => oracle.record_open(node, now),
+            Operation::Take(_) => merges.record_take_sent(call),
+            _ => {}
         }
         if operation.is_queued() {
             pending.record_sent(call, node, operation, now, faults.timeout, oracle);
@@ -278,14 +283,28 @@ impl State {
         self.database.is_bulk = chance.happens(self.faults.bulk_writes);
         let by = Some(self.pending.store_call_of(call).unwrap_or(call));
         let operation = self.records[call].operation.clone();
+        let store_call = self.pending.store_call_of(call);
         let outcome = match &operation {
             Operation::Insert(key, session) => {
                 let inserted = self.database.insert(*key, session, by);
+                if inserted {
+                    let verdict = self.merges.judge_insert(session);
+                    self.oracle.record_verdict(verdict);
+                }
                 Outcome::Inserted(inserted.then_some(session.expires))
             }
-            Operation::Replace(key, rev, session, condition) => Outcome::Updated(
-                self.database.replace_if(*key, *condition, Some(*rev), session, by),
-            ),
+            Operation::Replace(key, rev, session, update) => {
+                let old = self.database.find(*key);
+                let updated = self.database.replace_if(*key, *update, Some(*rev), session, by);
+                let save = store_call.and_then(|store_call| self.pending.save_of(store_call));
+                if let (Some(save), Some(old), Updated::Stored(_)) = (save, old, updated)
+                    && let Some(new) = self.database.find(*key)
+                {
+                    let verdict = self.merges.judge_save(save, &old, &new);
+                    self.oracle.record_verdict(verdict);
+                }
+                Outcome::Updated(updated)
+            }
             Operation::Touch(key, expires) => {
                 let touched = self.database.touch(*key, *expires);
                 Outcome::Updated(if touched { Updated::Stored(*expires) } else { Updated::Gone })
@@ -298,6 +317,7 @@ impl State {
             Operation::Take(key) => {
                 let taken = self.database.find(*key);
                 self.database.remove(*key, by);
+                self.merges.record_taken(call, taken.as_ref());
                 Outcome::Found(taken)
             }
             Operation::Clear => Outcome::Cleared(self.database.clear(by)),
@@ -353,7 +373,7 @@ impl State {
             _ => 0..0,
         };
         let ranks: Vec<_> = written.map(|number| (number, self.database.rank(number))).collect();
-        if let Some(store_call) = self.pending.store_call_of(call) {
+        if let Some(store_call) = store_call {
             self.records[store_call].ranks.clone_from(&ranks);
             self.records[store_call].applied = true;
             let took_effect = matches!(outcome, Outcome::Updated(Updated::Stored(_)));

@@ -5,7 +5,7 @@
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, Hint, WriteConcern};
 
-use crate::batching::Condition;
+use crate::batching::{Condition, NewExpiry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
@@ -92,10 +92,11 @@ impl SessionCollection {
         let timer = self.timer_of(Verb::Ping, "update");
         let unused = schema::binary(&schema::FIRST_KEY);
         let save = schema::replace_update(
-            doc! {},
+            doc! { "expires": schema::date(self.clock.wall()) },
             OwnerUpdate::Set,
             self.clock.wall(),
             Condition::HasRev(None),
+            NewExpiry::AtLeast(self.clock.wall()),
             self.lifetime,
         );
         let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();

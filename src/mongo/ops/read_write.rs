@@ -4,7 +4,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::results::UpdateResult;
 
 use crate::backend::{BeginDelete, Call, NewSession};
-use crate::batching::{Commands, Condition, MergeEnd, Updated};
+use crate::batching::{Commands, Condition, MergeEnd, NewExpiry, Updated};
 use crate::error::Result;
 use crate::mongo::collection::SessionCollection;
 use crate::mongo::error;
@@ -32,7 +32,7 @@ pub(crate) struct Update {
 #[derive(Debug)]
 enum Change {
     /// Stores these fields, under a new rev.
-    Replace(Document, OwnerUpdate, Rev, Condition),
+    Replace(Document, OwnerUpdate, Rev, Condition, NewExpiry),
     /// Prolongs the session, by this update.
     Touch(Document),
 }
@@ -56,8 +56,9 @@ impl Update {
     ) -> (SentUpdate, Document, Document) {
         let Self { key, expires, change, .. } = self;
         let (rev, condition, filter, stage) = match change {
-            Change::Replace(fields, owned, rev, condition) => {
-                let stage = schema::replace_update(fields, owned, now, condition, lifetime);
+            Change::Replace(fields, owned, rev, condition, expires) => {
+                let stage =
+                    schema::replace_update(fields, owned, now, condition, expires, lifetime);
                 (Some(rev), condition, doc! { "_id": schema::id(key) }, stage)
             }
             Change::Touch(stage) => (None, Condition::IsLive, live(key, now, lifetime), stage),
@@ -157,14 +158,15 @@ impl Commands for SessionCollection {
         key: SessionKey,
         rev: Rev,
         data: &Data,
-        expires: WallTime,
+        expiry: NewExpiry,
         condition: Condition,
     ) -> Result<Update> {
-        let expires = self.expiry(expires);
+        let expires = self.expiry(expiry.time());
         let (mut fields, bytes) =
             schema::replacement_fields(key, rev, (data, &self.format), expires, self.clock.wall())?;
         let owned = self.add_owner(data, &mut fields)?;
-        Ok(Update { key, expires, change: Change::Replace(fields, owned, rev, condition), bytes })
+        let change = Change::Replace(fields, owned, rev, condition, expiry);
+        Ok(Update { key, expires, change, bytes })
     }
 
     fn touch(&self, key: SessionKey, expires: WallTime) -> Update {
