@@ -173,11 +173,14 @@ pub(crate) fn replace_update(
     doc! { "$replaceWith": { "$cond": [is_live, stored, "$$ROOT"] } }
 }
 
+/// The size of each [`Rev`].
+const REV_BYTES: i32 = 16;
+
 /// Whether a document has no `rev` that a store writes: somebody has edited it by hand. The server refuses the size of
 /// what is not a binary.
 fn no_valid_rev() -> Document {
     let is_binary = doc! { "$eq": [{ "$type": "$rev" }, "binData"] };
-    let has_other_size = doc! { "$ne": [{ "$binarySize": "$rev" }, size_of::<Rev>() as i32] };
+    let has_other_size = doc! { "$ne": [{ "$binarySize": "$rev" }, REV_BYTES] };
     doc! { "$cond": [is_binary, has_other_size, true] }
 }
 

@@ -196,7 +196,7 @@ async fn failed_read<S: Owned>() {
 
 async fn timeout<S: Owned>() {
     let proxy = Proxy::start().await;
-    let short = |builder: MongoStoreBuilder| builder.operation_timeout(Duration::from_millis(300));
+    let short = |builder: MongoStoreBuilder| builder.operation_timeout(Duration::from_secs(2));
     let app = app_with::<S>(&proxy, short).await;
     let id = app.stored(json!({ "a": 0 })).await;
     let a = Visit::load(&app.one, id).await;
