@@ -55,7 +55,7 @@ const CASES: [Case; 6] = [
     Case { name: "hit_5", keys: 5, from: Source::Plain, bounds: Some([15_600, 75_100]) },
     Case { name: "hit_20", keys: 20, from: Source::Plain, bounds: Some([46_500, 162_500]) },
     Case { name: "hit_compact_5", keys: 5, from: Source::Compact, bounds: Some([22_500, 134_600]) },
-    Case { name: "hit_scoped_5", keys: 5, from: Source::Scoped, bounds: Some([17_200, 82_600]) },
+    Case { name: "hit_scoped_5", keys: 5, from: Source::Scoped, bounds: Some([16_300, 90_000]) },
     Case { name: "floor_5", keys: 5, from: Source::Floor, bounds: None },
 ];
 

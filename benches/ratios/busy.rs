@@ -163,10 +163,15 @@ pub(crate) async fn merge(bench: Bench) -> Result<Measured> {
     let commands = Commands::default();
     let store = CachedMongoStore::builder(commands.mongo(&uri).await?).build().await?;
     for side in [Side::Ours, Side::Theirs] {
-        let before = (commands.finds(), commands.writes());
+        let counts = || [commands.finds(), commands.writes(), commands.write_commands()];
+        let before = counts();
         work.change(&store, side, shape[0] * shape[1] + 1).await?;
-        let (finds, writes) = (commands.finds() - before.0, commands.writes() - before.1);
-        eprintln!("  {side:?}: {finds} finds and {writes} updates for {} requests", shape[2]);
+        let [finds, writes, sent] = counts();
+        let [finds, writes, sent] = [finds - before[0], writes - before[1], sent - before[2]];
+        let requests = shape[2];
+        eprintln!(
+            "  {side:?}: {requests} requests, {finds} finds, {writes} updates in {sent} commands"
+        );
     }
     store.shutdown().await;
     Ok(Measured::Value(rounds.throughput_ratio()))

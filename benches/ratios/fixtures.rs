@@ -188,6 +188,7 @@ struct Seen {
     finds: usize,
     /// Write statements. One command may hold many.
     writes: usize,
+    write_commands: usize,
     /// The number of reads of each key.
     asked: HashMap<Vec<u8>, usize>,
 }
@@ -199,6 +200,10 @@ impl Commands {
 
     pub(crate) fn writes(&self) -> usize {
         self.seen(|seen| seen.writes)
+    }
+
+    pub(crate) fn write_commands(&self) -> usize {
+        self.seen(|seen| seen.write_commands)
     }
 
     /// How often sessions of these keys were read since the last call.
@@ -228,6 +233,7 @@ impl Commands {
 impl Seen {
     fn take(&mut self, name: &str, command: &Document) {
         let statements = |field| command.get_array(field).map_or(1, Vec::len);
+        let writes_before = self.writes;
         match name {
             "find" => {
                 self.finds += 1;
@@ -246,6 +252,7 @@ impl Seen {
             "findAndModify" => self.writes += 1,
             _ => {}
         }
+        self.write_commands += usize::from(self.writes > writes_before);
     }
 
     fn ask<'a>(&mut self, keys: impl IntoIterator<Item = &'a Bson>) {

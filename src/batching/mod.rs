@@ -207,7 +207,13 @@ impl<C: Commands> Batcher<C> {
 
     /// Sends an update that has no condition.
     async fn send_any(self, update: C::Update, permit: SavePermit<C>) -> Result<Option<WallTime>> {
-        match self.send(update, &permit).await? {
+        let SavePermit { _admission: admission, write } = permit;
+        let began = write.enqueued_at();
+        // The write permit is given away. So the next save of the session goes as soon as this one has ended, and
+        // does not wait until this task runs.
+        let updated = self.saves.send((update, write), began).await;
+        drop(admission);
+        match updated? {
             Updated::Stored(expires) => Ok(Some(expires)),
             Updated::Gone | Updated::Changed => Ok(None),
         }

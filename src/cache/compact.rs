@@ -41,6 +41,13 @@ const OBJECT_OF: u8 = 0x12;
 const TEXT_OF: u8 = 0x20;
 const SMALL: u8 = 0x40;
 
+/// The flags of an [`Origin`].
+const HAS_REV: u8 = 0x01;
+const HAS_CREATED: u8 = 0x02;
+/// How many bytes its parts take: 128 bits and 64 bits.
+const REV_BYTES: usize = 19;
+const CREATED_BYTES: usize = 10;
+
 /// Arrays and objects shorter than this have a first byte for each length.
 const FEW: usize = 8;
 /// Texts shorter than this have a first byte for each length.
@@ -49,7 +56,8 @@ const SHORT: usize = 32;
 const SMALL_NUMBERS: u64 = 64;
 
 /// What an entry knows of its session beside the data and the expiry. It stands before the data: a byte that says
-/// which of the two there are, the bits of the `rev`, and a varint of the time.
+/// which of the two there are, and then their bits, 7 in each byte. So its length follows from its first byte, and
+/// a hit skips it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) rev: Option<Rev>,
@@ -66,9 +74,10 @@ pub(crate) fn encode_with(origin: Origin, data: &Data) -> Option<Arc<str>> {
 
 /// Decodes the data in what [`encode_with`] has written.
 pub(crate) fn decode_with(encoded: &str) -> Option<Data> {
-    let mut reader = Reader { encoded, position: 0 };
-    reader.origin()?;
-    reader.data()
+    let which = *encoded.as_bytes().first()?;
+    let rev = if which & HAS_REV == 0 { 0 } else { REV_BYTES };
+    let created = if which & HAS_CREATED == 0 { 0 } else { CREATED_BYTES };
+    Reader { encoded, position: 1 + rev + created }.data()
 }
 
 /// Decodes the origin in what [`encode_with`] has written.
@@ -94,16 +103,20 @@ struct Writer(String);
 
 impl Writer {
     fn origin(&mut self, Origin { rev, created }: Origin) {
-        self.byte(u8::from(rev.is_some()) | u8::from(created.is_some()) << 1);
+        let has = |is_there: bool, flag: u8| if is_there { flag } else { 0 };
+        self.byte(has(rev.is_some(), HAS_REV) | has(created.is_some(), HAS_CREATED));
         if let Some(rev) = rev {
-            let bits = u128::from_le_bytes(*rev.as_bytes());
-            for group in 0..19 {
-                #[allow(clippy::cast_possible_truncation, reason = "the mask leaves seven bits")]
-                self.masked_byte((bits >> (7 * group)) as u64, 0x7f);
-            }
+            self.bits(u128::from_le_bytes(*rev.as_bytes()), REV_BYTES);
         }
         if let Some(created) = created {
-            self.varint(created.millis().cast_unsigned());
+            self.bits(created.millis().cast_unsigned().into(), CREATED_BYTES);
+        }
+    }
+
+    fn bits(&mut self, bits: u128, bytes: usize) {
+        for group in 0..bytes {
+            #[allow(clippy::cast_possible_truncation, reason = "the mask leaves seven bits")]
+            self.byte((bits >> (7 * group) & 0x7f) as u8);
         }
     }
 
@@ -218,17 +231,19 @@ impl<'a> Reader<'a> {
     fn origin(&mut self) -> Option<Origin> {
         let which = self.byte()?;
         let mut origin = Origin::default();
-        if which & 1 != 0 {
-            let mut bits = 0;
-            for (group, byte) in self.slice(19)?.bytes().enumerate() {
-                bits |= u128::from(byte) << (7 * group);
-            }
-            origin.rev = Rev::from_bytes(&bits.to_le_bytes());
+        if which & HAS_REV != 0 {
+            origin.rev = Rev::from_bytes(&self.bits(REV_BYTES)?.to_le_bytes());
         }
-        if which & 2 != 0 {
-            origin.created = Some(WallTime::from_millis(self.varint()?.cast_signed()));
+        if which & HAS_CREATED != 0 {
+            let millis = u64::try_from(self.bits(CREATED_BYTES)?).ok()?;
+            origin.created = Some(WallTime::from_millis(millis.cast_signed()));
         }
         Some(origin)
+    }
+
+    fn bits(&mut self, bytes: usize) -> Option<u128> {
+        let groups = self.slice(bytes)?.bytes().enumerate();
+        Some(groups.fold(0, |bits, (group, byte)| bits | u128::from(byte) << (7 * group)))
     }
 
     /// Reads data, up to the end.
@@ -335,7 +350,7 @@ impl<'a> Reader<'a> {
 
     /// How many bytes are left to read. They hold at most as many values.
     fn remaining(&self) -> usize {
-        self.encoded.len() - self.position
+        self.encoded.len().saturating_sub(self.position)
     }
 
     fn is_at_end(&self) -> bool {
@@ -410,7 +425,9 @@ mod tests {
                 assert_eq!(decode_with(&encoded).as_ref(), Some(&data));
             }
         }
-        assert_eq!((origin(""), origin("\x01"), origin("\x02")), (None, None, None));
+        for cut_off in ["", "\x01", "\x02", "\x03\x01"] {
+            assert_eq!((origin(cut_off), decode_with(cut_off)), (None, None));
+        }
     }
 
     fn data() -> impl Strategy<Value = Data> {
