@@ -11,8 +11,10 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Backend, Call};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model_check::database::{Database, EXPIRES, data_of, number_in};
+use crate::model_check::database::{Conditional, Database, EXPIRES, data_of, number_in};
 use crate::model_check::tasks;
+use crate::request_scope::ScopedStore;
+use crate::request_scope::changes::{Base, Merged, OnConflict, Saved, ScopedSave};
 use crate::session::id::{RawId, SessionKey};
 use crate::session::revision::{Rev, RevSource};
 use crate::session::{Data, Session};
@@ -109,7 +111,14 @@ impl Drop for WritePermit {
 impl Backend for Persistence {
     type TouchPermit = WritePermit;
 
-    fn insert(&self, _: SessionKey, _: Rev, _: &Data, _: WallTime) -> Call<Option<WallTime>> {
+    fn insert(
+        &self,
+        _: SessionKey,
+        _: Rev,
+        _: &Data,
+        _: WallTime,
+        _: Option<WallTime>,
+    ) -> Call<Option<WallTime>> {
         Box::pin(async { Ok(None) })
     }
 
@@ -132,7 +141,34 @@ impl Backend for Persistence {
         })
     }
 
-    fn acquire_touch(&self, _: SessionKey) -> Option<Call<WritePermit>> {
+    fn merge(&self, _: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
+        let to = self.clone();
+        let permit = self.queue.enqueue(Some(number_in(save.data())));
+        Box::pin(async move {
+            let permit = permit.ok_or_else(|| Error::new(ErrorKind::Server, "no permit"))?;
+            permit.acquire();
+            let mut state = save.stored().clone();
+            loop {
+                let Merged { data, expires, .. } = save.apply(&state, None)?;
+                match to.database.replace_if(state.rev, number_in(&data), rev, &to.clock) {
+                    Conditional::Stored => {
+                        let is_merged = !Arc::ptr_eq(&data, save.data());
+                        return Ok(Some(Saved { data, expires, rev, created: None, is_merged }));
+                    }
+                    Conditional::Gone => return Ok(None),
+                    Conditional::Changed => {}
+                }
+                let Some(newest) = to.database.find() else { return Ok(None) };
+                state = newest.into();
+            }
+        })
+    }
+
+    fn acquire_touch(&self, _: SessionKey) -> Call<WritePermit> {
+        Box::pin(async { Err(Error::new(ErrorKind::Server, "no model touches in a scope")) })
+    }
+
+    fn acquire_touch_of_cached(&self, _: SessionKey) -> Option<Call<WritePermit>> {
         let permit = self.queue.enqueue(None)?;
         Some(Box::pin(async move {
             permit.acquire();
@@ -175,6 +211,29 @@ impl Backend for Persistence {
         })
     }
 
+    fn take(&self, _: SessionKey) -> Call<Option<Session>> {
+        let to = self.clone();
+        Box::pin(async move {
+            let taken = to.database.find();
+            to.database.remove(&to.clock);
+            Ok(taken)
+        })
+    }
+
+    fn on_conflict(&self) -> Option<OnConflict> {
+        None
+    }
+
+    fn record_dropped_save(&self) {}
+
+    fn cap(&self, expires: WallTime, _: Option<WallTime>) -> Option<WallTime> {
+        Some(expires)
+    }
+
+    fn have_same_owner(&self, _: &Data, _: &Data) -> Result<bool> {
+        Ok(true)
+    }
+
     fn clear(&self) -> Call<u64> {
         Box::pin(async { Ok(0) })
     }
@@ -207,6 +266,17 @@ impl App {
 
     pub(crate) async fn save(&self, data: u64) -> Result<()> {
         self.tiers.save(ID, &data_of(data), EXPIRES).await
+    }
+
+    /// Saves `data` as a request that has loaded `found`. Returns what is then stored.
+    ///
+    /// It calls the store below the task-local scope: the threads of loom share one thread of the system, and so its
+    /// thread-locals.
+    pub(crate) async fn merge(&self, found: Session, data: &Data) -> Result<Option<u64>> {
+        let save = ScopedSave::new(Base::loaded(found.into()), data, EXPIRES);
+        let saved = self.tiers.merge(ID.key(), save).await?;
+        let stored = saved.and_then(|(stored, _)| stored);
+        stored.map(|stored| Ok(number_in(stored.data.data()?.as_ref()))).transpose()
     }
 
     pub(crate) async fn delete(&self) -> Result<()> {

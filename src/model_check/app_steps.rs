@@ -1,7 +1,7 @@
 //! The steps of threads that use the store through an [`App`](crate::model_check::app::App).
 
 use crate::error::Result;
-use crate::model_check::database::{GONE, number_in};
+use crate::model_check::database::{GONE, bit_of, number_in};
 use crate::model_check::tasks;
 use crate::model_check::world::World;
 
@@ -51,6 +51,32 @@ impl World {
             );
         }
         self.learn(rank);
+    }
+
+    pub(crate) fn request_adds_a(&self) {
+        self.request_adds("a");
+    }
+
+    pub(crate) fn request_adds_b(&self) {
+        self.request_adds("b");
+    }
+
+    /// A request loads the session, adds a key and saves.
+    fn request_adds(&self, key: &str) {
+        let found = self.bell.wait_for(self.app.load());
+        let Ok(Some(found)) = found else {
+            return self.note(format_args!("the request finds nothing"));
+        };
+        let mut data = found.data.clone();
+        data.insert(key.to_owned(), true.into());
+        self.note(format_args!("a request has loaded {}, and adds {key}", number_in(&found.data)));
+        let saved = self.bell.wait_for(self.app.merge(found, &data));
+        let Ok(saved) = saved else { return self.check(false, "the save of a request failed") };
+        self.note(format_args!("{key} is added: {saved:?}"));
+        let Some(stored) = saved else { return self.learn(GONE) };
+        self.check(stored & bit_of(key) != 0, "what a request has stored lacks its change");
+        self.check(self.database.has_key(key) != Some(false), "a change of a request is lost");
+        self.learn(self.database.rank_of(stored));
     }
 
     pub(crate) fn app_delete(&self) {

@@ -28,13 +28,26 @@ pub(crate) fn session(data: u64) -> Session {
     Session::new(data_of(data), EXPIRES)
 }
 
-/// The data of a session is one number.
+/// The keys that requests add. Each is one bit of the number, from `FIRST_KEY_BIT` on.
+pub(crate) const KEYS: [&str; 3] = ["a", "b", "c"];
+const FIRST_KEY_BIT: u64 = 1 << 32;
+
+pub(crate) fn bit_of(key: &str) -> u64 {
+    let place = KEYS.iter().position(|it| *it == key).unwrap_or_default();
+    FIRST_KEY_BIT << place
+}
+
+/// The data of a session is one number: a rank, and the keys that requests have added.
 pub(crate) fn data_of(number: u64) -> Data {
-    Data::from([("rank".to_owned(), number.into())])
+    let mut data = Data::from([("rank".to_owned(), (number % FIRST_KEY_BIT).into())]);
+    let has = |key: &&&str| number & bit_of(key) != 0;
+    data.extend(KEYS.iter().filter(has).map(|key| ((*key).to_owned(), true.into())));
+    data
 }
 
 pub(crate) fn number_in(data: &Data) -> u64 {
-    data["rank"].as_u64().unwrap_or_default()
+    let rank = data["rank"].as_u64().unwrap_or_default();
+    KEYS.iter().filter(|key| data.contains_key(**key)).fold(rank, |sum, key| sum + bit_of(key))
 }
 
 /// Each call that takes the lock of `state` is one step of the model.
@@ -49,10 +62,18 @@ pub(crate) struct Database {
 struct State {
     rank: Rank,
     data: u64,
+    rev: Option<Rev>,
     /// All changes.
     written: Vec<Written>,
     /// The number of changes that the stream has reported.
     reported: usize,
+}
+
+/// The outcome of a conditional replace.
+pub(crate) enum Conditional {
+    Stored,
+    Gone,
+    Changed,
 }
 
 #[derive(Clone, Copy)]
@@ -65,14 +86,14 @@ pub(crate) struct Written {
 
 impl Database {
     pub(crate) fn new() -> Self {
-        let state = State { rank: 1, data: 1, written: Vec::new(), reported: 0 };
+        let state = State { rank: 1, data: 1, rev: None, written: Vec::new(), reported: 0 };
         let data = std::sync::Mutex::new(vec![(1, 1)]);
         Self { state: Mutex::new(state), data, chosen: CHOSEN.into() }
     }
 
     pub(crate) fn find(&self) -> Option<Session> {
         let state = lock(&self.state);
-        (state.rank != GONE).then(|| session(state.data))
+        (state.rank != GONE).then(|| Session { rev: state.rev, ..session(state.data) })
     }
 
     pub(crate) fn replace(&self, rev: Rev, ours: bool, clock: &Clock) -> Option<Rank> {
@@ -91,12 +112,53 @@ impl Database {
         if state.rank == GONE {
             return None;
         }
+        let data = data.unwrap_or(state.rank + 1);
+        Some(self.store(&mut state, data, rev, ours, clock))
+    }
+
+    fn store(&self, state: &mut State, data: u64, rev: Rev, ours: bool, clock: &Clock) -> Rank {
         let rank = state.rank + 1;
         state.rank = rank;
-        state.data = data.unwrap_or(rank);
-        self.data().push((rank, state.data));
+        state.data = data;
+        state.rev = Some(rev);
+        self.data().push((rank, data));
         state.written.push(Written { rank, rev: Some(rev), ours, at: clock.now() });
-        Some(rank)
+        rank
+    }
+
+    /// Replaces the data if the session has the expected `rev`.
+    pub(crate) fn replace_if(
+        &self,
+        expected: Option<Rev>,
+        data: u64,
+        rev: Rev,
+        clock: &Clock,
+    ) -> Conditional {
+        let mut state = lock(&self.state);
+        if state.rank == GONE {
+            return Conditional::Gone;
+        }
+        if state.rev != expected {
+            return Conditional::Changed;
+        }
+        self.store(&mut state, data, rev, true, clock);
+        Conditional::Stored
+    }
+
+    /// A request at another instance adds a key.
+    pub(crate) fn add_elsewhere(&self, key: &str, rev: Rev, clock: &Clock) -> Option<Rank> {
+        let mut state = lock(&self.state);
+        if state.rank == GONE {
+            return None;
+        }
+        let data = state.data | bit_of(key);
+        Some(self.store(&mut state, data, rev, false, clock))
+    }
+
+    /// Whether the current state has a key. `None` if the session does not exist.
+    pub(crate) fn has_key(&self, key: &str) -> Option<bool> {
+        let state = lock(&self.state);
+        (state.rank != GONE).then(|| state.data & bit_of(key) != 0)
     }
 
     pub(crate) fn remove(&self, clock: &Clock) {

@@ -288,3 +288,40 @@ fn the_grace_overlaps_a_slow_load() {
         &[&[W::load], &[W::foreign_save, W::tick, W::tick, W::load, W::load_in_an_outage]],
     );
 }
+
+#[test]
+fn two_requests_overlap() {
+    check(World::new, &[W::load], &[&[W::request_adds_a, W::load], &[W::request_adds_b, W::load]]);
+}
+
+#[test]
+fn two_requests_overlap_a_load() {
+    check(World::new, &[], &[&[W::request_adds_a], &[W::request_adds_b], &[W::load]]);
+}
+
+#[test]
+fn two_requests_overlap_a_delete() {
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::request_adds_a], &[W::request_adds_b], &[W::app_delete, W::load]],
+    );
+}
+
+#[test]
+fn a_request_overlaps_another_instances_request() {
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::request_adds_a, W::load], &[W::foreign_add, W::receive_change, W::load]],
+    );
+}
+
+#[test]
+fn requests_overlap_another_instances_request() {
+    check(
+        World::new,
+        &[W::load],
+        &[&[W::request_adds_a], &[W::request_adds_b, W::load], &[W::foreign_add]],
+    );
+}

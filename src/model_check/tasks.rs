@@ -46,6 +46,9 @@ pub(crate) async fn timeout<F: Future>(_: Duration, call: F) -> Result<F::Output
     Ok(call.await)
 }
 
+/// Replaces `tokio::time::sleep`. The small write queue of the models does not wait between attempts.
+pub(crate) async fn sleep(_: Duration) {}
+
 /// Runs `task` to completion. Its steps block the thread while they wait, so one poll is enough.
 #[allow(clippy::expect_used, reason = "the panic ends the model")]
 pub(crate) fn spawn(_: &Handle, task: impl Future<Output = ()> + Send + 'static) {

@@ -232,6 +232,12 @@ impl World {
         self.note(format_args!("another instance has written {}", Shown(rank.unwrap_or(GONE))));
     }
 
+    /// A request at another instance adds a key.
+    pub(crate) fn foreign_add(&self) {
+        let rank = self.database.add_elsewhere("c", self.foreign_revs.next(), &self.clock);
+        self.note(format_args!("another instance has added c: {}", Shown(rank.unwrap_or(GONE))));
+    }
+
     /// Another instance removes the session.
     pub(crate) fn foreign_delete(&self) {
         self.database.remove(&self.clock);

@@ -42,6 +42,10 @@ impl FakeBackend {
         Self { wire, node, on_conflict }
     }
 
+    pub(crate) fn with_on_conflict(self, on_conflict: OnConflict) -> Self {
+        Self { on_conflict: Some(on_conflict), ..self }
+    }
+
     /// Connects to a new database without any faults. Every call waits for the test.
     pub(crate) fn alone(clock: Clock) -> Self {
         Self::new(Wire::new(clock, Chance::of(0), FaultConfig::default()), 0)

@@ -40,8 +40,8 @@
 //!
 //! # Hand-written races
 //!
-//! `races`, `sign_out`, `watermark`, `queues` and `memory` use a [`World`](world::World) instead: one store, where the
-//! test applies and answers each call.
+//! `races`, `merges`, `sign_out`, `watermark`, `queues` and `memory` use a [`World`](world::World) instead: one store,
+//! where the test applies and answers each call.
 
 mod backend;
 mod chance;
@@ -50,6 +50,7 @@ mod fault_plan;
 mod fleet;
 mod memory;
 mod merge_oracle;
+mod merges;
 mod operation;
 mod oplog;
 mod oracle;

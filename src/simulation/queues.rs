@@ -10,6 +10,7 @@ use crate::availability::Availability;
 use crate::batching::{BatchLimits, Batcher};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{ErrorKind, Result};
+use crate::request_scope::changes::OnConflict;
 use crate::runtime::Tasks;
 use crate::session::Session;
 use crate::session::id::RawId;
@@ -24,18 +25,33 @@ use crate::time::{Clock, WallTime};
 
 /// A store over a real batcher whose queues have room for a few calls, and its database.
 #[derive(Clone)]
-struct Queued {
-    tiers: std::sync::Arc<WriteThrough<Batcher<FakeBackend>>>,
-    mongo: FakeBackend,
+pub(crate) struct Queued {
+    pub(crate) tiers: std::sync::Arc<WriteThrough<Batcher<FakeBackend>>>,
+    pub(crate) mongo: FakeBackend,
     clock: Clock,
 }
 
 type Call<T> = tokio::task::JoinHandle<Result<T>>;
 
 impl Queued {
-    fn with(max_calls: usize, touch_after: Duration, outage_grace: Duration) -> Self {
+    pub(crate) fn with(max_calls: usize, touch_after: Duration, outage_grace: Duration) -> Self {
         let clock = Clock::tokio();
-        let mongo = FakeBackend::alone(clock.clone());
+        Self::over(FakeBackend::alone(clock), max_calls, touch_after, outage_grace)
+    }
+
+    /// An app that has an `on_conflict`.
+    pub(crate) fn resolving(on_conflict: OnConflict) -> Self {
+        let mongo = FakeBackend::alone(Clock::tokio()).with_on_conflict(on_conflict);
+        Self::over(mongo, 100, Duration::ZERO, Duration::ZERO)
+    }
+
+    fn over(
+        mongo: FakeBackend,
+        max_calls: usize,
+        touch_after: Duration,
+        outage_grace: Duration,
+    ) -> Self {
+        let clock = mongo.wire.clock.clone();
         let config = CacheConfig { outage_grace, ..cache_config() };
         let availability = Availability::new(clock.clone());
         let tasks = Tasks::new(Handle::current(), TIMEOUT, availability.clone());
@@ -66,7 +82,7 @@ impl Queued {
         id
     }
 
-    fn in_an_hour(&self) -> WallTime {
+    pub(crate) fn in_an_hour(&self) -> WallTime {
         self.clock.wall().after(Duration::from_secs(3_600))
     }
 
@@ -75,13 +91,13 @@ impl Queued {
         tokio::spawn(async move { Ok(tiers.load(id).await?.map(|session| version(&session.data))) })
     }
 
-    fn save(&self, id: RawId, version: u64) -> Call<()> {
+    pub(crate) fn save(&self, id: RawId, version: u64) -> Call<()> {
         let tiers = self.tiers.clone();
         let expires = self.in_an_hour();
         tokio::spawn(async move { tiers.save(id, &data(version), expires).await })
     }
 
-    async fn serve(&self, which: impl Fn(&Operation) -> bool) {
+    pub(crate) async fn serve(&self, which: impl Fn(&Operation) -> bool) {
         let call = self.mongo.arrival(which).await;
         self.mongo.serve(call);
     }
@@ -91,11 +107,11 @@ impl Queued {
     }
 }
 
-fn is_find(operation: &Operation) -> bool {
+pub(crate) fn is_find(operation: &Operation) -> bool {
     matches!(operation, Operation::Find(_))
 }
 
-fn is_replace(operation: &Operation) -> bool {
+pub(crate) fn is_replace(operation: &Operation) -> bool {
     matches!(operation, Operation::Replace(..))
 }
 
