@@ -55,7 +55,7 @@ const SHORT: usize = 32;
 /// Numbers below this have a first byte each.
 const SMALL_NUMBERS: u64 = 64;
 
-/// What an entry knows of its session beside the data and the expiry. It stands before the data: a byte that says
+/// What an entry knows of its session beside the data and the expiry. It comes before the data: a byte that says
 /// which of the two there are, and then their bits, 7 in each byte. So its length follows from its first byte, and
 /// a hit skips it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

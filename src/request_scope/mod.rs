@@ -131,8 +131,9 @@ pub(crate) async fn create(
     let expires = store.expiry(expires);
     let (id, stored) = match creation(record_id, data, expires) {
         Creation::New => store.insert(data, expires, None).await?,
-        Creation::Renewal(save, taken) => {
-            let merged = save.apply(&taken, store.on_conflict().as_ref())?;
+        Creation::Renewal(save) => {
+            let taken = save.expected();
+            let merged = save.apply(taken, store.on_conflict().as_ref())?;
             // A log-in begins a session of its own.
             let is_same = store.have_same_owner(taken.data.data()?.as_ref(), &merged.data)?;
             let created = taken.created.filter(|_| is_same);
@@ -197,8 +198,8 @@ pub(crate) async fn delete(store: &impl ScopedStore, id: RawId) -> Result<()> {
 enum Creation {
     /// It stores a session that has nothing to do with an earlier one.
     New,
-    /// It gives another id to a session that this request has deleted in this state.
-    Renewal(ScopedSave, Snapshot),
+    /// It gives another id to a session that this request has deleted, in the state that the save expects.
+    Renewal(Box<ScopedSave>),
     /// It would give another id to a session that somebody else has ended.
     OfEnded,
 }
@@ -217,7 +218,7 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
             None => return Some(Creation::OfEnded),
         };
         let save = ScopedSave::new(ended.base.clone(), data, expires);
-        Some(Creation::Renewal(save, taken.clone()))
+        Some(Creation::Renewal(Box::new(save.with_newer(Some(taken.clone())))))
     };
     with(find).flatten().unwrap_or(Creation::New)
 }

@@ -60,7 +60,7 @@ async fn set_created(store: &impl Store, created: impl Into<Bson>) {
     assert_eq!(updated.modified_count, 1);
 }
 
-/// Stores a session that was created so many minutes ago, for a store that has not cached it.
+/// Stores a session that was created this number of minutes ago, for a store that has not cached it.
 async fn stored(store: &impl Store, minutes: i64) -> (Record, OffsetDateTime) {
     let another = store.another().await;
     let mut record = record();
