@@ -13,6 +13,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
 use crate::session::id::{RawId, SessionKey};
@@ -43,10 +45,48 @@ pub(crate) fn nothing_to_evict() -> BeginDelete {
     Arc::new(|_| Box::new(|| ()))
 }
 
+/// What a merge returns: what was stored, or `None` if there is no live session.
+pub(crate) type MergeAnswer = Result<Option<Saved>>;
+
+/// What a merge has waited for.
+pub(crate) enum MergeTurn<P> {
+    /// Its turn.
+    Comes(P),
+    /// Another merge has carried it out.
+    IsOver(MergeAnswer),
+}
+
+/// A merge, ready to run in a task.
+pub(crate) type MergeCall = Pin<Box<dyn Future<Output = MergeOutcome> + Send>>;
+
+/// What became of merges that were sent together.
+pub(crate) struct MergeOutcome {
+    /// What was sent for all of them. `None` if nothing was.
+    pub(crate) sent: Option<MergeAnswer>,
+    /// The answer of the merge that had the turn.
+    pub(crate) own: MergeAnswer,
+    /// The answers of the merges that have joined it.
+    pub(crate) joined: Vec<(oneshot::Sender<MergeAnswer>, MergeAnswer)>,
+}
+
+impl MergeOutcome {
+    /// Answers the merges that have joined, and returns the answer of the one that had the turn. Call it once the
+    /// cache has what was stored, since each caller may load the session next.
+    pub(crate) fn answer(self) -> MergeAnswer {
+        for (joined, answer) in self.joined {
+            // Fails if that call has ended, at its deadline.
+            let _ = joined.send(answer);
+        }
+        self.own
+    }
+}
+
 /// The persistence tier.
 pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// The right to send a touch: it keeps the order among the saves of one session.
     type TouchPermit: Send + 'static;
+    /// The right to send merges.
+    type MergePermit: Send + 'static;
 
     /// Stores a new session and returns the stored expiry. `None` if the key is taken.
     ///
@@ -66,9 +106,17 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         expires: WallTime,
     ) -> Call<Option<WallTime>>;
 
-    /// Stores the changes of a request in a live session, and returns what is then stored. `None` if there
-    /// is no live session. Never creates one, and never overwrites a change of another request.
-    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>>;
+    /// Stores the changes of one or more requests in a live session, under this rev. Never creates one, and never
+    /// overwrites a change of another request.
+    fn merge(&self, permit: Self::MergePermit, key: SessionKey, rev: Rev) -> MergeCall;
+
+    /// Waits for the earlier saves of the session. Of the merges that wait one after the other, the first one
+    /// carries out all.
+    fn acquire_merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+    ) -> Call<MergeTurn<Self::MergePermit>>;
 
     /// Waits for the earlier saves of the session, and then gives the right to
     /// [`touch`](Self::touch) it.

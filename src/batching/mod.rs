@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::backend::{Backend, BeginDelete, Call, NewSession};
+use crate::backend::{Backend, BeginDelete, Call, MergeCall, MergeTurn, NewSession};
 pub(crate) use crate::batching::batch_queue::BatchLimits;
 use crate::batching::batch_queue::{AdmissionPermit, BatchExecutor, BatchQueue};
-use crate::batching::write_queue::{WritePermit, WriteQueue};
+use crate::batching::write_queue::{MergePlace, WritePermit, WriteQueue};
 use crate::error::{Error, Result};
-use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
-use crate::runtime::Tasks;
+use crate::request_scope::changes::{OnConflict, ScopedSave};
+use crate::runtime::{Tasks, timed_out};
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
@@ -200,8 +200,13 @@ impl<C: Commands> Batcher<C> {
         }
     }
 
-    async fn send(&self, update: C::Update, permit: &SavePermit<C>) -> Result<Updated> {
-        let began = permit.write.enqueued_at();
+    /// Sends an update of a call that began at `began`.
+    async fn send(
+        &self,
+        update: C::Update,
+        permit: &SavePermit<C>,
+        began: Instant,
+    ) -> Result<Updated> {
         self.saves.send((update, Arc::clone(&permit.write)), began).await
     }
 
@@ -229,6 +234,12 @@ impl<C: Commands> Batcher<C> {
     }
 }
 
+/// The right to send a merge, and those that have joined it.
+pub(crate) struct MergePermit<C: Commands> {
+    permit: SavePermit<C>,
+    save: ScopedSave,
+}
+
 /// The right to send a save.
 pub(crate) struct SavePermit<C: Commands> {
     _admission: AdmissionPermit<Saves<C>>,
@@ -238,6 +249,7 @@ pub(crate) struct SavePermit<C: Commands> {
 
 impl<C: Commands> Backend for Batcher<C> {
     type TouchPermit = SavePermit<C>;
+    type MergePermit = MergePermit<C>;
 
     fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
         self.commands.insert(new, begin_evict)
@@ -272,18 +284,30 @@ impl<C: Commands> Backend for Batcher<C> {
         Box::pin(async move { batcher.send_any(update, permit.await?).await })
     }
 
-    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
+    fn acquire_merge(&self, key: SessionKey, save: ScopedSave) -> Call<MergeTurn<MergePermit<C>>> {
         let admission = match self.saves.admit() {
             Ok(admission) => admission,
             Err(error) => return failed(error),
         };
-        let write = match self.write_queue.enqueue(key) {
-            Ok(write) => write,
-            Err(error) => return failed(error),
-        };
-        let permit = self.acquire(admission, write);
-        let batcher = self.clone();
-        Box::pin(async move { batcher.merge_in_turn(permit.await?, key, rev, save).await })
+        let timeout = self.saves.timeout();
+        match self.write_queue.enqueue_merge(key, save, timeout) {
+            Ok(MergePlace::Leads(mut write, save)) => Box::pin(async move {
+                // If that takes the whole timeout, this merge is not sent, but those that have joined it may be.
+                let _ = write.acquire(timeout).await;
+                let permit = SavePermit { _admission: admission, write: Arc::new(write) };
+                Ok(MergeTurn::Comes(MergePermit { permit, save }))
+            }),
+            Ok(MergePlace::Joins(answer)) => Box::pin(async move {
+                let answer = answer.await.unwrap_or_else(|_| Err(timed_out(timeout)));
+                drop(admission);
+                Ok(MergeTurn::IsOver(answer))
+            }),
+            Err(error) => failed(error),
+        }
+    }
+
+    fn merge(&self, permit: MergePermit<C>, key: SessionKey, rev: Rev) -> MergeCall {
+        Box::pin(self.clone().merge_in_turn(permit, key, rev))
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Call<SavePermit<C>> {

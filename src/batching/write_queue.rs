@@ -15,7 +15,9 @@ use std::time::Duration;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 
+use crate::backend::MergeAnswer;
 use crate::error::{Error, ErrorKind, Result};
+use crate::request_scope::changes::ScopedSave;
 use crate::runtime::timed_out;
 use crate::session::id::{KeyHashing, SessionKey};
 use crate::session::snapshot::Snapshot;
@@ -39,6 +41,31 @@ struct KeyQueue {
     /// What the latest acknowledged save of a request scope has stored. A save that waits can build on it
     /// without a read. It may be outdated.
     newest: Option<Snapshot>,
+    /// Where merges may join the last permit, if that is for a merge.
+    tail_group: Option<MergeGroup>,
+}
+
+/// The merges that join one that waits.
+#[derive(Clone)]
+struct MergeGroup {
+    /// When the first one was called.
+    began: Instant,
+    /// `None` once its turn has come.
+    joined: Arc<Mutex<Option<Vec<JoinedMerge>>>>,
+}
+
+/// A merge that an earlier one of the same session carries out, since both were waiting.
+pub(crate) struct JoinedMerge {
+    pub(crate) save: ScopedSave,
+    pub(crate) enqueued_at: Instant,
+    pub(crate) answer: oneshot::Sender<MergeAnswer>,
+}
+
+/// How a merge waits.
+pub(crate) enum MergePlace {
+    /// It has a place of its own, and carries out the merges that join it.
+    Leads(WritePermit, ScopedSave),
+    Joins(oneshot::Receiver<MergeAnswer>),
 }
 
 /// A permit, as the next permit of the same session sees it.
@@ -61,13 +88,43 @@ pub(crate) struct WritePermit {
     predecessor: Option<Predecessor>,
     enqueued_at: Instant,
     release: Option<oneshot::Sender<Predecessor>>,
+    /// The merges that join this one.
+    group: Option<MergeGroup>,
 }
 
 impl WriteQueue {
     /// Takes the last place in the queue of a session, for a save. The order of the saves is the order
     /// of these calls. An error if the queue is full.
     pub(crate) fn enqueue(&self, key: SessionKey) -> Result<WritePermit> {
-        self.push(self.lock(), key, false)
+        self.push(self.lock(), key, false, None)
+    }
+
+    /// Takes the last place for a merge, or joins the last permit, if that is for a merge that waits.
+    ///
+    /// It does not join one that has waited for half of the `timeout`. So the task of that one does not end
+    /// before the deadlines of those that join.
+    pub(crate) fn enqueue_merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+        timeout: Duration,
+    ) -> Result<MergePlace> {
+        let queues = self.lock();
+        if let Some(group) = queues.get(&key).and_then(|queue| queue.tail_group.as_ref())
+            && group.began.elapsed() < timeout / 2
+            && let Some(joined) = &mut *lock(&group.joined)
+        {
+            if joined.len() >= MAX_PER_KEY {
+                return Err(queue_full());
+            }
+            let (answer, answered) = oneshot::channel();
+            joined.push(JoinedMerge { save, enqueued_at: Instant::now(), answer });
+            return Ok(MergePlace::Joins(answered));
+        }
+        let group =
+            MergeGroup { began: Instant::now(), joined: Arc::new(Mutex::new(Some(Vec::new()))) };
+        let permit = self.push(queues, key, false, Some(group))?;
+        Ok(MergePlace::Leads(permit, save))
     }
 
     /// Takes the last place for a touch. `None` if a save is in the queue: the touch would extend the
@@ -75,12 +132,12 @@ impl WriteQueue {
     pub(crate) fn enqueue_touch_of_cached(&self, key: SessionKey) -> Option<Result<WritePermit>> {
         let queues = self.lock();
         let has_save = queues.get(&key).is_some_and(|queue| !queue.tail.is_touch);
-        (!has_save).then(|| self.push(queues, key, true))
+        (!has_save).then(|| self.push(queues, key, true, None))
     }
 
     /// Takes the last place for a touch, whatever is in the queue.
     pub(crate) fn enqueue_touch(&self, key: SessionKey) -> Result<WritePermit> {
-        self.push(self.lock(), key, true)
+        self.push(self.lock(), key, true, None)
     }
 
     /// Whether a save is in the queue of a key.
@@ -98,6 +155,7 @@ impl WriteQueue {
         mut queues: MutexGuard<'_, KeyQueues>,
         key: SessionKey,
         is_touch: bool,
+        group: Option<MergeGroup>,
     ) -> Result<WritePermit> {
         let (release, released) = oneshot::channel();
         let mut tail = Predecessor { number: 0, is_touch, released };
@@ -110,10 +168,11 @@ impl WriteQueue {
                 tail.number = queue.tail.number + 1;
                 tail.is_touch &= queue.tail.is_touch;
                 queue.len += 1;
+                queue.tail_group.clone_from(&group);
                 Some(std::mem::replace(&mut queue.tail, tail))
             }
             Entry::Vacant(queue) => {
-                queue.insert(KeyQueue { tail, len: 1, newest: None });
+                queue.insert(KeyQueue { tail, len: 1, newest: None, tail_group: group.clone() });
                 None
             }
         };
@@ -124,6 +183,7 @@ impl WriteQueue {
             predecessor,
             enqueued_at: Instant::now(),
             release: Some(release),
+            group,
         })
     }
 
@@ -135,6 +195,12 @@ impl WriteQueue {
 impl WritePermit {
     pub(crate) fn enqueued_at(&self) -> Instant {
         self.enqueued_at
+    }
+
+    /// Takes the merges that have joined this one. From now on, none can join.
+    pub(crate) fn take_joined(&self) -> Vec<JoinedMerge> {
+        let group = self.group.as_ref();
+        group.and_then(|group| lock(&group.joined).take()).unwrap_or_default()
     }
 
     /// What an earlier save in the queue has stored, if it was a save of a request scope.
@@ -165,6 +231,8 @@ impl WritePermit {
 
 impl Drop for WritePermit {
     fn drop(&mut self) {
+        // Merges that have joined a permit which is dropped before its turn get an error.
+        drop(self.take_joined());
         let queue = self.queue.clone();
         let mut queues = queue.lock();
         // The sender is used or dropped while the lock is held: the next permit must not see this one as
@@ -179,6 +247,7 @@ impl Drop for WritePermit {
             }
         } else if let Some(predecessor) = predecessor {
             queue.get_mut().tail = predecessor;
+            queue.get_mut().tail_group = None;
         } else {
             queue.remove();
         }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use mongodb::Collection;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::backend::{self, Backend, NewSession};
+use crate::backend::{self, Backend, MergeTurn, NewSession};
 use crate::batching::Batcher;
 use crate::error::{Error, Result};
 use crate::health::Health;
@@ -142,7 +142,16 @@ impl ScopedStore for MongoStore {
         key: SessionKey,
         save: ScopedSave,
     ) -> Result<Option<(Option<Snapshot>, bool)>> {
-        let saved = self.run(self.backend().merge(key, self.inner.revs.next(), save)).await?;
+        let backend = self.backend().clone();
+        let turn = backend.acquire_merge(key, save);
+        let revs = self.inner.revs.clone();
+        let merge = async move {
+            match turn.await? {
+                MergeTurn::Comes(permit) => backend.merge(permit, key, revs.next()).await.answer(),
+                MergeTurn::IsOver(answer) => answer,
+            }
+        };
+        let saved = self.run(merge).await?;
         Ok(saved.map(|saved| (Some(saved.snapshot()), saved.is_merged)))
     }
 

@@ -104,11 +104,21 @@ pub(crate) struct ScopedSave {
 pub(crate) struct Merged {
     pub(crate) data: Arc<Data>,
     pub(crate) expires: WallTime,
-    /// How many keys had changed on both sides.
+    /// Whether the stored expiry must not stay, even if it is later.
+    pub(crate) is_shorter: bool,
+    /// How many keys of the last save had changed on both sides.
     pub(crate) conflicts: u64,
 }
 
-/// What a [`ScopedSave`] has stored.
+impl Merged {
+    /// Whether the data is not just that of the save.
+    pub(crate) fn is_merged(&self, save: &ScopedSave) -> bool {
+        !Arc::ptr_eq(&self.data, &save.data)
+    }
+}
+
+/// What a [`ScopedSave`] has stored. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Saved {
     pub(crate) data: Arc<Data>,
     pub(crate) expires: WallTime,
@@ -119,10 +129,10 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// The stored session, with the data moved out if nobody shares it.
-    pub(crate) fn into_session(self) -> Session {
-        let Self { data, expires, rev, created, .. } = self;
-        Session { data: Arc::unwrap_or_clone(data), expires, rev: Some(rev), created }
+    /// A copy of the stored session.
+    pub(crate) fn session(&self) -> Session {
+        let data = Data::clone(&self.data);
+        Session { data, expires: self.expires, rev: Some(self.rev), created: self.created }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -148,6 +158,7 @@ impl ScopedSave {
     }
 
     /// The data as the request has it.
+    #[cfg(test)]
     pub(crate) fn data(&self) -> &Arc<Data> {
         &self.data
     }
@@ -168,16 +179,38 @@ impl ScopedSave {
         let expires =
             if self.is_shorter() { self.expires } else { self.expires.max(state.expires) };
         if std::ptr::addr_eq(Arc::as_ptr(self.base.seen()), Arc::as_ptr(&state.data)) {
-            return Ok(Merged { data: Arc::clone(&self.data), expires, conflicts: 0 });
+            let data = Arc::clone(&self.data);
+            return Ok(Merged { data, expires, is_shorter: self.is_shorter(), conflicts: 0 });
         }
-        let seen = self.base.seen().data()?;
         let mut merged = state.data.data()?.into_owned();
+        let conflicts = self.change(&mut merged, on_conflict)?;
+        let data = Arc::new(merged);
+        Ok(Merged { data, expires, is_shorter: self.is_shorter(), conflicts })
+    }
+
+    /// Applies the changes to what another save makes of a state. That one must be sent together with this one.
+    pub(crate) fn apply_after(
+        &self,
+        earlier: &Merged,
+        on_conflict: Option<&OnConflict>,
+    ) -> Result<Merged> {
+        let mut data = Data::clone(&earlier.data);
+        let conflicts = self.change(&mut data, on_conflict)?;
+        let is_kept = !self.is_shorter() && earlier.expires > self.expires;
+        let expires = if is_kept { earlier.expires } else { self.expires };
+        let is_shorter = self.is_shorter() || earlier.is_shorter;
+        Ok(Merged { data: Arc::new(data), expires, is_shorter, conflicts })
+    }
+
+    /// Applies the changes to data, and returns how many of its keys had changed on both sides.
+    fn change(&self, data: &mut Data, on_conflict: Option<&OnConflict>) -> Result<u64> {
+        let seen = self.base.seen().data()?;
         let added_or_kept = self.data.iter().map(|(key, ours)| (key, Some(ours)));
         let removed = seen.keys().filter(|key| !self.data.contains_key(*key));
         let mut conflicts = 0;
         for (key, ours) in added_or_kept.chain(removed.map(|key| (key, None))) {
             let base = seen.get(key);
-            let theirs = merged.get(key);
+            let theirs = data.get(key);
             if is_same(base, ours) {
                 continue;
             }
@@ -192,11 +225,11 @@ impl ScopedSave {
                 }
             };
             match value {
-                Some(value) => merged.insert(key.clone(), value),
-                None => merged.remove(key),
+                Some(value) => data.insert(key.clone(), value),
+                None => data.remove(key),
             };
         }
-        Ok(Merged { data: Arc::new(merged), expires, conflicts })
+        Ok(conflicts)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use futures::future::join_all;
 
-use crate::backend::{Backend, BeginDelete, Call, NewSession};
+use crate::backend::{Backend, BeginDelete, Call, MergeCall, MergeTurn, NewSession};
 use crate::batching::{Commands, Condition, MergeEnd, NewExpiry, Updated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::invalidation::source::{
@@ -15,7 +15,7 @@ use crate::invalidation::source::{
 };
 use crate::mongo::change_stream::cursor::ResumeToken;
 use crate::mongo::change_stream::reader::InvalidationReader;
-use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
+use crate::request_scope::changes::{OnConflict, ScopedSave};
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
 use crate::session::{Data, Session};
@@ -297,6 +297,7 @@ impl Commands for FakeBackend {
 /// The calls of a store that has no batcher.
 impl Backend for FakeBackend {
     type TouchPermit = ();
+    type MergePermit = ();
 
     fn insert(&self, new: NewSession<'_>, _: BeginDelete) -> Call<Option<WallTime>> {
         let NewSession { key, rev, data, expires, created } = new;
@@ -317,7 +318,11 @@ impl Backend for FakeBackend {
         self.call(Operation::Replace(key, rev, session, Update::default()), stored)
     }
 
-    fn merge(&self, _: SessionKey, _: Rev, _: ScopedSave) -> Call<Option<Saved>> {
+    fn acquire_merge(&self, _: SessionKey, _: ScopedSave) -> Call<MergeTurn<()>> {
+        unreachable!("a merge needs the write queue of a batcher")
+    }
+
+    fn merge(&self, (): (), _: SessionKey, _: Rev) -> MergeCall {
         unreachable!("a merge needs the write queue of a batcher")
     }
 

@@ -13,6 +13,7 @@
 //!   new session has only new data.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use serde_json::{Value, json};
 
@@ -137,40 +138,70 @@ impl MergeOracle {
         self.saves.push(ScopedSave { wanted, applied: 0, refused: false });
     }
 
-    /// The database has carried out a save of a request: the document was `old`, and now is `new`. Returns the
-    /// violation, or what has happened.
-    pub(crate) fn judge_save(
+    /// The database has carried out saves of requests: the document was `old`, and now is `new`. `saves` are those
+    /// that may have been sent together. Merges whose callers have given up are left out, and they are the first ones.
+    /// Returns the violation, or what has happened, and which ones were sent.
+    pub(crate) fn judge_saves(
         &mut self,
-        save: usize,
+        saves: &[usize],
         old: &Session,
         new: &Session,
-    ) -> Option<Result<&'static str, String>> {
-        let index = *self.by_save.get(&save)?;
+    ) -> (Option<Result<&'static str, String>>, Range<usize>) {
+        let indexes: Option<Vec<_>> =
+            saves.iter().map(|save| self.by_save.get(save).copied()).collect();
+        let Some(indexes) = indexes else { return (None, 0..1) };
+        let ranges =
+            (0..saves.len()).flat_map(|first| (first + 1..=saves.len()).map(move |end| first..end));
+        let sent = ranges.into_iter().find(|range| {
+            let (data, expires) = self.on_top_of(&indexes[range.clone()], old);
+            is_same_data(&new.data, &data) && new.expires == expires
+        });
+        let Some(sent) = sent else {
+            let wanted = &self.saves[indexes[0]].wanted;
+            let text = format!("merge: {wanted:?} on {old:?} {:?} made {:?}", old.data, new.data);
+            return (Some(Err(text)), 0..1);
+        };
+        let mut verdict = None;
+        for index in &indexes[sent.clone()] {
+            let it = self.judge_save(*index, old);
+            verdict = verdict.filter(Result::is_err).or(Some(it));
+        }
+        if sent.len() > 1 && verdict.as_ref().is_some_and(Result::is_ok) {
+            verdict = Some(Ok("sent several merges together"));
+        }
+        (verdict, sent)
+    }
+
+    /// What these saves store on top of a state, one after the other.
+    fn on_top_of(&self, indexes: &[usize], old: &Session) -> (Data, WallTime) {
+        let mut state = old.clone();
+        for index in indexes {
+            let wanted = &self.saves[*index].wanted;
+            (state.data, state.expires, _) = wanted.on_top_of(&state, self.adds_up);
+        }
+        (state.data, state.expires)
+    }
+
+    /// A save of a request was carried out on a state.
+    fn judge_save(&mut self, index: usize, old: &Session) -> Result<&'static str, String> {
         let save = &mut self.saves[index];
         save.applied += 1;
-        let (data, expires, conflicts) = save.wanted.on_top_of(old, self.adds_up);
+        let (_, _, conflicts) = save.wanted.on_top_of(old, self.adds_up);
         let whose = format!("merge: request save {index}");
         let wanted = &save.wanted;
-        Some(if save.applied > 1 {
+        if save.applied > 1 {
             Err(format!("{whose} was stored twice"))
         } else if save.refused {
             Err(format!("{whose} was stored, and reported as not carried out"))
         } else if !wanted.changes_data() && !wanted.shortens() {
             Err(format!("{whose} has changed nothing, and replaced the data"))
-        } else if !is_same_data(&new.data, &data) {
-            let found = &new.data;
-            let before = &old.data;
-            Err(format!("{whose}: {wanted:?} on {before:?} made {found:?} and not {data:?}"))
-        } else if new.expires != expires {
-            let found = (old.expires, new.expires);
-            Err(format!("{whose}: {wanted:?} made the expiry {found:?} and not {expires:?}"))
         } else if conflicts > 0 {
             Ok("two requests changed one key")
         } else if !is_same_data(&wanted.seen, &old.data) {
             Ok("merged")
         } else {
             Ok("met no other change")
-        })
+        }
     }
 
     /// A save of a request was acknowledged.

@@ -15,6 +15,8 @@ use crate::time::{Moment, WallTime};
 pub(crate) enum Operation {
     Insert(SessionKey, Session),
     Replace(SessionKey, Rev, Session, Update),
+    /// A store call only: its wire calls are reads and conditional replaces.
+    Merge(SessionKey, Session),
     Touch(SessionKey, WallTime),
     Find(SessionKey),
     Remove(SessionKey),
@@ -86,6 +88,9 @@ impl Operation {
             Self::Replace(key, _, session, _) => {
                 format!("replace {} {}", database.number(*key), version(&session.data))
             }
+            Self::Merge(key, session) => {
+                format!("merge {} {}", database.number(*key), version(&session.data))
+            }
             Self::Touch(key, _) => format!("touch {}", database.number(*key)),
             Self::Find(key) => format!("find {}", database.number(*key)),
             Self::Remove(key) => format!("remove {}", database.number(*key)),
@@ -109,7 +114,7 @@ impl Operation {
 
     /// Whether the operation is a save of a request scope.
     pub(crate) fn is_merge(&self) -> bool {
-        matches!(self, Self::Replace(.., update) if update.condition != Condition::IsLive)
+        matches!(self, Self::Merge(..))
     }
 
     /// Whether the operation is one step of a call that has many steps and, here, no deadline.

@@ -160,7 +160,7 @@ impl Oracle {
         }
         let answered = end == End::Answered;
         let (numbers, invariant) = match record.operation {
-            Operation::Insert(key, _) | Operation::Replace(key, ..) => {
+            Operation::Insert(key, _) | Operation::Replace(key, ..) | Operation::Merge(key, _) => {
                 let number = database.number(key);
                 (number..number + 1, if answered { "I2" } else { "I6, unknown outcome" })
             }

@@ -104,6 +104,23 @@ impl PendingCalls {
         self.saves[save].acknowledged = true;
     }
 
+    /// The turn of a merge has come: it sends its calls with this rev, for itself and for those that wait behind it.
+    pub(crate) fn set_rev(&mut self, store_call: usize, rev: Rev) {
+        self.by_rev.insert(rev, store_call);
+    }
+
+    /// The store calls of the merges of the same session and store that have not ended, from this one on, in the order
+    /// of the calls.
+    pub(crate) fn merges_from(&self, store_call: usize) -> Vec<usize> {
+        let Some(first) = self.pending.get(&store_call).filter(|it| it.is_merge) else {
+            return vec![store_call];
+        };
+        let is_same =
+            |it: &&PendingCall| it.is_merge && (it.node, it.key) == (first.node, first.key);
+        let merges = self.pending.range(store_call..).filter(|(_, it)| is_same(it));
+        merges.map(|(store_call, _)| *store_call).collect()
+    }
+
     /// The save that a store call carries out.
     pub(crate) fn save_of(&self, store_call: usize) -> Option<usize> {
         self.save_of.get(&store_call).copied()
@@ -119,6 +136,8 @@ impl PendingCalls {
         let Some((kind, key)) = kind_of(&record.operation) else { return };
         if let Operation::Replace(_, rev, ..) = &record.operation {
             self.by_rev.insert(*rev, store_call);
+        }
+        if kind == CallKind::Replace {
             if let Some(save) = self.undecided.take() {
                 self.save_of.insert(store_call, save);
                 self.saves[save].is_replace = true;
@@ -164,7 +183,9 @@ impl PendingCalls {
             self.by_wire_call.insert(wire_call, *store_call);
         }
         let is_wanted = |(store_call, it): (&usize, &PendingCall)| {
-            let is_its_own = self.by_wire_call.get(&wire_call).is_none_or(|own| own == store_call);
+            // A merge also sends those that wait behind it.
+            let own = self.by_wire_call.get(&wire_call);
+            let is_its_own = own.is_none_or(|own| own == store_call || it.is_merge);
             // A merge reads the session itself.
             let same_kind = it.kind == kind || (it.is_merge && kind == CallKind::Find);
             let same = (it.node, it.key) == (node, key) && same_kind;
@@ -288,7 +309,7 @@ impl PendingCalls {
 fn kind_of(operation: &Operation) -> Option<(CallKind, SessionKey)> {
     match operation {
         Operation::Find(key) => Some((CallKind::Find, *key)),
-        Operation::Replace(key, ..) => Some((CallKind::Replace, *key)),
+        Operation::Replace(key, ..) | Operation::Merge(key, _) => Some((CallKind::Replace, *key)),
         Operation::Touch(key, _) => Some((CallKind::Touch, *key)),
         _ => None,
     }

@@ -4,10 +4,10 @@
 //! The report happens in the store's own task, in the turn in which the store receives the outcome. So the oracle
 //! learns of an outcome at the same time as the store.
 
-use crate::backend::{Backend, BeginDelete, Call, NewSession};
-use crate::batching::{BatchLimits, Batcher, Condition};
+use crate::backend::{Backend, BeginDelete, Call, MergeAnswer, MergeCall, MergeTurn, NewSession};
+use crate::batching::{BatchLimits, Batcher};
 use crate::error::{Error, ErrorKind, Result};
-use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
+use crate::request_scope::changes::{OnConflict, ScopedSave};
 use crate::runtime::Tasks;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
@@ -102,6 +102,26 @@ impl TracedCall {
         outcome
     }
 
+    /// Watches the answer of a merge.
+    async fn watch_merge(
+        self,
+        key: SessionKey,
+        answer: impl Future<Output = MergeAnswer> + Send + 'static,
+    ) -> MergeAnswer {
+        let number = self.number;
+        let wire = self.backend.wire.clone();
+        let answer = async move {
+            let saved = answer.await?;
+            if saved.is_none() {
+                // The last call may have been a read, which has no rank.
+                let state = &mut *wire.state();
+                state.records[number].ranks = state.database.ranks(&[key]);
+            }
+            Ok(saved)
+        };
+        self.watch(Box::pin(answer)).await
+    }
+
     /// The batcher may refuse a call only if its queue was full. A merge also needs room in the queue of reads.
     fn check_refusal(&self, error: &Error) {
         if error.kind() != ErrorKind::Overloaded || self.is_merge {
@@ -148,6 +168,7 @@ impl Drop for TracedCall {
 
 impl Backend for TracedBackend {
     type TouchPermit = (<Batcher<FakeBackend> as Backend>::TouchPermit, TracedCall);
+    type MergePermit = (<Batcher<FakeBackend> as Backend>::MergePermit, TracedCall);
 
     fn insert(&self, new: NewSession<'_>, begin_evict: BeginDelete) -> Call<Option<WallTime>> {
         self.wire.state().merges.record_insert(new.rev);
@@ -171,23 +192,34 @@ impl Backend for TracedBackend {
         Box::pin(call.watch(self.batcher.replace(key, rev, data, expires)))
     }
 
-    fn merge(&self, key: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
+    fn acquire_merge(
+        &self,
+        key: SessionKey,
+        save: ScopedSave,
+    ) -> Call<MergeTurn<Self::MergePermit>> {
         let session = Session::new(Data::clone(save.data()), save.expected().expires);
-        let condition = Condition::HasRev(save.expected().rev);
-        let update = Update { condition, keeps_later: false };
-        let call = self.begin(Operation::Replace(key, rev, session, update));
-        let number = call.number;
-        let wire = self.wire.clone();
-        let merge = self.batcher.merge(key, rev, save);
-        Box::pin(call.watch(Box::pin(async move {
-            let saved = merge.await?;
-            if saved.is_none() {
-                // The last call may have been a read, which has no rank.
-                let state = &mut *wire.state();
-                state.records[number].ranks = state.database.ranks(&[key]);
+        let call = self.begin(Operation::Merge(key, session));
+        let turn = self.batcher.acquire_merge(key, save);
+        Box::pin(async move {
+            match turn.await {
+                Ok(MergeTurn::Comes(permit)) => Ok(MergeTurn::Comes((permit, call))),
+                Ok(MergeTurn::IsOver(answer)) => {
+                    Ok(MergeTurn::IsOver(call.watch_merge(key, async { answer }).await))
+                }
+                Err(error) => call.watch(Box::pin(async { Err(error) })).await,
             }
-            Ok(saved)
-        })))
+        })
+    }
+
+    fn merge(&self, (permit, call): Self::MergePermit, key: SessionKey, rev: Rev) -> MergeCall {
+        self.wire.state().pending.set_rev(call.number, rev);
+        let merge = self.batcher.merge(permit, key, rev);
+        Box::pin(async move {
+            let mut outcome = merge.await;
+            let own = std::mem::replace(&mut outcome.own, Ok(None));
+            outcome.own = call.watch_merge(key, async { own }).await;
+            outcome
+        })
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Call<Self::TouchPermit> {

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::batching::Updated;
 use crate::invalidation::source::Fault;
+use crate::session::Session;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
 use crate::simulation::merge_oracle::MergeOracle;
@@ -284,6 +285,7 @@ impl State {
         let by = Some(self.pending.store_call_of(call).unwrap_or(call));
         let operation = self.records[call].operation.clone();
         let store_call = self.pending.store_call_of(call);
+        let mut sent_together = Vec::new();
         let outcome = match &operation {
             Operation::Insert(key, session) => {
                 let inserted = self.database.insert(*key, session, by);
@@ -296,15 +298,15 @@ impl State {
             Operation::Replace(key, rev, session, update) => {
                 let old = self.database.find(*key);
                 let updated = self.database.replace_if(*key, *update, Some(*rev), session, by);
-                let save = store_call.and_then(|store_call| self.pending.save_of(store_call));
-                if let (Some(save), Some(old), Updated::Stored(_)) = (save, old, updated)
+                if let (Some(store_call), Some(old), Updated::Stored(_)) =
+                    (store_call, old, updated)
                     && let Some(new) = self.database.find(*key)
                 {
-                    let verdict = self.merges.judge_save(save, &old, &new);
-                    self.oracle.record_verdict(verdict);
+                    sent_together = self.judge_merges(store_call, &old, &new);
                 }
                 Outcome::Updated(updated)
             }
+            Operation::Merge(..) => unreachable!("no wire call"),
             Operation::Touch(key, expires) => {
                 let touched = self.database.touch(*key, *expires);
                 Outcome::Updated(if touched { Updated::Stored(*expires) } else { Updated::Gone })
@@ -373,7 +375,7 @@ impl State {
             _ => 0..0,
         };
         let ranks: Vec<_> = written.map(|number| (number, self.database.rank(number))).collect();
-        if let Some(store_call) = store_call {
+        for store_call in store_call.into_iter().chain(sent_together) {
             self.records[store_call].ranks.clone_from(&ranks);
             self.records[store_call].applied = true;
             let took_effect = matches!(outcome, Outcome::Updated(Updated::Stored(_)));
@@ -383,6 +385,17 @@ impl State {
         self.records[call].ranks = ranks;
         self.records[call].applied = true;
         Ok(outcome)
+    }
+
+    /// Judges a replace that may be the one of several merges. Returns the store calls of the others.
+    fn judge_merges(&mut self, store_call: usize, old: &Session, new: &Session) -> Vec<usize> {
+        let calls = self.pending.merges_from(store_call);
+        let saves: Option<Vec<_>> = calls.iter().map(|call| self.pending.save_of(*call)).collect();
+        let Some(saves) = saves else { return Vec::new() };
+        let (verdict, sent) = self.merges.judge_saves(&saves, old, new);
+        self.oracle.record_verdict(verdict);
+        let others = calls[sent].iter().copied().filter(|call| *call != store_call);
+        others.collect()
     }
 
     /// A wire call has ended at its caller. `outcome` is `None` if the caller dropped it.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
 use crate::backend::delete_pages::{DeletePages, delete_pages};
-use crate::backend::{self, Backend, BeginDelete, Call, NewSession};
+use crate::backend::{self, Backend, BeginDelete, Call, MergeAnswer, MergeTurn, NewSession};
 use crate::cache::{Cache, Entry, FillGuard, Leader, Lookup};
 use crate::error::{Error, ErrorKind, Result};
-use crate::request_scope::changes::{OnConflict, Saved, ScopedSave};
+use crate::request_scope::changes::{OnConflict, ScopedSave};
 use crate::request_scope::{self, ScopedStore};
 use crate::runtime::Tasks;
 use crate::session::id::{RawId, SessionKey};
@@ -232,38 +232,21 @@ impl<B: Backend> WriteThrough<B> {
         let guard = self.cache.begin_write(key, rev);
         let replace = self.backend.replace(key, rev, data, expires);
         let data = data.clone();
-        let to_session = move |expires| (Session { data, expires, rev: Some(rev), created }, ());
-        Ok(self.write(key, guard, replace, to_session).await?.is_some())
-    }
-
-    /// Runs a write, and then caches what it has stored, unless it is unknown when that expires. Returns the
-    /// entry. `None` if there is no live session.
-    async fn write<T: Send + 'static, R: Send + 'static>(
-        &self,
-        key: SessionKey,
-        guard: FillGuard,
-        write: Call<Option<T>>,
-        to_session: impl FnOnce(T) -> (Session, R) + Send + 'static,
-    ) -> Result<Option<(Option<Entry>, R)>> {
         let cache = self.cache.clone();
         let backend = self.backend.clone();
         let late_guard = LateGuard::default();
         let late_guard_at_end = late_guard.clone();
-        let end = move |outcome: Result<Option<T>>| {
+        let end = move |outcome: Result<Option<WallTime>>| {
             late_guard_at_end.take_if_late(&cache, key, &outcome);
             match outcome {
-                Ok(Some(stored)) => {
-                    let (mut session, rest) = to_session(stored);
-                    let Some(expires) = backend.cap(session.expires, session.created) else {
-                        guard.evict(Invalidation::Unfit);
-                        return Ok(Some((None, rest)));
-                    };
-                    session.expires = expires;
-                    Ok(Some((guard.publish(session), rest)))
+                Ok(Some(expires)) => {
+                    let session = Session { data, expires, rev: Some(rev), created };
+                    publish_stored(&backend, guard, session);
+                    Ok(true)
                 }
                 Ok(None) => {
                     guard.evict(Invalidation::Gone);
-                    Ok(None)
+                    Ok(false)
                 }
                 Err(error) => {
                     if error.was_not_carried_out() {
@@ -273,7 +256,7 @@ impl<B: Backend> WriteThrough<B> {
                 }
             }
         };
-        self.tasks.run(write, end, move || drop(late_guard)).await
+        self.tasks.run(replace, end, move || drop(late_guard)).await
     }
 
     pub(crate) async fn load(&self, id: RawId) -> Result<Option<Session>> {
@@ -393,16 +376,35 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
         key: SessionKey,
         save: ScopedSave,
     ) -> Result<Option<(Option<Snapshot>, bool)>> {
-        let rev = self.revs.next();
         let cached = self.cache.peek(key).map(|entry| entry.snapshot());
-        let guard = self.cache.begin_write(key, rev);
-        let merge = self.backend.merge(key, rev, save.with_newer(cached));
-        let to_session = |saved: Saved| {
-            let is_merged = saved.is_merged;
-            (saved.into_session(), is_merged)
+        let turn = self.backend.acquire_merge(key, save.with_newer(cached));
+        let (backend, cache, revs) = (self.backend.clone(), self.cache.clone(), self.revs.clone());
+        let merge = async move {
+            let permit = match turn.await? {
+                MergeTurn::Comes(permit) => permit,
+                MergeTurn::IsOver(answer) => return answer,
+            };
+            let rev = revs.next();
+            let guard = cache.begin_write(key, rev);
+            let outcome = backend.merge(permit, key, rev).await;
+            match &outcome.sent {
+                Some(Ok(Some(saved))) => publish_stored(&backend, guard, saved.session()),
+                Some(Ok(None)) => guard.evict(Invalidation::Gone),
+                Some(Err(error)) if !error.was_not_carried_out() => drop(guard),
+                Some(Err(_)) | None => guard.release(),
+            }
+            outcome.answer()
         };
-        let saved = self.write(key, guard, merge, to_session).await?;
-        Ok(saved.map(|(entry, is_merged)| (entry.map(|entry| entry.snapshot()), is_merged)))
+        let cache = self.cache.clone();
+        // A merge that has timed out may be carried out later, by itself or by another one.
+        let end = move |answer: MergeAnswer| {
+            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+                cache.evict(key);
+            }
+            answer
+        };
+        let saved = self.tasks.run(merge, end, || ()).await?;
+        Ok(saved.map(|saved| (Some(saved.snapshot()), saved.is_merged)))
     }
 
     async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
@@ -436,6 +438,14 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
 
     fn record_dropped_save(&self) {
         self.backend.record_dropped_save();
+    }
+}
+
+/// Caches what a write has stored, unless it is unknown when that expires.
+fn publish_stored(backend: &impl Backend, guard: FillGuard, session: Session) {
+    match backend.cap(session.expires, session.created) {
+        Some(expires) => drop(guard.publish(Session { expires, ..session })),
+        None => guard.evict(Invalidation::Unfit),
     }
 }
 
