@@ -70,13 +70,13 @@ impl Queued {
     /// Stores a session and starts a request that loads it.
     async fn request(&self, id: RawId) -> Request {
         let (saves, mut to_save) = tokio::sync::mpsc::unbounded_channel();
-        let (ends, saved) = tokio::sync::mpsc::unbounded_channel();
+        let (outcomes, saved) = tokio::sync::mpsc::unbounded_channel();
         let (loaded, is_loaded) = tokio::sync::oneshot::channel();
         let world = self.clone();
         let task = tokio::spawn(in_request_scope(async move {
             loaded.send(world.tiers.load(id).await.unwrap().is_some()).unwrap();
             while let Some(data) = to_save.recv().await {
-                let _ = ends.send(world.tiers.save(id, &data, world.in_an_hour()).await);
+                let _ = outcomes.send(world.tiers.save(id, &data, world.in_an_hour()).await);
             }
         }));
         let is_loaded = tokio::spawn(is_loaded);
