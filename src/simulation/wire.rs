@@ -12,10 +12,12 @@ use tokio::sync::{Notify, oneshot};
 use crate::batching::Updated;
 use crate::invalidation::source::Fault;
 use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
 use crate::simulation::merge_oracle::MergeOracle;
-use crate::simulation::operation::{CallRecord, Operation, Outcome, describe};
+use crate::simulation::operation::{CallRecord, Operation, Outcome, Update, describe};
 use crate::simulation::oracle::Oracle;
 use crate::simulation::pending_calls::PendingCalls;
 use crate::simulation::stream::{Context, Streams};
@@ -296,14 +298,9 @@ impl State {
                 Outcome::Inserted(inserted.then_some(session.expires))
             }
             Operation::Replace(key, rev, session, update) => {
-                let old = self.database.find(*key);
-                let updated = self.database.replace_if(*key, *update, Some(*rev), session, by);
-                if let (Some(store_call), Some(old), Updated::Stored(_)) =
-                    (store_call, old, updated)
-                    && let Some(new) = self.database.find(*key)
-                {
-                    sent_together = self.judge_merges(store_call, &old, &new);
-                }
+                let by = store_call.unwrap_or(call);
+                let (updated, others) = self.replace(by, *key, (*rev, session), *update);
+                sent_together = others;
                 Outcome::Updated(updated)
             }
             Operation::Merge(..) => unreachable!("no wire call"),
@@ -387,15 +384,26 @@ impl State {
         Ok(outcome)
     }
 
-    /// Judges a replace that may be the one of several merges. Returns the store calls of the others.
-    fn judge_merges(&mut self, store_call: usize, old: &Session, new: &Session) -> Vec<usize> {
-        let calls = self.pending.merges_from(store_call);
+    /// Carries out a replace, and judges it if it is one of merges. Returns also the store calls of those that were sent
+    /// with it.
+    fn replace(
+        &mut self,
+        by: usize,
+        key: SessionKey,
+        (rev, session): (Rev, &Session),
+        update: Update,
+    ) -> (Updated, Vec<usize>) {
+        let old = self.database.find(key);
+        let updated = self.database.replace_if(key, update, Some(rev), session, Some(by));
+        let (Some(old), Updated::Stored(_)) = (old, updated) else { return (updated, Vec::new()) };
+        let Some(new) = self.database.find(key) else { return (updated, Vec::new()) };
+        let calls = self.pending.merges_from(by);
         let saves: Option<Vec<_>> = calls.iter().map(|call| self.pending.save_of(*call)).collect();
-        let Some(saves) = saves else { return Vec::new() };
-        let (verdict, sent) = self.merges.judge_saves(&saves, old, new);
+        let Some(saves) = saves else { return (updated, Vec::new()) };
+        let (verdict, sent) = self.merges.judge_saves(&saves, &old, &new);
         self.oracle.record_verdict(verdict);
-        let others = calls[sent].iter().copied().filter(|call| *call != store_call);
-        others.collect()
+        let others = calls[sent].iter().copied().filter(|call| *call != by);
+        (updated, others.collect())
     }
 
     /// A wire call has ended at its caller. `outcome` is `None` if the caller dropped it.
