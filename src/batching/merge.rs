@@ -57,12 +57,13 @@ impl<C: Commands> Batcher<C> {
     pub(super) async fn merge_in_turn(
         self,
         permit: MergePermit<C>,
+        joined: Vec<JoinedMerge>,
         key: SessionKey,
         rev: Rev,
     ) -> MergeOutcome {
         let MergePermit { permit, save } = permit;
         let first = Member::new(save, permit.write.enqueued_at(), None);
-        let joined = permit.write.take_joined().into_iter();
+        let joined = joined.into_iter();
         let joined =
             joined.map(|it: JoinedMerge| Member::new(it.save, it.enqueued_at, Some(it.answer)));
         let members = std::iter::once(first).chain(joined).collect();

@@ -240,6 +240,14 @@ pub(crate) struct MergePermit<C: Commands> {
     save: ScopedSave,
 }
 
+#[cfg(test)]
+impl<C: Commands> MergePermit<C> {
+    /// The number of merges that have joined this one by now.
+    pub(crate) fn joined(&self) -> usize {
+        self.permit.write.joined()
+    }
+}
+
 /// The right to send a save.
 pub(crate) struct SavePermit<C: Commands> {
     _admission: AdmissionPermit<Saves<C>>,
@@ -307,7 +315,8 @@ impl<C: Commands> Backend for Batcher<C> {
     }
 
     fn merge(&self, permit: MergePermit<C>, key: SessionKey, rev: Rev) -> MergeCall {
-        Box::pin(self.clone().merge_in_turn(permit, key, rev))
+        let joined = permit.permit.write.take_joined();
+        Box::pin(self.clone().merge_in_turn(permit, joined, key, rev))
     }
 
     fn acquire_touch(&self, key: SessionKey) -> Call<SavePermit<C>> {

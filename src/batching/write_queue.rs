@@ -203,6 +203,12 @@ impl WritePermit {
         group.and_then(|group| lock(&group.joined).take()).unwrap_or_default()
     }
 
+    #[cfg(test)]
+    pub(crate) fn joined(&self) -> usize {
+        let group = self.group.as_ref();
+        group.and_then(|group| lock(&group.joined).as_ref().map(Vec::len)).unwrap_or_default()
+    }
+
     /// What an earlier save in the queue has stored, if it was a save of a request scope.
     pub(crate) fn newest(&self) -> Option<Snapshot> {
         self.queue.lock().get(&self.key).and_then(|queue| queue.newest.clone())

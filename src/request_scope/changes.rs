@@ -30,6 +30,12 @@ impl Base {
         Self { stored, seen_expires, differing: None }
     }
 
+    /// What is known after a save whose data was stored as it is. The request has this expiry. A later one may be
+    /// stored.
+    pub(crate) fn saved(expires: WallTime, stored: Snapshot) -> Self {
+        Self { seen_expires: expires, ..Self::loaded(stored) }
+    }
+
     /// What is known after a save that was merged. The request has this data and this expiry.
     pub(crate) fn merged(data: Arc<dyn SharedData>, expires: WallTime, stored: Snapshot) -> Self {
         Self { stored, seen_expires: expires, differing: Some(data) }

@@ -176,7 +176,10 @@ pub(crate) async fn save(
     }
     match store.merge(key, ScopedSave::new(base, data, expires)).await? {
         Some((stored, true)) => record_stored(key, data, expires, stored),
-        Some((stored, false)) => record_loaded(key, || stored),
+        Some((stored, false)) => {
+            let base = stored.map(|stored| Base::saved(expires, stored));
+            with(|records| drop(records.set(key, base)));
+        }
         None => record_dropped(id),
     }
     Ok(())

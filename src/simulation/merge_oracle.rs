@@ -13,7 +13,6 @@
 //!   new session has only new data.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 
 use serde_json::{Value, json};
 
@@ -138,29 +137,29 @@ impl MergeOracle {
         self.saves.push(ScopedSave { wanted, applied: 0, refused: false });
     }
 
-    /// The database has carried out saves of requests: the document was `old`, and now is `new`. `saves` are those
-    /// that may have been sent together. Merges whose callers have given up are left out, and they are the first ones.
-    /// Returns the violation, or what has happened, and which ones were sent.
+    /// The database has carried out these saves of requests together: the document was `old`, and now is `new`. Up to
+    /// `late` saves at the beginning may have been left out. Returns the violation, or what has happened, and the first
+    /// save that was not left out.
     pub(crate) fn judge_saves(
         &mut self,
         saves: &[usize],
+        late: usize,
         old: &Session,
         new: &Session,
-    ) -> (Option<Result<&'static str, String>>, Range<usize>) {
+    ) -> (Option<Result<&'static str, String>>, usize) {
         let indexes: Option<Vec<_>> =
             saves.iter().map(|save| self.by_save.get(save).copied()).collect();
-        let Some(indexes) = indexes else { return (None, 0..1) };
-        let ranges =
-            (0..saves.len()).flat_map(|first| (first + 1..=saves.len()).map(move |end| first..end));
-        let sent = ranges.into_iter().find(|range| {
-            let (data, expires) = self.on_top_of(&indexes[range.clone()], old);
+        let Some(indexes) = indexes else { return (None, 0) };
+        let first = (0..=late).filter(|first| *first < saves.len()).find(|first| {
+            let (data, expires) = self.on_top_of(&indexes[*first..], old);
             is_same_data(&new.data, &data) && new.expires == expires
         });
-        let Some(sent) = sent else {
-            let wanted = &self.saves[indexes[0]].wanted;
+        let Some(first) = first else {
+            let wanted: Vec<_> = indexes.iter().map(|index| &self.saves[*index].wanted).collect();
             let text = format!("merge: {wanted:?} on {old:?} {:?} made {:?}", old.data, new.data);
-            return (Some(Err(text)), 0..1);
+            return (Some(Err(text)), 0);
         };
+        let sent = first..saves.len();
         let mut verdict = None;
         for index in &indexes[sent.clone()] {
             let it = self.judge_save(*index, old);
@@ -169,7 +168,7 @@ impl MergeOracle {
         if sent.len() > 1 && verdict.as_ref().is_some_and(Result::is_ok) {
             verdict = Some(Ok("sent several merges together"));
         }
-        (verdict, sent)
+        (verdict, first)
     }
 
     /// What these saves store on top of a state, one after the other.
@@ -202,6 +201,11 @@ impl MergeOracle {
         } else {
             Ok("met no other change")
         }
+    }
+
+    /// Whether the database has carried out a save as a replace.
+    pub(crate) fn is_applied(&self, save: usize) -> bool {
+        self.saves[self.by_save[&save]].applied > 0
     }
 
     /// A save of a request was acknowledged.

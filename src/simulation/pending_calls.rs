@@ -27,6 +27,8 @@ pub(crate) struct PendingCalls {
     /// The save whose store has not decided yet between a replace, a touch and nothing.
     undecided: Option<usize>,
     save_of: BTreeMap<usize, usize>,
+    /// The merges that are sent together with a merge, by its store call.
+    together: BTreeMap<usize, Vec<usize>>,
 }
 
 struct PendingCall {
@@ -105,21 +107,20 @@ impl PendingCalls {
         self.saves[save].acknowledged = true;
     }
 
-    /// The turn of a merge has come: it sends its calls with this rev, for itself and for those that wait behind it.
-    pub(crate) fn set_rev(&mut self, store_call: usize, rev: Rev) {
+    /// The turn of a merge has come. It sends its calls with this rev, for itself and for those that have joined it.
+    pub(crate) fn begin_merge(&mut self, store_call: usize, rev: Rev, joined: usize) {
         self.by_rev.insert(rev, store_call);
-    }
-
-    /// The store calls of the merges of the same session and store that have not ended, from this one on, in the order
-    /// of the calls.
-    pub(crate) fn merges_from(&self, store_call: usize) -> Vec<usize> {
-        let Some(first) = self.pending.get(&store_call).filter(|it| it.is_merge) else {
-            return vec![store_call];
-        };
+        let first = &self.pending[&store_call];
         let is_same =
             |it: &&PendingCall| it.is_merge && (it.node, it.key) == (first.node, first.key);
         let merges = self.pending.range(store_call..).filter(|(_, it)| is_same(it));
-        merges.map(|(store_call, _)| *store_call).collect()
+        let together = merges.map(|(store_call, _)| *store_call).take(joined + 1);
+        self.together.insert(store_call, together.collect());
+    }
+
+    /// The store calls that are sent together with this one, in the order of the calls.
+    pub(crate) fn together_with(&self, store_call: usize) -> Vec<usize> {
+        self.together.get(&store_call).cloned().unwrap_or_else(|| vec![store_call])
     }
 
     /// The save that a store call carries out.

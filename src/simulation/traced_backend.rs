@@ -212,7 +212,7 @@ impl Backend for TracedBackend {
     }
 
     fn merge(&self, (permit, call): Self::MergePermit, key: SessionKey, rev: Rev) -> MergeCall {
-        self.wire.state().pending.set_rev(call.number, rev);
+        self.wire.state().pending.begin_merge(call.number, rev, permit.joined());
         let merge = self.batcher.merge(permit, key, rev);
         Box::pin(async move {
             let mut outcome = merge.await;

@@ -397,12 +397,17 @@ impl State {
         let updated = self.database.replace_if(key, update, Some(rev), session, Some(by));
         let (Some(old), Updated::Stored(_)) = (old, updated) else { return (updated, Vec::new()) };
         let Some(new) = self.database.find(key) else { return (updated, Vec::new()) };
-        let calls = self.pending.merges_from(by);
+        let calls = self.pending.together_with(by);
         let saves: Option<Vec<_>> = calls.iter().map(|call| self.pending.save_of(*call)).collect();
         let Some(saves) = saves else { return (updated, Vec::new()) };
-        let (verdict, sent) = self.merges.judge_saves(&saves, &old, &new);
+        // A merge whose caller has given up is left out.
+        let now = self.database.now();
+        let timeout = self.faults.timeout;
+        let is_late = |call: &&usize| self.records[**call].asked.after(timeout) <= now;
+        let late = calls.iter().take_while(is_late).count();
+        let (verdict, first) = self.merges.judge_saves(&saves, late, &old, &new);
         self.oracle.record_verdict(verdict);
-        let others = calls[sent].iter().copied().filter(|call| *call != by);
+        let others = calls[first..].iter().copied().filter(|call| *call != by);
         (updated, others.collect())
     }
 

@@ -390,8 +390,12 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
             match &outcome.sent {
                 Some(Ok(Some(saved))) => publish_stored(&backend, guard, saved.session()),
                 Some(Ok(None)) => guard.evict(Invalidation::Gone),
-                Some(Err(error)) if !error.was_not_carried_out() => drop(guard),
-                Some(Err(_)) | None => guard.release(),
+                Some(Err(_)) | None => {
+                    let sent = outcome.sent.as_ref().unwrap_or(&outcome.own);
+                    if sent.as_ref().is_err_and(Error::was_not_carried_out) {
+                        guard.release();
+                    }
+                }
             }
             outcome.answer()
         };
