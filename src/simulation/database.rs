@@ -146,9 +146,8 @@ impl Database {
         self.change(number, rev, Some(session), by);
         if update.keeps_later && earlier > session.expires {
             // The store knows only of the expiry that it has sent.
-            let state = self.histories[number].last_mut();
-            let doc = state.and_then(|state| state.doc.as_mut());
-            doc.into_iter().for_each(|doc| doc.expiries.push(earlier));
+            let state = self.histories[number].last_mut().unwrap();
+            state.doc.as_mut().unwrap().expiries.push(earlier);
         }
         Updated::Stored(session.expires)
     }

@@ -38,7 +38,7 @@ struct ScopedSave {
     wanted: Wanted,
     /// How often the database has carried it out.
     applied: u32,
-    /// The caller was told that nothing was stored.
+    /// The store has reported that nothing was stored.
     refused: bool,
 }
 

@@ -34,14 +34,14 @@ fn is_take(operation: &Operation) -> bool {
 
 /// A request that has loaded its session. It saves when the test sends it data.
 struct Request {
-    saves: tokio::sync::mpsc::UnboundedSender<Data>,
+    orders: tokio::sync::mpsc::UnboundedSender<Data>,
     saved: tokio::sync::mpsc::UnboundedReceiver<Result<()>>,
     task: JoinHandle<()>,
 }
 
 impl Request {
     fn save(&self, data: Value) {
-        self.saves.send(object(data)).unwrap();
+        self.orders.send(object(data)).unwrap();
     }
 
     async fn saved(&mut self) -> Result<()> {
@@ -69,19 +69,19 @@ impl Queued {
 
     /// Stores a session and starts a request that loads it.
     async fn request(&self, id: RawId) -> Request {
-        let (saves, mut to_save) = tokio::sync::mpsc::unbounded_channel();
-        let (ends, saved) = tokio::sync::mpsc::unbounded_channel();
+        let (orders, mut to_save) = tokio::sync::mpsc::unbounded_channel();
+        let (outcomes, saved) = tokio::sync::mpsc::unbounded_channel();
         let (loaded, is_loaded) = tokio::sync::oneshot::channel();
         let world = self.clone();
         let task = tokio::spawn(in_request_scope(async move {
             loaded.send(world.tiers.load(id).await.unwrap().is_some()).unwrap();
             while let Some(data) = to_save.recv().await {
-                let _ = ends.send(world.tiers.save(id, &data, world.in_an_hour()).await);
+                let _ = outcomes.send(world.tiers.save(id, &data, world.in_an_hour()).await);
             }
         }));
         let is_loaded = tokio::spawn(is_loaded);
         assert!(self.serve_while(is_loaded).await.unwrap());
-        Request { saves, saved, task }
+        Request { orders, saved, task }
     }
 
     /// Serves the reads that arrive while `task` runs.

@@ -47,6 +47,7 @@ enum CallKind {
 }
 
 /// A save that an app has called.
+#[allow(clippy::struct_excessive_bools, reason = "each is another fact")]
 pub(crate) struct Save {
     node: usize,
     number: usize,

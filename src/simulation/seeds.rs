@@ -12,7 +12,7 @@ use crate::simulation::walk::Walk;
 /// The number of seeds without `SIMULATION_SEEDS`.
 const SEEDS: u64 = 2_000;
 /// Events that `SEEDS` walks must contain. A rule is not tested if its event never happens.
-const MUST_OCCUR: [&str; 10] = [
+const MUST_OCCUR: [&str; 16] = [
     "ended after its deadline",
     "sent as one batch",
     "a whole command failed",
@@ -23,6 +23,12 @@ const MUST_OCCUR: [&str; 10] = [
     "signed out",
     "rejected",
     "refused a fresh stream",
+    "merged",
+    "two requests changed one key",
+    "renewed",
+    "renewed, merged",
+    "not renewed, since it had ended",
+    "created after a flush",
 ];
 
 /// The result of a walk.

@@ -11,10 +11,13 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::batching::Updated;
 use crate::invalidation::source::Fault;
+use crate::session::Session;
+use crate::session::id::SessionKey;
+use crate::session::revision::Rev;
 use crate::simulation::chance::Chance;
 use crate::simulation::database::Database;
 use crate::simulation::merge_oracle::MergeOracle;
-use crate::simulation::operation::{CallRecord, Operation, Outcome, describe};
+use crate::simulation::operation::{CallRecord, Operation, Outcome, Update, describe};
 use crate::simulation::oracle::Oracle;
 use crate::simulation::pending_calls::PendingCalls;
 use crate::simulation::stream::{Context, Streams};
@@ -293,18 +296,12 @@ impl State {
                 }
                 Outcome::Inserted(inserted.then_some(session.expires))
             }
-            Operation::Replace(key, rev, session, update) => {
-                let old = self.database.find(*key);
-                let updated = self.database.replace_if(*key, *update, Some(*rev), session, by);
-                let save = store_call.and_then(|store_call| self.pending.save_of(store_call));
-                if let (Some(save), Some(old), Updated::Stored(_)) = (save, old, updated)
-                    && let Some(new) = self.database.find(*key)
-                {
-                    let verdict = self.merges.judge_save(save, &old, &new);
-                    self.oracle.record_verdict(verdict);
-                }
-                Outcome::Updated(updated)
-            }
+            Operation::Replace(key, rev, session, update) => Outcome::Updated(self.replace(
+                store_call.unwrap_or(call),
+                *key,
+                (*rev, session),
+                *update,
+            )),
             Operation::Touch(key, expires) => {
                 let touched = self.database.touch(*key, *expires);
                 Outcome::Updated(if touched { Updated::Stored(*expires) } else { Updated::Gone })
@@ -383,6 +380,26 @@ impl State {
         self.records[call].ranks = ranks;
         self.records[call].applied = true;
         Ok(outcome)
+    }
+
+    /// Carries out a replace, and judges it if it is a save of a request.
+    fn replace(
+        &mut self,
+        by: usize,
+        key: SessionKey,
+        (rev, session): (Rev, &Session),
+        update: Update,
+    ) -> Updated {
+        let old = self.database.find(key);
+        let updated = self.database.replace_if(key, update, Some(rev), session, Some(by));
+        if let (Some(save), Some(old), Updated::Stored(_)) =
+            (self.pending.save_of(by), old, updated)
+            && let Some(new) = self.database.find(key)
+        {
+            let verdict = self.merges.judge_save(save, &old, &new);
+            self.oracle.record_verdict(verdict);
+        }
+        updated
     }
 
     /// A wire call has ended at its caller. `outcome` is `None` if the caller dropped it.

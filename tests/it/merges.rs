@@ -18,6 +18,7 @@ use crate::common::{PATIENCE, Store, cache_of, in_the_future, on_both_tiers, rec
 on_both_tiers! {
     requests_that_change_different_keys_keep_each_others_changes = different_keys;
     a_save_without_a_change_keeps_what_others_changed = unchanged;
+    a_save_keeps_the_later_expiry_that_another_request_has_stored = later_expiry;
     cycle_id_keeps_what_others_saved_before_it = cycle_keeps;
     cycle_id_of_a_session_that_somebody_else_has_ended_stores_nothing = cycle_of_ended;
     after_flush_a_request_may_store_a_new_session = flush;
@@ -77,6 +78,21 @@ async fn unchanged(store: impl Store) {
     let other = request(&store, id, async {}, set("a", json!(1)));
     request(&store, id, other, |_| ()).await;
     assert_eq!(data(&store, id).await, json!({ "a": 1 }));
+}
+
+/// The other request only prolongs the session, so the `rev` stays the same.
+async fn later_expiry(store: impl Store) {
+    let id = stored(&store, json!({ "a": 0 })).await;
+    let later = in_the_future() + time::Duration::days(1);
+    let touch = in_request_scope(async {
+        let mut record = store.load(&id).await.unwrap().unwrap();
+        record.expiry_date = later;
+        store.save(&record).await.unwrap();
+    });
+    request(&store, id, touch, set("a", json!(1))).await;
+    let found = store.another().await.load(&id).await.unwrap().unwrap();
+    assert_eq!(json!(found.data), json!({ "a": 1 }));
+    assert!(later - found.expiry_date < time::Duration::seconds(1), "it has the later expiry");
 }
 
 /// Another instance ends a session, outside of the request's scope.
