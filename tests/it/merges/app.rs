@@ -174,7 +174,7 @@ impl Visit {
         let (report, reported) = oneshot::channel();
         let step = step(self.session.clone());
         let step = Box::pin(async move { _ = report.send(step.await) });
-        self.steps.send(step).ok().expect("an earlier step panicked");
+        self.steps.send(step).expect("an earlier step panicked");
         reported.await.expect("the step panicked")
     }
 
@@ -229,7 +229,7 @@ impl Visit {
         let (report, reported) = oneshot::channel();
         let session = self.session.clone();
         let step = Box::pin(async move { _ = report.send(session.save().await) });
-        self.steps.send(step).ok().expect("an earlier step panicked");
+        self.steps.send(step).expect("an earlier step panicked");
         reported
     }
 }

@@ -134,7 +134,7 @@ impl Lost {
         }
     }
 
-    fn assert_outcome(self, saved: Saved) {
+    fn assert_outcome(self, saved: &Saved) {
         let is_known = matches!(self, Self::Connection);
         assert_eq!(saved.is_ok(), is_known, "{self:?}: {saved:?}");
     }
@@ -151,7 +151,7 @@ async fn lost_reply<S: Owned>() {
         let save = a.begin_save();
         reply.reached().await;
         lost.lose(reply);
-        lost.assert_outcome(save.await.unwrap());
+        lost.assert_outcome(&save.await.unwrap());
         assert_agree(&app, id, json!({ "n": 6 })).await;
     }
 }
@@ -171,7 +171,7 @@ async fn lost_reply_of_the_merge<S: Owned>() {
         read.deliver();
         reply.reached().await;
         lost.lose(reply);
-        lost.assert_outcome(save.await.unwrap());
+        lost.assert_outcome(&save.await.unwrap());
         assert_agree(&app, id, json!({ "n": 7 })).await;
     }
 }

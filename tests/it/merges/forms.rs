@@ -93,12 +93,13 @@ async fn forms<S: Owned>() {
     }
 }
 
+type OfCache = fn(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder;
+
 /// The options of a cache, each on two instances where there may be two.
 #[tokio::test]
 async fn each_option_of_the_cache_merges() {
     let options = |builder: MongoStoreBuilder| builder.on_conflict(counting);
     let stale = |builder: CachedMongoStoreBuilder| builder.max_staleness(FOREVER);
-    type OfCache = fn(CachedMongoStoreBuilder) -> CachedMongoStoreBuilder;
     let cases: [(&str, Instances, OfCache); 6] = [
         ("compact", Instances::Two, |cache| cache.compact(true)),
         ("touch_after", Instances::Two, |cache| cache.touch_after(FOREVER)),
@@ -251,15 +252,13 @@ async fn ttl<S: Owned>() {
 /// A binary of 16 bytes that has another subtype is not among the cases: no expression of the server sees the
 /// subtype, so a save of such a session fails, and its message names `rev`.
 async fn set_rev(database: &MongoStore, id: Id, rev: Option<Bson>) {
-    let change = match rev {
-        Some(rev) => doc! { "$set": { "rev": rev } },
-        None => doc! { "$unset": { "rev": "" } },
-    };
+    let set = |rev| doc! { "$set": { "rev": rev } };
+    let change = rev.map_or_else(|| doc! { "$unset": { "rev": "" } }, set);
     database.collection().update_one(by_id(id), change).await.unwrap();
 }
 
-fn binary(length: usize) -> Option<Bson> {
-    Some(Binary { subtype: BinarySubtype::Generic, bytes: vec![7; length] }.into())
+fn binary(length: usize) -> Bson {
+    Binary { subtype: BinarySubtype::Generic, bytes: vec![7; length] }.into()
 }
 
 async fn strange_revs<S: Owned>() {
@@ -269,9 +268,9 @@ async fn strange_revs<S: Owned>() {
         Some("text".into()),
         Some(7.into()),
         Some(DateTime::now().into()),
-        binary(0),
-        binary(3),
-        binary(17),
+        Some(binary(0)),
+        Some(binary(3)),
+        Some(binary(17)),
         Some(doc! { "a": 1 }.into()),
     ] {
         let app = App::<S>::start(|builder| builder).await;
@@ -301,7 +300,7 @@ async fn changed_by_hand<S: Owned>() {
     let id = app.stored(json!({ "user": 1, "role": "admin" })).await;
     let [a, b] = app.visits(id, Instances::Two).await;
     // The documents say: an edit by hand should change `rev`.
-    let rev = binary(16).unwrap();
+    let rev = binary(16);
     let edit = doc! { "$set": { "data": r#"{"user":1,"edited":true}"#, "rev": rev } };
     app.database.collection().update_one(by_id(id), edit).await.unwrap();
     b.save_with("b", 1).await;

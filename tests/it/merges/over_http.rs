@@ -111,8 +111,7 @@ impl Browser {
             async move { *found.lock().unwrap() = session.get_value(key).await.unwrap() }
         })
         .await;
-        let found = found.lock().unwrap().take();
-        found
+        found.lock().unwrap().take()
     }
 }
 
@@ -416,9 +415,10 @@ async fn a_task_that_a_handler_spawns_needs_a_scope_of_its_own() {
             let (store, gate, ended) = (store.clone(), at_gate.clone(), at_end.clone());
             async move {
                 let work = async move {
-                    let session = match has_scope {
-                        true => Session::new(Some(id), Arc::new(store), None),
-                        false => session,
+                    let session = if has_scope {
+                        Session::new(Some(id), Arc::new(store), None)
+                    } else {
+                        session
                     };
                     let a = number(&session, "a").await;
                     gate.pass().await;

@@ -425,6 +425,9 @@ async fn opaque_values<S: Owned>() {
     }
 }
 
+/// The one key of axum-messages.
+const KEY: &str = "axum-messages.data";
+
 /// `theirs`, without what `ours` has removed from `base`, and with what it has added.
 fn merge_lists(base: &Value, theirs: &Value, ours: &Value) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -456,7 +459,6 @@ async fn flash_messages<S: Owned>() {
             Some(merged)
         })
     };
-    const KEY: &str = "axum-messages.data";
     let messages = |pending: &[&str], shown: &[&str]| json!({ "pending_messages": pending, "messages": shown });
     // Another request takes the first message (A), or pushes one more (B, C).
     let a = messages(&[], &[]);
