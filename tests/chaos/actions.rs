@@ -13,6 +13,7 @@ use crate::args::Settings;
 use crate::history::{Clock, Event, Nanos, Seen, State, What};
 use crate::ledger::Ledger;
 use crate::session::{Script, Session, first_state};
+use crate::shared::SharedSession;
 
 /// What all tasks of a run share.
 pub(crate) struct Run {
@@ -24,12 +25,14 @@ pub(crate) struct Run {
     /// The sessions in use, and those that are judged once no task uses them.
     pub(crate) pool: Mutex<Vec<Arc<Session>>>,
     pub(crate) leaving: Mutex<Vec<Arc<Session>>>,
+    pub(crate) shared: Mutex<Vec<Arc<SharedSession>>>,
+    pub(crate) shared_leaving: Mutex<Vec<Arc<SharedSession>>>,
     pub(crate) ended: AtomicBool,
-    numbers: AtomicU64,
+    pub(crate) numbers: AtomicU64,
 }
 
 /// How long the caller waits before it gives up. `None`: until the operation ends.
-type Patience = Option<Duration>;
+pub(crate) type Patience = Option<Duration>;
 
 impl Run {
     pub(crate) fn new(settings: Settings, instances: Vec<CachedMongoStore>) -> Self {
@@ -42,6 +45,8 @@ impl Run {
             ledger: Ledger::new(bound),
             pool: Mutex::default(),
             leaving: Mutex::default(),
+            shared: Mutex::default(),
+            shared_leaving: Mutex::default(),
             ended: AtomicBool::new(false),
             numbers: AtomicU64::new(0),
         }
@@ -55,17 +60,25 @@ impl Run {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn shared(&self) -> MutexGuard<'_, Vec<Arc<SharedSession>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn shared_leaving(&self) -> MutexGuard<'_, Vec<Arc<SharedSession>>> {
+        self.shared_leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    fn store(&self, instance: u8) -> &CachedMongoStore {
+    pub(crate) fn store(&self, instance: u8) -> &CachedMongoStore {
         &self.instances[usize::from(instance)]
     }
 
     /// Runs one operation. Returns when it began and ended, and its result if the caller did not
     /// give up.
-    async fn timed<T>(
+    pub(crate) async fn timed<T>(
         &self,
         patience: Patience,
         operation: impl Future<Output = tower_sessions::session_store::Result<T>>,

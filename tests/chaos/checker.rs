@@ -10,6 +10,33 @@
 //! at most `max_staleness` before the load began: the cache counts an entry's age from the
 //! beginning of its read, and a load joins no older read. If the state had ceased before that
 //! moment, the rule was broken. One clock measures both.
+//!
+//! # Shared sessions
+//!
+//! Several requests change a shared session at once, so the module [`shared`] judges it by key. Each change of a
+//! key sets a number that no other change sets, or removes the key. The rules:
+//!
+//! - **No change of a key is lost.** Once a save that changes a key is acknowledged, or once a load has shown its
+//!   change, the key has this change or the one of a save that overlapped it or followed it. The key never has
+//!   what an earlier save left. So a removed key does not come back. A save without a scope changes every key.
+//! - **An unacknowledged change is stored once or not at all.** If it was seen, and a later save has changed the
+//!   key, it does not come back.
+//! - **A key has only what a save has put there**, and only after that save has begun.
+//! - **The counter is exact** if all saves of the session are in a scope: it is the sum of the acknowledged
+//!   increments, and of some or none of the unacknowledged ones. A load may miss what was stored less than
+//!   `max_staleness` before it began, unless it was acknowledged or seen on the same instance.
+//! - **A deleted session does not come back.** After an acknowledged delete, its id has no session. A `cycle_id`
+//!   whose delete begins after another acknowledged delete gets an id without a session.
+//! - **A `cycle_id` moves the session, once.** What was stored under the old id before the delete began is under the
+//!   new id, with the changes of the request. Of all overlapping `cycle_id` of one session, one at most gets an id
+//!   with a session; exactly one does if all of them were acknowledged and nothing else deleted the session.
+//! - **The later expiry stays** if all saves are in a scope.
+//!
+//! A save that overlaps a delete of its id may be acknowledged without effect, since the session may be gone by then.
+//! So its change counts as unacknowledged. A load that shows it under this id proves it for this id alone, because the
+//! test server may hand a `cycle_id` an older state than it removes.
+
+pub(crate) mod shared;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -9,6 +9,7 @@ use tower_sessions_moka_mongodb_store::{CachedMongoStore, MongoStore};
 
 use crate::args::Settings;
 use crate::faults::Victims;
+use crate::shared;
 
 /// The server of a run, and a database on it.
 pub(crate) struct Server {
@@ -68,6 +69,7 @@ impl Cluster {
             // bypass the proxy.
             let uri = with_option(&location.through(proxy.port()), "directConnection", "true");
             let mongo = MongoStore::builder().uri(uri).operation_timeout(settings.timeout);
+            let mongo = mongo.on_conflict(shared::add_up);
             let mongo = mongo.build().await.map_err(|error| error.to_string())?;
             let store = CachedMongoStore::builder(mongo)
                 .max_staleness(settings.max_staleness)

@@ -16,8 +16,10 @@ mod meters;
 mod overload;
 mod prober;
 mod report;
+mod requests;
 mod self_check;
 mod session;
+mod shared;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -181,7 +183,14 @@ async fn storm(settings: Settings, server: Server, meters: Arc<Meters>) -> Resul
 /// Finds what did not happen: a run in which nothing happened proves nothing.
 fn idle(run: &Run, kinds: &BTreeMap<faults::Kind, u32>, settings: Settings) -> Option<String> {
     let counts = &run.ledger.counts;
-    let all = [&counts.creates, &counts.saves, &counts.touches, &counts.deletes, &counts.loads];
+    let all = [
+        &counts.creates,
+        &counts.saves,
+        &counts.touches,
+        &counts.deletes,
+        &counts.loads,
+        &counts.requests,
+    ];
     let some = all.iter().all(|count| count.load(Ordering::Relaxed) > 0);
     let storm = settings.calm || kinds.len() >= 8;
     (!some || !storm).then(|| "too little happened to tell anything".to_owned())

@@ -6,6 +6,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 const TOGETHER: &str = "session_store_mongo_batch_size";
 const OPERATIONS: &str = "session_store_mongo_operations_total";
+const MERGES: &str = "session_store_merges_total";
 const SKIPPED: &str = "session_store_touches_skipped_total";
 const GAPS: &str = "session_store_stream_gaps_total";
 const INVALIDATIONS: &str = "session_store_cache_invalidations_total";
@@ -26,6 +27,8 @@ pub(crate) struct Together {
     /// Touches that were sent as single commands.
     pub(crate) touches: u64,
     pub(crate) skipped: u64,
+    /// Saves of requests that kept the changes of other requests.
+    pub(crate) merges: u64,
     /// The invalidations of the caches' entries.
     pub(crate) lost: Lost,
 }
@@ -55,8 +58,9 @@ impl Meters {
         let mut so_far = self.so_far();
         for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
             let (_, key) = key.into_parts();
-            // No metric here has both labels.
-            let label = key.labels().find(|label| ["verb", "cause"].contains(&label.key()));
+            // No metric here has two of these labels.
+            let labels = ["verb", "cause", "result"];
+            let label = key.labels().find(|label| labels.contains(&label.key()));
             let label = label.map_or("", |label| label.value());
             #[allow(
                 clippy::cast_possible_truncation,
@@ -72,6 +76,7 @@ impl Meters {
                     *calls += sizes.iter().map(|size| size.into_inner() as u64).sum::<u64>();
                 }
                 (OPERATIONS, "touch", DebugValue::Counter(count)) => so_far.touches += count,
+                (MERGES, "merged", DebugValue::Counter(count)) => so_far.merges += count,
                 (SKIPPED, _, DebugValue::Counter(count)) => so_far.skipped += count,
                 (GAPS, _, DebugValue::Counter(count)) => so_far.lost.gaps += count,
                 (INVALIDATIONS, "gap", DebugValue::Counter(count)) => {
@@ -99,6 +104,7 @@ impl Together {
             (self.bulks, "no saves were batched"),
             (self.touches, "no session was touched"),
             (self.skipped, "no touch was left out"),
+            (self.merges, "no save was merged"),
         ];
         all.into_iter().find(|(count, _)| *count == 0).map(|(_, text)| text)
     }

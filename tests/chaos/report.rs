@@ -39,13 +39,15 @@ impl Report {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let counts = &run.ledger.counts;
         println!(
-            "loads {}, saves {}, touches {}, creates {}, deletes {}; failed {}, abandoned {}; \
-             the slowest took {} ms",
+            "loads {}, saves {}, touches {}, creates {}, deletes {}; requests of shared sessions {}, \
+             of these cycle_id {}; failed {}, abandoned {}; the slowest took {} ms",
             count(&counts.loads),
             count(&counts.saves),
             count(&counts.touches),
             count(&counts.creates),
             count(&counts.deletes),
+            count(&counts.requests),
+            count(&counts.cycles),
             count(&counts.failed),
             count(&counts.abandoned),
             count(&counts.slowest) / 1_000_000,
@@ -57,10 +59,10 @@ impl Report {
             if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") },
             self.latencies.len()
         );
-        let Together { finds, loads, bulks, saves, touches, skipped, .. } = self.together;
+        let Together { finds, loads, bulks, saves, touches, skipped, merges, .. } = self.together;
         println!(
             "{loads} loads left in {finds} commands, {saves} saves in {bulks}; {touches} touches \
-             were sent alone, {skipped} not at all"
+             were sent alone, {skipped} not at all; {merges} saves were merged"
         );
         show(&findings.broken);
         for failure in &self.failures {
@@ -114,8 +116,8 @@ fn show(broken: &[Broken]) {
         }
         println!("\nthe history of session {number} (ms since the start) to its violation of");
         println!("{}: {}", violation.rule, violation.text);
-        for event in story {
-            println!("{}", event.line());
+        for line in story {
+            println!("{line}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Tests the checker before each run: it must find each broken rule, and nothing else.
 
+mod shared;
+
 use crate::args;
 use crate::checker::{Violation, check};
 use crate::history::{Event, Nanos, Seen, State, What};
@@ -253,7 +255,7 @@ fn ends() -> Vec<(&'static str, Vec<Event>, Seen, Option<&'static str>)> {
 pub(crate) fn run() -> Result<usize, String> {
     args::self_check()?;
     overload::self_check()?;
-    let mut judged = 0;
+    let mut judged = shared::run()?;
     for Case { name, events, rule } in broken().into_iter().chain(sound()) {
         let violations = check(&events, BOUND).violations;
         let rules: Vec<_> = violations.iter().map(|violation| violation.rule).collect();

@@ -10,6 +10,7 @@ use tower_sessions::session::{Id, Record};
 use tower_sessions_moka_mongodb_store::StoredSession;
 
 use crate::history::{Event, Nanos, Seen, State};
+use crate::shared::{self, Contents};
 
 /// One session, alive or not, and its whole history.
 pub(crate) struct Session {
@@ -83,6 +84,36 @@ impl Script {
         Record { id, data: data(number, state), expiry_date }
     }
 
+    /// The record of a shared session.
+    pub(crate) fn shared_record(&self, number: u64, id: Id, contents: &Contents) -> Record {
+        let after = Duration::seconds(i64::try_from(contents.expires).unwrap_or(i64::MAX / 2));
+        Record { id, data: contents.data(number), expiry_date: self.expiry + after }
+    }
+
+    /// What a load of a shared session has found.
+    pub(crate) fn shared_seen(&self, number: u64, id: Id, record: &Record) -> shared::Seen {
+        let contents = self.contents(number, &record.data, record.expiry_date);
+        let contents = contents.filter(|_| record.id == id);
+        contents.map_or(shared::Seen::Foreign, shared::Seen::Contents)
+    }
+
+    /// What the document of a shared session has.
+    pub(crate) fn shared_stored(&self, number: u64, document: &StoredSession) -> shared::Seen {
+        let contents = document.data().ok().zip(expiry(document));
+        let contents = contents.and_then(|(data, expiry)| self.contents(number, &data, expiry));
+        contents.map_or(shared::Seen::Foreign, shared::Seen::Contents)
+    }
+
+    fn contents(
+        &self,
+        number: u64,
+        data: &HashMap<String, Value>,
+        expiry: OffsetDateTime,
+    ) -> Option<Contents> {
+        let expires = u64::try_from((expiry - self.expiry).whole_seconds()).ok()?;
+        Contents::read(number, data, expires)
+    }
+
     /// The state in a record that was loaded as this session.
     pub(crate) fn seen(&self, number: u64, id: Id, record: &Record) -> Seen {
         let whole = |name| record.data.get(name).and_then(Value::as_u64);
@@ -100,9 +131,7 @@ impl Script {
         let stored = || {
             let stored = document.data().ok()?;
             let whole = |name| stored.get(name).and_then(Value::as_u64);
-            let expires = i128::from(document.expires.timestamp_millis()) * 1_000_000;
-            let expires = OffsetDateTime::from_unix_timestamp_nanos(expires).ok()?;
-            let state = self.state(whole("version"), whole("writer"), expires)?;
+            let state = self.state(whole("version"), whole("writer"), expiry(document)?)?;
             (stored == data(number, state)).then_some(state)
         };
         stored().map_or(Seen::Foreign, Seen::State)
@@ -124,6 +153,12 @@ impl Script {
         Some(State { step, version, writer })
     }
 }
+
+fn expiry(document: &StoredSession) -> Option<OffsetDateTime> {
+    let nanos = i128::from(document.expires.timestamp_millis()) * 1_000_000;
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
+}
+
 /// All data follows from the number and the state, so a mixture of two states is detected.
 fn data(number: u64, state: State) -> HashMap<String, Value> {
     let State { version, writer, .. } = state;

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::task::JoinSet;
 
 use crate::actions::Run;
+use crate::requests;
 use crate::session::Session;
 
 /// How many sessions are in use at a time. The first few of them are used most.
@@ -26,7 +27,7 @@ const LOAD_PAUSE: Duration = Duration::from_millis(15);
 /// batched.
 const BURST: Duration = Duration::from_millis(50);
 /// How long loads of a deleted session continue after the time for which it may be served.
-const AFTERMATH: Duration = Duration::from_secs(2);
+pub(crate) const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// Each task has its own random numbers, so that no task depends on another task's speed.
 pub(crate) fn random(seed: u64, task: u64) -> ChaCha8Rng {
@@ -49,6 +50,7 @@ pub(crate) fn start(run: &Arc<Run>, tasks: &mut JoinSet<()>) {
             }
         }
     }
+    requests::start(run, tasks);
     tasks.spawn(janitor(run.clone()));
 }
 
@@ -80,7 +82,7 @@ fn pick(run: &Run, rng: &mut ChaCha8Rng) -> Option<Arc<Session>> {
 }
 
 /// A caller that gives up in the middle of one operation in `one_in`.
-fn now_and_then(rng: &mut ChaCha8Rng, one_in: u32) -> Option<Duration> {
+pub(crate) fn now_and_then(rng: &mut ChaCha8Rng, one_in: u32) -> Option<Duration> {
     let leaves = rng.random_ratio(1, one_in);
     let after = Duration::from_micros(rng.random_range(0..3_000));
     leaves.then_some(after)
@@ -171,4 +173,5 @@ pub(crate) fn sweep(run: &Run, all: bool) {
     for session in unused {
         run.ledger.judge(&session);
     }
+    requests::sweep(run, all);
 }
