@@ -8,7 +8,9 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Backend, Call};
+use crate::backend::{
+    Backend, BeginDelete, Call, MergeAnswer, MergeCall, MergeOutcome, MergeTurn, NewSession,
+};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model_check::database::{Conditional, Database, EXPIRES, data_of, number_in};
@@ -108,19 +110,35 @@ impl Drop for WritePermit {
     }
 }
 
+impl Persistence {
+    fn attempt_all(&self, save: &ScopedSave, rev: Rev) -> MergeAnswer {
+        let mut state = save.expected().clone();
+        loop {
+            let merged = save.apply(&state, None)?;
+            let is_merged = merged.is_merged(save);
+            let Merged { data, expires, .. } = merged;
+            match self.database.replace_if(state.rev, number_in(&data), rev, &self.clock) {
+                Conditional::Stored => {
+                    return Ok(Some(Saved { data, expires, rev, created: None, is_merged }));
+                }
+                Conditional::Gone => return Ok(None),
+                Conditional::Changed => {}
+            }
+            let Some(newest) = self.database.find() else { return Ok(None) };
+            state = newest.into();
+        }
+    }
+}
+
 impl Backend for Persistence {
     type TouchPermit = WritePermit;
+    type MergePermit = (WritePermit, ScopedSave);
 
-    fn insert(
-        &self,
-        _: SessionKey,
-        _: Rev,
-        _: &Data,
-        _: WallTime,
-        _: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
+    fn insert(&self, _: NewSession<'_>, _: BeginDelete) -> Call<Option<WallTime>> {
         Box::pin(async { Ok(None) })
     }
+
+    fn discard_late_insert(&self, _: SessionKey) {}
 
     fn replace(
         &self,
@@ -141,26 +159,21 @@ impl Backend for Persistence {
         })
     }
 
-    fn merge(&self, _: SessionKey, rev: Rev, save: ScopedSave) -> Call<Option<Saved>> {
-        let to = self.clone();
+    fn acquire_merge(&self, _: SessionKey, save: ScopedSave) -> Call<MergeTurn<Self::MergePermit>> {
         let permit = self.queue.enqueue(Some(number_in(save.data())));
         Box::pin(async move {
             let permit = permit.ok_or_else(|| Error::new(ErrorKind::Server, "no permit"))?;
             permit.acquire();
-            let mut state = save.stored().clone();
-            loop {
-                let Merged { data, expires, .. } = save.apply(&state, None)?;
-                match to.database.replace_if(state.rev, number_in(&data), rev, &to.clock) {
-                    Conditional::Stored => {
-                        let is_merged = !Arc::ptr_eq(&data, save.data());
-                        return Ok(Some(Saved { data, expires, rev, created: None, is_merged }));
-                    }
-                    Conditional::Gone => return Ok(None),
-                    Conditional::Changed => {}
-                }
-                let Some(newest) = to.database.find() else { return Ok(None) };
-                state = newest.into();
-            }
+            Ok(MergeTurn::Comes((permit, save)))
+        })
+    }
+
+    fn merge(&self, (permit, save): Self::MergePermit, _: SessionKey, rev: Rev) -> MergeCall {
+        let to = self.clone();
+        Box::pin(async move {
+            let answer = to.attempt_all(&save, rev);
+            drop(permit);
+            MergeOutcome { sent: Some(answer.clone()), own: answer, joined: Vec::new() }
         })
     }
 
