@@ -1,11 +1,10 @@
 //! Merging: a save of a request scope stores the changes of its request, and keeps those of others.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batching::{Batcher, Commands, Condition, MergeEnd, NewExpiry, SavePermit, Updated};
 use crate::error::{Error, ErrorKind, Result};
-use crate::request_scope::changes::{Saved, ScopedSave};
+use crate::request_scope::changes::{Merged, Saved, ScopedSave};
 use crate::runtime::timed_out;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
@@ -29,10 +28,10 @@ struct Tally {
 impl<C: Commands> Batcher<C> {
     /// Stores the changes of a request, and returns what is then stored. `None` if there is no live session.
     ///
-    /// Each attempt is an update on condition of a `rev`: first of the state that an earlier save in the write
-    /// queue has left, that the cache has, or that the request has loaded. If the session has another `rev` by then, the server
-    /// refuses the update, and the next attempt builds on the newest state. An attempt whose outcome is unknown
-    /// is the last one, so the changes are stored at most once.
+    /// Each attempt is an update on condition of a `rev`. The first one builds on the state that an earlier save in
+    /// the write queue has left; otherwise on the cached state; otherwise on the loaded one. If the session has
+    /// another `rev` by then, the server refuses the update, and the next attempt builds on the newest state. An
+    /// attempt whose outcome is unknown is the last one, so the changes are stored at most once.
     pub(super) async fn merge_in_turn(
         self,
         permit: SavePermit<C>,
@@ -77,8 +76,7 @@ impl<C: Commands> Batcher<C> {
             let update = self.commands.replacement(key, rev, &merged.data, expires, condition)?;
             match self.send(update, permit).await? {
                 Updated::Stored(expires) => {
-                    let is_merged = !Arc::ptr_eq(&merged.data, save.data());
-                    let data = merged.data;
+                    let Merged { data, is_merged, .. } = merged;
                     let created = state.created;
                     return Ok(Some(Saved { data, expires, rev, created, is_merged }));
                 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, BeginDelete, Call, NewSession};
 use crate::cache::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model_check::database::{Conditional, Database, EXPIRES, data_of, number_in};
@@ -111,16 +111,11 @@ impl Drop for WritePermit {
 impl Backend for Persistence {
     type TouchPermit = WritePermit;
 
-    fn insert(
-        &self,
-        _: SessionKey,
-        _: Rev,
-        _: &Data,
-        _: WallTime,
-        _: Option<WallTime>,
-    ) -> Call<Option<WallTime>> {
+    fn insert(&self, _: NewSession<'_>, _: BeginDelete) -> Call<Option<WallTime>> {
         Box::pin(async { Ok(None) })
     }
+
+    fn discard_late_insert(&self, _: SessionKey) {}
 
     fn replace(
         &self,
@@ -147,12 +142,11 @@ impl Backend for Persistence {
         Box::pin(async move {
             let permit = permit.ok_or_else(|| Error::new(ErrorKind::Server, "no permit"))?;
             permit.acquire();
-            let mut state = save.stored().clone();
+            let mut state = save.expected().clone();
             loop {
-                let Merged { data, expires, .. } = save.apply(&state, None)?;
+                let Merged { data, expires, is_merged, .. } = save.apply(&state, None)?;
                 match to.database.replace_if(state.rev, number_in(&data), rev, &to.clock) {
                     Conditional::Stored => {
-                        let is_merged = !Arc::ptr_eq(&data, save.data());
                         return Ok(Some(Saved { data, expires, rev, created: None, is_merged }));
                     }
                     Conditional::Gone => return Ok(None),
