@@ -162,6 +162,7 @@ impl ScopedSave {
     }
 
     /// The data as the request has it.
+    #[cfg(test)]
     pub(crate) fn data(&self) -> &Arc<Data> {
         &self.data
     }
