@@ -1,5 +1,5 @@
 //! Counts each visitor's views in a session that MongoDB stores and the cache serves. Parallel views are all
-//! counted, also by several instances of this app.
+//! counted, also by several instances of this app. A view that overlaps a change of the session's id may be lost.
 //!
 //! `cargo run --example counter`, then open <http://127.0.0.1:3000>. See `examples/README.md`.
 
@@ -24,7 +24,7 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, ErrorKind, LiveSession, RequestScopeLayer,
 };
 
-/// The session gets a new id each time it has counted this many views.
+/// The session gets a new id with each view whose number is a multiple of this one.
 const VIEWS_PER_ID: u64 = 10;
 /// The longest message, in characters. The session stores what a visitor sends, so it needs a limit.
 const LONGEST_MESSAGE: usize = 200;

@@ -50,10 +50,10 @@ struct Member {
 impl<C: Commands> Batcher<C> {
     /// Stores the changes of a request, and of those that have joined it.
     ///
-    /// Each attempt is an update on condition of a `rev`: first of the state that an earlier save in the write
-    /// queue has left, that the cache has, or that the request has loaded. If the session has another `rev` by
-    /// then, the server refuses the update, and the next attempt builds on the newest state. An attempt whose
-    /// outcome is unknown is the last one, so the changes are stored at most once.
+    /// Each attempt is an update on condition of a `rev`. The first one builds on the state that an earlier save in
+    /// the write queue has left; otherwise on the cached state; otherwise on the loaded one. If the session has
+    /// another `rev` by then, the server refuses the update, and the next attempt builds on the newest state. An
+    /// attempt whose outcome is unknown is the last one, so the changes are stored at most once.
     pub(super) async fn merge_in_turn(
         self,
         permit: MergePermit<C>,
@@ -91,8 +91,7 @@ impl<C: Commands> Batcher<C> {
             match self.send(update, permit, group.last_began()?).await {
                 Ok(Updated::Stored(expires)) => {
                     let created = state.created;
-                    let is_alone = group.members.len() == 1;
-                    let is_merged = !is_alone || merged.is_merged(&group.members[0].save);
+                    let is_merged = merged.is_merged || group.members.len() > 1;
                     let data = merged.data;
                     return Some(Ok(Some(Saved { data, expires, rev, created, is_merged })));
                 }

@@ -34,8 +34,8 @@ pub struct StoredSession {
     pub expires: DateTime,
     /// The revision, 16 bytes. A store writes a new one with each change that other instances must know of.
     pub rev: Binary,
-    /// When the session was created under its present id, by the clock of the app that created it. A session
-    /// that gets a new id, as at each log-in, gets a new time.
+    /// When the session was created, by the clock of the app that created it. A session that gets a new id gets a
+    /// new time. In a [request scope](crate::RequestScopeLayer), it keeps its time unless its owner changes.
     pub created: DateTime,
     /// When the session was last written, by the clock of the app that wrote it.
     pub updated: DateTime,
@@ -81,8 +81,8 @@ pub struct LiveSession {
     pub data: Data,
     /// When the session expires.
     pub expires: time::OffsetDateTime,
-    /// When the session was created under its present id, by the clock of the app that created it. A session
-    /// that gets a new id, as at each log-in, gets a new time.
+    /// When the session was created, by the clock of the app that created it. A session that gets a new id gets a
+    /// new time. In a [request scope](crate::RequestScopeLayer), it keeps its time unless its owner changes.
     pub created: time::OffsetDateTime,
     /// When the session was last written, by the clock of the app that wrote it.
     pub updated: time::OffsetDateTime,

@@ -30,20 +30,26 @@ impl Base {
         Self { stored, seen_expires, differing: None }
     }
 
-    /// What is known after a save whose data was stored as it is. The request has this expiry. A later one may be
-    /// stored.
-    pub(crate) fn saved(expires: WallTime, stored: Snapshot) -> Self {
-        Self { seen_expires: expires, ..Self::loaded(stored) }
-    }
-
-    /// What is known after a save that was merged. The request has this data and this expiry.
-    pub(crate) fn merged(data: Arc<dyn SharedData>, expires: WallTime, stored: Snapshot) -> Self {
-        Self { stored, seen_expires: expires, differing: Some(data) }
+    /// What is known after a save with this expiry. `differing` is the data of the request, if other data was stored.
+    pub(crate) fn saved(
+        stored: Snapshot,
+        expires: WallTime,
+        differing: Option<Arc<dyn SharedData>>,
+    ) -> Self {
+        Self { stored, seen_expires: expires, differing }
     }
 
     /// The data as the request loaded it, or as it saved it last. The request's changes count from here.
     fn seen(&self) -> &Arc<dyn SharedData> {
         self.differing.as_ref().unwrap_or(&self.stored.data)
+    }
+
+    /// Whether a state has the data that the request has seen, as far as that is known without a comparison. While
+    /// the `rev` stays, the data does.
+    fn is_seen(&self, state: &Snapshot) -> bool {
+        let has_same_rev = state.rev.is_some() && state.rev == self.stored.rev;
+        has_same_rev && self.differing.is_none()
+            || std::ptr::addr_eq(Arc::as_ptr(self.seen()), Arc::as_ptr(&state.data))
     }
 
     /// Whether a save of `data` changes no data, and does not end the session sooner than the request found it.
@@ -114,13 +120,8 @@ pub(crate) struct Merged {
     pub(crate) is_shorter: bool,
     /// How many keys of the last save had changed on both sides.
     pub(crate) conflicts: u64,
-}
-
-impl Merged {
-    /// Whether the data is not just that of the save.
-    pub(crate) fn is_merged(&self, save: &ScopedSave) -> bool {
-        !Arc::ptr_eq(&self.data, &save.data)
-    }
+    /// Whether the state had other data than the request has seen.
+    pub(crate) is_merged: bool,
 }
 
 /// What a [`ScopedSave`] has stored. Cheap to clone.
@@ -184,14 +185,15 @@ impl ScopedSave {
     ) -> Result<Merged> {
         let expires =
             if self.is_shorter() { self.expires } else { self.expires.max(state.expires) };
-        if std::ptr::addr_eq(Arc::as_ptr(self.base.seen()), Arc::as_ptr(&state.data)) {
+        let is_shorter = self.is_shorter();
+        if self.base.is_seen(state) {
             let data = Arc::clone(&self.data);
-            return Ok(Merged { data, expires, is_shorter: self.is_shorter(), conflicts: 0 });
+            return Ok(Merged { data, expires, is_shorter, conflicts: 0, is_merged: false });
         }
         let mut merged = state.data.data()?.into_owned();
         let conflicts = self.change(&mut merged, on_conflict)?;
         let data = Arc::new(merged);
-        Ok(Merged { data, expires, is_shorter: self.is_shorter(), conflicts })
+        Ok(Merged { data, expires, is_shorter, conflicts, is_merged: true })
     }
 
     /// Applies the changes to what another save makes of a state. That one must be sent together with this one.
@@ -205,7 +207,7 @@ impl ScopedSave {
         let is_kept = !self.is_shorter() && earlier.expires > self.expires;
         let expires = if is_kept { earlier.expires } else { self.expires };
         let is_shorter = self.is_shorter() || earlier.is_shorter;
-        Ok(Merged { data: Arc::new(data), expires, is_shorter, conflicts })
+        Ok(Merged { data: Arc::new(data), expires, is_shorter, conflicts, is_merged: true })
     }
 
     /// Applies the changes to data, and returns how many of its keys had changed on both sides.
@@ -252,6 +254,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::session::revision::RevSource;
 
     fn data(value: Value) -> Data {
         serde_json::from_value(value).unwrap()
@@ -336,9 +339,26 @@ mod tests {
         // The request loaded { a: 0 } and saved { a: 1 }. Another one had added `b` meanwhile.
         let stored = snapshot(json!({ "a": 1, "b": 2 }), 10);
         let seen = Arc::new(data(json!({ "a": 1 })));
-        let base = Base::merged(seen, stored.expires, stored.clone());
+        let base = Base::saved(stored.clone(), stored.expires, Some(seen));
         let again = ScopedSave::new(base, &data(json!({ "a": 3 })), WallTime::from_millis(20));
         assert_eq!(json!(*again.apply(&stored, None).unwrap().data), json!({ "a": 3, "b": 2 }));
+    }
+
+    #[test]
+    fn a_state_with_the_same_rev_is_not_merged() {
+        let rev = RevSource::new().next();
+        let state = Snapshot { rev: Some(rev), ..snapshot(json!({ "a": 1 }), 10) };
+        let copy = Snapshot { data: Arc::new(data(json!({ "a": 1 }))), ..state.clone() };
+        let ours = data(json!({ "a": 2 }));
+        let is_merged = |base: Base, state: &Snapshot| {
+            let save = ScopedSave::new(base, &ours, WallTime::from_millis(20));
+            save.apply(state, None).unwrap().is_merged
+        };
+        assert!(!is_merged(Base::loaded(state.clone()), &copy));
+        let other = Snapshot { rev: Some(RevSource::new().next()), ..copy.clone() };
+        assert!(is_merged(Base::loaded(state.clone()), &other));
+        let seen = Arc::new(data(json!({})));
+        assert!(is_merged(Base::saved(state, copy.expires, Some(seen)), &copy));
     }
 
     #[test]
@@ -347,7 +367,7 @@ mod tests {
         let stored = snapshot(json!({ "a": 1 }), 100);
         let seen_expires = WallTime::from_millis(20);
         let a = data(json!({ "a": 1 }));
-        let base = Base::merged(Arc::new(a.clone()), seen_expires, stored);
+        let base = Base::saved(stored, seen_expires, Some(Arc::new(a.clone())));
         let is_touch = |expires| base.is_touch(&a, WallTime::from_millis(expires)).unwrap();
         assert!(is_touch(21), "it is no shorter than what the request has seen");
         assert!(!is_touch(19));

@@ -47,8 +47,8 @@ use crate::sync::lock;
 /// body of a streaming response: a save there stores all data. [`in_request_scope`] opens a scope for such a
 /// task, which must load the session itself.
 ///
-/// The layer works for both stores and for every version of tower-sessions that they support. Both stores of an
-/// app share one scope.
+/// The layer works for both stores and for every version of tower-sessions that they support. An app with several
+/// stores needs it only once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestScopeLayer(());
 

@@ -3,8 +3,8 @@
 //! [`RequestScopeLayer`] opens a scope around each request. The stores record in it what they load and
 //! store. Outside of a scope, every function here does nothing, at the cost of one look at a task-local.
 //!
-//! - A save compares the session with the state that the request loaded ([`Base`]), and sends its
-//!   [changes] on condition that nobody has changed the session meanwhile.
+//! - A save compares the session with the state that the request loaded ([`Base`]), and applies its [changes] to
+//!   the newest state.
 //! - A session that somebody else has ended stays ended: its data is not stored under a new id.
 
 pub(crate) mod changes;
@@ -62,7 +62,7 @@ pub(crate) fn is_active() -> bool {
 /// Records what a load has returned. If the caller is not in a scope, `snapshot` is not called.
 #[inline]
 pub(crate) fn record_loaded(key: SessionKey, snapshot: impl FnOnce() -> Option<Snapshot>) {
-    with(|records| drop(records.set(key, snapshot().map(Base::loaded))));
+    with(|records| records.set(key, snapshot().map(Base::loaded)));
 }
 
 /// What the verbs below ask of a store. Both stores implement it, outside of any scope.
@@ -129,15 +129,16 @@ pub(crate) async fn create(
     expires: WallTime,
 ) -> Result<RawId> {
     let expires = store.expiry(expires);
-    let (id, stored) = match creation(record_id, data, expires) {
-        Creation::New => store.insert(data, expires, None).await?,
+    let ((id, stored), is_merged) = match creation(record_id, data, expires) {
+        Creation::New => (store.insert(data, expires, None).await?, false),
         Creation::Renewal(save) => {
             let taken = save.expected();
             let merged = save.apply(taken, store.on_conflict().as_ref())?;
             // A log-in begins a session of its own.
             let is_same = store.have_same_owner(taken.data.data()?.as_ref(), &merged.data)?;
             let created = taken.created.filter(|_| is_same);
-            store.insert(&merged.data, merged.expires, created).await?
+            let inserted = store.insert(&merged.data, merged.expires, created).await?;
+            (inserted, merged.is_merged)
         }
         Creation::OfEnded => {
             store.record_dropped_save();
@@ -146,7 +147,7 @@ pub(crate) async fn create(
             return Ok(id);
         }
     };
-    record_stored(id.key(), data, expires, stored);
+    record_stored(id.key(), data, expires, stored, is_merged);
     Ok(id)
 }
 
@@ -175,11 +176,7 @@ pub(crate) async fn save(
         return Ok(());
     }
     match store.merge(key, ScopedSave::new(base, data, expires)).await? {
-        Some((stored, true)) => record_stored(key, data, expires, stored),
-        Some((stored, false)) => {
-            let base = stored.map(|stored| Base::saved(expires, stored));
-            with(|records| drop(records.set(key, base)));
-        }
+        Some((stored, is_merged)) => record_stored(key, data, expires, stored, is_merged),
         None => record_dropped(id),
     }
     Ok(())
@@ -226,10 +223,18 @@ fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
     with(find).flatten().unwrap_or(Creation::New)
 }
 
-/// Records what was stored of a session that the app holds with this data and this expiry.
-fn record_stored(key: SessionKey, data: &Data, expires: WallTime, stored: Option<Snapshot>) {
+/// Records what was stored of a session that the app holds with this data and this expiry. If `is_merged`, other
+/// data was stored.
+fn record_stored(
+    key: SessionKey,
+    data: &Data,
+    expires: WallTime,
+    stored: Option<Snapshot>,
+    is_merged: bool,
+) {
     with(|records| {
-        let base = stored.map(|stored| Base::merged(Arc::new(data.clone()), expires, stored));
+        let differing = || Arc::new(data.clone()) as _;
+        let base = stored.map(|it| Base::saved(it, expires, is_merged.then(differing)));
         records.set(key, base);
     });
 }
@@ -281,18 +286,19 @@ impl Records {
         had_base
     }
 
-    /// Sets the base of a session, and returns the earlier one.
-    fn set(&mut self, key: SessionKey, base: Option<Base>) -> Option<Base> {
-        let Some(base) = base else { return self.remove(key) };
+    /// Sets the base of a session.
+    fn set(&mut self, key: SessionKey, base: Option<Base>) {
+        let Some(base) = base else {
+            self.remove(key);
+            return;
+        };
         if let Some(earlier) = self.base(key) {
-            return Some(std::mem::replace(earlier, base));
-        }
-        if self.first.is_none() {
+            *earlier = base;
+        } else if self.first.is_none() {
             self.first = Some((key, base));
         } else {
             self.others.push((key, base));
         }
-        None
     }
 
     fn remove(&mut self, key: SessionKey) -> Option<Base> {

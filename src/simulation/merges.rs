@@ -339,6 +339,26 @@ async fn a_save_keeps_the_later_expiry_that_a_touch_has_stored_since_the_load() 
     assert_eq!(world.mongo.stored(id.key()).unwrap().expires, later);
 }
 
+/// The first save of the request finds the later expiry in the cache. The second one is no shorter than the first.
+#[tokio::test(start_paused = true)]
+async fn a_second_save_keeps_the_later_expiry_that_a_touch_has_cached() {
+    let world = Queued::new();
+    let id = world.with_data(json!({ "a": 0 })).await;
+    let mut request = world.request(id).await;
+    let later = world.in_an_hour().after(Duration::from_secs(3_600));
+    let other = world.clone();
+    let touch =
+        tokio::spawn(async move { other.tiers.save(id, &object(json!({ "a": 0 })), later).await });
+    world.serve(is_touch).await;
+    touch.await.unwrap().unwrap();
+    for a in [1, 2] {
+        request.save(json!({ "a": a }));
+        world.serve(is_replace).await;
+        request.saved().await.unwrap();
+        assert_eq!(world.mongo.stored(id.key()).unwrap().expires, later);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_plain_save_between_the_load_and_the_save_is_merged() {
     let world = Queued::new();

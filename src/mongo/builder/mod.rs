@@ -86,9 +86,9 @@ impl MongoStoreBuilder {
     ///
     /// A session counts from its stored `created`. After that time no store with this option serves or prolongs it.
     /// In a [request scope](crate::RequestScopeLayer), a session that gets a new id by `cycle_id` keeps its
-    /// `created`. So a visitor cannot extend the session in that way. A log-in starts a new session: with
-    /// [`owner`](Self::owner), a `cycle_id` that changes the owner sets a new `created`. Without a request scope,
-    /// each `cycle_id` does.
+    /// `created`. So a visitor cannot extend the session in that way. A log-in begins a new lifetime if it changes the
+    /// owner, and the store knows the [`owner`](Self::owner). If the same user authenticates again, call `flush`
+    /// before the log-in. Without a request scope, each `cycle_id` sets a new `created`.
     ///
     /// Give the same limit to all instances. Sessions that were stored without it, or with a longer one, end in time
     /// too. Until their next save, [`length`](crate::MongoStore::length) counts them by their stored expiry. A

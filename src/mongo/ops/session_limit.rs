@@ -96,7 +96,8 @@ impl MongoStoreBuilder {
     ///
     /// The order of the sessions is that of [`created`](crate::StoredSession::created), by the clock of the instance
     /// that created each one. So keep the clocks right. If the clock of one instance is late by a second, a new
-    /// session there is older than one that another instance created in that second.
+    /// session there is older than one that another instance created in that second. In a
+    /// [request scope](crate::RequestScopeLayer), a `cycle_id` that keeps the owner also keeps the place in the order.
     ///
     /// ```no_run
     /// # async fn run() -> tower_sessions_moka_mongodb_store::Result<()> {
