@@ -162,15 +162,17 @@ pub(crate) fn replace_update(
     ];
     is_live.extend(lifetime.condition(now).into_iter().flatten());
     let is_live = doc! { "$and": is_live };
-    let mut stored = doc! { "$mergeObjects": merged };
-    if let Condition::HasRev(rev) = condition {
-        let has_rev = rev.map_or_else(no_valid_rev, |rev| {
-            doc! { "$eq": ["$rev", binary(rev.as_bytes())] }
-        });
-        let refused = doc! { "$literal": { "_id": 0 } };
-        stored = doc! { "$cond": [has_rev, stored, refused] };
-    }
-    doc! { "$replaceWith": { "$cond": [is_live, stored, "$$ROOT"] } }
+    let stored = doc! { "$mergeObjects": merged };
+    let Condition::HasRev(rev) = condition else {
+        return doc! { "$replaceWith": { "$cond": [is_live, stored, "$$ROOT"] } };
+    };
+    let has_rev = rev.map_or_else(no_valid_rev, |rev| {
+        doc! { "$eq": ["$rev", binary(rev.as_bytes())] }
+    });
+    let refused = doc! { "$literal": { "_id": 0 } };
+    // A session that is not live is refused too. So each statement with a condition that is not refused was carried
+    // out, or its session is missing.
+    doc! { "$replaceWith": { "$cond": [{ "$and": [is_live, has_rev] }, stored, refused] } }
 }
 
 /// The size of each [`Rev`].
