@@ -62,7 +62,11 @@ pub(crate) fn is_active() -> bool {
 /// Records what a load has returned. If the caller is not in a scope, `snapshot` is not called.
 #[inline]
 pub(crate) fn record_loaded(key: SessionKey, snapshot: impl FnOnce() -> Option<Snapshot>) {
-    with(|records| records.set(key, snapshot().map(Base::loaded)));
+    with(|records| match snapshot() {
+        Some(snapshot) => records.set(key, Some(Base::loaded(snapshot))),
+        // If the request had loaded it before, it has ended since.
+        None => drop(records.end(key)),
+    });
 }
 
 /// What the verbs below ask of a store. Both stores implement it, outside of any scope.
@@ -206,7 +210,9 @@ enum Creation {
 
 fn creation(record_id: RawId, data: &Data, expires: WallTime) -> Creation {
     let find = |records: &mut Records| {
-        let ended = records.ended.iter().rev().find(|it| it.base.shares_a_key(data))?;
+        // A session that this request has not deleted is not being renewed.
+        let mut deleted = records.ended.iter().rev().filter(|it| it.deletes > 0);
+        let ended = deleted.find(|it| it.base.shares_a_key(data))?;
         // `flush` leaves the id in the record, and `cycle_id` puts a random one there. A `cycle_id` after a
         // `flush` deletes the session once more. After `flush`, the data is new.
         let is_after_flush = ended.key == record_id.key() || ended.deletes > 1;

@@ -166,11 +166,17 @@ impl<B: Backend> WriteThrough<B> {
         if expires < entry.expires() || !entry.has_data(data) {
             return Touch::FullReplace;
         }
-        if self.touch_policy.is_needless(entry.expires(), expires) {
+        if self.is_needless(&entry, expires) {
             return Touch::Needless;
         }
         let permit = self.backend.acquire_touch_of_cached(key);
         permit.map_or(Touch::FullReplace, |permit| Touch::Due(permit, expires))
+    }
+
+    /// Whether the session of an entry can do without a later expiry. No expiry is later than its absolute lifetime.
+    fn is_needless(&self, entry: &Entry, expires: WallTime) -> bool {
+        let capped = self.backend.cap(expires, entry.created()).unwrap_or(expires);
+        self.touch_policy.is_needless(entry.expires(), capped)
     }
 
     /// Sends a touch, and returns whether there is a live session.
@@ -189,7 +195,11 @@ impl<B: Backend> WriteThrough<B> {
             // unless something changes from here on.
             let guard = cache.begin_touch(key);
             let found = cache.peek(key);
-            if found.as_ref().is_some_and(|it| touch_policy.is_needless(it.expires(), expires)) {
+            let is_needless = |it: &Entry| {
+                let capped = backend.cap(expires, it.created()).unwrap_or(expires);
+                touch_policy.is_needless(it.expires(), capped)
+            };
+            if found.as_ref().is_some_and(is_needless) {
                 guard.release();
                 cache.count_skipped_touch();
                 return Ok(TouchEnd::NotSent);
@@ -413,7 +423,7 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
 
     async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
         let cached = self.cache.peek(key).filter(|_| !self.tasks.is_shut_down());
-        if cached.is_some_and(|it| self.touch_policy.is_needless(it.expires(), expires)) {
+        if cached.is_some_and(|it| self.is_needless(&it, expires)) {
             self.cache.count_skipped_touch();
             return Ok(true);
         }
