@@ -21,6 +21,9 @@ on_both_tiers! {
     a_save_keeps_the_later_expiry_that_another_request_has_stored = later_expiry;
     cycle_id_keeps_what_others_saved_before_it = cycle_keeps;
     cycle_id_of_a_session_that_somebody_else_has_ended_stores_nothing = cycle_of_ended;
+    a_second_save_keeps_the_later_expiry_that_the_first_one_met = later_expiry_twice;
+    cycle_id_of_a_session_that_a_later_load_did_not_find_stores_nothing = cycle_after_a_vain_load;
+    a_new_session_after_a_vain_load_is_stored = new_after_a_vain_load;
     after_flush_a_request_may_store_a_new_session = flush;
     log_in_after_flush_is_stored_and_has_nothing_of_the_old_session = log_in_after_flush;
 }
@@ -96,6 +99,58 @@ async fn later_expiry(store: impl Store) {
 }
 
 /// Another instance ends a session, outside of the request's scope.
+async fn later_expiry_twice(store: impl Store) {
+    let id = stored(&store, json!({ "k": 0 })).await;
+    let latest = in_the_future() + time::Duration::hours(1);
+    in_request_scope(async {
+        let mut record = store.load(&id).await.unwrap().unwrap();
+        let mut others = record.clone();
+        others.expiry_date = latest;
+        in_request_scope(async {
+            store.load(&id).await.unwrap();
+            store.save(&others).await.unwrap();
+        })
+        .await;
+        for value in 1..=2 {
+            record.data.insert("k".to_owned(), json!(value));
+            record.expiry_date = in_the_future();
+            store.save(&record).await.unwrap();
+        }
+    })
+    .await;
+    let expiry = store.load(&id).await.unwrap().unwrap().expiry_date;
+    assert!((expiry - latest).abs() < time::Duration::seconds(1), "{expiry} {latest}");
+}
+
+async fn cycle_after_a_vain_load(store: impl Store) {
+    let id = stored(&store, json!({ "user": 1 })).await;
+    in_request_scope(async {
+        let mut record = store.load(&id).await.unwrap().unwrap();
+        delete_elsewhere(&store, id).await;
+        while store.load(&id).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+        cycle(&store, &mut record).await;
+        assert_eq!(store.load(&record.id).await.unwrap(), None);
+    })
+    .await;
+}
+
+async fn new_after_a_vain_load(store: impl Store) {
+    let id = stored(&store, json!({ "user": 1 })).await;
+    in_request_scope(async {
+        let mut record = store.load(&id).await.unwrap().unwrap();
+        delete_elsewhere(&store, id).await;
+        while store.load(&id).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+        record.id = Id::default();
+        store.create(&mut record).await.unwrap();
+        assert!(store.load(&record.id).await.unwrap().is_some());
+    })
+    .await;
+}
+
 async fn delete_elsewhere(store: &impl Store, id: Id) {
     let another = store.another().await;
     tokio::spawn(async move { another.delete(&id).await.unwrap() }).await.unwrap();
