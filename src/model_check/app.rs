@@ -176,7 +176,7 @@ impl Backend for Persistence {
     }
 
     fn acquire_touch(&self, _: SessionKey) -> Call<WritePermit> {
-        Box::pin(async { Err(Error::new(ErrorKind::Server, "no model touches in a scope")) })
+        Box::pin(async { Err(Error::cut_off()) })
     }
 
     fn acquire_touch_of_cached(&self, _: SessionKey) -> Option<Call<WritePermit>> {

@@ -133,13 +133,14 @@ impl Database {
         by: Option<usize>,
     ) -> Updated {
         let number = self.number(key);
-        let Some(doc) = self.current(number).doc.as_ref().filter(|_| self.is_live(number)) else {
-            return Updated::Gone;
-        };
-        if let Condition::HasRev(expected) = update.condition
-            && expected != Some(doc.rev)
-        {
-            return Updated::Changed;
+        let Some(doc) = &self.current(number).doc else { return Updated::Gone };
+        let is_live = self.is_live(number);
+        match update.condition {
+            Condition::HasRev(expected) if expected != Some(doc.rev) || !is_live => {
+                return Updated::Changed;
+            }
+            Condition::IsLive if !is_live => return Updated::Gone,
+            _ => {}
         }
         let earlier = doc.expires();
         self.oplog.tick(self.oplog.home(number));

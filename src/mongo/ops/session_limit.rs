@@ -121,7 +121,8 @@ impl MongoStoreBuilder {
     ///
     /// # Cancel safety
     ///
-    /// A `create` that has begun runs to completion, even if its future is dropped. So the limit holds then too.
+    /// A `create` that has begun runs to completion, even if its future is dropped. So the limit holds then too. Its
+    /// session counts until it expires, although nobody knows its id.
     pub fn max_sessions_per_owner(mut self, sessions: u32, on_limit: OnLimit) -> Self {
         self.session_limit = Some(SessionLimit { max: sessions, on_limit });
         self
