@@ -91,7 +91,7 @@ impl<C: Commands> Batcher<C> {
             match self.send(update, permit, group.last_began()?).await {
                 Ok(Updated::Stored(expires)) => {
                     let created = state.created;
-                    let is_merged = merged.is_merged || group.members.len() > 1;
+                    let is_merged = merged.keeps_others || group.members.len() > 1;
                     let data = merged.data;
                     return Some(Ok(Some(Saved { data, expires, rev, created, is_merged })));
                 }

@@ -62,6 +62,7 @@ pub(crate) struct JoinedMerge {
 }
 
 /// How a merge waits.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub(crate) enum MergePlace {
     /// It has a place of its own, and carries out the merges that join it.
     Leads(WritePermit, ScopedSave),

@@ -114,7 +114,7 @@ impl Persistence {
     fn attempt_all(&self, save: &ScopedSave, rev: Rev) -> MergeAnswer {
         let mut state = save.expected().clone();
         loop {
-            let Merged { data, expires, is_merged, .. } = save.apply(&state, None)?;
+            let Merged { data, expires, keeps_others: is_merged, .. } = save.apply(&state, None)?;
             match self.database.replace_if(state.rev, number_in(&data), rev, &self.clock) {
                 Conditional::Stored => {
                     return Ok(Some(Saved { data, expires, rev, created: None, is_merged }));

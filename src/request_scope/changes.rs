@@ -121,7 +121,7 @@ pub(crate) struct Merged {
     /// How many keys of the last save had changed on both sides.
     pub(crate) conflicts: u64,
     /// Whether the state had other data than the request has seen.
-    pub(crate) is_merged: bool,
+    pub(crate) keeps_others: bool,
 }
 
 /// What a [`ScopedSave`] has stored. Cheap to clone.
@@ -188,12 +188,12 @@ impl ScopedSave {
         let is_shorter = self.is_shorter();
         if self.base.is_seen(state) {
             let data = Arc::clone(&self.data);
-            return Ok(Merged { data, expires, is_shorter, conflicts: 0, is_merged: false });
+            return Ok(Merged { data, expires, is_shorter, conflicts: 0, keeps_others: false });
         }
         let mut merged = state.data.data()?.into_owned();
         let conflicts = self.change(&mut merged, on_conflict)?;
         let data = Arc::new(merged);
-        Ok(Merged { data, expires, is_shorter, conflicts, is_merged: true })
+        Ok(Merged { data, expires, is_shorter, conflicts, keeps_others: true })
     }
 
     /// Applies the changes to what another save makes of a state. That one must be sent together with this one.
@@ -207,7 +207,7 @@ impl ScopedSave {
         let is_kept = !self.is_shorter() && earlier.expires > self.expires;
         let expires = if is_kept { earlier.expires } else { self.expires };
         let is_shorter = self.is_shorter() || earlier.is_shorter;
-        Ok(Merged { data: Arc::new(data), expires, is_shorter, conflicts, is_merged: true })
+        Ok(Merged { data: Arc::new(data), expires, is_shorter, conflicts, keeps_others: true })
     }
 
     /// Applies the changes to data, and returns how many of its keys had changed on both sides.
@@ -352,7 +352,7 @@ mod tests {
         let ours = data(json!({ "a": 2 }));
         let is_merged = |base: Base, state: &Snapshot| {
             let save = ScopedSave::new(base, &ours, WallTime::from_millis(20));
-            save.apply(state, None).unwrap().is_merged
+            save.apply(state, None).unwrap().keeps_others
         };
         assert!(!is_merged(Base::loaded(state.clone()), &copy));
         let other = Snapshot { rev: Some(RevSource::new().next()), ..copy.clone() };

@@ -142,7 +142,7 @@ pub(crate) async fn create(
             let is_same = store.have_same_owner(taken.data.data()?.as_ref(), &merged.data)?;
             let created = taken.created.filter(|_| is_same);
             let inserted = store.insert(&merged.data, merged.expires, created).await?;
-            (inserted, merged.is_merged)
+            (inserted, merged.keeps_others)
         }
         Creation::OfEnded => {
             store.record_dropped_save();

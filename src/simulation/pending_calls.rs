@@ -139,11 +139,11 @@ impl PendingCalls {
         if let Operation::Replace(_, rev, ..) = &record.operation {
             self.by_rev.insert(*rev, store_call);
         }
-        if kind == CallKind::Replace {
-            if let Some(save) = self.undecided.take() {
-                self.save_of.insert(store_call, save);
-                self.saves[save].is_replace = true;
-            }
+        if kind == CallKind::Replace
+            && let Some(save) = self.undecided.take()
+        {
+            self.save_of.insert(store_call, save);
+            self.saves[save].is_replace = true;
         }
         let node = record.node;
         let others = self.count_queued(node, kind);
