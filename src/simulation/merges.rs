@@ -448,6 +448,117 @@ async fn a_panic_of_on_conflict_is_the_error_of_its_save_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn merges_that_wait_are_sent_together_in_the_order_of_the_calls() {
+    let world = Queued::new();
+    let id = world.with_data(json!({ "x": 0 })).await;
+    let mut requests = Vec::new();
+    for _ in 0..4 {
+        requests.push(world.request(id).await);
+    }
+    let made = world.mongo.made();
+    requests[0].save(json!({ "x": 0, "a": 1 }));
+    let call = world.replace().await;
+    for (request, data) in requests[1..].iter().zip([
+        json!({ "x": 0, "b": 1 }),
+        json!({ "x": 2, "c": 1 }),
+        json!({ "x": 3 }),
+    ]) {
+        request.save(data);
+        sleep(MOMENT).await;
+    }
+    world.mongo.serve(call);
+    requests[0].saved().await.unwrap();
+    world.serve(is_replace).await;
+    for request in &mut requests[1..] {
+        request.saved().await.unwrap();
+    }
+    let all = json!({ "x": 3, "a": 1, "b": 1, "c": 1 });
+    assert_eq!(world.data(id), Some(all.clone()));
+    assert_eq!(world.mongo.made(), made + 2, "three saves are one call");
+    assert_eq!(world.load_data(id).await, Some(all));
+    assert_eq!(world.tiers.backend.load(), [0; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_that_fails_by_itself_does_not_fail_those_that_are_sent_with_it() {
+    let world = Queued::resolving(OnConflict(Arc::new(|_, _, _, _| panic!("on purpose"))));
+    let id = world.with_data(json!({ "x": 0 })).await;
+    let mut first = world.request(id).await;
+    let mut fails = world.request(id).await;
+    let mut joins = world.request(id).await;
+    first.save(json!({ "x": 1 }));
+    let call = world.replace().await;
+    fails.save(json!({ "x": 2 }));
+    sleep(MOMENT).await;
+    joins.save(json!({ "x": 0, "b": 1 }));
+    sleep(MOMENT).await;
+    world.mongo.serve(call);
+    first.saved().await.unwrap();
+    world.serve(is_replace).await;
+    assert_eq!(fails.saved().await.unwrap_err().kind(), ErrorKind::Panic);
+    joins.saved().await.unwrap();
+    assert_eq!(world.data(id), Some(json!({ "x": 1, "b": 1 })));
+    assert_eq!(world.tiers.backend.load(), [0; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_outcome_is_that_of_all_merges_that_were_sent_together() {
+    let world = Queued::new();
+    let id = world.with_data(json!({ "x": 0 })).await;
+    let mut first = world.request(id).await;
+    let mut second = world.request(id).await;
+    let mut third = world.request(id).await;
+    first.save(json!({ "x": 0, "a": 1 }));
+    let call = world.replace().await;
+    second.save(json!({ "x": 0, "b": 1 }));
+    sleep(MOMENT).await;
+    third.save(json!({ "x": 0, "c": 1 }));
+    sleep(MOMENT).await;
+    world.mongo.serve(call);
+    first.saved().await.unwrap();
+    let call = world.replace().await;
+    world.mongo.apply(call);
+    world.mongo.fail(call);
+    for request in [&mut second, &mut third] {
+        assert_eq!(request.saved().await.unwrap_err().kind(), ErrorKind::Connection);
+    }
+    let stored = json!({ "x": 0, "a": 1, "b": 1, "c": 1 });
+    assert_eq!(world.load_data(id).await, Some(stored), "the cache has no older state");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_does_not_join_one_that_was_called_before_a_plain_save() {
+    let world = Queued::new();
+    let id = world.with_data(json!({ "x": 0 })).await;
+    let mut first = world.request(id).await;
+    let mut waits = world.request(id).await;
+    let mut last = world.request(id).await;
+    first.save(json!({ "x": 0, "a": 1 }));
+    let call = world.replace().await;
+    waits.save(json!({ "x": 0, "b": 1 }));
+    sleep(MOMENT).await;
+    let plain = world.clone();
+    let plain = tokio::spawn(async move {
+        plain.tiers.save(id, &object(json!({ "x": 5 })), plain.in_an_hour()).await
+    });
+    sleep(MOMENT).await;
+    last.save(json!({ "x": 0, "c": 1 }));
+    sleep(MOMENT).await;
+    world.mongo.serve(call);
+    first.saved().await.unwrap();
+    world.serve(is_replace).await;
+    waits.saved().await.unwrap();
+    world.serve(is_replace).await;
+    plain.await.unwrap().unwrap();
+    // It builds on the merge before the plain save, is refused, and reads.
+    world.serve(is_replace).await;
+    world.serve(is_find).await;
+    world.serve(is_replace).await;
+    last.saved().await.unwrap();
+    assert_eq!(world.data(id), Some(json!({ "x": 5, "c": 1 })));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_changes_without_a_pause_is_a_conflict_after_64_attempts() {
     let world = Queued::new();
     let id = world.with_data(json!({ "a": 0 })).await;
