@@ -14,7 +14,7 @@ use crate::batching::{
     Batcher, Commands, Condition, MergeEnd, MergePermit, NewExpiry, SavePermit, Updated,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::request_scope::changes::{Merged, Saved, ScopedSave};
+use crate::request_scope::changes::{Merged, OnConflict, Saved, ScopedSave};
 use crate::runtime::timed_out;
 use crate::session::id::SessionKey;
 use crate::session::revision::Rev;
@@ -162,7 +162,9 @@ impl<C: Commands> Batcher<C> {
                 Ok(None) => MergeEnd::Gone,
                 Err(_) => MergeEnd::Failed,
             };
-            self.commands.record_merge(end, group.attempts, member.conflicts);
+            // A conflict counts if its result is stored.
+            let conflicts = if matches!(answer, Ok(Some(_))) { member.conflicts } else { 0 };
+            self.commands.record_merge(end, group.attempts, conflicts);
             match member.joined {
                 Some(sender) => joined.push((sender, answer)),
                 None => own = answer,
@@ -205,7 +207,7 @@ impl Group {
     fn apply(
         &mut self,
         state: &Snapshot,
-        on_conflict: Option<&crate::request_scope::changes::OnConflict>,
+        on_conflict: Option<&OnConflict>,
         check: impl Fn(&Merged) -> Result<()>,
     ) -> Option<Merged> {
         let mut merged: Option<Merged> = None;
