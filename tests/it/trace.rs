@@ -162,11 +162,13 @@ async fn merged(store: impl Store) {
         record.data.insert(key.to_owned(), 1.into());
         record
     };
+    // Another instance, so that the cache of this one has an older state.
+    let another = store.another().await;
     let captured = Captured::during(in_request_scope(async {
         store.load(&record.id).await.unwrap();
         in_request_scope(async {
-            store.load(&record.id).await.unwrap();
-            store.save(&changed("b")).await.unwrap();
+            another.load(&record.id).await.unwrap();
+            another.save(&changed("b")).await.unwrap();
         })
         .await;
         store.save(&changed("a")).await.unwrap();
