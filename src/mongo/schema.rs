@@ -128,8 +128,8 @@ pub(crate) fn replacement_fields(
 /// The condition is in the stage and not in the filter, because a filter by `_id` alone is the server's fast path.
 /// With another field in the filter, an update took a quarter longer.
 ///
-/// If the session does not meet the [condition](Condition::HasRev), the stage would change its `_id`. The server
-/// refuses that with error 66 (`ImmutableField`), for this statement alone. So the reply to a batch tells which
+/// If an update has a [condition](Condition::HasRev), and its session is not live or does not meet the condition, the
+/// stage would change the `_id`. The server refuses that with error 66 (`ImmutableField`), for this statement alone. So the reply to a batch tells which
 /// statements were not carried out. The number of modified documents would not: a document with another `rev` may
 /// have been modified by the statement, and by somebody else since.
 pub(crate) fn replace_update(
@@ -170,8 +170,6 @@ pub(crate) fn replace_update(
         doc! { "$eq": ["$rev", binary(rev.as_bytes())] }
     });
     let refused = doc! { "$literal": { "_id": 0 } };
-    // A session that is not live is refused too. So each statement with a condition that is not refused was carried
-    // out, or its session is missing.
     doc! { "$replaceWith": { "$cond": [{ "$and": [is_live, has_rev] }, stored, refused] } }
 }
 

@@ -317,7 +317,8 @@ mod tests {
         let ours = json!({ "views": 6, "mine": 9, "theirs": 0 });
         let merged = json!({ "views": 8, "mine": 9, "theirs": 9 });
         assert_eq!(merge(base, theirs, ours, Some(&sum())), (merged, 1));
-        let (base, both) = (json!({ "views": 5 }), json!({ "views": 6 }));
+        let base = json!({ "views": 5 });
+        let both = json!({ "views": 6 });
         let seven = json!({ "views": 7 });
         assert_eq!(merge(base, both.clone(), both, Some(&sum())), (seven, 1), "both counted");
         let forget = OnConflict(Arc::new(|_, _, _, _| None));

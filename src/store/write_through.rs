@@ -166,17 +166,11 @@ impl<B: Backend> WriteThrough<B> {
         if expires < entry.expires() || !entry.has_data(data) {
             return Touch::FullReplace;
         }
-        if self.is_needless(&entry, expires) {
+        if is_needless(&self.backend, &self.touch_policy, &entry, expires) {
             return Touch::Needless;
         }
         let permit = self.backend.acquire_touch_of_cached(key);
         permit.map_or(Touch::FullReplace, |permit| Touch::Due(permit, expires))
-    }
-
-    /// Whether the session of an entry can do without a later expiry. No expiry is later than its absolute lifetime.
-    fn is_needless(&self, entry: &Entry, expires: WallTime) -> bool {
-        let capped = self.backend.cap(expires, entry.created()).unwrap_or(expires);
-        self.touch_policy.is_needless(entry.expires(), capped)
     }
 
     /// Sends a touch, and returns whether there is a live session.
@@ -195,10 +189,7 @@ impl<B: Backend> WriteThrough<B> {
             // unless something changes from here on.
             let guard = cache.begin_touch(key);
             let found = cache.peek(key);
-            let is_needless = |it: &Entry| {
-                let capped = backend.cap(expires, it.created()).unwrap_or(expires);
-                touch_policy.is_needless(it.expires(), capped)
-            };
+            let is_needless = |it: &Entry| is_needless(&backend, &touch_policy, it, expires);
             if found.as_ref().is_some_and(is_needless) {
                 guard.release();
                 cache.count_skipped_touch();
@@ -388,7 +379,9 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
     ) -> Result<Option<(Option<Snapshot>, bool)>> {
         let cached = self.cache.peek(key).map(|entry| entry.snapshot());
         let turn = self.backend.acquire_merge(key, save.with_newer(cached));
-        let (backend, cache, revs) = (self.backend.clone(), self.cache.clone(), self.revs.clone());
+        let backend = self.backend.clone();
+        let cache = self.cache.clone();
+        let revs = self.revs.clone();
         let merge = async move {
             let permit = match turn.await? {
                 MergeTurn::Comes(permit) => permit,
@@ -423,7 +416,8 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
 
     async fn touch(&self, key: SessionKey, expires: WallTime) -> Result<bool> {
         let cached = self.cache.peek(key).filter(|_| !self.tasks.is_shut_down());
-        if cached.is_some_and(|it| self.is_needless(&it, expires)) {
+        let is_needless = |it| is_needless(&self.backend, &self.touch_policy, &it, expires);
+        if cached.is_some_and(is_needless) {
             self.cache.count_skipped_touch();
             return Ok(true);
         }
@@ -453,6 +447,17 @@ impl<B: Backend> ScopedStore for WriteThrough<B> {
     fn record_dropped_save(&self) {
         self.backend.record_dropped_save();
     }
+}
+
+/// Whether the session of an entry can do without a later expiry. No expiry is later than its absolute lifetime.
+fn is_needless(
+    backend: &impl Backend,
+    touch_policy: &TouchPolicy,
+    entry: &Entry,
+    expires: WallTime,
+) -> bool {
+    let capped = backend.cap(expires, entry.created()).unwrap_or(expires);
+    touch_policy.is_needless(entry.expires(), capped)
 }
 
 /// Caches what a write has stored, unless it is unknown when that expires.

@@ -12,7 +12,9 @@ use tower_sessions_moka_mongodb_store::{
     CachedMongoStore, ErrorKind, MongoStore, MongoStoreBuilder, in_request_scope,
 };
 
-use crate::common::{PATIENCE, Store, cache_of, create, eventually, in_the_future, record, uri};
+use crate::common::{
+    Commands, FOREVER, PATIENCE, Store, cache_of, create, eventually, in_the_future, record, uri,
+};
 
 const LIMIT: Duration = Duration::from_secs(3_600);
 
@@ -196,6 +198,29 @@ async fn a_cached_session_is_not_served_past_the_limit() {
     eventually("the session ends", async || store.load(&record.id).await.unwrap().is_none()).await;
     store.save(&record).await.unwrap();
     assert_eq!(store.load(&record.id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_session_that_expires_at_the_limit_needs_no_touch() {
+    let commands = Commands::default();
+    let client = commands.client(&uri()).await;
+    let mongo = MongoStore::builder().client(client).absolute_lifetime(LIMIT);
+    let builder = CachedMongoStore::builder(mongo.build().await.unwrap());
+    let builder = builder.max_staleness(FOREVER).touch_after(Duration::from_secs(60));
+    let store = builder.build().await.unwrap();
+    let mut record = record();
+    record.expiry_date = OffsetDateTime::now_utc() + time::Duration::days(1);
+    store.create(&mut record).await.unwrap();
+    let before = commands.sent("update");
+    for in_scope in [false, true, false, true] {
+        let save = async {
+            let mut found = store.load(&record.id).await.unwrap().unwrap();
+            found.expiry_date = OffsetDateTime::now_utc() + time::Duration::days(1);
+            store.save(&found).await.unwrap();
+        };
+        if in_scope { in_request_scope(save).await } else { save.await }
+    }
+    assert_eq!(commands.sent("update"), before);
 }
 
 #[tokio::test]

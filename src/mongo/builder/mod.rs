@@ -122,7 +122,7 @@ impl MongoStoreBuilder {
     /// [request scope](crate::RequestScopeLayer). Default: none, and the later save wins.
     ///
     /// A request saves, and another one has changed the same key since this one loaded the session. The function
-    /// then gets the key and three values, each `None` if there is none:
+    /// then gets the key and three values. A value is `None` if that state does not have the key:
     ///
     /// - `base`: the value that this request has loaded, or has saved last,
     /// - `theirs`: the value that is stored now,

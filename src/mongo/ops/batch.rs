@@ -321,7 +321,9 @@ mod tests {
     #[test]
     fn an_update_that_was_not_refused_is_judged_by_the_stored_rev() {
         let revs = RevSource::new();
-        let (ours, expected, other) = (revs.next(), revs.next(), revs.next());
+        let ours = revs.next();
+        let expected = revs.next();
+        let other = revs.next();
         let at = WallTime::from_millis(1);
         let judge = |condition, stored: &[u8]| {
             SentUpdate::new(SessionKey::of(1), at, ours, condition).judge(stored)
@@ -331,10 +333,14 @@ mod tests {
         assert_eq!(judge(is_live, other.as_bytes()), Updated::Gone);
         let has_rev = Condition::HasRev(Some(expected));
         assert_eq!(judge(has_rev, ours.as_bytes()), Updated::Stored(at));
-        assert_eq!(judge(has_rev, expected.as_bytes()), Updated::Changed, "it was expired");
+        assert_eq!(judge(has_rev, expected.as_bytes()), Updated::Changed, "it was not carried out");
         assert_eq!(judge(has_rev, other.as_bytes()), Updated::Stored(at), "overwritten since");
         for strange in [&b""[..], b"by hand"] {
-            assert_eq!(judge(Condition::HasRev(None), strange), Updated::Changed, "it was expired");
+            assert_eq!(
+                judge(Condition::HasRev(None), strange),
+                Updated::Changed,
+                "it was not carried out"
+            );
         }
     }
 

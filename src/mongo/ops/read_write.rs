@@ -89,7 +89,8 @@ impl SentUpdate {
             // Another save overwrote it; or the session had expired, and a touch that arrived late prolonged it.
             // In both cases this save is not what is stored.
             Condition::IsLive => Updated::Gone,
-            // It was not carried out, since the session had expired. A touch that arrived late prolonged it.
+            // The session still has the `rev` of before, so the update was not carried out. The server should have
+            // refused it.
             Condition::HasRev(expected) if expected == Rev::from_bytes(rev) => Updated::Changed,
             // It was carried out, since it met its condition. Another save has overwritten it.
             Condition::HasRev(_) => Updated::Stored(self.expires),
@@ -206,7 +207,7 @@ impl Commands for SessionCollection {
             let found = Box::pin(sessions.look_at(std::slice::from_ref(&sent))).await;
             match found.map_err(|error| error.after_nothing_was_found())?.remove(&sent.key) {
                 Some(Err(unreadable)) => Err(unreadable),
-                // The session had expired, and a touch that arrived late has prolonged it.
+                // The server should have refused the update.
                 Some(Ok(Stored::Live { .. })) if sent.has_condition() => Ok(Updated::Changed),
                 Some(Ok(_)) | None => Ok(sessions.drop_save()),
             }
